@@ -1,0 +1,237 @@
+"""The manual autoregressive loop: the whole sequence through the backbone at every step, no cache.
+
+Shape letters: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .records import Candidate, Run, Sampling, Step, Token
+from .sampling import GREEDY, Filtered, apply_filters, draw, new_generator
+from .splitting import Split
+
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How ids become text. The default is for models without a tokenizer: every token is its number."""
+
+    token: Callable[[int], Token] = lambda id: Token(id, str(id))
+    whole: Callable[[Sequence[int]], str] = lambda ids: " ".join(map(str, ids))
+
+
+def stop_reason(
+    token_id: int, stop_ids: Sequence[int], new_tokens: int, max_new_tokens: int, length: int, context_length: int | None
+) -> str | None:
+    """Why generation ends with this token, or None. ``length`` counts the prompt and all new tokens, this one included.
+
+    A context of N tokens can be read once more while it is full, so the last token it can give is number N + 1.
+    """
+    if token_id in stop_ids:
+        return "eos"
+    if new_tokens >= max_new_tokens:
+        return "max_new_tokens"
+    if context_length is not None and length > context_length:
+        return "context_full"
+    return None
+
+
+def newly_readable(before: str, now: str) -> str:
+    """What the last token added to the text; nothing while it ends in the middle of a character (U+FFFD stands for it)."""
+    return "" if now.endswith("\ufffd") else now[len(before) :]
+
+
+@torch.no_grad()
+def next_logits(split: Split, ids_1T: Tensor) -> Tensor:
+    """Raw logits [V] in float32 for the token after ``ids_1T``: only the last position goes through the head."""
+    hidden_1TD = split.backbone(ids_1T)
+    return split.head(hidden_1TD[:, -1:])[0, -1].float()
+
+
+def loop(
+    split: Split,
+    ids_1T: Tensor,
+    sampling: Sampling,
+    max_new_tokens: int,
+    *,
+    stop_ids: Sequence[int] = (),
+    context_length: int | None = None,
+    texts: Texts = Texts(),
+    generator: torch.Generator | None = None,
+    listed: int = LISTED,
+) -> Iterator[tuple[Step, Tensor]]:
+    """Generates token by token from a prompt [1, T]; yields each step's record and its raw logits [V].
+
+    ``listed`` is the number of candidates in a record. The last step carries the reason for stopping.
+
+    Raises:
+        ValueError: no prompt, one that exceeds the context, nothing to generate, or logits that cannot be drawn from.
+    """
+    length = ids_1T.shape[1]
+    if length == 0:
+        raise ValueError("the prompt holds no tokens: give at least one, such as the tokenizer's begin symbol")
+    if context_length is not None and length > context_length:
+        raise ValueError(f"the prompt holds {length:,} tokens, the model reads at most {context_length:,}: shorten it")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: give a whole number from 1 up")
+    generator = generator or new_generator(sampling.seed, ids_1T.device)
+    new_ids, readable = [], ""
+    reason = None
+    while reason is None:
+        started = time.perf_counter()
+        logits_V = next_logits(split, ids_1T)
+        filtered = apply_filters(logits_V, ids_1T[0], sampling)
+        token_id, q_V = draw(filtered.scores_V, sampling, generator)
+        ids_1T = torch.cat([ids_1T, ids_1T.new_tensor([[token_id]])], dim=1)
+        new_ids.append(token_id)
+        reason = stop_reason(token_id, stop_ids, len(new_ids), max_new_tokens, ids_1T.shape[1], context_length)
+        text = newly_readable(readable, texts.whole(new_ids))
+        readable += text
+        step = record(logits_V, filtered, token_id, q_V, sampling, texts, listed)
+        yield (
+            replace(
+                step,
+                index=len(new_ids) - 1,
+                context_length=ids_1T.shape[1] - 1,
+                text=text,
+                seconds=time.perf_counter() - started,
+                stop_reason=reason,
+            ),
+            logits_V,
+        )
+
+
+def record(logits_V: Tensor, filtered: Filtered, token_id: int, q_V: Tensor | None, sampling: Sampling, texts: Texts, listed: int) -> Step:
+    """The ledger of one step: every listed candidate's way through the filters. Index, text, time and end are the loop's."""
+    log_p_V = logits_V.log_softmax(-1)
+    before_V = log_p_V.exp()
+    after_V = filtered.scores_V.softmax(-1)
+    if sampling.greedy:  # the limit of temperature → 0: all the mass on the best token
+        chosen_V = torch.arange(len(logits_V), device=logits_V.device) == token_id
+        after_V = chosen_V.float()
+        filtered = replace(filtered, removed={**filtered.removed, GREEDY: ~chosen_V})
+    ids = logits_V.topk(min(listed, logits_V.numel())).indices.tolist()
+    if listed and token_id not in ids:
+        ids.append(token_id)
+    candidates = tuple(
+        Candidate(
+            token=texts.token(id),
+            logit=float(logits_V[id]),
+            probability_before=float(before_V[id]),
+            probability_after=float(after_V[id]),
+            removed_by=filtered.removed_by(id),
+            draw=None if q_V is None else float(q_V[id]),
+        )
+        for id in ids
+    )
+    kept, left = {}, int((logits_V != -torch.inf).sum())
+    for name, gone_V in filtered.removed.items():
+        left = 1 if name == GREEDY else left - int(gone_V.sum())
+        kept[name] = left
+    return Step(
+        index=0,
+        context_length=0,
+        candidates=candidates,
+        other_mass=max(0.0, 1.0 - sum(c.probability_before for c in candidates)),
+        entropy=float(-(before_V * log_p_V).nansum()),
+        kept=kept,
+        token=texts.token(token_id),
+        rank=1 + int((filtered.scores_V > filtered.scores_V[token_id]).sum()),
+        text="",
+        seconds=0.0,
+    )
+
+
+def decode(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, listed: int = LISTED) -> Iterator[Step]:
+    """Runs a loaded model by hand: one ``Step`` per new token.
+
+    ``m`` is what ``inspector.load`` returns; ``ids`` is the prompt, [1, T] or a list of ids. Raises as ``loop`` does.
+    """
+    return (step for step, _ in decode_with_logits(m, ids, sampling, max_new_tokens, listed))
+
+
+def decode_with_logits(m, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED) -> Iterator[tuple[Step, Tensor]]:
+    """``decode``, with each step's raw logits [V] beside its record."""
+    ids_1T = torch.as_tensor(ids, device=m.device).reshape(1, -1)
+    return loop(
+        m.split, ids_1T, sampling, max_new_tokens, stop_ids=m.stop_ids, context_length=m.context_length, texts=m.texts, listed=listed
+    )
+
+
+def run(
+    m,
+    ids,
+    sampling: Sampling = Sampling(),
+    max_new_tokens: int = 20,
+    origins: dict[str, str] | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> Run:
+    """Generates to the end and returns the whole run; Ctrl-C ends it early and keeps the steps that there are.
+
+    ``origins`` says where each sampling setting is from; ``on_step`` is called with each step as it comes.
+    """
+    if sampling.seed is None and not sampling.greedy:
+        sampling = replace(sampling, seed=torch.seed() % 2**63)
+    steps: list[Step] = []
+    try:
+        for step in decode(m, ids, sampling, max_new_tokens):
+            steps.append(step)
+            on_step(step)
+    except KeyboardInterrupt:
+        pass
+    return make_run(m, ids, sampling, max_new_tokens, steps, origins)
+
+
+def make_run(m, ids, sampling: Sampling, max_new_tokens: int, steps: Sequence[Step], origins: dict[str, str] | None = None) -> Run:
+    """The run that ``steps`` make; without a reason on the last one it was interrupted."""
+    return Run(
+        model=m.origin.name,
+        model_type=m.model.config.model_type,
+        dtype=str(m.model.dtype).removeprefix("torch."),
+        device=str(m.device),
+        prompt=tuple(m.texts.token(int(id)) for id in torch.as_tensor(ids).flatten()),
+        sampling=sampling,
+        origins=origins or {},
+        max_new_tokens=max_new_tokens,
+        steps=tuple(steps),
+        stop_reason=(steps[-1].stop_reason if steps else None) or "interrupted",
+        text=m.texts.whole([step.token.id for step in steps]),
+    )
+
+
+def generate(
+    backbone: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor],
+    ids_BT: Tensor,
+    max_new_tokens: int,
+    *,
+    context_length: int,
+    stop_ids: Sequence[int],
+    pad_token_id: int,
+    **sampling,
+) -> Tensor:
+    """Prompts [B, T] → prompts and continuations, padded on the right: what ``generate`` of the native models returns.
+
+    ``sampling`` are the arguments of ``Sampling``; the rows draw from one generator, one after another. Raises as ``loop`` does.
+    """
+    settings = Sampling(**sampling)
+    generator = new_generator(settings.seed, ids_BT.device)
+    rows = []
+    for row_T in ids_BT:
+        steps = loop(
+            Split(backbone, head),
+            row_T[None],
+            settings,
+            max_new_tokens,
+            stop_ids=stop_ids,
+            context_length=context_length,
+            generator=generator,
+            listed=0,
+        )
+        rows.append(torch.cat([row_T, row_T.new_tensor([step.token.id for step, _ in steps])]))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)

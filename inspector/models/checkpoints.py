@@ -1,0 +1,78 @@
+"""Saving and loading native models: a folder with safetensors (default) or the documents' single ``.pt`` file."""
+
+import os
+import pickle
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from transformers import AutoConfig
+
+from .adapter import ExpertConfig, to_transformers
+from .expert import ExpertModel
+
+
+@contextmanager
+def replacing(path: Path):
+    """Yields a new path beside ``path`` to write a file or folder to; on success it takes the place of ``path``, whole.
+
+    Everything is on disk before the old one goes; on an error the old one stays and the new one is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        new = scratch / path.name
+        yield new
+        for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
+            fd = os.open(file, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+        if path.is_dir() and new.is_dir():
+            path.rename(scratch / "old")  # a folder that is not empty cannot be replaced in one step
+        new.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def save_checkpoint(model: ExpertModel, path: str | Path) -> None:
+    """Writes ``model`` to a folder that ``AutoModelForCausalLM`` loads too, or to one file when ``path`` ends in ``.pt``.
+
+    The file holds ``{'model_state_dict', 'config'}``. What stood at ``path`` before is replaced only once the new
+    checkpoint is on disk.
+    """
+    path = Path(path)
+    with replacing(path) as new:
+        if path.suffix == ".pt":
+            torch.save({"model_state_dict": model.state_dict(), "config": model.get_model_config()}, new)
+        else:
+            to_transformers(model).save_pretrained(new)
+
+
+def load_checkpoint(path: str | Path) -> ExpertModel:
+    """The ``ExpertModel`` of a native folder or ``.pt`` file, in evaluation mode. Nothing in the file is executed.
+
+    Raises:
+        ValueError: nothing is there, or it is not a whole checkpoint of an ``ExpertModel``.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such checkpoint: give a folder or a .pt file that save_checkpoint wrote")
+    try:
+        if path.is_dir():
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            if not isinstance(config, ExpertConfig):
+                raise ValueError(f"its model_type is {config.model_type!r}")
+            model = ExpertModel(**config.arguments())
+            load_model(model, path / "model.safetensors")
+        else:
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+            model = ExpertModel(**checkpoint["config"])
+            model.load_state_dict(checkpoint["model_state_dict"])
+    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: not a whole ExpertModel checkpoint ({str(error).splitlines()[0]}): save it again") from error
+    return model.eval()

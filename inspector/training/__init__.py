@@ -1,0 +1,1 @@
+"""Training of the small name model: its corpus and its training run."""

@@ -1,0 +1,223 @@
+"""A hand-made run against ``model.generate()``: are the parts, run by hand, the model?
+
+Shape letters: S steps, T tokens, V vocabulary.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import GenerationConfig
+
+from .decoding import decode_with_logits
+from .records import Sampling, Verdict
+from .sampling import apply_filters, draw, new_generator
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side produced: its tokens, the raw float32 logits [V] of each step, and the seconds for all."""
+
+    tokens: tuple[int, ...]
+    logits: tuple[Tensor, ...]
+    seconds: float
+
+
+def verify(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) -> Verdict:
+    """Runs ``m`` by hand and through ``model.generate(use_cache=False)`` and compares tokens and logits, step by step.
+
+    Every setting is given to both sides explicitly, so that none of the checkpoint's own acts silently. A missing seed
+    becomes 0. ``rounding`` and ``near-tie`` need float64 runs of both sides, for which the model is cast in place and back.
+
+    Raises:
+        ValueError: as ``decode`` does, or the model has no ``generate``.
+    """
+    if not hasattr(m.model, "generate") or not hasattr(m.model, "generation_config"):
+        raise ValueError(f"{type(m.model).__name__} has no generate() of transformers to compare with: load it with inspector.load")
+    if sampling.seed is None:
+        sampling = replace(sampling, seed=0)
+    ids_1T = torch.as_tensor(ids, device=m.device).reshape(1, -1)
+    if m.context_length is not None:  # generate() would go on past the end of the context
+        max_new_tokens = min(max_new_tokens, max(1, m.context_length + 1 - ids_1T.shape[1]))
+    hand = by_hand(m, ids_1T, sampling, max_new_tokens)
+    reference = by_generate(m, ids_1T, sampling, max_new_tokens)
+    return compare(m, ids_1T, sampling, hand, reference)
+
+
+def by_hand(m, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
+    """The manual loop's side."""
+    steps = list(decode_with_logits(m, ids_1T, sampling, max_new_tokens))
+    return Side(tuple(s.token.id for s, _ in steps), tuple(logits for _, logits in steps), sum(s.seconds for s, _ in steps))
+
+
+def explicit_settings(sampling: Sampling, max_new_tokens: int, stop_ids: Sequence[int]) -> dict:
+    """``sampling`` as arguments of transformers' ``generate()``, none left to a default."""
+    settings = dict(
+        max_new_tokens=max_new_tokens,
+        do_sample=not sampling.greedy,
+        repetition_penalty=sampling.repetition_penalty,
+        use_cache=False,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=stop_ids[0] if stop_ids else None,
+    )
+    if not sampling.greedy:
+        settings |= dict(
+            temperature=sampling.temperature, top_k=sampling.top_k or 0, top_p=1.0 if sampling.top_p is None else sampling.top_p
+        )
+    return settings
+
+
+def by_generate(m, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
+    """The side of ``model.generate(use_cache=False)``. The global random state is as before afterwards."""
+    settings = explicit_settings(sampling, max_new_tokens, m.stop_ids)
+    with without_checkpoint_settings(m.model), torch.random.fork_rng(device_type=m.device.type if m.device.type != "cpu" else "cuda"):
+        torch.manual_seed(sampling.seed)
+        started = time.perf_counter()
+        output = m.model.generate(
+            ids_1T, attention_mask=torch.ones_like(ids_1T), return_dict_in_generate=True, output_logits=True, **settings
+        )
+        seconds = time.perf_counter() - started
+    return Side(tuple(output.sequences[0, ids_1T.shape[1] :].tolist()), tuple(logits_1V[0] for logits_1V in output.logits), seconds)
+
+
+@contextmanager
+def without_checkpoint_settings(model: nn.Module) -> Iterator[None]:
+    """``generate()`` fills what it is not given from ``model.generation_config``: an empty one stands there meanwhile."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def first_difference(a: Sequence, b: Sequence) -> int | None:
+    """Index of the first place where two rows of numbers differ, the end of the shorter one included; None if equal."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
+def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side) -> Verdict:
+    """The verdict over two sides of the same prompt and settings, by the ladder of ``records.LEVELS``.
+
+    A flipped token is a near tie when the logits that led to it differ by no more than rounding. (Any flip implies that
+    the sides differ by more than the decision's margin: a wrong scale, too, so the margin alone would prove nothing.)
+    """
+    flip = first_difference(hand.tokens, reference.tokens)
+    # Up to the first different token both sides read the same context, so their logits can be compared.
+    same_context = min(len(hand.tokens), len(reference.tokens)) if flip is None else min(flip + 1, len(hand.tokens), len(reference.tokens))
+    pairs = list(zip(hand.logits[:same_context], reference.logits[:same_context], strict=True))
+    unequal = [i for i, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
+    difference = max((largest_difference(a, b) for a, b in pairs), default=0.0)
+    verdict = Verdict(
+        level="bitwise",
+        reason=f"all {len(hand.tokens)} tokens and every logit are equal, bit for bit",
+        steps=same_context,
+        first_difference=min([*unequal[:1], *([flip] if flip is not None else [])], default=None),
+        max_difference=difference,
+        tokens_hand=hand.tokens,
+        tokens_generate=reference.tokens,
+        seconds_hand=hand.seconds,
+        seconds_generate=reference.seconds,
+        sampling=sampling,
+    )
+    if verdict.first_difference is None:
+        return verdict
+    error_hand, error_generate, floor = own_errors(m, ids_1T, hand, reference, same_context)
+    verdict = replace(verdict, error_hand=error_hand, error_generate=error_generate, floor=floor)
+    bound = 2 * max(error_hand, error_generate)
+    sizes = (
+        f"logits differ by up to {difference:.2g}; own rounding errors: by hand {error_hand:.2g}, generate() {error_generate:.2g}, "
+        f"of the float64 reference {floor:.2g}"
+    )
+    if flip is None:
+        level = "rounding" if difference <= bound else "tokens"
+        return replace(verdict, level=level, reason=f"all {len(hand.tokens)} tokens are equal; {sizes}")
+    where = f"the tokens part at step {flip + 1}"
+    if flip >= len(pairs):
+        return replace(verdict, level="different", reason=f"{where}, where one side has already stopped; {sizes}")
+    margin, observed = decision(hand, reference, flip, ids_1T, sampling)
+    verdict = replace(verdict, margin=margin, observed_error=observed)
+    near = difference <= bound
+    sides = f"the decision's margin was {margin:.2g}, the sides differ there by {observed:.2g}"
+    return replace(verdict, level="near-tie" if near else "different", reason=f"{where}: {sides}; {sizes}")
+
+
+def largest_difference(a_V: Tensor, b_V: Tensor) -> float:
+    """max |a − b|, where entries that are equal (infinite ones too) differ by 0 and a NaN by infinity."""
+    gap_V = torch.where(a_V == b_V, 0.0, (a_V.double() - b_V.double()).abs())
+    return float(gap_V.nan_to_num(nan=math.inf).max())
+
+
+def own_errors(m, ids_1T: Tensor, hand: Side, reference: Side, steps: int) -> tuple[float, float, float]:
+    """How far each side is from itself in float64 over the compared steps, and how far that float64 run can be trusted.
+
+    Each side is held against its own float64 run and not against a common one: a wrong scale on one side is in both of
+    its runs, so it counts as a difference between the sides and never as rounding. The third number is the float64
+    run's floor: some modules of transformers (RMSNorm, RoPE) compute in float32 whatever they are given, and it is the
+    change when these casts are lifted.
+    """
+    errors_hand, errors_generate, floors = [], [], []
+    with in_float64(m.model), torch.no_grad():
+        for step in range(steps):
+            context_1T = torch.cat([ids_1T, ids_1T.new_tensor([hand.tokens[:step]])], dim=1) if step else ids_1T
+            hand64_V = m.split.head(m.split.backbone(context_1T)[:, -1:])[0, -1]
+            reference64_V = m.model(context_1T, use_cache=False).logits[0, -1]
+            errors_hand.append(largest_difference(hand.logits[step], hand64_V))
+            errors_generate.append(largest_difference(reference.logits[step], reference64_V))
+            with LiftedCasts():
+                lifted_V = m.split.head(m.split.backbone(context_1T)[:, -1:])[0, -1]
+            floors.append(largest_difference(hand64_V, lifted_V))
+    return max(errors_hand, default=0.0), max(errors_generate, default=0.0), max(floors, default=0.0)
+
+
+class LiftedCasts(TorchFunctionMode):
+    """While it is active, code that asks torch for float32 gets float64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = [torch.float64 if a is torch.float32 else a for a in args]
+        return func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()})
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[None]:
+    """The model in float64, in place, and afterwards as it was: widening and narrowing back changes no value."""
+    dtypes = [(tensor, tensor.dtype) for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point()]
+    try:
+        for tensor, _ in dtypes:
+            tensor.data = tensor.data.double()
+        yield
+    finally:
+        for tensor, dtype in dtypes:
+            tensor.data = tensor.data.to(dtype)
+
+
+def decision(hand: Side, reference: Side, flip: int, ids_1T: Tensor, sampling: Sampling) -> tuple[float, float]:
+    """How close the decision of step ``flip`` was, and by how much the sides differ on it.
+
+    Greedy: the gap between the two contenders' logits after the penalty. Sampled: the relative gap between their
+    ratios p/q in the exponential race. The second number is the change of that gap from one side to the other.
+    """
+    gaps = []
+    a, b = hand.tokens[flip], reference.tokens[flip]
+    for side in (hand, reference):
+        context_T = torch.cat([ids_1T[0], ids_1T.new_tensor(side.tokens[:flip])])
+        generator = new_generator(sampling.seed, ids_1T.device)
+        for step in range(flip + 1):  # the same numbers as in the run: one race a step
+            filtered = apply_filters(side.logits[step], context_T[: ids_1T.shape[1] + step], sampling)
+            _, q_V = draw(filtered.scores_V, sampling, generator)
+        if sampling.greedy:
+            gaps.append(float(filtered.scores_V[a] - filtered.scores_V[b]))
+        else:
+            ratio_V = filtered.scores_V.softmax(-1) / q_V
+            gaps.append(float((ratio_V[a] - ratio_V[b]) / torch.maximum(ratio_V[a], ratio_V[b])))
+    return min(abs(gap) for gap in gaps), abs(gaps[0] - gaps[1])
