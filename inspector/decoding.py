@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .records import Candidate, Run, Sampling, Step, Token
 from .sampling import GREEDY, Filtered, apply_filters, draw, new_generator
-from .splitting import Split
+from .splitting import Split, context_length, evaluating
 
 LISTED = 10
 
@@ -205,33 +205,28 @@ def make_run(m, ids, sampling: Sampling, max_new_tokens: int, steps: Sequence[St
 
 
 def generate(
-    backbone: Callable[[Tensor], Tensor],
-    head: Callable[[Tensor], Tensor],
+    model: nn.Module,
     ids_BT: Tensor,
     max_new_tokens: int,
     *,
-    context_length: int,
     stop_ids: Sequence[int],
     pad_token_id: int,
     **sampling,
 ) -> Tensor:
     """Prompts [B, T] → prompts and continuations, padded on the right: what ``generate`` of the native models returns.
 
-    ``sampling`` are the arguments of ``Sampling``; the rows draw from one generator, one after another. Raises as ``loop`` does.
+    ``sampling`` are the arguments of ``Sampling``; the rows draw from one generator, one after another. The model runs
+    in evaluation mode. Raises as ``loop`` does.
     """
+    if ids_BT.dim() != 2:
+        raise ValueError(f"input_ids has shape {tuple(ids_BT.shape)}: give [B, T], such as input_ids[None] for one prompt")
     settings = Sampling(**sampling)
     generator = new_generator(settings.seed, ids_BT.device)
+    parts = Split(model.backbone, model.lm_head)
+    limits = dict(stop_ids=stop_ids, context_length=context_length(model))
     rows = []
-    for row_T in ids_BT:
-        steps = loop(
-            Split(backbone, head),
-            row_T[None],
-            settings,
-            max_new_tokens,
-            stop_ids=stop_ids,
-            context_length=context_length,
-            generator=generator,
-            listed=0,
-        )
-        rows.append(torch.cat([row_T, row_T.new_tensor([step.token.id for step, _ in steps])]))
+    with evaluating(model):
+        for row_T in ids_BT:
+            steps = loop(parts, row_T[None], settings, max_new_tokens, **limits, generator=generator, listed=0)
+            rows.append(torch.cat([row_T, row_T.new_tensor([step.token.id for step, _ in steps])]))
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from . import models  # noqa: F401 - registers the native models with the Auto classes
 from .decoding import Texts
-from .records import Origin, Sampling, Token
-from .splitting import Split, split
+from .records import Origin, Token
+from .splitting import Split, context_length, split
 
 DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
 FALLBACK = "names-qwen2"
@@ -134,7 +134,7 @@ def attach(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, origin: O
         tokenizer=tokenizer,
         split=split(model),
         stop_ids=() if stop is None else tuple(stop) if isinstance(stop, list) else (stop,),
-        context_length=getattr(model.config, "max_position_embeddings", None),
+        context_length=context_length(model),
         texts=Texts(token=partial(token_of, tokenizer), whole=partial(tokenizer.decode, skip_special_tokens=True)),
         origin=origin,
         device=next(model.parameters()).device,
@@ -273,23 +273,6 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     return getattr(torch, dtype)
-
-
-def settings_for(loaded: Loaded, flags: dict, checkpoint: bool, defaults: dict) -> tuple[Sampling, dict[str, str]]:
-    """The sampling settings of a run and where each is from: a flag, else the checkpoint if asked for, else the default."""
-    own = loaded.checkpoint_settings() if checkpoint else {}
-    values, origins = {}, {}
-    for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seed"):
-        for origin, source in (("flag", flags), ("checkpoint", own), ("default", defaults)):
-            if source.get(name) is not None:
-                values[name], origins[name] = source[name], origin
-                break
-            if origin == "checkpoint" and checkpoint and name != "seed":
-                origins[name] = "checkpoint"  # the checkpoint's silence counts: a default of ours must not fill it
-                break
-        else:
-            origins[name] = "default"
-    return Sampling(**values), origins
 
 
 def first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import zip_longest
 
 SCHEMA = 1
 LEVELS = ("bitwise", "rounding", "tokens", "near-tie", "different")
@@ -33,7 +34,7 @@ class Sampling:
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature}: give 0 (greedy) or a positive number")
-        if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
+        if self.top_k is not None and not (type(self.top_k) is int and self.top_k >= 1):
             raise ValueError(f"top_k={self.top_k}: give a whole number from 1 up, or leave it out to keep every token")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: give a number above 0 and up to 1")
@@ -170,7 +171,6 @@ class Verdict:
 
     Args:
         level: one of ``LEVELS``, best first.
-        reason: the level in one sentence, with its numbers.
         steps: number of steps compared.
         first_difference: index of the first step whose logits or token differ, or None.
         max_difference: largest |by hand − generate| of a logit, over the steps that read the same context.
@@ -183,7 +183,6 @@ class Verdict:
     """
 
     level: str
-    reason: str
     steps: int
     first_difference: int | None
     max_difference: float
@@ -198,6 +197,12 @@ class Verdict:
     margin: float | None = None
     observed_error: float | None = None
     schema: int = SCHEMA
+
+    @property
+    def first_token_difference(self) -> int | None:
+        """Index of the first step whose tokens differ, the end of the shorter side included; None if all are equal."""
+        pairs = zip_longest(self.tokens_hand, self.tokens_generate)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), None)
 
     def holds(self, require: str = "bitwise") -> bool:
         """Whether the level is ``require`` or better.
@@ -241,14 +246,14 @@ def from_json(kind, data):
     if is_dataclass(kind):
         if not isinstance(data, dict):
             raise ValueError(f"expected a {kind.__name__}, found {str(data)[:40]!r}: give what --json wrote")
-        if (schema := data.get("schema", SCHEMA)) != SCHEMA:
-            raise ValueError(f"schema {schema} of {kind.__name__} is not {SCHEMA}: read it with the version that wrote it")
         hints = typing.get_type_hints(kind)
+        if "schema" in hints and (schema := data.get("schema")) != SCHEMA:
+            raise ValueError(f"schema {schema} of {kind.__name__} is not {SCHEMA}: read it with the version that wrote it")
         if unknown := set(data) - set(hints):
             raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}: give what --json wrote")
         try:
             return kind(**{name: from_json(hints[name], value) for name, value in data.items()})
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a whole {kind.__name__} ({error}): give what --json wrote") from error
     if isinstance(kind, types.UnionType):
         return None if data is None else from_json(next(k for k in kind.__args__ if k is not type(None)), data)

@@ -78,7 +78,7 @@ def apply_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling) -> Fi
     """Runs the filters that the settings turn on over float32 logits.
 
     Raises:
-        ValueError: a logit is NaN or +inf, or all are −inf: there is no distribution to draw from.
+        ValueError: a logit is NaN or +inf, or all are −inf, before the filters or after: there is nothing to draw from.
     """
     best = logits_V.max()
     if not torch.isfinite(best):  # the maximum is NaN if any is
@@ -89,6 +89,11 @@ def apply_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling) -> Fi
         if is_on(sampling):
             before_V, scores_V = scores_V, apply(scores_V, context_T, sampling)
             removed[name] = (scores_V == -math.inf) & (before_V != -math.inf)
+    if not torch.isfinite(scores_V.max()):
+        raise ValueError(
+            f"temperature={sampling.temperature} and repetition_penalty={sampling.repetition_penalty} make the largest logit "
+            f"{scores_V.max().item()}: give less extreme ones, temperature 0 is greedy"
+        )
     return Filtered(scores_V, removed)
 
 

@@ -3,7 +3,8 @@
 Shape letters: B batch, T tokens, D hidden, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,7 @@ def split(model: nn.Module) -> Split:
         backbone_name=names[base],
         head_name=names[head],
         tied=embedding is not None and head.weight is embedding.weight,
-        probe=PROBE_LENGTH,
+        probe=min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH),
     )
     difference = prove(parts, model, embedding.num_embeddings if embedding is not None else head.out_features)
     if difference != 0:
@@ -79,6 +80,24 @@ def split(model: nn.Module) -> Split:
             f"the parts' logits differ from the model's by up to {difference:.3g}"
         )
     return parts
+
+
+def context_length(model: nn.Module) -> int | None:
+    """The most tokens that a model reads, by its configuration; None when that does not say."""
+    config = getattr(model, "config", None)
+    return config.get("max_seq_len") if isinstance(config, dict) else getattr(config, "max_position_embeddings", None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards every module in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def hidden_states(output) -> Tensor:
@@ -90,15 +109,11 @@ def hidden_states(output) -> Tensor:
 def prove(parts: Split, model: nn.Module, vocab_size: int) -> float:
     """The largest difference between the parts' logits and the model's own on a probe that spans the vocabulary; 0 is a proof."""
     device = next(model.parameters()).device
-    probe_1T = torch.linspace(0, vocab_size - 1, PROBE_LENGTH, device=device).long()[None]
-    was_training = model.training
-    model.eval()
-    try:
+    probe_1T = torch.linspace(0, vocab_size - 1, parts.probe, device=device).long()[None]
+    with evaluating(model):
         output = model(probe_1T)
         own = output if isinstance(output, Tensor) else output.logits
         by_parts = parts.head(parts.backbone(probe_1T))
-    finally:
-        model.train(was_training)
     if by_parts.shape != own.shape:
         raise SplitError(f"the parts give logits of shape {tuple(by_parts.shape)}, the model {tuple(own.shape)}: they are not its parts")
     if torch.equal(by_parts, own):

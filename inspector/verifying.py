@@ -115,13 +115,11 @@ def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side) 
     same_context = min(len(hand.tokens), len(reference.tokens)) if flip is None else min(flip + 1, len(hand.tokens), len(reference.tokens))
     pairs = list(zip(hand.logits[:same_context], reference.logits[:same_context], strict=True))
     unequal = [i for i, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
-    difference = max((largest_difference(a, b) for a, b in pairs), default=0.0)
     verdict = Verdict(
         level="bitwise",
-        reason=f"all {len(hand.tokens)} tokens and every logit are equal, bit for bit",
         steps=same_context,
         first_difference=min([*unequal[:1], *([flip] if flip is not None else [])], default=None),
-        max_difference=difference,
+        max_difference=max((largest_difference(a, b) for a, b in pairs), default=0.0),
         tokens_hand=hand.tokens,
         tokens_generate=reference.tokens,
         seconds_hand=hand.seconds,
@@ -132,22 +130,13 @@ def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side) 
         return verdict
     error_hand, error_generate, floor = own_errors(m, ids_1T, hand, reference, same_context)
     verdict = replace(verdict, error_hand=error_hand, error_generate=error_generate, floor=floor)
-    bound = 2 * max(error_hand, error_generate)
-    sizes = (
-        f"logits differ by up to {difference:.2g}; own rounding errors: by hand {error_hand:.2g}, generate() {error_generate:.2g}, "
-        f"of the float64 reference {floor:.2g}"
-    )
+    only_rounding = verdict.max_difference <= 2 * max(error_hand, error_generate)
     if flip is None:
-        level = "rounding" if difference <= bound else "tokens"
-        return replace(verdict, level=level, reason=f"all {len(hand.tokens)} tokens are equal; {sizes}")
-    where = f"the tokens part at step {flip + 1}"
-    if flip >= len(pairs):
-        return replace(verdict, level="different", reason=f"{where}, where one side has already stopped; {sizes}")
+        return replace(verdict, level="rounding" if only_rounding else "tokens")
+    if flip >= len(pairs):  # one side stopped where the other went on
+        return replace(verdict, level="different")
     margin, observed = decision(hand, reference, flip, ids_1T, sampling)
-    verdict = replace(verdict, margin=margin, observed_error=observed)
-    near = difference <= bound
-    sides = f"the decision's margin was {margin:.2g}, the sides differ there by {observed:.2g}"
-    return replace(verdict, level="near-tie" if near else "different", reason=f"{where}: {sides}; {sizes}")
+    return replace(verdict, level="near-tie" if only_rounding else "different", margin=margin, observed_error=observed)
 
 
 def largest_difference(a_V: Tensor, b_V: Tensor) -> float:

@@ -38,7 +38,7 @@ class ExpertForCausalLM(PreTrainedModel, GenerationMixin):
     """``ExpertModel`` with transformers' interface: the same children, the same state-dict keys, the same computation.
 
     It has no cache. transformers' ``generate()`` feeds one token at a time to a model that is said to have one, so the
-    generation config says ``use_cache=False`` and a cache handed to ``forward`` is an error.
+    generation config says ``use_cache=False``, and being asked to use a cache is an error.
     """
 
     config_class = ExpertConfig
@@ -86,10 +86,10 @@ class ExpertForCausalLM(PreTrainedModel, GenerationMixin):
         inside, −100 ignored.
 
         Raises:
-            ValueError: ``past_key_values`` holds something.
+            ValueError: a cache is asked for, which would stay empty while ``generate()`` reads single tokens, or one is given.
         """
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            raise ValueError("ExpertForCausalLM has no cache, but past_key_values is not empty: pass use_cache=False to generate()")
+        if use_cache or (past_key_values is not None and past_key_values.get_seq_length() > 0):
+            raise ValueError("ExpertForCausalLM has no cache: pass use_cache=False, as its generation config does")
         mask = attention_mask.bool() if attention_mask is not None else None
         hidden_BTD = self.backbone(input_ids, mask)
         logits_BTV = self.lm_head(hidden_BTD[:, -logits_to_keep:])

@@ -13,8 +13,8 @@ def causal_mask(seq_len: int, device: torch.device | str | None = None) -> Tenso
     return torch.ones(seq_len, seq_len, dtype=torch.bool, device=device).tril()
 
 
-def attendable(mask: Tensor | None, seq_len: int, device: torch.device) -> Tensor:
-    """Which token may attend to which, [1 or B, 1, T, T] bool: the caller's mask and causality together.
+def attendable(mask: Tensor | None, input_ids: Tensor) -> Tensor:
+    """Which token of ``input_ids`` [B, T] may attend to which, [1 or B, 1, T, T] bool: the caller's mask and causality.
 
     ``mask`` is None, padding [B, T] (True = a real token) or anything that broadcasts to [B, 1, T, T]. A row left
     with nothing to attend to (a padding token) attends to itself, so that its values stay finite; no real token sees it.
@@ -22,17 +22,20 @@ def attendable(mask: Tensor | None, seq_len: int, device: torch.device) -> Tenso
     Raises:
         ValueError: the mask is not bool, or of a shape that does not fit.
     """
-    causal_TT = causal_mask(seq_len, device)
+    batch, seq_len = input_ids.shape
+    causal_TT = causal_mask(seq_len, input_ids.device)
     if mask is None:
         return causal_TT[None, None]
     if mask.dtype != torch.bool:
         raise ValueError(f"mask has dtype {mask.dtype}: give a bool mask, True = may attend (for 0/1 use mask.bool())")
-    full = mask[:, None, None, :] if mask.dim() == 2 else mask
-    fits = full.dim() == 4 and all(n in (1, want) for n, want in zip(full.shape[1:], (1, seq_len, seq_len), strict=True))
+    padding = mask.dim() == 2 and mask.shape[0] in (1, batch) and mask.shape[1] == seq_len
+    full = mask[:, None, None, :] if padding else mask
+    wanted = (batch, 1, seq_len, seq_len)
+    fits = padding or (mask.dim() in (3, 4) and all(n in (1, want) for n, want in zip(mask.shape[::-1], wanted[::-1], strict=False)))
     if not fits:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}: give [B, {seq_len}] or one that broadcasts to [B, 1, {seq_len}, {seq_len}]")
+        raise ValueError(f"mask has shape {tuple(mask.shape)}: give {[batch, seq_len]} or one that broadcasts to {list(wanted)}")
     allowed = full & causal_TT
-    return allowed | (~allowed.any(-1, keepdim=True) & torch.eye(seq_len, dtype=torch.bool, device=device))
+    return allowed | (~allowed.any(-1, keepdim=True) & torch.eye(seq_len, dtype=torch.bool, device=input_ids.device))
 
 
 class MultiHeadAttention(nn.Module):

@@ -20,7 +20,9 @@ from .expert import ExpertModel
 def replacing(path: Path):
     """Yields a new path beside ``path`` to write a file or folder to; on success it takes the place of ``path``, whole.
 
-    Everything is on disk before the old one goes; on an error the old one stays and the new one is removed.
+    Everything is on disk before the old one goes; on an error the old one stays and the new one is removed. Only of a
+    folder that takes the place of another one, killing the process between two renamings leaves the old one beside it,
+    in a hidden folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,9 +34,16 @@ def replacing(path: Path):
             fd = os.open(file, os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)
-        if path.is_dir() and new.is_dir():
-            path.rename(scratch / "old")  # a folder that is not empty cannot be replaced in one step
-        new.replace(path)
+        if not path.is_dir():
+            new.replace(path)
+            return
+        old = scratch / "old"  # a folder that is not empty cannot be replaced in one step
+        path.rename(old)
+        try:
+            new.replace(path)
+        except BaseException:
+            old.rename(path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -71,8 +80,11 @@ def load_checkpoint(path: str | Path) -> ExpertModel:
             load_model(model, path / "model.safetensors")
         else:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+            if not isinstance(checkpoint, dict) or not {"config", "model_state_dict"} <= set(checkpoint):
+                raise ValueError("it does not hold 'config' and 'model_state_dict'")
             model = ExpertModel(**checkpoint["config"])
             model.load_state_dict(checkpoint["model_state_dict"])
     except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole ExpertModel checkpoint ({str(error).splitlines()[0]}): save it again") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a whole ExpertModel checkpoint ({reason}): save it again") from error
     return model.eval()

@@ -36,7 +36,7 @@ class ExpertBackbone(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T] → [B, T, D]. ``mask`` as in ``ExpertModel.forward``."""
-        allowed = attendable(mask, input_ids.shape[1], input_ids.device)
+        allowed = attendable(mask, input_ids)
         # Positions count real tokens, so that padding on the left changes nothing for the tokens after it.
         positions_BT = (mask.long().cumsum(-1) - 1).clamp(min=0) if mask is not None and mask.dim() == 2 else None
         x_BTD = self.positions(self.embed_tokens(input_ids) * self.scale, positions_BT)
@@ -142,25 +142,18 @@ class ExpertModel(nn.Module):
         """
         from ..decoding import generate  # here, because there is one loop: models import nothing else of the project
 
-        was_training = self.training
-        self.eval()
-        try:
-            return generate(
-                self.backbone,
-                self.lm_head,
-                input_ids,
-                max_new_tokens,
-                context_length=self.config["max_seq_len"],
-                stop_ids=[eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or [],
-                pad_token_id=pad_token_id,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-            )
-        finally:
-            self.train(was_training)
+        return generate(
+            self,
+            input_ids,
+            max_new_tokens,
+            stop_ids=[eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or [],
+            pad_token_id=pad_token_id,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
 
     def get_num_params(self, non_embedding: bool = False) -> int:
         """Number of parameters, a tied weight counted once; ``non_embedding`` leaves the token embedding out."""

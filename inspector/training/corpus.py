@@ -111,7 +111,7 @@ def read_names() -> tuple[list[str], list[str], list[str]]:
     return female, male, surnames
 
 
-def build(seed: int = 0, validation_share: float = 0.1, pairs_per_form: int = 14) -> Corpus:
+def build(seed: int = 0, validation_share: float = 0.1, pairs_per_form: int = 8) -> Corpus:
     """Build the corpus: the same arguments always give the same lines in the same order.
 
     Surnames are split, both forms together. A form stands once alone and with `pairs_per_form` given names of its gender; a surname

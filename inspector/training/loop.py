@@ -103,12 +103,28 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_seq_len:
         intermediate_size=recipe.d_ff or 8 * recipe.d_model // 3,
         max_position_embeddings=max_seq_len,
         attention_dropout=recipe.dropout,
+        initializer_range=0.05,  # transformers' 0.02 is meant for widths of a thousand
         tie_word_embeddings=True,
         **ids,
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(**ids)
+    add_dropout(model, recipe.dropout)
     return model
+
+
+def add_dropout(model: Qwen2ForCausalLM, dropout: float) -> None:
+    """Drops out where ``ExpertModel`` does: after the embedding and after each sublayer. Qwen2 itself drops attention weights only.
+
+    A hook does it and not a module, so that the checkpoint stays a plain Qwen2.
+    """
+
+    def drop(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return F.dropout(output, dropout, module.training)
+
+    for name, module in model.named_modules():
+        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
+            module.register_forward_hook(drop)
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:

@@ -178,9 +178,9 @@ def test_every_form_stands_alone_and_with_its_pairs(corpus):
             pairs.setdefault(form, []).append(name in female)
     for surname in surnames:
         if feminine(surname) == surname:
-            assert sorted(pairs[surname]) == [False] * 10 + [True] * 10
+            assert sorted(pairs[surname]) == [False] * 8 + [True] * 8
         else:
-            assert (pairs[surname], pairs[feminine(surname)]) == ([False] * 10, [True] * 10)
+            assert (pairs[surname], pairs[feminine(surname)]) == ([False] * 8, [True] * 8)
     assert {form for surname in surnames for form in forms(surname)} <= set(lines)
 
 
@@ -199,7 +199,7 @@ def test_counts_sum_to_the_whole(corpus):
     assert all(list(kinds) == ["given name", "surname", "pair"] for kinds in counts.values())
     assert sum(counts["train"].values()) == len(corpus.train)
     assert sum(counts["validation"].values()) == len(corpus.validation)
-    assert sum(kinds["pair"] for kinds in counts.values()) == 20 * len(surnames)
+    assert sum(kinds["pair"] for kinds in counts.values()) == 16 * len(surnames)
     assert sum(kinds["surname"] for kinds in counts.values()) == sum(len(forms(surname)) for surname in surnames)
 
 

@@ -1,0 +1,206 @@
+"""The lesson: two language models taken apart, run by hand, and held against ``model.generate()``.
+
+Read it from top to bottom. ``main`` loads a model of transformers and our own ``ExpertModel``; ``one_step`` is one
+generation step written out; after it the loop of ``inspector.decode`` goes on, and ``verify`` asks whether the parts,
+run by hand, are the model. Options are in ``inspector/cli.py``, what the panels look like in ``inspector/render``.
+
+Shape letters: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+from inspect import getsource
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inspector import cli
+from inspector.render import terminal
+
+QWEN_PROMPT = "Назови одну русскую фамилию, которая начинается на «Крас». Ответь только фамилией."
+NAMES_PROMPT = "Крас"
+DEFAULTS = dict(temperature=0.8, top_p=0.9)
+LENGTHS = (8, 32, 64, 128)  # context lengths at which a step is timed
+QWEN_WEIGHTS = (494_032_768 - 136_134_656, 136_134_656)  # Qwen2.5-0.5B: in the layers, and in the head that is the embedding too
+
+
+def one_step(m, ids, sampling):
+    """One step by hand. Returns the token, and after each filter the probabilities [V] of all tokens."""
+    import torch
+
+    from inspector.sampling import FILTERS
+
+    ids_1T = torch.tensor([ids], device=m.device)
+    with torch.no_grad():
+        # 1. The backbone reads the whole sequence: no cache, every step begins anew.
+        hidden_1TD = m.split.backbone(ids_1T)
+        # 2. The head turns the last position's hidden state into one logit per token of the vocabulary.
+        logits_V = m.split.head(hidden_1TD[:, -1:])[0, -1].float()
+    # 3. The filters, in the order of transformers: repetition penalty, temperature, top-k, top-p.
+    stages = {}
+    for name, (apply, is_on) in FILTERS.items():
+        if is_on(sampling):
+            logits_V = apply(logits_V, ids_1T[0], sampling)
+            stages[name] = logits_V.softmax(-1)
+    # 4. The draw: each token runs for an exponential time q, and the largest p/q wins. Greedy takes the best instead.
+    if sampling.greedy:
+        return int(logits_V.argmax()), stages
+    generator = torch.Generator(m.device).manual_seed(sampling.seed)
+    q_V = torch.empty_like(logits_V).exponential_(1, generator=generator)
+    return int((logits_V.softmax(-1) / q_V).argmax()), stages
+
+
+def main(
+    model: Annotated[str | None, typer.Option(help=f"{cli.MODEL_HELP} By default Qwen2.5-0.5B-Instruct if it can be had.")] = None,
+    expert: Annotated[str, typer.Option(help="The native model beside it.")] = "names-expert",
+    prompt: Annotated[str | None, typer.Option(help="For the language model.")] = None,
+    expert_prompt: Annotated[str, typer.Option(help="For the native model.")] = NAMES_PROMPT,
+    greedy: cli.Greedy = False,
+    temperature: cli.Temperature = None,
+    top_k: cli.TopK = None,
+    top_p: cli.TopP = None,
+    repetition_penalty: cli.RepetitionPenalty = None,
+    seed: cli.Seed = 0,
+    max_new_tokens: cli.MaxNewTokens = 20,
+    checkpoint_settings: cli.CheckpointSettings = False,
+    system: cli.System = None,
+    raw: cli.Raw = False,
+    device: cli.Device = "auto",
+    dtype: cli.Dtype = "auto",
+    trust_remote_code: cli.TrustRemoteCode = False,
+    json_path: cli.JsonPath = None,
+    save_screen: cli.SaveScreen = None,
+    language: cli.Language = "auto",
+) -> None:
+    """Take two language models apart, run them by hand, and compare with model.generate()."""
+    t = terminal.translator(language)
+    flags = cli.sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
+    screen = terminal.Screen(save_screen, cli.quiet_when(json_path))
+    screen.show(terminal.title(t))
+
+    # Loading: the model of transformers, and our own beside it. torch is imported only now.
+    from inspector import decode, loading, verify
+    from inspector.bench.loop import estimate_seconds, seconds_per_step
+    from inspector.decoding import make_run
+    from inspector.structure import tree
+
+    origin = loading.default_model() if model is None else None
+    models = [
+        loading.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code) for name in (model or origin.name, expert)
+    ]
+    names = [m.origin.name for m in models]
+    screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.model.dtype, m.device) for m in models], t))
+    if origin and origin.notes:
+        screen.show(terminal.notice(origin.notes, t("The real Qwen is not here", "Настоящего Qwen здесь нет")))
+
+    # 1. What they are made of.
+    screen.show(terminal.section(t("1. The module trees", "1. Деревья модулей")))
+    nodes = [tree(m.model, m.split) for m in models]
+    screen.show(terminal.trees(nodes, names, screen.console.width, t), terminal.parts_explained(t))
+
+    # 2. The split, proved when the models were loaded.
+    screen.show(terminal.section(t("2. The split and its proof", "2. Разделение и его доказательство")))
+    screen.show(terminal.split_table([(m.origin.name, m.split.backbone_name, m.split.describe(), m.split.probe) for m in models], t))
+
+    # 3. From text to token ids.
+    screen.show(terminal.section(t("3. The tokens that are fed", "3. Токены на входе")))
+    default = QWEN_PROMPT if models[0].tokenizer.chat_template and not raw else NAMES_PROMPT
+    prompts = [default if prompt is None else prompt, expert_prompt]
+    ids = [models[0].encode(prompts[0], system, raw), models[1].encode(prompts[1])]
+    for m, text, row in zip(models, prompts, ids, strict=True):
+        screen.show(
+            terminal.fed_panel(m.origin.name, [m.texts.token(i) for i in row], terminal.unknown_note(m.unknown(text), m.origin.name, t), t)
+        )
+
+    # 4. One step by hand, and the proof that the loop does the same.
+    settings = [cli.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
+    samplings = [sampling for sampling, _ in settings]
+    loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
+    screen.show(terminal.section(t("4. One step by hand", "4. Один шаг вручную")), terminal.settings_line(*settings[0], t))
+    first = []
+    for m, row, sampling, steps in zip(models, ids, samplings, loops, strict=True):
+        token_id, stages = one_step(m, row, sampling)
+        first.append(next(steps))
+        assert token_id == first[-1].token.id, "the step by hand and the loop chose different tokens"
+        listed = {name: [float(p_V[c.token.id]) for c in first[-1].candidates] for name, p_V in stages.items()}
+        screen.show(terminal.section(m.origin.name), terminal.candidate_table(first[-1], listed, t))
+
+    # 5. The loop: the same step again and again, until the models end it.
+    screen.show(terminal.section(t("5. The loop, step by step", "5. Цикл по шагам")))
+    rows = []
+    try:
+        with terminal.LiveSteps(screen, names, t) as live:
+            for row in chain([first], zip_longest(*loops)):
+                rows.append(row)
+                live.add(row)
+    except KeyboardInterrupt:
+        screen.show(terminal.notice([t("stopped; what there is follows", "остановлено; дальше то, что есть")], "Ctrl-C"))
+    runs = []
+    for i, m in enumerate(models):
+        steps = [row[i] for row in rows if row[i] is not None]
+        runs.append(make_run(m, ids[i], samplings[i], max_new_tokens, steps, settings[i][1]))
+
+    # 6. Are the parts, run by hand, the model?
+    screen.show(terminal.section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
+    verdicts = [verify(m, row, run.sampling, len(run.steps)) for m, row, run in zip(models, ids, runs, strict=True)]
+    for name, verdict in zip(names, verdicts, strict=True):
+        screen.show(terminal.verdict_line(name, verdict, t))
+    screen.show(terminal.comparison_table(comparison(models[0], runs[0], verdicts[0], t), t))
+
+    # 7. What came out, and what it cost.
+    screen.show(terminal.section(t("7. Texts and times", "7. Тексты и время")))
+    for text, run in zip(prompts, runs, strict=True):
+        screen.show(terminal.text_panel(text, run, t))
+    times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
+    if loading.DEFAULT not in times:
+        estimate = t("the real Qwen, estimated", "настоящий Qwen, оценка")
+        times[estimate] = estimate_seconds(models[0], *QWEN_WEIGHTS, LENGTHS)
+    screen.show(terminal.growth_table(times, t), terminal.closing(t))
+    screen.close("python inference.py")
+    if json_path:
+        cli.write_json(json_path, dict(runs=runs, verdicts=verdicts))
+
+
+def comparison(m, run, verdict, t) -> list[tuple[str, str, str]]:
+    """The rows of "by hand beside ``generate()``", with what this run measured."""
+    from inspector.verifying import by_generate
+
+    n = len(run.steps)
+    off = t("switched off for the comparison (on by default)", "выключен для сравнения (по умолчанию включён)")
+    backbone = f"{m.split.backbone_name}(ids)"
+    return [
+        (
+            t("calls", "вызовы"),
+            t("1, the loop is inside", "1, цикл внутри"),
+            t(f"{n} of the backbone, {n} of the head", f"{n} backbone, {n} головы"),
+        ),
+        (
+            t("forward pass", "прямой проход"),
+            t("model(ids), a black box", "model(ids), чёрный ящик"),
+            f"{backbone} → {m.split.head_name}(hidden[:, -1:])",
+        ),
+        (t("sampling", "сэмплирование"), t("built in", "встроенное"), t("our own, with a ledger", "своё, с протоколом")),
+        ("KV-cache", off, t("none", "нет")),
+        (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
+        (
+            t("lines of code", "строк кода"),
+            f"{code_lines(getsource(by_generate))}",
+            f"{code_lines(Path(__file__).read_text(encoding='utf8'))}",
+        ),
+        (
+            t("time per token", "время на токен"),
+            terminal.duration(verdict.seconds_generate / n),
+            terminal.duration(verdict.seconds_hand / n),
+        ),
+    ]
+
+
+def code_lines(source: str) -> int:
+    """Lines that are neither blank nor comment alone."""
+    return sum(1 for line in source.splitlines() if line.strip() and not line.strip().startswith("#"))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(main)
+    cli.entry(lambda: app(standalone_mode=False))

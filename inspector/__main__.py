@@ -1,0 +1,5 @@
+"""``python -m inspector`` is the ``inspector`` command."""
+
+from .cli import main
+
+main()

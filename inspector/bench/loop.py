@@ -1,0 +1,135 @@
+"""What does a step by hand cost, beside ``generate()`` and beside what the machine could do?"""
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from ..decoding import LISTED, loop, next_logits
+from ..records import Sampling
+from ..sampling import apply_filters, draw, new_generator
+from ..verifying import explicit_settings, without_checkpoint_settings
+
+LENGTHS = (32, 128, 512)
+
+
+def probe_ids(m, length: int) -> torch.Tensor:
+    """A prompt [1, length] of random tokens, always the same ones."""
+    vocabulary = m.model.get_input_embeddings().num_embeddings
+    return torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(length)).to(m.device)
+
+
+def timed(call) -> float:
+    """Seconds of one call, an accelerator's queue included."""
+    started = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def seconds_per_step(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, float]:
+    """Context length → median seconds of one step by hand; lengths beyond the model's context are left out."""
+    result = {}
+    for length in lengths:
+        if m.context_length is None or length <= m.context_length:
+            ids = probe_ids(m, length)
+            next_logits(m.split, ids)
+            result[length] = statistics.median(timed(lambda ids=ids: next_logits(m.split, ids)) for _ in range(repeats))
+    return result
+
+
+def measure(m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4) -> list[dict]:
+    """Per context length: milliseconds per step by hand, without its record, and through ``generate(use_cache=False)``.
+
+    The three take turns in every round, and ratios are taken within a round, so that a machine whose speed drifts does
+    not favour one. Sampled with temperature 0.7, top-k 20 and top-p 0.8, as Qwen2.5 ships. ``limit`` is the least a step
+    can take here: its multiplications at the speed of a large matrix product measured in the same run.
+    """
+    sampling = Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=0)
+    rows = []
+    for length in lengths:
+        if m.context_length is not None and length + steps > m.context_length:
+            continue
+        ids = probe_ids(m, length)
+        ways = dict(
+            hand=lambda ids=ids: consume(m, ids, sampling, steps),
+            bare=lambda ids=ids: bare_loop(m, ids, sampling, steps),
+            generate=lambda ids=ids: m.model.generate(
+                ids, attention_mask=torch.ones_like(ids), **(explicit_settings(sampling, steps, ()) | dict(pad_token_id=0))
+            ),
+        )
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        with without_checkpoint_settings(m.model):
+            for way in ways.values():
+                way()
+            for turn in range(rounds):
+                order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
+                for way in order:
+                    times[way].append(timed(ways[way]) / steps)
+        ratio = {way: statistics.median(h / o for h, o in zip(times["hand"], times[way], strict=True)) for way in ("bare", "generate")}
+        limit = flops_per_step(m, length) / flops_per_second(m)
+        rows.append(
+            dict(
+                context=length,
+                hand_ms=1e3 * statistics.median(times["hand"]),
+                generate_ms=1e3 * statistics.median(times["generate"]),
+                hand_to_generate=ratio["generate"],
+                recording_percent=100 * (ratio["bare"] - 1),
+                limit_ms=1e3 * limit,
+                hand_to_limit=statistics.median(times["hand"]) / limit,
+            )
+        )
+    return rows
+
+
+def consume(m, ids: torch.Tensor, sampling: Sampling, steps: int) -> None:
+    """The loop with its records."""
+    for _ in loop(m.split, ids, sampling, steps, texts=m.texts, listed=LISTED):
+        pass
+
+
+def bare_loop(m, ids: torch.Tensor, sampling: Sampling, steps: int) -> None:
+    """The same computation with nothing written down: what the record is measured against."""
+    generator = new_generator(sampling.seed, ids.device)
+    for _ in range(steps):
+        logits_V = next_logits(m.split, ids)
+        token_id, _ = draw(apply_filters(logits_V, ids[0], sampling).scores_V, sampling, generator)
+        ids = torch.cat([ids, ids.new_tensor([[token_id]])], dim=1)
+
+
+def flops_per_step(m, length: int) -> float:
+    """Multiplications and additions of a step in the weights' products: 2 per weight and token, the head's for one token.
+
+    Attention's own products are left out (a few per cent up to some hundred tokens), so this is a lower bound.
+    """
+    head = m.model.get_output_embeddings().weight.numel()
+    embedding = m.model.get_input_embeddings().weight.numel()
+    tied = m.model.get_output_embeddings().weight is m.model.get_input_embeddings().weight
+    in_layers = m.model.num_parameters() - embedding - (0 if tied else head)
+    return 2.0 * (in_layers * length + head)
+
+
+def flops_per_second(m, size: int = 1024) -> float:
+    """The speed of a square matrix product in the model's dtype, the best of three: a practical limit of this machine."""
+    a = torch.randn(size, size, device=m.device, dtype=m.model.dtype)
+    a @ a
+    return 2 * size**3 / min(timed(lambda: a @ a) for _ in range(3))
+
+
+def bytes_per_second(m, size: int = 2**26) -> float:
+    """The speed of reading a large tensor of the model's dtype once, the best of three."""
+    a = torch.zeros(size, device=m.device, dtype=m.model.dtype)
+    a.sum()
+    return size * a.element_size() / min(timed(lambda: a.sum()) for _ in range(3))
+
+
+def estimate_seconds(m, in_layers: int, in_head: int, lengths: Sequence[int]) -> dict[int, float]:
+    """Context length → what a step of another model takes on this machine at best, in ``m``'s dtype.
+
+    That is its weights' products, at the speed measured here, or reading its weights once, whichever is longer.
+    """
+    flops, read = flops_per_second(m), bytes_per_second(m)
+    least = (in_layers + in_head) * m.model.dtype.itemsize / read
+    return {length: max(least, 2.0 * (in_layers * length + in_head) / flops) for length in lengths}

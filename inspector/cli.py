@@ -1,0 +1,338 @@
+"""The ``inspector`` command: one thin function per verb, and the options that every verb and ``inference.py`` share.
+
+torch and everything that needs it is imported inside the verbs, so that ``--help`` and mistakes answer at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .records import Sampling, to_json
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+bench = typer.Typer(no_args_is_help=True, help="Measure: each question prints a table and then one line of JSON.")
+app.add_typer(bench, name="bench")
+
+MODEL_HELP = "An embedded model (names-qwen2, names-expert), a folder, or a hub id."
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Always the most probable token; the same as --temperature 0.")]
+Temperature = Annotated[float | None, typer.Option(help="Divides the logits; 0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Keep the smallest set of tokens whose probability reaches p.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1 makes tokens of the context less likely.")]
+Seed = Annotated[int, typer.Option(help="Of the random draws.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The most tokens to generate.")]
+CheckpointSettings = Annotated[bool, typer.Option("--checkpoint-settings", help="Take the sampling settings that the checkpoint ships.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64. auto: the checkpoint's, on the CPU float32.")]
+Device = Annotated[str, typer.Option(help="auto, cuda, mps, cpu.")]
+System = Annotated[str | None, typer.Option(help="System message of the chat template.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Feed the prompt as it is, without the chat template.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint. Read it first.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - is the standard output.")]
+SaveScreen = Annotated[Path | None, typer.Option("--save-screen", metavar="FILE", help="Save what was shown, as .svg or .html.")]
+Language = Annotated[str, typer.Option("--lang", help="en, ru, or auto: the locale's.")]
+
+
+def sampling_flags(greedy: bool, temperature: float | None, top_k, top_p, repetition_penalty, seed: int) -> dict:
+    """The sampling options that were given, checked before anything is loaded."""
+    if greedy and temperature:
+        raise ValueError(f"--greedy and --temperature {temperature} contradict each other: give one")
+    flags = dict(temperature=0.0 if greedy else temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
+    flags = {name: value for name, value in flags.items() if value is not None}
+    Sampling(**flags, seed=seed)
+    return flags
+
+
+def settings(m, flags: dict, seed: int, checkpoint: bool, defaults: dict | None = None) -> tuple[Sampling, dict[str, str]]:
+    """The sampling settings of a run, and of each where it is from: "flag", "checkpoint" or "default".
+
+    With ``checkpoint`` what no flag gives comes from the checkpoint, otherwise from ``defaults`` or those of ``Sampling``.
+    """
+    base, origin = (m.checkpoint_settings(), "checkpoint") if checkpoint else (defaults or {}, "default")
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    origins = {name: "flag" if name in flags else origin if name in base else "default" for name in names}
+    return Sampling(**(base | flags), seed=seed), origins | {"seed": "flag" if seed else "default"}
+
+
+def write_json(path: Path, record) -> None:
+    """Writes a record, or a dict or list of them, to a file, or to the standard output for ``-``."""
+    from .render.terminal import write_whole
+
+    text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
+    if str(path) == "-":
+        print(text)
+    else:
+        write_whole(path, text + "\n")
+
+
+def quiet_when(json_path: Path | None) -> Console:
+    """The console of a verb: silent when JSON goes to the standard output, which it then has for itself."""
+    return Console(highlight=False, quiet=str(json_path) == "-")
+
+
+def loaded(name: str, **options):
+    """``inspector.load`` with a word on the terminal while torch is imported and weights are read."""
+    with Console(stderr=True).status(f"loading {name} …"):
+        from .loading import load
+
+        return load(name, **options)
+
+
+@app.command()
+def tree(
+    model: ModelArgument,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Print the module tree, backbone and head marked, in the order in which the modules run."""
+    from .render import terminal
+
+    t = terminal.translator(language)
+    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    from .structure import tree as build
+
+    node = build(m.model, m.split)
+    console = quiet_when(json_path)
+    console.print(terminal.tree_panel(node, model, console.width, t))
+    console.print(terminal.parts_explained(t))
+    if json_path:
+        write_json(json_path, node)
+
+
+@app.command()
+def run(
+    model: ModelArgument,
+    prompt: PromptArgument = "",
+    greedy: Greedy = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = 0,
+    max_new_tokens: MaxNewTokens = 20,
+    checkpoint_settings: CheckpointSettings = False,
+    system: System = None,
+    raw: Raw = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Continue a prompt by hand, token by token, and show what every step weighed."""
+    from .render import terminal
+
+    t = terminal.translator(language)
+    flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
+    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    from .decoding import run as generate
+
+    ids = m.encode(prompt, system, raw)
+    sampling, origins = settings(m, flags, seed, checkpoint_settings)
+    console = quiet_when(json_path)
+    console.print(terminal.fed_panel(model, [m.texts.token(id) for id in ids], terminal.unknown_note(m.unknown(prompt), model, t), t))
+    with terminal.LiveSteps(console, [model], t) as live:
+        result = generate(m, ids, sampling, max_new_tokens, origins, on_step=lambda step: live.add([step]))
+    console.print(terminal.text_panel(prompt, result, t))
+    if json_path:
+        write_json(json_path, result)
+
+
+@app.command()
+def verify(
+    model: ModelArgument,
+    prompt: PromptArgument = "",
+    greedy: Greedy = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = 0,
+    max_new_tokens: MaxNewTokens = 20,
+    checkpoint_settings: CheckpointSettings = False,
+    system: System = None,
+    raw: Raw = False,
+    require: Annotated[
+        str, typer.Option(help="Worst level that exits with 0: bitwise, rounding, tokens, near-tie, different.")
+    ] = "bitwise",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Compare the manual loop with model.generate(): exit code 0 when the verdict holds, 1 when it does not."""
+    from .records import LEVELS
+    from .render import terminal
+
+    if require not in LEVELS:
+        raise ValueError(f"--require {require}: choose one of {', '.join(LEVELS)}")
+    t = terminal.translator(language)
+    flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
+    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    from .verifying import verify as compare
+
+    sampling, _ = settings(m, flags, seed, checkpoint_settings)
+    verdict = compare(m, m.encode(prompt, system, raw), sampling, max_new_tokens)
+    quiet_when(json_path).print(terminal.verdict_line(model, verdict, t))
+    if json_path:
+        write_json(json_path, verdict)
+    if not verdict.holds(require):
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist, unless --resume is given.")],
+    corpus: Annotated[
+        str, typer.Option(help="A text file with one item a line, or names: the embedded corpus of Russian names.")
+    ] = "names",
+    validation: Annotated[Path | None, typer.Option(help="A text file held out of training; names brings its own.")] = None,
+    model: Annotated[str, typer.Option(help="expert or qwen2.")] = "expert",
+    d_model: Annotated[int, typer.Option(help="Width of the hidden states.")] = 128,
+    n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
+    n_heads: Annotated[int, typer.Option(help="Attention heads in each.")] = 4,
+    d_ff: Annotated[int | None, typer.Option(help="Width of the feed-forward; by default 4·d_model, for qwen2 8/3·d_model.")] = None,
+    max_seq_len: Annotated[int | None, typer.Option(help="Longest sequence; by default what the longest line needs, at least 64.")] = None,
+    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.1,
+    steps: Annotated[int, typer.Option(help="Number of updates.")] = 1500,
+    batch_size: Annotated[int, typer.Option(help="Lines in an update.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule: warm-up, then a cosine.")] = 2e-3,
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 100,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.1,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    seed: Seed = 0,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between validations, each of which also saves the state.")] = 250,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")] = False,
+) -> None:
+    """Train a small model on the lines of a file. Ctrl-C saves the state; the same command with --resume goes on."""
+    with Console(stderr=True).status("loading torch …"):
+        from .training.corpus import build, read_lines
+        from .training.loop import Recipe
+        from .training.loop import train as updates
+
+    if corpus == "names":
+        parts = build()
+        lines, held_out = parts.train, parts.validation
+    else:
+        lines, held_out = read_lines(corpus), []
+    if validation is not None:
+        held_out = read_lines(validation)
+    recipe = Recipe(
+        model=model,
+        corpus=corpus if corpus == "names" else Path(corpus).name,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_ff=d_ff,
+        max_seq_len=max_seq_len,
+        dropout=dropout,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        seed=seed,
+    )
+    console = Console(highlight=False)
+    console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    shown = None
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=steps)
+            for done in updates(recipe, lines, held_out, out, resume, evaluate_every):
+                held = "" if done.validation_loss is None else f", held out {done.validation_loss:.4f}"
+                bar.update(task, completed=done.step, description=f"loss {done.loss:.4f}{held}")
+                if done.validation_loss != shown or done.step == steps:
+                    shown = done.validation_loss
+                    console.print(f"step {done.step:,}: loss {done.loss:.4f}{held} nats per character, {done.seconds_left:.0f} s left")
+    except KeyboardInterrupt:
+        console.print(f"stopped; the state is in {out}: add --resume to go on")
+        raise
+    console.print(f"done: inspector run {out} PROMPT")
+
+
+@bench.command("loop")
+def bench_loop(
+    model: ModelArgument = "names-qwen2",
+    rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 5,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Milliseconds per step by hand and through generate(use_cache=False), in turn, at several context lengths."""
+    m = loaded(model, device=device, dtype=dtype)
+    from .bench.loop import measure
+    from .render.terminal import table
+
+    rows = measure(m, rounds=rounds)
+    if not rows:
+        raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
+    result = table(*(name.replace("_", " ") for name in rows[0]), numbers=range(len(rows[0])))
+    for row in rows:
+        result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(highlight=False).print(result)
+    print(json.dumps(dict(model=model, rows=rows)))
+
+
+@bench.command("agreement")
+def bench_agreement(
+    model: ModelArgument = "names-expert",
+    samples: Annotated[int, typer.Option(help="Number of lines to make up.")] = 1000,
+    seed: Seed = 0,
+) -> None:
+    """Do given name and surname agree in gender in what a names model makes up (temperature 0.8, top-p 0.95)?"""
+    m = loaded(model)
+    from .bench.agreement import measure
+
+    result = measure(m, samples, Sampling(temperature=0.8, top_p=0.95, seed=seed))
+    console = Console(highlight=False)
+    console.print("made up: " + ", ".join(result["examples"]), markup=False)
+    console.print(
+        f"{result['unjudged_percent']:.1f} % of {samples} lines cannot be judged; of the others {result['agreement_percent']:.1f} % agree"
+    )
+    print(json.dumps(dict(model=model) | result, ensure_ascii=False))
+
+
+def entry(command: Callable[[], None]) -> None:
+    """Runs a command line and ends the process: 0 it holds, 1 it does not, 2 the request was wrong (one line on stderr)."""
+    try:
+        code = command() or 0
+    except typer.TyperException as error:
+        code = fail(error.format_message())
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        else:
+            code = fail(str(error))
+    except typer.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def fail(message: str) -> int:
+    """One line on stderr, control characters made visible; the exit code for a wrong request."""
+    from .render.terminal import visible
+
+    print(f"inspector: {visible(' '.join(message.split()))}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """The ``inspector`` command."""
+    entry(lambda: app(standalone_mode=False))

@@ -1,0 +1,1 @@
+"""What records look like: the terminal now; nothing here needs torch."""

@@ -1,0 +1,66 @@
+"""What several tests share: tiny random models with a tokenizer, and the full-size stand-in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from inspector.loading import Loaded, attach
+from inspector.models import ExpertModel, to_transformers
+from inspector.records import Origin
+from inspector.training.tokenizer import character_tokenizer
+
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def tiny_model(kind: str, vocab_size: int, context: int = 48):
+    """A tiny random model of a kind, with weights large enough that its distributions are not flat."""
+    torch.manual_seed(0)
+    if kind == "expert":
+        sizes = dict(d_model=16, n_layers=2, n_heads=2, d_ff=32, max_seq_len=context)
+        return to_transformers(ExpertModel(vocab_size=vocab_size, **sizes)).eval()
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.5,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny():
+    """A function: kind ("expert" or "qwen2") → a tiny ``Loaded`` over the Cyrillic letters."""
+
+    def build(kind: str, context: int = 48) -> Loaded:
+        tokenizer = character_tokenizer(["абвгдежзиклмнопрст", "АБВ "])
+        return attach(tiny_model(kind, len(tokenizer), context), tokenizer, Origin("tiny", "folder"))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory):
+    """A checkpoint with the exact architecture of Qwen2.5-0.5B-Instruct and random weights (1 GB, made once)."""
+    script = SHARED / "make_random_checkpoint.py"
+    if not script.is_file():
+        pytest.skip("the full-size stand-in needs ../shared/make_random_checkpoint.py, which is not here")
+    folder = os.environ.get("INSPECTOR_STANDIN")
+    if folder:
+        return Path(folder)
+    folder = tmp_path_factory.mktemp("standin") / "qwen"
+    subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
+    return folder

@@ -1,0 +1,327 @@
+"""Tests of the filters, the ledger and the draw against transformers' processors and ``torch.multinomial``."""
+
+import math
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from inspector.records import Sampling
+from inspector.sampling import FILTERS, apply_filters, draw, new_generator
+
+CPU = torch.device("cpu")
+INF = math.inf
+NO_CONTEXT = torch.tensor([0])
+
+
+def random_distributions() -> list[torch.Tensor]:
+    """Logits [V] of many shapes and sizes, V from 2 to 5,000, some rounded so that values tie, some with −inf."""
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for i in range(400):
+        size = [2, 3, 5, 10, 50, 300, 5000][i % 7]
+        logits_V = torch.randn(size, generator=generator) * [0.01, 1, 3, 10, 1000][i % 5]
+        if i % 3 == 1:
+            logits_V = logits_V.round()
+        if i % 4 == 3:
+            gone_V = torch.rand(size, generator=generator) < 0.5
+            gone_V[int(torch.randint(size, (), generator=generator))] = False
+            logits_V = logits_V.masked_fill(gone_V, -INF)
+        cases.append(logits_V)
+    return cases
+
+
+def adversarial_distributions() -> list[torch.Tensor]:
+    """Logits on which filters go wrong: ties, one-hot, flat, −inf, huge and tiny, p exactly at a cumulative boundary."""
+    cases = []
+    for size in (2, 3, 4, 7, 10, 64, 1000, 5000):
+        index_V = torch.arange(size, dtype=torch.float32)
+        hot_V = torch.full((size,), -INF)
+        hot_V[size // 2] = 3.0
+        cases += [
+            torch.zeros(size),  # flat: all tie; every cumulative sum is a multiple of 1 / size
+            torch.full((size,), -7.5),
+            hot_V,
+            torch.where(index_V == size - 1, 1e4, 0.0),  # one-hot after the softmax
+            (index_V % 2).clone(),  # two levels, ties on both
+            (index_V // 3).clone(),
+            -index_V,  # sorted
+            index_V * 1e-6,  # nearly flat
+            index_V * 1e-30,
+            (index_V - size / 2) * 1e30,  # huge
+            torch.where(index_V % 2 == 0, -INF, index_V),
+            torch.where(index_V < 1, -INF, 0.0),
+            -index_V.add(1).log(),  # Zipf
+            torch.where(index_V < 2, 3e38, -3e38),  # the edge of float32
+        ]
+    # Probabilities that are sums of powers of two, or decimals: p of 0.5, 0.75, 0.9… falls exactly on a boundary.
+    for p in ([0.5, 0.25, 0.25], [0.5, 0.25, 0.125, 0.125], [0.25] * 4, [0.1, 0.2, 0.3, 0.4], [0.05, 0.05, 0.9], [0.1] * 10, [0.75, 0.25]):
+        cases += [torch.tensor(p).log(), torch.tensor(p[::-1]).log()]
+    return cases
+
+
+DISTRIBUTIONS = random_distributions() + adversarial_distributions()
+SETTINGS = [
+    Sampling(top_k=1),
+    Sampling(top_k=3),
+    Sampling(top_k=10_000),
+    Sampling(top_p=0.9),
+    Sampling(top_p=0.5),
+    Sampling(top_p=0.75),
+    Sampling(top_p=0.25),
+    Sampling(top_p=1e-9),
+    Sampling(top_p=0.999999),
+    Sampling(top_p=1.0),
+    Sampling(temperature=0.7),
+    Sampling(temperature=1.7, top_p=0.3),
+    Sampling(repetition_penalty=1.1),
+    Sampling(repetition_penalty=0.5, temperature=0.01, top_k=2, top_p=0.6),
+    Sampling(repetition_penalty=1.3, temperature=2.5, top_k=40, top_p=0.95),
+]
+
+
+def by_transformers(logits_V: torch.Tensor, context_T: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Scores [V] after transformers' processors in the order of its ``generate()``."""
+    chain = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty), TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_k is not None:
+        chain.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p is not None and sampling.top_p < 1:  # generate() leaves the warper out at 1, where it would drop underflowed tails
+        chain.append(TopPLogitsWarper(sampling.top_p))
+    scores_1V = logits_V[None].clone()
+    for process in chain:
+        scores_1V = process(context_T[None], scores_1V)
+    return scores_1V[0]
+
+
+def context_for(logits_V: torch.Tensor, seed: int) -> torch.Tensor:
+    """Some token ids of the vocabulary, several of them twice."""
+    return torch.randint(len(logits_V), (6,), generator=torch.Generator().manual_seed(seed))
+
+
+def test_there_are_enough_distributions():
+    assert len(DISTRIBUTIONS) >= 500
+    assert {len(logits_V) for logits_V in DISTRIBUTIONS} >= {2, 5000}
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=lambda s: f"t{s.temperature}-k{s.top_k}-p{s.top_p}-r{s.repetition_penalty}")
+def test_keep_masks_and_scores_equal_transformers(sampling):
+    for i, logits_V in enumerate(DISTRIBUTIONS):
+        if sampling.temperature < 1 and logits_V.max() > 1e30:
+            continue  # overflows to +inf on both sides: see the test of overflow
+        context_T = context_for(logits_V, i)
+        ours = apply_filters(logits_V, context_T, sampling).scores_V
+        theirs = by_transformers(logits_V, context_T, sampling)
+        assert torch.equal(ours, theirs), f"distribution {i}"
+
+
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [(1e-9, [0]), (0.5, [0]), (0.500001, [0, 1]), (0.75, [0, 1]), (0.750001, [0, 1, 2]), (0.875, [0, 1, 2]), (1.0, [0, 1, 2, 3, 4])],
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_p(p, kept):
+    # Powers of two, so that the cumulative sums 0.5, 0.75, 0.875, 0.9375, 1 are exact.
+    logits_V = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.0625]).log2() * math.log(2)
+    scores_V = apply_filters(logits_V, NO_CONTEXT, Sampling(top_p=p)).scores_V
+    assert (scores_V > -INF).nonzero().flatten().tolist() == kept
+
+
+def test_top_k_keeps_all_that_tie_at_the_kth():
+    scores_V = apply_filters(torch.tensor([1.0, 2.0, 1.0, 0.0, 1.0]), NO_CONTEXT, Sampling(top_k=2)).scores_V
+    assert scores_V.tolist() == [1.0, 2.0, 1.0, -INF, 1.0]
+
+
+def test_repetition_penalty_counts_a_repeated_token_once():
+    scores_V = apply_filters(torch.tensor([2.0, -2.0, 4.0]), torch.tensor([0, 1, 1, 0]), Sampling(repetition_penalty=2.0)).scores_V
+    assert scores_V.tolist() == [1.0, -4.0, 4.0]
+
+
+def test_filters_run_in_transformers_order():
+    assert list(FILTERS) == ["repetition_penalty", "temperature", "top_k", "top_p"]
+    everything = Sampling(repetition_penalty=1.2, temperature=0.8, top_k=3, top_p=0.9)
+    assert list(apply_filters(torch.arange(9.0), NO_CONTEXT, everything).removed) == list(FILTERS)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=1.0), Sampling(temperature=1.0, repetition_penalty=1.0)])
+def test_settings_that_do_nothing_turn_no_filter_on(sampling):
+    logits_V = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    filtered = apply_filters(logits_V, NO_CONTEXT, sampling)
+    assert filtered.removed == {}
+    assert torch.equal(filtered.scores_V, logits_V)
+
+
+def test_filters_do_not_change_their_input():
+    logits_V = torch.arange(5.0)
+    before_V = logits_V.clone()
+    apply_filters(logits_V, torch.tensor([1, 4]), Sampling(repetition_penalty=2.0, temperature=0.5, top_k=2, top_p=0.5))
+    assert torch.equal(logits_V, before_V)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_filters_work_in_float32(dtype):
+    logits_V = torch.tensor([1.5, 2.25, -3.0], dtype=dtype)
+    filtered = apply_filters(logits_V, NO_CONTEXT, Sampling(temperature=0.3, top_p=0.9))
+    assert filtered.scores_V.dtype == torch.float32
+    assert torch.equal(filtered.scores_V, by_transformers(logits_V.float(), NO_CONTEXT, Sampling(temperature=0.3, top_p=0.9)))
+
+
+# The ledger
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=lambda s: f"t{s.temperature}-k{s.top_k}-p{s.top_p}-r{s.repetition_penalty}")
+def test_every_removed_token_is_removed_by_exactly_one_filter(sampling):
+    for i, logits_V in enumerate(DISTRIBUTIONS[::3]):
+        if sampling.temperature < 1 and logits_V.max() > 1e30:
+            continue
+        filtered = apply_filters(logits_V, context_for(logits_V, i), sampling)
+        times_V = torch.zeros(len(logits_V), dtype=torch.long) + sum(gone_V.long() for gone_V in filtered.removed.values())
+        gone_V = (filtered.scores_V == -INF) & (logits_V != -INF)
+        assert torch.equal(times_V, gone_V.long()), f"distribution {i}"
+        left = int((logits_V != -INF).sum()) - sum(int(gone_V.sum()) for gone_V in filtered.removed.values())
+        assert left == int((filtered.scores_V != -INF).sum()) >= 1
+
+
+def test_ledger_names_the_filter_that_removed_a_token():
+    # Top-k leaves 0.6, 0.2, 0.15 of 0.95 in all: the first two make 0.84 of that, enough for p = 0.7.
+    logits_V = torch.tensor([0.6, 0.2, 0.15, 0.05]).log()
+    filtered = apply_filters(logits_V, NO_CONTEXT, Sampling(top_k=3, top_p=0.7))
+    assert [filtered.removed_by(id) for id in range(4)] == [None, None, "top_p", "top_k"]
+
+
+def test_token_that_the_model_itself_excludes_is_removed_by_no_filter():
+    filtered = apply_filters(torch.tensor([0.0, -INF, 1.0]), NO_CONTEXT, Sampling(top_k=1))
+    assert [filtered.removed_by(id) for id in range(3)] == ["top_k", None, None]
+
+
+# The draw
+
+
+def test_draw_equals_multinomial_with_the_same_generator():
+    ours, theirs = new_generator(7, CPU), new_generator(7, CPU)
+    sampling = Sampling(temperature=1.3, top_p=0.95)
+    compared = 0
+    for i, logits_V in enumerate(DISTRIBUTIONS):
+        scores_V = apply_filters(logits_V, context_for(logits_V, i), sampling).scores_V
+        token_id, _ = draw(scores_V, sampling, ours)
+        assert token_id == int(torch.multinomial(scores_V.softmax(-1), 1, generator=theirs)), f"distribution {i}"
+        compared += int((scores_V > -INF).sum() > 1)
+    assert compared >= 200  # distributions in which there was something to draw
+
+
+def test_numbers_of_the_race_decide_the_draw():
+    scores_V = torch.tensor([0.1, 1.0, -INF, 0.5])
+    token_id, q_V = draw(scores_V, Sampling(), new_generator(3, CPU))
+    assert token_id == int((scores_V.softmax(-1) / q_V).argmax())
+    assert (q_V > 0).all() and q_V.shape == (4,)
+
+
+def test_numbers_of_the_race_are_exponential_of_rate_1():
+    _, q_V = draw(torch.zeros(10_000), Sampling(), new_generator(0, CPU))
+    assert q_V.mean().item() == pytest.approx(1, abs=0.05)  # five standard errors
+    assert (q_V > math.log(2)).float().mean().item() == pytest.approx(0.5, abs=0.025)
+
+
+def test_draws_have_the_distributions_frequencies():
+    p = [0.5, 0.2, 0.15, 0.1, 0.05]
+    scores_V, generator, draws = torch.tensor(p).log(), new_generator(0, CPU), 10_000
+    counts = [0] * 5
+    for _ in range(draws):
+        counts[draw(scores_V, Sampling(), generator)[0]] += 1
+    chi_square = sum((n - draws * share) ** 2 / (draws * share) for n, share in zip(counts, p, strict=True))
+    assert chi_square < 18.47  # 4 degrees of freedom: exceeded by 1 in 1,000 seeds, and this one is fixed
+
+
+def test_removed_token_is_never_drawn():
+    scores_V, generator = torch.tensor([0.0, -INF, 0.0]), new_generator(0, CPU)
+    assert {draw(scores_V, Sampling(), generator)[0] for _ in range(200)} == {0, 2}
+
+
+def test_temperature_0_is_the_argmax_without_a_draw():
+    generator = new_generator(0, CPU)
+    state = generator.get_state()
+    for i, logits_V in enumerate(DISTRIBUTIONS[::5]):
+        scores_V = apply_filters(logits_V, context_for(logits_V, i), Sampling(temperature=0, top_k=5, top_p=0.1)).scores_V
+        assert torch.equal(scores_V, logits_V)
+        assert draw(scores_V, Sampling(temperature=0), generator) == (int(logits_V.argmax()), None)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_greedy_obeys_the_repetition_penalty():
+    sampling = Sampling(temperature=0, repetition_penalty=2.0)
+    scores_V = apply_filters(torch.tensor([3.0, 2.0]), torch.tensor([0]), sampling).scores_V
+    assert draw(scores_V, sampling)[0] == 1
+
+
+def test_generator_repeats_with_a_seed_and_is_fresh_without():
+    numbers = [torch.rand(4, generator=new_generator(seed, CPU)).tolist() for seed in (5, 5, 6, None, None)]
+    assert numbers[0] == numbers[1]
+    assert numbers[1] != numbers[2] and numbers[3] != numbers[4]
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=-0.1),
+        dict(temperature=INF),
+        dict(temperature=math.nan),
+        dict(top_k=0),
+        dict(top_k=-1),
+        dict(top_k=2.5),
+        dict(top_p=0),
+        dict(top_p=0.0),
+        dict(top_p=-0.5),
+        dict(top_p=1.0001),
+        dict(top_p=math.nan),
+        dict(repetition_penalty=0),
+        dict(repetition_penalty=-1.0),
+        dict(repetition_penalty=INF),
+        dict(repetition_penalty=math.nan),
+        dict(seed=-1),
+        dict(seed=2**63),
+        dict(seed=0.5),
+    ],
+    ids=str,
+)
+def test_impossible_setting_is_an_error_that_names_it(settings):
+    [(name, value)] = settings.items()
+    with pytest.raises(ValueError, match=f"^{name}={value}: give "):
+        Sampling(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=0),
+        dict(top_k=1),
+        dict(top_p=1.0),
+        dict(top_p=1e-9),
+        dict(seed=0),
+        dict(seed=2**63 - 1),
+        dict(repetition_penalty=0.5),
+    ],
+    ids=str,
+)
+def test_setting_at_the_edge_of_the_possible_is_taken(settings):
+    sampling = Sampling(**settings)
+    assert all(getattr(sampling, name) == value for name, value in settings.items())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logits", [[0.0, math.nan, 1.0], [math.nan] * 3, [0.0, INF], [INF, -INF], [INF, math.nan], [-INF, -INF]])
+def test_logits_without_a_distribution_are_an_error(logits, temperature):
+    with pytest.raises(ValueError, match="the largest logit is"):
+        apply_filters(torch.tensor(logits), NO_CONTEXT, Sampling(temperature=temperature))
+
+
+@pytest.mark.parametrize(
+    ("logits", "settings"), [([1.0, 20.0, 3.0], dict(temperature=1e-40)), ([3.0, 30.0], dict(repetition_penalty=1e-38))]
+)
+def test_scores_that_overflow_are_an_error_or_the_limit(logits, settings):
+    sampling = Sampling(**settings, seed=0)
+    try:
+        scores_V = apply_filters(torch.tensor(logits), torch.arange(len(logits)), sampling).scores_V
+    except ValueError:
+        return
+    assert draw(scores_V, sampling, new_generator(0, CPU))[0] == 1

@@ -1,0 +1,217 @@
+"""The verdict: every level of the ladder, reached by disturbing one side."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from inspector.loading import attach
+from inspector.records import Origin, Sampling
+from inspector.splitting import Split
+from inspector.verifying import LiftedCasts, Side, compare, first_difference, in_float64, largest_difference, verify
+
+GREEDY = Sampling(temperature=0)
+DRAWN = Sampling(temperature=0.8, top_k=12, top_p=0.9, repetition_penalty=1.2, seed=3)
+PROMPT = [1, 5, 9, 7]
+
+
+def with_head(m, head):
+    """``m`` with another head in the hand-made run alone."""
+    return replace(m, split=replace(m.split, head=head))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, Sampling(seed=1)], ids=["greedy", "drawn", "plain"])
+@pytest.mark.parametrize("kind", ["expert", "qwen2"])
+def test_undisturbed_is_bitwise(tiny, kind, sampling):
+    verdict = verify(tiny(kind), PROMPT, sampling, 12)
+    assert (verdict.level, verdict.steps, verdict.max_difference, verdict.first_difference) == ("bitwise", 12, 0.0, None)
+    assert verdict.tokens_hand == verdict.tokens_generate and len(verdict.tokens_hand) == 12
+
+
+def test_gpt2_is_bitwise(tiny):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=25, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None)
+    m = attach(GPT2LMHeadModel(config).eval(), tiny("expert").tokenizer, Origin("gpt2", "folder"))
+    assert verify(m, PROMPT, DRAWN, 10).level == "bitwise"
+
+
+def test_checkpoint_settings_do_not_act_silently(tiny):
+    m = tiny("qwen2")
+    plain = verify(m, PROMPT, GREEDY, 12)
+    own = m.model.generation_config
+    own.repetition_penalty, own.top_k, own.temperature, own.do_sample, own.no_repeat_ngram_size = 5.0, 1, 0.1, True, 1
+    again = verify(m, PROMPT, GREEDY, 12)
+    assert again.level == "bitwise" and again.tokens_generate == plain.tokens_generate
+    assert m.model.generation_config is own
+
+
+def test_checkpoint_settings_apply_on_both_sides_when_asked_for(tiny):
+    m = tiny("qwen2")
+    own = m.model.generation_config
+    own.repetition_penalty, own.top_k, own.top_p, own.temperature, own.do_sample = 1.1, 5, 0.8, 0.7, True
+    sampling = Sampling(**m.checkpoint_settings(), seed=2)
+    assert sampling == Sampling(temperature=0.7, top_k=5, top_p=0.8, repetition_penalty=1.1, seed=2)
+    assert verify(m, PROMPT, sampling, 12).level == "bitwise"
+
+
+def test_a_full_context_ends_both_sides(tiny):
+    verdict = verify(tiny("qwen2", context=10), PROMPT, GREEDY, 50)
+    assert verdict.level == "bitwise" and len(verdict.tokens_generate) == 10 + 1 - len(PROMPT)
+
+
+def test_the_head_on_all_positions_is_rounding(tiny):
+    """The trap of splitting.md: the same numbers in another matrix product. A larger model shows the difference."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=25, n_positions=64, n_embd=256, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None)
+    m = attach(GPT2LMHeadModel(config).eval(), tiny("expert").tokenizer, Origin("gpt2", "folder"))
+    backbone, ulp = m.split.backbone, torch.tensor(float("inf"))
+    disturbed = replace(m, split=replace(m.split, backbone=lambda ids: torch.nextafter(backbone(ids), ulp.to(backbone(ids).dtype))))
+    verdict = verify(disturbed, PROMPT, GREEDY, 6)
+    assert verdict.level == "rounding"
+    assert 0 < verdict.max_difference <= 2 * max(verdict.error_hand, verdict.error_generate)
+
+
+@pytest.mark.parametrize("kind", ["expert", "qwen2"])
+def test_an_ulp_is_rounding(tiny, kind):
+    m = tiny(kind)
+    head = m.split.head
+    verdict = verify(with_head(m, lambda h: torch.nextafter(head(h), torch.full_like(head(h), torch.inf))), PROMPT, GREEDY, 12)
+    assert (verdict.level, verdict.first_difference) == ("rounding", 0)
+    assert 0 < verdict.max_difference < 1e-5
+    assert verdict.floor < 1e-5  # RMSNorm in float32 inside a float64 run; 0 for the native model
+    assert (verdict.floor == 0) == (kind == "expert")
+
+
+@pytest.mark.parametrize("kind", ["expert", "qwen2"])
+def test_a_wrong_scale_that_keeps_the_tokens_is_tokens_and_not_rounding(tiny, kind):
+    """A scale is in the float32 and in the float64 run of its side, so it cannot pass for a rounding error."""
+    m = tiny(kind)
+    head = m.split.head
+    verdict = verify(with_head(m, lambda h: head(h) * 1.001), PROMPT, GREEDY, 12)
+    assert verdict.level == "tokens"
+    assert verdict.max_difference > 2 * max(verdict.error_hand, verdict.error_generate)
+
+
+@pytest.mark.parametrize("kind", ["expert", "qwen2"])
+def test_a_wrong_scale_that_changes_a_token_is_different(tiny, kind):
+    m = tiny(kind)
+    head = m.split.head
+    verdict = verify(with_head(m, lambda h: head(h) * 0.2), PROMPT, Sampling(seed=0), 24)
+    assert verdict.level == "different"
+    assert verdict.first_token_difference is not None and verdict.margin is not None
+
+
+def test_a_flip_between_two_equal_logits_is_a_near_tie(tiny):
+    m = tiny("qwen2")
+    head = m.split.head
+    first = verify(m, PROMPT, GREEDY, 1).tokens_hand[0]
+    other = first + 1 if first + 1 < head.out_features else first - 1
+    with torch.no_grad():
+        head.weight[other] = head.weight[first]
+
+    def nudged(hidden):
+        logits = head(hidden)
+        logits[..., max(first, other)] = torch.nextafter(logits[..., max(first, other)], torch.tensor(torch.inf, dtype=logits.dtype))
+        return logits
+
+    verdict = verify(with_head(m, nudged), PROMPT, GREEDY, 4)
+    assert (verdict.level, verdict.first_token_difference) == ("near-tie", 0)
+    assert verdict.margin <= verdict.observed_error < 1e-5
+
+
+class Fixed(nn.Module):
+    """A model that gives the same logits whatever it reads, for sides made by hand."""
+
+    def __init__(self, logits_V):
+        super().__init__()
+        self.logits_V = nn.Parameter(logits_V)
+
+    def forward(self, ids_BT, use_cache=False):
+        return SimpleNamespace(logits=self.logits_V.expand(*ids_BT.shape, -1))
+
+
+def fixed(logits_V) -> SimpleNamespace:
+    model = Fixed(logits_V)
+    return SimpleNamespace(model=model, split=Split(lambda ids: ids[..., None], lambda h: model(h[..., 0]).logits))
+
+
+def test_a_flip_between_two_equal_ratios_of_the_race_is_a_near_tie():
+    """The logit of the race's second is set so that its ratio p/q all but equals the winner's."""
+    sampling, ids = Sampling(seed=5), torch.tensor([[0]])
+    q_V = torch.empty(4).exponential_(1, generator=torch.Generator().manual_seed(5))
+    logits_V = torch.tensor([0.0, 0.0, -20.0, -20.0])
+    logits_V[1] = torch.log(q_V[1] / q_V[0])
+    nudged_V = logits_V.clone()
+    sides, winner = [], None
+    for _ in range(64):
+        token = int((nudged_V.softmax(-1) / q_V).argmax())
+        if winner is not None and token != winner:
+            break
+        winner = token
+        sides = [Side((token,), (nudged_V.clone(),), 0.0)]
+        nudged_V[1] = torch.nextafter(nudged_V[1], torch.tensor(torch.inf if winner == 0 else -torch.inf))
+    sides.append(Side((token,), (nudged_V.clone(),), 0.0))
+    m = fixed(sides[0].logits[0].double() + 1e-6)  # each side's own error against float64 is 1e-6
+    verdict = compare(m, ids, sampling, *sides)
+    assert (verdict.level, verdict.first_token_difference) == ("near-tie", 0)
+    assert verdict.margin <= verdict.observed_error < 1e-5
+
+
+def test_a_side_that_stops_early_is_different(tiny):
+    logits_V = torch.tensor([1.0, 0.5])
+    long, short = Side((0, 0), (logits_V, logits_V), 0.0), Side((0,), (logits_V,), 0.0)
+    verdict = compare(fixed(logits_V), torch.tensor([[1]]), GREEDY, long, short)
+    assert (verdict.level, verdict.first_token_difference, verdict.first_difference) == ("different", 1, 1)
+
+
+def test_float64_and_back_leaves_the_model_bitwise_as_it_was(tiny):
+    m = tiny("qwen2")
+    m.model.model.norm.bfloat16()
+    before = {name: tensor.clone() for name, tensor in m.model.state_dict().items()}
+    tied = m.model.lm_head.weight is m.model.model.embed_tokens.weight
+    with pytest.raises(RuntimeError), in_float64(m.model):
+        assert {p.dtype for p in m.model.parameters()} == {torch.float64}
+        raise RuntimeError
+    after = m.model.state_dict()
+    assert all(before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]) for name in before)
+    assert (m.model.lm_head.weight is m.model.model.embed_tokens.weight) == tied
+
+
+def test_lifted_casts_keep_float64():
+    x = torch.ones(2, dtype=torch.float64)
+    with LiftedCasts():
+        assert {x.float().dtype, x.to(torch.float32).dtype, x.softmax(-1, dtype=torch.float32).dtype} == {torch.float64}
+    assert x.float().dtype == torch.float32
+
+
+def test_verify_leaves_the_global_random_state_alone(tiny):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    verify(tiny_model := tiny("expert"), PROMPT, DRAWN, 3)
+    torch.manual_seed(11)
+    state = torch.random.get_rng_state()
+    verify(tiny_model, PROMPT, DRAWN, 3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "index"), [([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([], [], None), ([1, 2], [1], 1)]
+)
+def test_first_difference(a, b, index):
+    assert first_difference(a, b) == index
+
+
+def test_largest_difference_of_equal_infinities_is_0_and_of_a_nan_infinite():
+    inf = float("inf")
+    assert largest_difference(torch.tensor([inf, -inf, 1.0]), torch.tensor([inf, -inf, 1.5])) == 0.5
+    assert largest_difference(torch.tensor([float("nan")]), torch.tensor([0.0])) == inf
+
+
+def test_a_model_without_generate_is_an_error():
+    with pytest.raises(ValueError, match=r"has no generate\(\)"):
+        verify(fixed(torch.tensor([1.0])), [0])
