@@ -83,11 +83,11 @@ def main(
     from inspector.bench.loop import estimate_seconds, seconds_per_step
     from inspector.decoding import make_run
     from inspector.structure import tree
+    from inspector.verifying import by_generate
 
     origin = loading.default_model() if model is None else None
-    models = [
-        loading.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code) for name in (model or origin.name, expert)
-    ]
+    options = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    models = [loading.load(name, **options) for name in (model or origin.name, expert)]
     names = [m.origin.name for m in models]
     screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.model.dtype, m.device) for m in models], t))
     if origin and origin.notes:
@@ -108,22 +108,21 @@ def main(
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [models[0].encode(prompts[0], system, raw), models[1].encode(prompts[1])]
     for m, text, row in zip(models, prompts, ids, strict=True):
-        screen.show(
-            terminal.fed_panel(m.origin.name, [m.texts.token(i) for i in row], terminal.unknown_note(m.unknown(text), m.origin.name, t), t)
-        )
+        screen.show(terminal.fed_panel(m.origin.name, [m.texts.token(i) for i in row], m.unknown(text), t))
 
     # 4. One step by hand, and the proof that the loop does the same.
     settings = [cli.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
-    screen.show(terminal.section(t("4. One step by hand", "4. Один шаг вручную")), terminal.settings_line(*settings[0], t))
+    screen.show(terminal.section(t("4. One step by hand", "4. Один шаг вручную")))
     first = []
-    for m, row, sampling, steps in zip(models, ids, samplings, loops, strict=True):
+    for m, row, (sampling, origins), steps in zip(models, ids, settings, loops, strict=True):
         token_id, stages = one_step(m, row, sampling)
         first.append(next(steps))
         assert token_id == first[-1].token.id, "the step by hand and the loop chose different tokens"
         listed = {name: [float(p_V[c.token.id]) for c in first[-1].candidates] for name, p_V in stages.items()}
-        screen.show(terminal.section(m.origin.name), terminal.candidate_table(first[-1], listed, t))
+        screen.show(terminal.section(m.origin.name), terminal.settings_line(sampling, origins, t))
+        screen.show(terminal.candidate_table(first[-1], listed, t))
 
     # 5. The loop: the same step again and again, until the models end it.
     screen.show(terminal.section(t("5. The loop, step by step", "5. Цикл по шагам")))
@@ -145,7 +144,8 @@ def main(
     verdicts = [verify(m, row, run.sampling, len(run.steps)) for m, row, run in zip(models, ids, runs, strict=True)]
     for name, verdict in zip(names, verdicts, strict=True):
         screen.show(terminal.verdict_line(name, verdict, t))
-    screen.show(terminal.comparison_table(comparison(models[0], runs[0], verdicts[0], t), t))
+    lines = [code_lines(getsource(by_generate)), code_lines(Path(__file__).read_text(encoding="utf8"))]
+    screen.show(terminal.comparison_table(models[0].split.backbone_name, models[0].split.head_name, verdicts[0], lines, t))
 
     # 7. What came out, and what it cost.
     screen.show(terminal.section(t("7. Texts and times", "7. Тексты и время")))
@@ -159,40 +159,6 @@ def main(
     screen.close("python inference.py")
     if json_path:
         cli.write_json(json_path, dict(runs=runs, verdicts=verdicts))
-
-
-def comparison(m, run, verdict, t) -> list[tuple[str, str, str]]:
-    """The rows of "by hand beside ``generate()``", with what this run measured."""
-    from inspector.verifying import by_generate
-
-    n = len(run.steps)
-    off = t("switched off for the comparison (on by default)", "выключен для сравнения (по умолчанию включён)")
-    backbone = f"{m.split.backbone_name}(ids)"
-    return [
-        (
-            t("calls", "вызовы"),
-            t("1, the loop is inside", "1, цикл внутри"),
-            t(f"{n} of the backbone, {n} of the head", f"{n} backbone, {n} головы"),
-        ),
-        (
-            t("forward pass", "прямой проход"),
-            t("model(ids), a black box", "model(ids), чёрный ящик"),
-            f"{backbone} → {m.split.head_name}(hidden[:, -1:])",
-        ),
-        (t("sampling", "сэмплирование"), t("built in", "встроенное"), t("our own, with a ledger", "своё, с протоколом")),
-        ("KV-cache", off, t("none", "нет")),
-        (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
-        (
-            t("lines of code", "строк кода"),
-            f"{code_lines(getsource(by_generate))}",
-            f"{code_lines(Path(__file__).read_text(encoding='utf8'))}",
-        ),
-        (
-            t("time per token", "время на токен"),
-            terminal.duration(verdict.seconds_generate / n),
-            terminal.duration(verdict.seconds_hand / n),
-        ),
-    ]
 
 
 def code_lines(source: str) -> int:

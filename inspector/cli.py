@@ -74,7 +74,14 @@ def write_json(path: Path, record) -> None:
 
 
 def quiet_when(json_path: Path | None) -> Console:
-    """The console of a verb: silent when JSON goes to the standard output, which it then has for itself."""
+    """The console of a verb: silent when JSON goes to the standard output, which it then has for itself.
+
+    Raises:
+        ValueError: the JSON could not be written.
+    """
+    from .render.terminal import check_writable
+
+    check_writable(json_path)
     return Console(highlight=False, quiet=str(json_path) == "-")
 
 
@@ -99,11 +106,11 @@ def tree(
     from .render import terminal
 
     t = terminal.translator(language)
+    console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     from .structure import tree as build
 
     node = build(m.model, m.split)
-    console = quiet_when(json_path)
     console.print(terminal.tree_panel(node, model, console.width, t))
     console.print(terminal.parts_explained(t))
     if json_path:
@@ -135,16 +142,17 @@ def run(
 
     t = terminal.translator(language)
     flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
+    screen = terminal.Screen(console=quiet_when(json_path))
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     from .decoding import run as generate
 
     ids = m.encode(prompt, system, raw)
     sampling, origins = settings(m, flags, seed, checkpoint_settings)
-    console = quiet_when(json_path)
-    console.print(terminal.fed_panel(model, [m.texts.token(id) for id in ids], terminal.unknown_note(m.unknown(prompt), model, t), t))
-    with terminal.LiveSteps(console, [model], t) as live:
+    screen.show(terminal.fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt), t))
+    screen.show(terminal.settings_line(sampling, origins, t))
+    with terminal.LiveSteps(screen, [model], t) as live:
         result = generate(m, ids, sampling, max_new_tokens, origins, on_step=lambda step: live.add([step]))
-    console.print(terminal.text_panel(prompt, result, t))
+    screen.show(terminal.text_panel(prompt, result, t))
     if json_path:
         write_json(json_path, result)
 
@@ -180,12 +188,13 @@ def verify(
         raise ValueError(f"--require {require}: choose one of {', '.join(LEVELS)}")
     t = terminal.translator(language)
     flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
+    console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     from .verifying import verify as compare
 
     sampling, _ = settings(m, flags, seed, checkpoint_settings)
     verdict = compare(m, m.encode(prompt, system, raw), sampling, max_new_tokens)
-    quiet_when(json_path).print(terminal.verdict_line(model, verdict, t))
+    console.print(terminal.verdict_line(model, verdict, t))
     if json_path:
         write_json(json_path, verdict)
     if not verdict.holds(require):
@@ -205,7 +214,7 @@ def train(
     n_heads: Annotated[int, typer.Option(help="Attention heads in each.")] = 4,
     d_ff: Annotated[int | None, typer.Option(help="Width of the feed-forward; by default 4·d_model, for qwen2 8/3·d_model.")] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Longest sequence; by default what the longest line needs, at least 64.")] = None,
-    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.1,
+    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.15,
     steps: Annotated[int, typer.Option(help="Number of updates.")] = 1500,
     batch_size: Annotated[int, typer.Option(help="Lines in an update.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule: warm-up, then a cosine.")] = 2e-3,

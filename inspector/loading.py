@@ -11,7 +11,8 @@ import torch
 import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from . import models  # noqa: F401 - registers the native models with the Auto classes
 from .decoding import Texts
@@ -111,7 +112,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto", trust_remote_code
     transformers.logging.disable_progress_bar()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, where), output_loading_info=True, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = load_tokenizer(source, options)
     except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
         raise LoadError(f"{name}: cannot be loaded: {first_line(error)}") from error
     finally:
@@ -122,6 +123,16 @@ def load(name: str, device: str = "auto", dtype: str = "auto", trust_remote_code
             f"{name}: {len(missing)} weights are missing, the first is {missing[0]}: the checkpoint is not whole, fetch it again"
         )
     return attach(model.eval().to(where), tokenizer, origin)
+
+
+def load_tokenizer(source: str, options: dict) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, of the class that the checkpoint names.
+
+    ``AutoTokenizer`` overrules a generic class by the model's type, and so reads a character tokenizer beside a Qwen2
+    as Qwen's: everything becomes nothing, silently.
+    """
+    generic = get_tokenizer_config(source, **options).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
 
 
 def attach(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, origin: Origin) -> Loaded:

@@ -233,24 +233,22 @@ def token_line(tokens: Sequence[Token]) -> Text:
     return line
 
 
-def fed_panel(name: str, tokens: Sequence[Token], notes: Sequence[str], t: Translate) -> RenderableType:
-    """The tokens that a model is fed, with anything that happened to the prompt on the way. A long prompt loses its middle."""
+def fed_panel(name: str, tokens: Sequence[Token], unknown: Sequence[str], t: Translate) -> RenderableType:
+    """The tokens that a model is fed, with a notice of characters that it does not know. A long prompt loses its middle."""
     head, tail = 60, 20
     if len(tokens) > head + tail:
         left_out = Text(t(f"… {len(tokens) - head - tail} tokens … ", f"… {len(tokens) - head - tail} токенов … "), "yellow")
         shown = Text.assemble(token_line(tokens[:head]), left_out, token_line(tokens[-tail:]))
     else:
         shown = token_line(tokens)
+    lines = [shown]
+    if unknown:
+        listed = ", ".join(quoted(c) for c in unknown[:20]) + (" …" if len(unknown) > 20 else "")
+        lines.append(
+            Text(t(f"not in the vocabulary, fed as unknown: {listed}", f"нет в словаре, поданы как неизвестные: {listed}"), "yellow")
+        )
     title = Text(f"{visible(name)}: {len(tokens)} " + t("tokens fed", "токенов на входе"))
-    return Panel(Group(shown, *(Text(note, "yellow") for note in notes)), title=title, title_align="left")
-
-
-def unknown_note(characters: Sequence[str], name: str, t: Translate) -> list[str]:
-    """A notice about characters that a model does not know, if there are any."""
-    if not characters:
-        return []
-    listed = ", ".join(quoted(c) for c in characters[:20]) + (" …" if len(characters) > 20 else "")
-    return [t(f"{name} does not know {listed}: fed as the unknown symbol", f"{name} не знает {listed}: подан символ «неизвестно»")]
+    return Panel(Group(*lines), title=title, title_align="left")
 
 
 FILTER_NAMES = {"repetition_penalty": "penalty", "temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "greedy": "greedy"}
@@ -383,8 +381,28 @@ def verdict_line(name: str, verdict: Verdict, t: Translate) -> RenderableType:
     return line
 
 
-def comparison_table(rows: Sequence[tuple[str, str, str]], t: Translate) -> RenderableType:
-    """By hand beside ``model.generate()``: (aspect, generate(), by hand) a row."""
+def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence[int], t: Translate) -> RenderableType:
+    """By hand beside ``model.generate()``, with what this run measured; ``lines`` of code, of generate's call and of the lesson."""
+    n_hand, n_generate = len(verdict.tokens_hand), len(verdict.tokens_generate)
+    own = t("our own, with a ledger", "своё, с протоколом")
+    off = t("off here, to compare like with like; on by default", "здесь выключен для равных условий; по умолчанию включён")
+    rows = (
+        (
+            t("calls", "вызовы"),
+            t("1, the loop is inside", "1, цикл внутри"),
+            t(f"{n_hand} × backbone, {n_hand} × head", f"{n_hand} × backbone, {n_hand} × голова"),
+        ),
+        (
+            t("forward pass", "прямой проход"),
+            t("model(ids), a black box", "model(ids), чёрный ящик"),
+            f"{backbone}(ids) → {head}(hidden[:, -1:])",
+        ),
+        (t("sampling", "сэмплирование"), t("built in", "встроенное"), own),
+        ("KV-cache", off, t("none", "нет")),
+        (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
+        (t("lines of code", "строк кода"), str(lines[0]), str(lines[1])),
+        (t("time per token", "время на токен"), duration(verdict.seconds_generate / n_generate), duration(verdict.seconds_hand / n_hand)),
+    )
     result = table(t("aspect", "аспект"), "model.generate()", t("by hand", "вручную"), wide=(1, 2))
     for row in rows:
         result.add_row(*(Text(cell) for cell in row))
@@ -430,6 +448,7 @@ class Screen:
     def __init__(self, save: Path | None = None, console: Console | None = None):
         if save is not None and save.suffix not in (".svg", ".html"):
             raise ValueError(f"--save-screen {save}: give a name that ends in .svg or .html")
+        check_writable(save)
         self.console = console or Console(highlight=False)
         self.save = save
         # A second console records, so that the frames of a live display are not in the picture.
@@ -503,6 +522,18 @@ def closing(t: Translate) -> RenderableType:
     for command, what in commands:
         lines.add_row(Text(command, "bold"), Text(what, "dim"))
     return Panel(Group(Text(said), Text(""), lines), box=box.HEAVY)
+
+
+def check_writable(path: Path | None) -> None:
+    """Says before a long run, and not after it, that its result could not be written.
+
+    Raises:
+        ValueError: the folder does not exist or cannot be written to, or ``path`` is a folder.
+    """
+    if path is None or str(path) == "-":
+        return
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: give a file in a folder that exists and that you may write to")
 
 
 def write_whole(path: Path, text: str) -> None:

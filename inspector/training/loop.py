@@ -44,8 +44,8 @@ class Recipe:
     n_heads: int = 4
     d_ff: int | None = None
     max_seq_len: int | None = None
-    dropout: float = 0.1
-    steps: int = 3000
+    dropout: float = 0.15
+    steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 2e-3
     warmup: int = 100
@@ -127,6 +127,11 @@ def add_dropout(model: Qwen2ForCausalLM, dropout: float) -> None:
             module.register_forward_hook(drop)
 
 
+def encode(tokenizer: PreTrainedTokenizerFast, lines: Sequence[str]) -> list[list[int]]:
+    """Each line as ids from the begin to the end symbol."""
+    return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(lines)).input_ids] if lines else []
+
+
 def learning_rate_at(step: int, recipe: Recipe) -> float:
     """The rate of step 0, 1, …: a straight line up over ``warmup`` steps, then half a cosine down to a tenth of the peak."""
     if step < recipe.warmup:
@@ -202,7 +207,7 @@ def train(
     state = read_state(out, recipe, lines, resume)
     accelerator = Accelerator()
     tokenizer = character_tokenizer(lines)
-    rows, validation_rows = ([[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(part)).input_ids] for part in (lines, validation))
+    rows, validation_rows = encode(tokenizer, lines), encode(tokenizer, validation)
     model = build_model(recipe, tokenizer, fitting_length(recipe, [*rows, *validation_rows], [*lines, *validation]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.99))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -236,11 +241,10 @@ def train(
                 held_out = validation_loss(model, validation_rows, tokenizer.pad_token_id) if validation_rows else None
                 losses.append(dict(step=done, train=loss, validation=held_out))
                 save_state(done)
-            elif interrupted:
-                save_state(done)
             left = (time.perf_counter() - started) / (done - first) * (recipe.steps - done)
             yield Progress(done, recipe.steps, loss, losses[-1]["validation"] if losses else None, left)
             if interrupted:
+                save_state(done)
                 raise KeyboardInterrupt
     save_result(accelerator.unwrap_model(model), tokenizer, recipe, losses, (lines, validation), out)
 

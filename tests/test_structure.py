@@ -1,0 +1,109 @@
+"""The module tree: counts, order, repeats, ties, and the steps that are no modules."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+
+from inspector.models import ExpertModel
+from inspector.records import ModuleNode, from_json, to_json
+from inspector.splitting import SplitError
+from inspector.structure import tree
+
+
+def flat(node: ModuleNode, depth: int = 0):
+    yield depth, node
+    for child in node.children:
+        yield from flat(child, depth + 1)
+
+
+def named(node: ModuleNode, name: str) -> ModuleNode:
+    return next(n for _, n in flat(node) if n.name == name)
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Qwen2ForCausalLM:
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=40, **sizes, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None))
+
+
+def test_the_total_counts_a_tied_weight_once(qwen):
+    root = tree(qwen)
+    assert root.parameters == qwen.num_parameters() == sum(p.numel() for p in qwen.parameters())
+    assert root.bytes == 4 * root.parameters
+    head = named(root, "lm_head")
+    assert (head.parameters, head.tied_to, head.part) == (0, "model.embed_tokens.weight", "head")
+    assert named(root, "model").part == "backbone"
+
+
+def test_half_precision_halves_the_memory(qwen):
+    assert tree(qwen.bfloat16()).bytes == 2 * qwen.num_parameters()
+    qwen.float()
+
+
+def test_children_stand_in_running_order_with_the_functional_steps_between(qwen):
+    layer = named(tree(qwen), "layers")
+    assert (layer.type, layer.repeat) == ("Qwen2DecoderLayer", 3)
+    lines = [node.name or node.type for depth, node in flat(layer) if depth > 0]
+    assert lines == [
+        "input_layernorm",
+        "self_attn",
+        *("q_proj", "k_proj", "v_proj", "RoPE: turn q and k", "softmax(q·kᵀ/√K)·v, causal", "o_proj"),
+        "+ residual",
+        "post_attention_layernorm",
+        "mlp",
+        *("gate_proj", "act_fn", "up_proj", "act(gate) × up", "down_proj"),
+        "+ residual",
+    ]
+
+
+def test_the_native_tree_is_post_norm_and_has_no_rope():
+    root = tree(ExpertModel(vocab_size=50, d_model=32, n_layers=4, n_heads=4))
+    lines = [node.name or node.type for _, node in flat(root)]
+    assert "RoPE: turn q and k" not in lines and "× √D" in lines
+    block = named(root, "layers")
+    assert [n.name or n.type for n in block.children] == ["self_attn", "+ residual", "norm_attn", "mlp", "+ residual", "norm_mlp"]
+    assert root.parameters == ExpertModel(vocab_size=50, d_model=32, n_layers=4, n_heads=4).get_num_params()
+
+
+def test_a_repeated_node_counts_all_and_its_children_one(qwen):
+    layers = named(tree(qwen), "layers")
+    assert layers.parameters == sum(p.numel() for p in qwen.model.layers.parameters())
+    assert layers.parameters == layers.repeat * sum(child.parameters for child in layers.children)
+
+
+def test_layers_that_differ_are_not_put_together(qwen):
+    qwen.model.layers[1].mlp.up_proj = torch.nn.Linear(16, 32, bias=True)
+    layers = named(tree(qwen), "layers")
+    assert layers.type == "ModuleList" and [(n.name, n.repeat) for n in layers.children] == [("0", 1), ("1", 1), ("2", 1)]
+    qwen.model.layers[1].mlp.up_proj = torch.nn.Linear(16, 32, bias=False)
+
+
+def test_shapes_are_said():
+    root = tree(GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=8, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)))
+    assert (named(root, "wte").shape, named(root, "c_attn").shape, named(root, "ln_f").shape) == ("40×16", "16×48", "16")
+    assert named(tree(ExpertModel(50, 32, 1, 4)), "up_proj").shape == "32→128 +bias"
+
+
+def test_the_model_keeps_its_mode_and_no_hooks(qwen):
+    qwen.train()
+    tree(qwen)
+    assert all(module.training and not module._forward_pre_hooks for module in qwen.modules())
+
+
+def test_json_round_trip(qwen):
+    root = tree(qwen)
+    assert from_json(ModuleNode, to_json(root)) == root
+
+
+def test_a_model_that_cannot_be_split_has_no_tree():
+    with pytest.raises(SplitError):
+        tree(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.slow
+def test_the_full_size_qwen_has_the_published_count(standin):
+    from inspector.loading import load
+
+    root = tree(load(str(standin)).model)
+    assert root.parameters == 494_032_768
+    assert (named(root, "layers").repeat, named(root, "layers").type) == (24, "Qwen2DecoderLayer")
