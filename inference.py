@@ -89,6 +89,12 @@ def main(
     options = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     models = [loading.load(name, **options) for name in (model or origin.name, expert)]
     names = [m.origin.name for m in models]
+    default = QWEN_PROMPT if models[0].tokenizer.chat_template and not raw else NAMES_PROMPT
+    prompts = [default if prompt is None else prompt, expert_prompt]
+    ids = [models[0].encode(prompts[0], system, raw), models[1].encode(prompts[1])]
+    settings = [cli.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
+    samplings = [sampling for sampling, _ in settings]
+    loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
     screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.model.dtype, m.device) for m in models], t))
     if origin and origin.notes:
         screen.show(terminal.notice(origin.notes, t("The real Qwen is not here", "Настоящего Qwen здесь нет")))
@@ -104,16 +110,10 @@ def main(
 
     # 3. From text to token ids.
     screen.show(terminal.section(t("3. The tokens that are fed", "3. Токены на входе")))
-    default = QWEN_PROMPT if models[0].tokenizer.chat_template and not raw else NAMES_PROMPT
-    prompts = [default if prompt is None else prompt, expert_prompt]
-    ids = [models[0].encode(prompts[0], system, raw), models[1].encode(prompts[1])]
     for m, text, row in zip(models, prompts, ids, strict=True):
         screen.show(terminal.fed_panel(m.origin.name, [m.texts.token(i) for i in row], m.unknown(text), t))
 
     # 4. One step by hand, and the proof that the loop does the same.
-    settings = [cli.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
-    samplings = [sampling for sampling, _ in settings]
-    loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
     screen.show(terminal.section(t("4. One step by hand", "4. Один шаг вручную")))
     first = []
     for m, row, (sampling, origins), steps in zip(models, ids, settings, loops, strict=True):

@@ -144,9 +144,11 @@ def run(
     flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
     screen = terminal.Screen(console=quiet_when(json_path))
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    from .decoding import check_request
     from .decoding import run as generate
 
     ids = m.encode(prompt, system, raw)
+    check_request(len(ids), max_new_tokens, m.context_length)
     sampling, origins = settings(m, flags, seed, checkpoint_settings)
     screen.show(terminal.fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt), t))
     screen.show(terminal.settings_line(sampling, origins, t))
@@ -214,7 +216,7 @@ def train(
     n_heads: Annotated[int, typer.Option(help="Attention heads in each.")] = 4,
     d_ff: Annotated[int | None, typer.Option(help="Width of the feed-forward; by default 4·d_model, for qwen2 8/3·d_model.")] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Longest sequence; by default what the longest line needs, at least 64.")] = None,
-    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.15,
+    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.2,
     steps: Annotated[int, typer.Option(help="Number of updates.")] = 1500,
     batch_size: Annotated[int, typer.Option(help="Lines in an update.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule: warm-up, then a cosine.")] = 2e-3,
@@ -320,7 +322,8 @@ def entry(command: Callable[[], None]) -> None:
     try:
         code = command() or 0
     except typer.TyperException as error:
-        code = fail(error.format_message())
+        given = " ".join(sys.argv[1:])  # typer does not always name the value that it refuses
+        code = fail(f"{error.format_message()} Given: {given[:200]!r}; --help lists what there is")
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

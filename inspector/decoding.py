@@ -72,14 +72,23 @@ def loop(
     Raises:
         ValueError: no prompt, one that exceeds the context, nothing to generate, or logits that cannot be drawn from.
     """
-    length = ids_1T.shape[1]
+    check_request(ids_1T.shape[1], max_new_tokens, context_length)
+    generator = generator or new_generator(sampling.seed, ids_1T.device)
+    return steps(split, ids_1T, sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed)
+
+
+def check_request(length: int, max_new_tokens: int, context_length: int | None) -> None:
+    """Refuses what cannot be generated, before anything is computed. Raises as ``loop`` does."""
     if length == 0:
         raise ValueError("the prompt holds no tokens: give at least one, such as the tokenizer's begin symbol")
     if context_length is not None and length > context_length:
         raise ValueError(f"the prompt holds {length:,} tokens, the model reads at most {context_length:,}: shorten it")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: give a whole number from 1 up")
-    generator = generator or new_generator(sampling.seed, ids_1T.device)
+
+
+def steps(split: Split, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, stop_ids, context_length, texts, generator, listed):
+    """The loop itself; arguments and result as in ``loop``."""
     new_ids, readable = [], ""
     reason = None
     while reason is None:

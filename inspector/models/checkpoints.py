@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .adapter import ExpertConfig, to_transformers
 from .expert import ExpertModel
@@ -59,7 +60,18 @@ def save_checkpoint(model: ExpertModel, path: str | Path) -> None:
         if path.suffix == ".pt":
             torch.save({"model_state_dict": model.state_dict(), "config": model.get_model_config()}, new)
         else:
-            to_transformers(model).save_pretrained(new)
+            save_pretrained(to_transformers(model), new)
+
+
+def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
+    """transformers' ``save_pretrained`` without its progress bar."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_checkpoint(path: str | Path) -> ExpertModel:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from ..models import ExpertConfig, ExpertForCausalLM
-from ..models.checkpoints import replacing
+from ..models.checkpoints import replacing, save_pretrained
 from .tokenizer import character_tokenizer
 
 MODELS = ("expert", "qwen2")
@@ -44,8 +44,8 @@ class Recipe:
     n_heads: int = 4
     d_ff: int | None = None
     max_seq_len: int | None = None
-    dropout: float = 0.15
-    steps: int = 2000
+    dropout: float = 0.1
+    steps: int = 1500
     batch_size: int = 128
     learning_rate: float = 2e-3
     warmup: int = 100
@@ -313,7 +313,7 @@ def save_result(model, tokenizer, recipe: Recipe, losses: list[dict], parts: tup
     """Writes the finished checkpoint folder in place of the one with the training state."""
     lines, validation = parts
     with replacing(out) as new:
-        model.save_pretrained(new)
+        save_pretrained(model, new)
         tokenizer.save_pretrained(new)
         report = dict(
             recipe=asdict(recipe),

@@ -1,0 +1,77 @@
+"""Every command and every example of the README runs."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inspector.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+COMMANDS = [line for block in blocks(README, "bash") for line in block.splitlines()]
+# What makes a command quick enough for a test; everything else about it stays.
+SHORTER = {
+    "inspector train": "--steps 2 --evaluate-every 2",
+    "inspector bench agreement": "--samples 5",
+    "inspector bench loop": "--rounds 1",
+}
+
+
+def test_the_readme_shows_every_verb_and_option_file():
+    assert {"make run", "make test", "make lint", "make test-slow", "python inference.py"} <= set(COMMANDS)
+    verbs = {command.split()[1] for command in COMMANDS if command.startswith("inspector")}
+    assert verbs == {"tree", "run", "verify", "train", "bench"}
+
+
+def test_both_languages_show_the_same_commands():
+    russian = [line for block in blocks((ROOT / "README.ru.md").read_text(encoding="utf8"), "bash") for line in block.splitlines()]
+    assert russian == [command for command in COMMANDS if command not in ("make lint", "make test-slow")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_runs(command, tmp_path, monkeypatch, capfd):
+    name, *arguments = shlex.split(command)
+    if name == "conda":
+        assert command in ("conda env create -f environment.yml", "conda activate transformers-layers-demo")
+        return  # test_setup.py reads environment.yml; conda itself is not everywhere
+    if name == "make":  # the suite runs inside make already: here only that the target is there
+        subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+        return
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("items.txt").write_text("альфа\nбета\nгамма\n", encoding="utf8")
+    Path("held_out.txt").write_text("бетта\n", encoding="utf8")
+    for start, more in SHORTER.items():
+        if command.startswith(start):
+            arguments += more.split()
+    monkeypatch.setattr(sys, "argv", [name, *arguments] if name == "inspector" else arguments)
+    with pytest.raises(SystemExit) as exit:
+        if name == "inspector":
+            main()
+        else:
+            assert (name, arguments[0]) == ("python", "inference.py")
+            runpy.run_path(str(ROOT / "inference.py"), run_name="__main__")
+    assert exit.value.code == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("example", blocks(README, "python"), ids=["split and loop", "native"])
+def test_python_example_runs(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_picture_is_there_and_is_the_lesson():
+    picture = (ROOT / "docs/lesson.svg").read_text(encoding="utf8")
+    assert "Qwen2DecoderLayer" in picture and "bitwise" in picture
