@@ -16,6 +16,8 @@ import typer
 
 from inspector import cli
 from inspector.render import terminal
+from inspector.render.screen import LiveSteps, Screen
+from inspector.render.text import translator
 
 QWEN_PROMPT = "Назови одну русскую фамилию, которая начинается на «Крас». Ответь только фамилией."
 NAMES_PROMPT = "Крас"
@@ -60,7 +62,7 @@ def main(
     top_k: cli.TopK = None,
     top_p: cli.TopP = None,
     repetition_penalty: cli.RepetitionPenalty = None,
-    seed: cli.Seed = 0,
+    seed: cli.Seed = None,
     max_new_tokens: cli.MaxNewTokens = 20,
     checkpoint_settings: cli.CheckpointSettings = False,
     system: cli.System = None,
@@ -73,9 +75,9 @@ def main(
     language: cli.Language = "auto",
 ) -> None:
     """Take two language models apart, run them by hand, and compare with model.generate()."""
-    t = terminal.translator(language)
+    t = translator(language)
     flags = cli.sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
-    screen = terminal.Screen(save_screen, cli.quiet_when(json_path))
+    screen = Screen(save_screen, cli.quiet_when(json_path))
     screen.show(terminal.title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
@@ -96,8 +98,8 @@ def main(
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
     screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.model.dtype, m.device) for m in models], t))
-    if origin and origin.notes:
-        screen.show(terminal.notice(origin.notes, t("The real Qwen is not here", "Настоящего Qwen здесь нет")))
+    if origin and origin.name != loading.DEFAULT:
+        screen.show(terminal.stand_in(loading.DEFAULT, origin.name, t))
 
     # 1. What they are made of.
     screen.show(terminal.section(t("1. The module trees", "1. Деревья модулей")))
@@ -128,7 +130,7 @@ def main(
     screen.show(terminal.section(t("5. The loop, step by step", "5. Цикл по шагам")))
     rows = []
     try:
-        with terminal.LiveSteps(screen, names, t) as live:
+        with LiveSteps(screen, names, t) as live:
             for row in chain([first], zip_longest(*loops)):
                 rows.append(row)
                 live.add(row)

@@ -13,8 +13,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from .records import Sampling, to_json
+from .records import LEVELS, Sampling, to_json
+from .render import terminal
+from .render.screen import LiveSteps, Screen, check_writable, write_whole
+from .render.text import translator, visible
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 bench = typer.Typer(no_args_is_help=True, help="Measure: each question prints a table and then one line of JSON.")
@@ -28,7 +32,7 @@ Temperature = Annotated[float | None, typer.Option(help="Divides the logits; 0 i
 TopK = Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")]
 TopP = Annotated[float | None, typer.Option(help="Keep the smallest set of tokens whose probability reaches p.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1 makes tokens of the context less likely.")]
-Seed = Annotated[int, typer.Option(help="Of the random draws.")]
+Seed = Annotated[int | None, typer.Option(help="Of the random draws; 0 by default.")]
 MaxNewTokens = Annotated[int, typer.Option(help="The most tokens to generate.")]
 CheckpointSettings = Annotated[bool, typer.Option("--checkpoint-settings", help="Take the sampling settings that the checkpoint ships.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64. auto: the checkpoint's, on the CPU float32.")]
@@ -41,7 +45,7 @@ SaveScreen = Annotated[Path | None, typer.Option("--save-screen", metavar="FILE"
 Language = Annotated[str, typer.Option("--lang", help="en, ru, or auto: the locale's.")]
 
 
-def sampling_flags(greedy: bool, temperature: float | None, top_k, top_p, repetition_penalty, seed: int) -> dict:
+def sampling_flags(greedy: bool, temperature: float | None, top_k, top_p, repetition_penalty, seed: int | None) -> dict:
     """The sampling options that were given, checked before anything is loaded."""
     if greedy and temperature:
         raise ValueError(f"--greedy and --temperature {temperature} contradict each other: give one")
@@ -51,7 +55,7 @@ def sampling_flags(greedy: bool, temperature: float | None, top_k, top_p, repeti
     return flags
 
 
-def settings(m, flags: dict, seed: int, checkpoint: bool, defaults: dict | None = None) -> tuple[Sampling, dict[str, str]]:
+def settings(m, flags: dict, seed: int | None, checkpoint: bool, defaults: dict | None = None) -> tuple[Sampling, dict[str, str]]:
     """The sampling settings of a run, and of each where it is from: "flag", "checkpoint" or "default".
 
     With ``checkpoint`` what no flag gives comes from the checkpoint, otherwise from ``defaults`` or those of ``Sampling``.
@@ -59,13 +63,11 @@ def settings(m, flags: dict, seed: int, checkpoint: bool, defaults: dict | None 
     base, origin = (m.checkpoint_settings(), "checkpoint") if checkpoint else (defaults or {}, "default")
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     origins = {name: "flag" if name in flags else origin if name in base else "default" for name in names}
-    return Sampling(**(base | flags), seed=seed), origins | {"seed": "flag" if seed else "default"}
+    return Sampling(**(base | flags), seed=seed or 0), origins | {"seed": "default" if seed is None else "flag"}
 
 
 def write_json(path: Path, record) -> None:
     """Writes a record, or a dict or list of them, to a file, or to the standard output for ``-``."""
-    from .render.terminal import write_whole
-
     text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
     if str(path) == "-":
         print(text)
@@ -79,15 +81,13 @@ def quiet_when(json_path: Path | None) -> Console:
     Raises:
         ValueError: the JSON could not be written.
     """
-    from .render.terminal import check_writable
-
     check_writable(json_path)
     return Console(highlight=False, quiet=str(json_path) == "-")
 
 
 def loaded(name: str, **options):
     """``inspector.load`` with a word on the terminal while torch is imported and weights are read."""
-    with Console(stderr=True).status(f"loading {name} …"):
+    with Console(stderr=True).status(Text(f"loading {visible(name)} …")):
         from .loading import load
 
         return load(name, **options)
@@ -103,9 +103,7 @@ def tree(
     language: Language = "auto",
 ) -> None:
     """Print the module tree, backbone and head marked, in the order in which the modules run."""
-    from .render import terminal
-
-    t = terminal.translator(language)
+    t = translator(language)
     console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     from .structure import tree as build
@@ -126,7 +124,7 @@ def run(
     top_k: TopK = None,
     top_p: TopP = None,
     repetition_penalty: RepetitionPenalty = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     max_new_tokens: MaxNewTokens = 20,
     checkpoint_settings: CheckpointSettings = False,
     system: System = None,
@@ -138,11 +136,9 @@ def run(
     language: Language = "auto",
 ) -> None:
     """Continue a prompt by hand, token by token, and show what every step weighed."""
-    from .render import terminal
-
-    t = terminal.translator(language)
+    t = translator(language)
     flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
-    screen = terminal.Screen(console=quiet_when(json_path))
+    screen = Screen(console=quiet_when(json_path))
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     from .decoding import check_request
     from .decoding import run as generate
@@ -152,7 +148,7 @@ def run(
     sampling, origins = settings(m, flags, seed, checkpoint_settings)
     screen.show(terminal.fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt), t))
     screen.show(terminal.settings_line(sampling, origins, t))
-    with terminal.LiveSteps(screen, [model], t) as live:
+    with LiveSteps(screen, [model], t) as live:
         result = generate(m, ids, sampling, max_new_tokens, origins, on_step=lambda step: live.add([step]))
     screen.show(terminal.text_panel(prompt, result, t))
     if json_path:
@@ -168,7 +164,7 @@ def verify(
     top_k: TopK = None,
     top_p: TopP = None,
     repetition_penalty: RepetitionPenalty = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     max_new_tokens: MaxNewTokens = 20,
     checkpoint_settings: CheckpointSettings = False,
     system: System = None,
@@ -183,12 +179,9 @@ def verify(
     language: Language = "auto",
 ) -> None:
     """Compare the manual loop with model.generate(): exit code 0 when the verdict holds, 1 when it does not."""
-    from .records import LEVELS
-    from .render import terminal
-
     if require not in LEVELS:
         raise ValueError(f"--require {require}: choose one of {', '.join(LEVELS)}")
-    t = terminal.translator(language)
+    t = translator(language)
     flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
     console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -223,7 +216,7 @@ def train(
     warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 100,
     weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.1,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Steps between validations, each of which also saves the state.")] = 250,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")] = False,
 ) -> None:
@@ -286,12 +279,11 @@ def bench_loop(
     """Milliseconds per step by hand and through generate(use_cache=False), in turn, at several context lengths."""
     m = loaded(model, device=device, dtype=dtype)
     from .bench.loop import measure
-    from .render.terminal import table
 
     rows = measure(m, rounds=rounds)
     if not rows:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
-    result = table(*(name.replace("_", " ") for name in rows[0]), numbers=range(len(rows[0])))
+    result = terminal.table(*(name.replace("_", " ") for name in rows[0]), numbers=range(len(rows[0])))
     for row in rows:
         result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(highlight=False).print(result)
@@ -302,7 +294,7 @@ def bench_loop(
 def bench_agreement(
     model: ModelArgument = "names-expert",
     samples: Annotated[int, typer.Option(help="Number of lines to make up.")] = 1000,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
 ) -> None:
     """Do given name and surname agree in gender in what a names model makes up (temperature 0.8, top-p 0.95)?"""
     m = loaded(model)
@@ -339,8 +331,6 @@ def entry(command: Callable[[], None]) -> None:
 
 def fail(message: str) -> int:
     """One line on stderr, control characters made visible; the exit code for a wrong request."""
-    from .render.terminal import visible
-
     print(f"inspector: {visible(' '.join(message.split()))}", file=sys.stderr)
     return 2
 

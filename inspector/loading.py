@@ -204,7 +204,7 @@ def find(name: str) -> tuple[str, Origin, bool]:
     if is_path:
         raise LoadError(f"{name!r}: no such folder, and not a hub id: the embedded models are {', '.join(embedded())}")
     if is_cached(name):
-        return name, Origin(name, "hub", ("from the local cache",)), True
+        return name, Origin(name, "hub"), True
     if hub_answers():
         return name, Origin(name, "hub"), False
     raise LoadError(
@@ -250,16 +250,7 @@ def default_model() -> Origin:
     """The model to show when the user names none: the real Qwen if it is cached or the hub answers, else an embedded one."""
     if is_cached(DEFAULT) or hub_answers():
         return Origin(DEFAULT, "hub")
-    return Origin(
-        FALLBACK,
-        "embedded",
-        (
-            f"{DEFAULT} is not in the cache and the hub does not answer, so the embedded {FALLBACK} stands in: "
-            "a small Qwen2 of the same architecture, trained on Russian names.",
-            "For the real one run this again with a network: about 1 GB is fetched once. "
-            "Or copy its files to a folder and name it: python inference.py --model FOLDER",
-        ),
-    )
+    return Origin(FALLBACK, "embedded")
 
 
 def pick_device(device: str) -> torch.device:

@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
 
 SCHEMA = 1
@@ -217,11 +217,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model is from: the name that was asked for, what stands behind it, and what to tell the user about it."""
+    """Where a model is from: the name that was asked for, and what stands behind it."""
 
     name: str
     kind: str  # "hub", "folder" or "embedded"
-    notes: tuple[str, ...] = field(default=())
 
 
 def to_json(record) -> object:

@@ -41,6 +41,10 @@ def tiny_model(kind: str, vocab_size: int, context: int = 48):
     return Qwen2ForCausalLM(config).eval()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rewrite-golden", action="store_true", help="write what tests/golden should hold instead of comparing")
+
+
 @pytest.fixture
 def tiny():
     """A function: kind ("expert" or "qwen2") → a tiny ``Loaded`` over the Cyrillic letters."""

@@ -13,7 +13,7 @@ import torch
 
 from inspector.loading import load
 from inspector.records import Run, Sampling, Verdict, from_json
-from inspector.render import terminal
+from inspector.render.text import translator
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
@@ -155,10 +155,10 @@ def test_the_lesson_fits_its_page():
 
 
 def test_both_languages_have_every_text():
-    english, russian = terminal.translator("en"), terminal.translator("ru")
+    english, russian = translator("en"), translator("ru")
     assert (english("a", "б"), russian("a", "б")) == ("a", "б")
     with pytest.raises(ValueError, match="'de'"):
-        terminal.translator("de")
+        translator("de")
 
 
 spec = importlib.util.spec_from_file_location("inference", ROOT / "inference.py")

@@ -135,11 +135,11 @@ def test_the_hub_is_asked_within_the_limit_even_if_nothing_ever_answers(monkeypa
     assert time.monotonic() - started < 3
 
 
-def test_the_default_is_the_real_model_if_the_hub_answers_and_else_the_embedded_one_with_a_note(offline, monkeypatch):
+def test_the_default_is_the_real_model_if_the_hub_answers_and_else_the_embedded_one(offline, monkeypatch):
     fallback = default_model()
-    assert fallback.name == FALLBACK and DEFAULT in fallback.notes[0]
+    assert (fallback.name, fallback.kind) == (FALLBACK, "embedded")
     monkeypatch.setattr(loading, "hub_answers", lambda: True)
-    assert default_model().name == DEFAULT and not default_model().notes
+    assert default_model().name == DEFAULT
 
 
 def test_a_cached_model_needs_no_hub_and_half_a_download_does_not_count(offline, tmp_path):

@@ -3,79 +3,23 @@
 Texts come in English and Russian: every function takes ``t``, which picks one of the two.
 """
 
-import io
-import locale
 import os
-import unicodedata
-from collections.abc import Callable, Sequence
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from ..records import ModuleNode, Run, Sampling, Step, Token, Verdict
+from .text import Translate, count, duration, memory, quoted, visible
 
-Translate = Callable[[str, str], str]
 WIDE = 110  # columns from which two models stand side by side
 LEVEL_STYLES = {"bitwise": "bold green", "rounding": "green", "tokens": "yellow", "near-tie": "yellow", "different": "bold red"}
-
-
-def translator(language: str) -> Translate:
-    """A function that picks the English or the Russian of two texts, for "en", "ru", or "auto": the user's locale.
-
-    Raises:
-        ValueError: another language.
-    """
-    if language == "auto":
-        setting = next((os.environ[v] for v in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(v)), None) or locale.getlocale()[0] or ""
-        language = "ru" if setting.lower().startswith("ru") else "en"
-    if language not in ("en", "ru"):
-        raise ValueError(f"language {language!r}: choose auto, en or ru")
-    return lambda english, russian: russian if language == "ru" else english
-
-
-def visible(text: str) -> str:
-    """Text from a prompt, a tokenizer or a model, with every character that acts instead of showing made visible."""
-    shown = []
-    for character in text:
-        category = unicodedata.category(character)
-        if category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            shown.append(repr(character)[1:-1])
-        else:
-            shown.append(character)
-    if shown and unicodedata.category(shown[0][0]).startswith("M"):
-        shown.insert(0, "◌")  # a combining mark needs something to stand on
-    return "".join(shown)
-
-
-def quoted(text: str) -> str:
-    """A token's text between quotation marks, so that its spaces show."""
-    return f"«{visible(text)}»"
-
-
-def count(number: int) -> str:
-    """A number of parameters, short: 803.7k, 494.0M."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
-
-
-def memory(size: int) -> str:
-    """A number of bytes in binary units: 3.1 MiB."""
-    for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 2**exponent:
-            return f"{size / 2**exponent:.1f} {unit}"
-    return f"{size} B"
-
-
-def duration(seconds: float) -> str:
-    """A time, short: 12.3 ms, 1.25 s."""
-    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def title(t: Translate) -> RenderableType:
@@ -119,9 +63,28 @@ def notice(lines: Sequence[str], title: str) -> RenderableType:
     return Panel(Text("\n".join(map(visible, lines))), title=Text(title), border_style="yellow")
 
 
+def stand_in(wanted: str, name: str, t: Translate) -> RenderableType:
+    """Says that an embedded model is shown instead of the default one, and how to get that."""
+    lines = (
+        t(
+            f"{wanted} is not in the cache and the hub does not answer, so the embedded {name} stands in: "
+            "a small Qwen2 of the same architecture, trained on Russian names.",
+            f"{wanted} нет в кэше, и хаб не отвечает, поэтому вместо неё встроенная {name}: "
+            "маленький Qwen2 той же архитектуры, обученный на русских именах.",
+        ),
+        t(
+            "For the real one run this again with a network: about 1 GB is fetched once. "
+            "Or copy its files to a folder and name it: python inference.py --model FOLDER",
+            "Чтобы увидеть настоящую, запустите урок с сетью: около 1 ГБ скачается один раз. "
+            "Или скопируйте её файлы в папку и назовите её: python inference.py --model ПАПКА",
+        ),
+    )
+    return notice(lines, t("The real Qwen is not here", "Настоящего Qwen здесь нет"))
+
+
 def section(title: str) -> RenderableType:
     """A heading over what follows."""
-    return Text(f"\n{title}", "bold cyan")
+    return Text(f"\n{visible(title)}", "bold cyan")
 
 
 def node_label(node: ModuleNode, t: Translate) -> tuple[Text, Text]:
@@ -207,7 +170,7 @@ def table(*columns: str, numbers: Sequence[int] = (), wide: Sequence[int] = ()) 
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=bool(wide), show_edge=False)
     for i, column in enumerate(columns):
         result.add_column(
-            column, justify="right" if i in numbers else "left", ratio=1 if i in wide else None, overflow="fold", no_wrap=i in numbers
+            Text(column), justify="right" if i in numbers else "left", ratio=1 if i in wide else None, overflow="fold", no_wrap=i in numbers
         )
     return result
 
@@ -438,112 +401,22 @@ def text_panel(prompt: str, run: Run, t: Translate) -> RenderableType:
     )
 
 
-class Screen:
-    """A console that can also save what it showed to an .svg or .html file.
-
-    Raises:
-        ValueError: the file's name ends in something else.
-    """
-
-    def __init__(self, save: Path | None = None, console: Console | None = None):
-        if save is not None and save.suffix not in (".svg", ".html"):
-            raise ValueError(f"--save-screen {save}: give a name that ends in .svg or .html")
-        check_writable(save)
-        self.console = console or Console(highlight=False)
-        self.save = save
-        # A second console records, so that the frames of a live display are not in the picture.
-        self.recorder = Console(record=True, width=self.console.width, file=io.StringIO(), force_terminal=True, highlight=False)
-
-    def show(self, *renderables: RenderableType) -> None:
-        """Prints, and remembers for the file."""
-        for renderable in renderables:
-            self.console.print(renderable)
-            self.record(renderable)
-
-    def record(self, renderable: RenderableType) -> None:
-        """Remembers for the file something that is on the screen already."""
-        if self.save is not None:
-            self.recorder.print(renderable)
-
-    def close(self, title: str) -> None:
-        """Writes the file, if one was asked for; a file that stood there is replaced only by a whole one."""
-        if self.save is None:
-            return
-        text = self.recorder.export_svg(title=title) if self.save.suffix == ".svg" else self.recorder.export_html()
-        write_whole(self.save, text)
-
-
-class LiveSteps:
-    """The table of the loop: it grows step by step on a terminal, and is printed once at the end elsewhere."""
-
-    def __init__(self, screen: Screen, names: Sequence[str], t: Translate):
-        self.screen, self.names, self.t = screen, names, t
-        self.rows: list[Sequence[Step | None]] = []
-        self.live = Live(console=screen.console, auto_refresh=False, transient=True) if screen.console.is_terminal else None
-
-    def table(self, last: int | None = None) -> Table:
-        """The table of all rows, or of the last ones only."""
-        return steps_table(self.names, self.rows, self.screen.console.width, self.t, last)
-
-    def add(self, row: Sequence[Step | None]) -> None:
-        """One more step of every model; None for a model that has ended."""
-        self.rows.append(row)
-        if self.live:
-            height = 3 if self.screen.console.width >= WIDE else 3 * len(self.names)
-            self.live.update(self.table(last=max(1, (self.screen.console.height - 3) // height)), refresh=True)
-
-    def __enter__(self) -> "LiveSteps":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self.live:
-            self.live.update(Text(""), refresh=True)
-            self.live.stop()
-        self.screen.show(self.table())
-
-
 def closing(t: Translate) -> RenderableType:
     """What was shown, in a sentence, and what to try next."""
     said = t(
         "A language model is a backbone, a head and a loop: what generate() does is no more than what you have just read.",
         "Языковая модель — это backbone, голова и цикл: generate() делает не больше, чем вы только что прочли.",
     )
+    command = "inspector" if shutil.which("inspector") else os.path.relpath(Path(sys.executable).parent / "inspector")
     commands = (
-        ("inspector run names-qwen2 Крас --top-k 5 --seed 7", t("other settings, other surnames", "другие настройки, другие фамилии")),
+        ("run names-qwen2 Крас --top-k 5 --seed 7", t("other settings, other surnames", "другие настройки, другие фамилии")),
         (
-            "inspector verify names-expert Крас --greedy",
+            "verify names-expert Крас --greedy",
             t("the verdict alone; a script reads its exit code", "только вердикт; скрипт читает код выхода"),
         ),
-        ("inspector tree names-expert", t("one model's tree", "дерево одной модели")),
+        ("tree names-expert", t("one model's tree", "дерево одной модели")),
     )
     lines = Table.grid(padding=(0, 2))
-    for command, what in commands:
-        lines.add_row(Text(command, "bold"), Text(what, "dim"))
+    for arguments, what in commands:
+        lines.add_row(Text(f"{command} {arguments}", "bold"), Text(what, "dim"))
     return Panel(Group(Text(said), Text(""), lines), box=box.HEAVY)
-
-
-def check_writable(path: Path | None) -> None:
-    """Says before a long run, and not after it, that its result could not be written.
-
-    Raises:
-        ValueError: the folder does not exist or cannot be written to, or ``path`` is a folder.
-    """
-    if path is None or str(path) == "-":
-        return
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path} cannot be written: give a file in a folder that exists and that you may write to")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is either the old one or the whole new one, whatever happens meanwhile."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(new, "w", encoding="utf8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

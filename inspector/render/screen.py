@@ -1,0 +1,106 @@
+"""Where renderables go: the terminal, live while a loop runs, and a file that keeps what was shown."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..records import Step
+from .terminal import WIDE, steps_table
+from .text import Translate
+
+
+class Screen:
+    """A console that can also save what it showed to an .svg or .html file.
+
+    Raises:
+        ValueError: the file's name ends in something else.
+    """
+
+    def __init__(self, save: Path | None = None, console: Console | None = None):
+        if save is not None and save.suffix not in (".svg", ".html"):
+            raise ValueError(f"--save-screen {save}: give a name that ends in .svg or .html")
+        check_writable(save)
+        self.console = console or Console(highlight=False)
+        self.save = save
+        # A second console records, so that the frames of a live display are not in the picture.
+        self.recorder = Console(record=True, width=self.console.width, file=io.StringIO(), force_terminal=True, highlight=False)
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Prints, and remembers for the file."""
+        for renderable in renderables:
+            self.console.print(renderable)
+            self.record(renderable)
+
+    def record(self, renderable: RenderableType) -> None:
+        """Remembers for the file something that is on the screen already."""
+        if self.save is not None:
+            self.recorder.print(renderable)
+
+    def close(self, title: str) -> None:
+        """Writes the file, if one was asked for; a file that stood there is replaced only by a whole one."""
+        if self.save is None:
+            return
+        text = self.recorder.export_svg(title=title) if self.save.suffix == ".svg" else self.recorder.export_html()
+        write_whole(self.save, text)
+
+
+class LiveSteps:
+    """The table of the loop: it grows step by step on a terminal, and is printed once at the end elsewhere."""
+
+    def __init__(self, screen: Screen, names: Sequence[str], t: Translate):
+        self.screen, self.names, self.t = screen, names, t
+        self.rows: list[Sequence[Step | None]] = []
+        self.live = Live(console=screen.console, auto_refresh=False, transient=True) if screen.console.is_terminal else None
+
+    def table(self, last: int | None = None) -> Table:
+        """The table of all rows, or of the last ones only."""
+        return steps_table(self.names, self.rows, self.screen.console.width, self.t, last)
+
+    def add(self, row: Sequence[Step | None]) -> None:
+        """One more step of every model; None for a model that has ended."""
+        self.rows.append(row)
+        if self.live:
+            height = 3 if self.screen.console.width >= WIDE else 3 * len(self.names)
+            self.live.update(self.table(last=max(1, (self.screen.console.height - 3) // height)), refresh=True)
+
+    def __enter__(self) -> "LiveSteps":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.live:
+            self.live.update(Text(""), refresh=True)
+            self.live.stop()
+        self.screen.show(self.table())
+
+
+def check_writable(path: Path | None) -> None:
+    """Says before a long run, and not after it, that its result could not be written.
+
+    Raises:
+        ValueError: the folder does not exist or cannot be written to, or ``path`` is a folder.
+    """
+    if path is None or str(path) == "-":
+        return
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: give a file in a folder that exists and that you may write to")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that is either the old one or the whole new one, whatever happens meanwhile."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(new, "w", encoding="utf8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""Small texts: two languages, control characters made visible, numbers with units."""
+
+import locale
+import os
+import unicodedata
+from collections.abc import Callable
+
+Translate = Callable[[str, str], str]
+
+
+def translator(language: str) -> Translate:
+    """A function that picks the English or the Russian of two texts, for "en", "ru", or "auto": the user's locale.
+
+    Raises:
+        ValueError: another language.
+    """
+    if language == "auto":
+        setting = next((os.environ[v] for v in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(v)), None) or locale.getlocale()[0] or ""
+        language = "ru" if setting.lower().startswith("ru") else "en"
+    if language not in ("en", "ru"):
+        raise ValueError(f"language {language!r}: choose auto, en or ru")
+    return lambda english, russian: russian if language == "ru" else english
+
+
+def visible(text: str) -> str:
+    """Text from a prompt, a tokenizer or a model, with every character that acts instead of showing made visible."""
+    shown = []
+    for character in text:
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            shown.append(repr(character)[1:-1])
+        else:
+            shown.append(character)
+    if shown and unicodedata.category(shown[0][0]).startswith("M"):
+        shown.insert(0, "◌")  # a combining mark needs something to stand on
+    return "".join(shown)
+
+
+def quoted(text: str) -> str:
+    """A token's text between quotation marks, so that its spaces show."""
+    return f"«{visible(text)}»"
+
+
+def count(number: int) -> str:
+    """A number of parameters, short: 803.7k, 494.0M."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def memory(size: int) -> str:
+    """A number of bytes in binary units: 3.1 MiB."""
+    for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size >= 2**exponent:
+            return f"{size / 2**exponent:.1f} {unit}"
+    return f"{size} B"
+
+
+def duration(seconds: float) -> str:
+    """A time, short: 12.3 ms, 1.25 s."""
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

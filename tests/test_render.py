@@ -1,0 +1,228 @@
+"""What records look like: golden text at fixed widths, and text that must not be obeyed."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from inspector.records import LEVELS, Candidate, ModuleNode, Run, Sampling, Step, Token, Verdict
+from inspector.render import terminal
+from inspector.render.screen import LiveSteps, Screen, check_writable, write_whole
+from inspector.render.text import count, duration, memory, quoted, translator, visible
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = "[bold]\x1b[31m\u202e\n"
+
+
+def candidate(id, text, logit, before, after, removed_by=None, draw=None):
+    return Candidate(Token(id, text), logit, before, after, removed_by, draw)
+
+
+STEP = Step(
+    index=0,
+    context_length=5,
+    candidates=(
+        candidate(7, "о", 7.31, 0.5, 0.66, draw=1.9),
+        candidate(8, "ин", 6.44, 0.21, 0.34, draw=0.2),
+        candidate(9, "к", 4.0, 0.1, 0.0, "top_p", 0.4),
+    ),
+    other_mass=0.19,
+    entropy=1.25,
+    kept={"temperature": 65, "top_p": 2},
+    token=Token(8, "ин"),
+    rank=2,
+    text="ин",
+    seconds=0.0123,
+)
+LAST = Step(1, 6, (candidate(2, "</s>", 9.0, 0.9, 1.0),), 0.1, 0.3, {"greedy": 1}, Token(2, "</s>", True), 1, "", 0.01, "eos")
+RUN = Run("names", "qwen2", "float32", "cpu", (Token(1, "<s>", True), Token(5, "К")), Sampling(seed=0), {}, 20, (STEP, LAST), "eos", "ин")
+TREE = ModuleNode(
+    "",
+    "TinyForCausalLM",
+    parameters=41_376,
+    bytes=165_504,
+    children=(
+        ModuleNode(
+            "model",
+            "TinyModel",
+            parameters=41_376,
+            bytes=165_504,
+            part="backbone",
+            children=(
+                ModuleNode("embed_tokens", "Embedding", "65×32", 2_080, 8_320),
+                ModuleNode(
+                    "layers",
+                    "TinyLayer",
+                    parameters=39_296,
+                    bytes=157_184,
+                    repeat=3,
+                    children=(
+                        ModuleNode("a_norm_with_quite_a_long_name_before_attention", "TinyRMSNormOfALongName", "32", 32, 128),
+                        ModuleNode("", "+ residual", functional=True),
+                    ),
+                ),
+            ),
+        ),
+        ModuleNode("lm_head", "Linear", "32→65", part="head", tied_to="model.embed_tokens.weight"),
+    ),
+)
+
+
+def verdict(level, **numbers):
+    errors = {} if level == "bitwise" else dict(error_hand=1e-6, error_generate=2e-6, floor=3e-7)
+    tokens = (5, 6), (5, 6) if level in ("bitwise", "rounding", "tokens") else (5, 7)
+    first = None if level == "bitwise" else 0
+    return Verdict(level, 2, first, 0.0 if level == "bitwise" else 1.5e-6, *tokens, 0.2, 0.3, Sampling(seed=4), **(errors | numbers))
+
+
+VERDICTS = [
+    verdict("bitwise"),
+    verdict("rounding"),
+    verdict("tokens"),
+    verdict("near-tie", margin=1e-7, observed_error=2e-7),
+    verdict("different", margin=0.5, observed_error=0.9),
+    verdict("different"),
+]
+
+
+def everything(width: int, language: str) -> str:
+    t = translator(language)
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    stages = {"temperature": [0.6, 0.3, 0.05], "top_p": [0.66, 0.34, 0.0]}
+    for renderable in (
+        terminal.title(t),
+        terminal.origins([("names", "embedded", "torch.float32", "cpu")], t),
+        terminal.stand_in("a/b", "names", t),
+        terminal.trees([TREE, TREE], ["one", "two"], width, t),
+        terminal.parts_explained(t),
+        terminal.split_table([("names", "model", "Linear(32→65, tied)", 8)], t),
+        terminal.fed_panel("names", RUN.prompt, ["q"], t),
+        terminal.fed_panel("long", [Token(i, "а") for i in range(100)], [], t),
+        terminal.settings_line(
+            Sampling(temperature=0.8, top_k=5, seed=1),
+            dict.fromkeys(("repetition_penalty", "temperature", "top_k", "top_p", "seed"), "flag"),
+            t,
+        ),
+        terminal.candidate_table(STEP, stages, t),
+        terminal.steps_table(["one", "two"], [[STEP, STEP], [LAST, None]], width, t),
+        *(terminal.verdict_line("names", v, t) for v in VERDICTS),
+        terminal.comparison_table("model", "lm_head", VERDICTS[0], [11, 135], t),
+        terminal.growth_table({"names": {8: 0.0012, 32: 1.5}, "other": {8: 0.2}}, t),
+        terminal.text_panel("К", RUN, t),
+    ):
+        console.print(renderable)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_golden(width, language, request):
+    """Rewritten by ``pytest tests/test_render.py --rewrite-golden``: read the difference before you commit it."""
+    path = GOLDEN / f"{language}-{width}.txt"
+    text = everything(width, language)
+    if request.config.getoption("--rewrite-golden"):
+        write_whole(path, text)
+    assert text == path.read_text(encoding="utf8")
+
+
+def test_every_level_has_a_style():
+    assert set(terminal.LEVEL_STYLES) == set(LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Крас", "Крас"),
+        ("a b", "a b"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\n\t\x00", "\\n\\t\\x00"),
+        ("\u202eabc", "\\u202eabc"),
+        ("\u2028", "\\u2028"),
+        ("\u0301", "◌\u0301"),
+        ("[bold]", "[bold]"),
+        ("🦊", "🦊"),
+    ],
+)
+def test_characters_that_act_are_made_visible(text, shown):
+    assert visible(text) == shown and quoted(text) == f"«{shown}»"
+
+
+@pytest.mark.parametrize("terminal_output", [True, False])
+def test_hostile_text_is_shown_in_every_panel_and_never_obeyed(terminal_output):
+    t = translator("en")
+    console = Console(width=100, file=io.StringIO(), color_system=None, force_terminal=terminal_output)
+    token = Token(3, HOSTILE)
+    step = Step(0, 1, (Candidate(token, 1.0, 1.0, 1.0),), 0.0, 0.0, {}, token, 1, HOSTILE, 0.1, "eos")
+    run = Run(HOSTILE, HOSTILE, "float32", "cpu", (token,), Sampling(seed=0), {}, 1, (step,), "eos", HOSTILE)
+    for renderable in (
+        terminal.fed_panel(HOSTILE, [token], [HOSTILE], t),
+        terminal.steps_table([HOSTILE], [[step]], 100, t),
+        terminal.steps_table([HOSTILE, HOSTILE], [[step, step]], 120, t),
+        terminal.candidate_table(step, {}, t),
+        terminal.text_panel(HOSTILE, run, t),
+        terminal.verdict_line(HOSTILE, VERDICTS[0], t),
+        terminal.tree_panel(TREE, HOSTILE, 100, t),
+        terminal.split_table([(HOSTILE, "m", "h", 8)], t),
+        terminal.origins([(HOSTILE, "hub", "f", "cpu")], t),
+        terminal.growth_table({HOSTILE: {1: 1.0}}, t),
+        terminal.section(HOSTILE),
+        terminal.notice([HOSTILE], HOSTILE),
+    ):
+        console.file.truncate(0)
+        console.print(renderable)
+        output = console.file.getvalue()
+        assert "[bold]" in output and "\x1b[31m" not in output and "\u202e" not in output
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (1_000, "1.0k"), (803_712, "803.7k"), (494_032_768, "494.0M"), (7 * 10**9, "7.0B")]
+)
+def test_counts(number, text):
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_976_131_072, "1.8 GiB")])
+def test_memory(size, text):
+    assert memory(size) == text
+
+
+def test_durations():
+    assert (duration(0.00123), duration(1.5)) == ("1.2 ms", "1.50 s")
+
+
+def test_language_follows_the_locale(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "ru_RU.UTF-8")
+    assert translator("auto")("a", "б") == "б"
+    monkeypatch.setenv("LC_ALL", "C")
+    assert translator("auto")("a", "б") == "a"
+
+
+def test_a_live_table_on_a_terminal_ends_as_the_whole_table_once(tmp_path):
+    console = Console(width=80, height=10, file=io.StringIO(), force_terminal=True)
+    screen = Screen(tmp_path / "screen.svg", console)
+    with LiveSteps(screen, ["names"], translator("en")) as live:
+        for _ in range(12):
+            live.add([STEP])
+    screen.close("title")
+    saved = (tmp_path / "screen.svg").read_text().replace("&#160;", " ")
+    assert saved.count("«ин»:") == 12 and "12" in saved
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_whole(path, "old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_paths_that_cannot_be_written_are_refused_beforehand(tmp_path):
+    check_writable(tmp_path / "new.json")
+    check_writable(Path("-"))
+    for path in (tmp_path, tmp_path / "no/such/folder/x.json"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            check_writable(path)
+    with pytest.raises(ValueError, match=r"\.svg or \.html"):
+        Screen(tmp_path / "x.png")
