@@ -169,7 +169,7 @@ def test_hostile_text_is_shown_in_every_panel_and_never_obeyed(terminal_output):
         terminal.section(HOSTILE),
         terminal.notice([HOSTILE], HOSTILE),
     ):
-        console.file.truncate(0)
+        console.file = io.StringIO()
         console.print(renderable)
         output = console.file.getvalue()
         assert "[bold]" in output and "\x1b[31m" not in output and "\u202e" not in output

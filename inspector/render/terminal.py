@@ -60,7 +60,7 @@ def settings_line(sampling: Sampling, origins: dict[str, str], t: Translate) -> 
 
 def notice(lines: Sequence[str], title: str) -> RenderableType:
     """Something the user must know before the rest."""
-    return Panel(Text("\n".join(map(visible, lines))), title=Text(title), border_style="yellow")
+    return Panel(Text("\n".join(map(visible, lines))), title=Text(visible(title)), border_style="yellow")
 
 
 def stand_in(wanted: str, name: str, t: Translate) -> RenderableType:
