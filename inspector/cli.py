@@ -252,6 +252,9 @@ def train(
     )
     console = Console(highlight=False)
     console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out")
+    if corpus == "names":
+        for part, kinds in parts.counts().items():
+            console.print(f"  {part}: " + ", ".join(f"{count:,} × {kind}" for kind, count in kinds.items()))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     shown = None
     try:
@@ -283,7 +286,8 @@ def bench_loop(
     rows = measure(m, rounds=rounds)
     if not rows:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
-    result = terminal.table(*(name.replace("_", " ") for name in rows[0]), numbers=range(len(rows[0])))
+    heads = ("context", "hand ms", "generate ms", "hand/generate", "recording %", "limit ms", "hand/limit")
+    result = terminal.table(*heads, numbers=range(len(heads)))
     for row in rows:
         result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(highlight=False).print(result)

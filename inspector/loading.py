@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,22 +108,35 @@ def load(name: str, device: str = "auto", dtype: str = "auto", trust_remote_code
     where = pick_device(device)
     source, origin, offline = find(name)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=offline)
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what matters of the loading report becomes an error below
-    transformers.logging.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, where), output_loading_info=True, **options)
-        tokenizer = load_tokenizer(source, options)
+        with quiet(bars=offline):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, dtype=pick_dtype(dtype, where), output_loading_info=True, **options
+            )
+            tokenizer = load_tokenizer(source, options)
     except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
         raise LoadError(f"{name}: cannot be loaded: {first_line(error)}") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise LoadError(
             f"{name}: {len(missing)} weights are missing, the first is {missing[0]}: the checkpoint is not whole, fetch it again"
         )
     return attach(model.eval().to(where), tokenizer, origin)
+
+
+@contextmanager
+def quiet(bars: bool) -> Iterator[None]:
+    """Without transformers' warnings, whose substance becomes errors here; ``bars`` hides progress too, downloads' included."""
+    verbosity, shown = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    if bars:
+        transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if shown:
+            transformers.logging.enable_progress_bar()
 
 
 def load_tokenizer(source: str, options: dict) -> PreTrainedTokenizerBase:

@@ -56,8 +56,16 @@ def tiny():
     return build
 
 
+@pytest.fixture
+def standin(standin_folder):
+    """The folder of the full-size stand-in, with all cores at work."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield standin_folder
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
-def standin(tmp_path_factory):
+def standin_folder(tmp_path_factory):
     """A checkpoint with the exact architecture of Qwen2.5-0.5B-Instruct and random weights (1 GB, made once)."""
     script = SHARED / "make_random_checkpoint.py"
     if not script.is_file():

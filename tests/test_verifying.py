@@ -215,3 +215,35 @@ def test_largest_difference_of_equal_infinities_is_0_and_of_a_nan_infinite():
 def test_a_model_without_generate_is_an_error():
     with pytest.raises(ValueError, match=r"has no generate\(\)"):
         verify(fixed(torch.tensor([1.0])), [0])
+
+
+@pytest.mark.parametrize("kind", ["names-expert", "names-qwen2"])
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_the_embedded_models_are_bitwise(kind, seed):
+    from inspector.loading import load
+
+    m = load(kind)
+    sampling = GREEDY if seed is None else Sampling(temperature=0.8, top_p=0.9, top_k=20, repetition_penalty=1.1, seed=seed)
+    assert verify(m, m.encode("Крас"), sampling, 20).level == "bitwise"
+
+
+@pytest.mark.slow
+def test_the_full_size_stand_in_is_bitwise_greedy_and_as_its_checkpoint_samples(standin):
+    from inspector.loading import load
+
+    m = load(str(standin))
+    ids = m.encode("Назови русскую фамилию.")
+    own = Sampling(**m.checkpoint_settings(), seed=0)
+    assert own == Sampling(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.1, seed=0)
+    for sampling in (GREEDY, own, Sampling(seed=1)):
+        assert verify(m, ids, sampling, 5).level == "bitwise"
+
+
+@pytest.mark.slow
+def test_the_full_size_stand_in_disturbed_by_an_ulp_is_rounding(standin):
+    from inspector.loading import load
+
+    m = load(str(standin))
+    head = m.split.head
+    verdict = verify(with_head(m, lambda h: torch.nextafter(head(h), torch.full_like(head(h), torch.inf))), m.encode("Крас"), GREEDY, 2)
+    assert verdict.level == "rounding" and 0 < verdict.floor < 1e-3

@@ -65,12 +65,12 @@ def save_checkpoint(model: ExpertModel, path: str | Path) -> None:
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
     """transformers' ``save_pretrained`` without its progress bar."""
-    bars = logging.is_progress_bar_enabled()
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         model.save_pretrained(folder)
     finally:
-        if bars:
+        if shown:
             logging.enable_progress_bar()
 
 

@@ -1,0 +1,60 @@
+"""What ``inspector bench loop`` measures: the same computation three ways, and the arithmetic of its limit."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from inspector.bench import loop as bench
+from inspector.decoding import next_logits
+from inspector.records import Sampling
+
+
+def test_the_ways_that_are_timed_compute_the_same_tokens(tiny, monkeypatch):
+    m, sampling = tiny("qwen2"), Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=0)
+    drawn = []
+    draw = bench.draw
+
+    def noting(*arguments):
+        drawn.append(draw(*arguments)[0])
+        return drawn[-1], None
+
+    monkeypatch.setattr(bench, "draw", noting)
+    ids = bench.probe_ids(m, 8)
+    bench.bare_loop(m, ids, sampling, 4)
+    from inspector.decoding import loop
+
+    assert drawn == [step.token.id for step, _ in loop(m.split, ids, sampling, 4)]
+
+
+def test_flops_are_those_that_torch_counts_in_the_linear_layers(tiny):
+    for kind in ("expert", "qwen2"):
+        m = tiny(kind)
+        ids = bench.probe_ids(m, 16)
+        with FlopCounterMode(display=False) as counter:
+            next_logits(m.split, ids)
+        counted = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
+        # Norms and biases are parameters too but multiply nothing: on a model this small they are a few per cent.
+        assert 1.0 <= bench.flops_per_step(m, 16) / counted < 1.1
+
+
+def test_a_measurement_has_a_row_per_length_that_fits(tiny):
+    m = tiny("qwen2", context=48)
+    rows = bench.measure(m, lengths=(8, 16, 512), rounds=2, steps=2)
+    assert [row["context"] for row in rows] == [8, 16]
+    assert all(row["hand_ms"] > 0 and row["generate_ms"] > 0 and row["hand_to_limit"] > 0 for row in rows)
+    assert m.model.generation_config.use_cache is not False  # what the checkpoint said is back
+
+
+def test_step_times_leave_out_what_the_context_does_not_hold(tiny):
+    assert list(bench.seconds_per_step(tiny("expert", context=48), (8, 32, 128), repeats=1)) == [8, 32]
+
+
+def test_an_estimate_is_at_least_one_reading_of_the_weights(tiny):
+    estimate = bench.estimate_seconds(tiny("expert"), 10**9, 10**8, (1, 4096))
+    assert estimate[4096] > estimate[1] > 0
+
+
+def test_the_prompt_is_always_the_same_and_leaves_the_global_random_state_alone(tiny):
+    m = tiny("expert")
+    state = torch.random.get_rng_state()
+    assert torch.equal(bench.probe_ids(m, 8), bench.probe_ids(m, 8))
+    assert torch.equal(torch.random.get_rng_state(), state)
