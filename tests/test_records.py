@@ -63,7 +63,7 @@ VERDICT = Verdict(
 LAYERS = ModuleNode("layers.0", "Layer", repeat=2, tied_to="lm_head", children=(ModuleNode("rope", "RoPE", functional=True),))
 NODE = ModuleNode("model", "Qwen2Model", "8×16", 100, 400, part="backbone", children=(LAYERS,))
 EMPTY_RUN = replace(RUN, steps=(), prompt=(), origins={}, stop_reason="interrupted")
-RECORDS = [RUN, EMPTY_RUN, VERDICT, GREEDY_STEP, NODE, Origin("x", "hub", ("a", "b")), Sampling()]
+RECORDS = [RUN, EMPTY_RUN, VERDICT, GREEDY_STEP, NODE, Origin("x", "hub"), Sampling()]
 
 
 def through_text(record):
