@@ -87,9 +87,8 @@ def main(
     from inspector.structure import tree
     from inspector.verifying import by_generate
 
-    origin = loading.default_model() if model is None else None
     options = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    models = [loading.load(name, **options) for name in (model or origin.name, expert)]
+    models = [loading.load(model, **options) if model else loading.load_default(**options), loading.load(expert, **options)]
     names = [m.origin.name for m in models]
     default = QWEN_PROMPT if models[0].tokenizer.chat_template and not raw else NAMES_PROMPT
     prompts = [default if prompt is None else prompt, expert_prompt]
@@ -98,8 +97,8 @@ def main(
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
     screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.model.dtype, m.device) for m in models], t))
-    if origin and origin.name != loading.DEFAULT:
-        screen.show(terminal.stand_in(loading.DEFAULT, origin.name, t))
+    if model is None and names[0] != loading.DEFAULT:
+        screen.show(terminal.stand_in(loading.DEFAULT, names[0], t))
 
     # 1. What they are made of.
     screen.show(terminal.section(t("1. The module trees", "1. Деревья модулей")))

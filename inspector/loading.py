@@ -260,11 +260,17 @@ def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
     return bool(answers) and answers[0] < 500
 
 
-def default_model() -> Origin:
-    """The model to show when the user names none: the real Qwen if it is cached or the hub answers, else an embedded one."""
+def load_default(**options) -> Loaded:
+    """The model to show when the user names none: the real Qwen if it is cached or the hub has it, else an embedded one.
+
+    ``options`` as in ``load``. Which of the two it became is in ``origin.name``.
+    """
     if is_cached(DEFAULT) or hub_answers():
-        return Origin(DEFAULT, "hub")
-    return Origin(FALLBACK, "embedded")
+        try:
+            return load(DEFAULT, **options)
+        except LoadError:  # a hub that answers and then breaks off, or a network that answers for it
+            pass
+    return load(FALLBACK, **options)
 
 
 def pick_device(device: str) -> torch.device:

@@ -16,6 +16,9 @@ from inspector.records import Run, Sampling, Verdict, from_json
 from inspector.render.text import translator
 
 ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("inference", ROOT / "inference.py")
+inference = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(inference)
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
@@ -60,8 +63,6 @@ def test_everything_is_on_the_screen_in_order(output):
 
 
 def test_the_default_seed_shows_top_p_removing_the_runner_up():
-    import inference
-
     m = load("names-qwen2")
     sampling = Sampling(**inference.DEFAULTS, seed=0)
     from inspector.decoding import decode
@@ -121,8 +122,6 @@ def test_the_step_by_hand_is_the_loops_first_step():
     """Against transformers: the probabilities after each filter are those of its own warpers."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    import inference
-
     m = load("names-qwen2")
     ids = m.encode("Крас")
     sampling = Sampling(temperature=0.7, top_k=8, top_p=0.95, seed=3)
@@ -159,8 +158,3 @@ def test_both_languages_have_every_text():
     assert (english("a", "б"), russian("a", "б")) == ("a", "б")
     with pytest.raises(ValueError, match="'de'"):
         translator("de")
-
-
-spec = importlib.util.spec_from_file_location("inference", ROOT / "inference.py")
-sys.modules["inference"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["inference"])

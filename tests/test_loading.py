@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inspector import loading
-from inspector.loading import DEFAULT, FALLBACK, LoadError, default_model, embedded, find, hub_answers, load
+from inspector.loading import DEFAULT, FALLBACK, LoadError, embedded, find, hub_answers, is_cached, load, load_default
+from inspector.records import Origin
 from inspector.splitting import SplitError
 
 EMBEDDED = pytest.mark.parametrize("name", ["names-expert", "names-qwen2"])
@@ -135,11 +136,17 @@ def test_the_hub_is_asked_within_the_limit_even_if_nothing_ever_answers(monkeypa
     assert time.monotonic() - started < 3
 
 
-def test_the_default_is_the_real_model_if_the_hub_answers_and_else_the_embedded_one(offline, monkeypatch):
-    fallback = default_model()
-    assert (fallback.name, fallback.kind) == (FALLBACK, "embedded")
+def test_the_default_without_network_is_the_embedded_model(offline):
+    started = time.monotonic()
+    assert load_default().origin == Origin(FALLBACK, "embedded")
+    assert time.monotonic() - started < 3 + 2  # the decision, and reading a small model
+
+
+def test_the_default_that_breaks_off_while_it_is_fetched_is_the_embedded_model(offline, monkeypatch):
     monkeypatch.setattr(loading, "hub_answers", lambda: True)
-    assert default_model().name == DEFAULT
+    assert load_default().origin.name == FALLBACK
+    with pytest.raises(LoadError, match="device 'tpu'"):
+        load_default(device="tpu")
 
 
 def test_a_cached_model_needs_no_hub_and_half_a_download_does_not_count(offline, tmp_path):
@@ -150,12 +157,11 @@ def test_a_cached_model_needs_no_hub_and_half_a_download_does_not_count(offline,
     files.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(loading.ASSETS / "names-qwen2" / name, files)
-    assert default_model().name == FALLBACK
+    assert not is_cached(DEFAULT)
     (files / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}')
     (files / "model-1.safetensors").touch()
-    assert default_model().name == FALLBACK
+    assert not is_cached(DEFAULT)
     (files / "model-2.safetensors").touch()
-    assert default_model().name == DEFAULT
     assert find(DEFAULT)[2] is True  # stays off the network
 
 

@@ -1,15 +1,19 @@
 """Every command and every example of the README runs."""
 
+import json
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from inspector.cli import main
+from inspector.loading import ASSETS
+from inspector.training.corpus import build
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -75,3 +79,28 @@ def test_python_example_runs(example, tmp_path, monkeypatch):
 def test_the_picture_is_there_and_is_the_lesson():
     picture = (ROOT / "docs/lesson.svg").read_text(encoding="utf8")
     assert "Qwen2DecoderLayer" in picture and "bitwise" in picture
+
+
+@pytest.mark.parametrize("name", ["names-expert", "names-qwen2"])
+def test_the_table_of_embedded_models_says_what_their_recipes_say(name):
+    report = json.loads((ASSETS / name / "recipe.json").read_text())
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+    assert f"{report['parameters']:,}" in row and f"{report['losses'][-1]['validation']:.3f} nats" in row
+    counts = build().counts()
+    assert sum(counts["train"].values()) == report["items"]["train"]
+    for part, words in (("train", "in training"), ("validation", "held out")):
+        assert f"{counts[part]['given name']:,} {words}" in README.replace("\n", " ")
+    for kind in ("surname", "pair"):
+        assert f"({counts['train'][kind]:,} and {counts['validation'][kind]:,})" in README.replace("\n", " ")
+
+
+def test_the_readme_command_of_a_recipe_gives_that_recipe(monkeypatch, tmp_path):
+    """The train commands of the embedded models, run up to the point where the recipe is made."""
+    made = []
+    monkeypatch.setattr("inspector.training.loop.train", lambda recipe, *_: made.append(recipe) or iter(()))
+    for name in ("names-expert", "names-qwen2"):
+        command = next(c for c in COMMANDS if c.endswith(f"runs/{name}"))
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit):
+            main()
+        assert asdict(made[-1]) == json.loads((ASSETS / name / "recipe.json").read_text())["recipe"]

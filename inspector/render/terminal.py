@@ -67,9 +67,9 @@ def stand_in(wanted: str, name: str, t: Translate) -> RenderableType:
     """Says that an embedded model is shown instead of the default one, and how to get that."""
     lines = (
         t(
-            f"{wanted} is not in the cache and the hub does not answer, so the embedded {name} stands in: "
+            f"{wanted} is not in the cache and the hub does not give it, so the embedded {name} stands in: "
             "a small Qwen2 of the same architecture, trained on Russian names.",
-            f"{wanted} нет в кэше, и хаб не отвечает, поэтому вместо неё встроенная {name}: "
+            f"{wanted} нет в кэше, и хаб её не отдаёт, поэтому вместо неё встроенная {name}: "
             "маленький Qwen2 той же архитектуры, обученный на русских именах.",
         ),
         t(
