@@ -209,7 +209,7 @@ def train(
     n_heads: Annotated[int, typer.Option(help="Attention heads in each.")] = 4,
     d_ff: Annotated[int | None, typer.Option(help="Width of the feed-forward; by default 4·d_model, for qwen2 8/3·d_model.")] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Longest sequence; by default what the longest line needs, at least 64.")] = None,
-    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.2,
+    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Number of updates.")] = 1500,
     batch_size: Annotated[int, typer.Option(help="Lines in an update.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule: warm-up, then a cosine.")] = 2e-3,
