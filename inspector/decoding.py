@@ -101,22 +101,20 @@ def steps(split: Split, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int,
         reason = stop_reason(token_id, stop_ids, len(new_ids), max_new_tokens, ids_1T.shape[1], context_length)
         text = newly_readable(readable, texts.whole(new_ids))
         readable += text
-        step = record(logits_V, filtered, token_id, q_V, sampling, texts, listed)
-        yield (
-            replace(
-                step,
-                index=len(new_ids) - 1,
-                context_length=ids_1T.shape[1] - 1,
-                text=text,
-                seconds=time.perf_counter() - started,
-                stop_reason=reason,
-            ),
-            logits_V,
+        weighed = ledger(logits_V, filtered, token_id, q_V, sampling, texts, listed)
+        step = Step(
+            index=len(new_ids) - 1,
+            context_length=ids_1T.shape[1] - 1,
+            **weighed,
+            text=text,
+            seconds=time.perf_counter() - started,
+            stop_reason=reason,
         )
+        yield step, logits_V
 
 
-def record(logits_V: Tensor, filtered: Filtered, token_id: int, q_V: Tensor | None, sampling: Sampling, texts: Texts, listed: int) -> Step:
-    """The ledger of one step: every listed candidate's way through the filters. Index, text, time and end are the loop's."""
+def ledger(logits_V: Tensor, filtered: Filtered, token_id: int, q_V: Tensor | None, sampling: Sampling, texts: Texts, listed: int) -> dict:
+    """What one step weighed, as fields of ``Step``: every listed candidate's way through the filters, and what they left."""
     log_p_V = logits_V.log_softmax(-1)
     before_V = log_p_V.exp()
     after_V = filtered.scores_V.softmax(-1)
@@ -142,17 +140,13 @@ def record(logits_V: Tensor, filtered: Filtered, token_id: int, q_V: Tensor | No
     for name, gone_V in filtered.removed.items():
         left = 1 if name == GREEDY else left - int(gone_V.sum())
         kept[name] = left
-    return Step(
-        index=0,
-        context_length=0,
+    return dict(
         candidates=candidates,
         other_mass=max(0.0, 1.0 - sum(c.probability_before for c in candidates)),
         entropy=float(-(before_V * log_p_V).nansum()),
         kept=kept,
         token=texts.token(token_id),
         rank=1 + int((filtered.scores_V > filtered.scores_V[token_id]).sum()),
-        text="",
-        seconds=0.0,
     )
 
 
