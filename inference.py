@@ -88,7 +88,7 @@ def main(
     from inspector.verifying import by_generate
 
     options = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    models = [loading.load(model, **options) if model else loading.load_default(**options), loading.load(expert, **options)]
+    models = [loading.load(model, **options) if model is not None else loading.load_default(**options), loading.load(expert, **options)]
     names = [m.origin.name for m in models]
     default = QWEN_PROMPT if models[0].tokenizer.chat_template and not raw else NAMES_PROMPT
     prompts = [default if prompt is None else prompt, expert_prompt]
@@ -153,8 +153,8 @@ def main(
     for text, run in zip(prompts, runs, strict=True):
         screen.show(terminal.text_panel(text, run, t))
     times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
-    if loading.DEFAULT not in times:
-        estimate = t("the real Qwen, estimated", "настоящий Qwen, оценка")
+    if models[0].model.num_parameters() != sum(QWEN_WEIGHTS):
+        estimate = t("the real Qwen, at least", "настоящий Qwen, не меньше")
         times[estimate] = estimate_seconds(models[0], *QWEN_WEIGHTS, LENGTHS)
     screen.show(terminal.growth_table(times, t), terminal.closing(t))
     screen.close("python inference.py")

@@ -17,11 +17,11 @@ from rich.text import Text
 
 from .records import LEVELS, Sampling, to_json
 from .render import terminal
-from .render.screen import LiveSteps, Screen, check_writable, write_whole
+from .render.screen import LiveSteps, QuietConsole, Screen, check_writable, write_whole
 from .render.text import translator, visible
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-bench = typer.Typer(no_args_is_help=True, help="Measure: each question prints a table and then one line of JSON.")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+bench = typer.Typer(help="Measure: each question prints a table and then one line of JSON.")
 app.add_typer(bench, name="bench")
 
 MODEL_HELP = "An embedded model (names-qwen2, names-expert), a folder, or a hub id."
@@ -82,7 +82,7 @@ def quiet_when(json_path: Path | None) -> Console:
         ValueError: the JSON could not be written.
     """
     check_writable(json_path)
-    return Console(highlight=False, quiet=str(json_path) == "-")
+    return QuietConsole(highlight=False, quiet=str(json_path) == "-")
 
 
 def loaded(name: str, **options):
@@ -223,8 +223,8 @@ def train(
     """Train a small model on the lines of a file. Ctrl-C saves the state; the same command with --resume goes on."""
     with Console(stderr=True).status("loading torch …"):
         from .training.corpus import build, read_lines
-        from .training.loop import Recipe
-        from .training.loop import train as updates
+        from .training.loop import STATE, Recipe
+        from .training.loop import train as start_training
 
     if corpus == "names":
         parts = build()
@@ -250,7 +250,8 @@ def train(
         clip=clip,
         seed=seed,
     )
-    console = Console(highlight=False)
+    progress = start_training(recipe, lines, held_out, out, resume, evaluate_every)
+    console = QuietConsole(highlight=False)
     console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out")
     if corpus == "names":
         for part, kinds in parts.counts().items():
@@ -260,16 +261,17 @@ def train(
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("", total=steps)
-            for done in updates(recipe, lines, held_out, out, resume, evaluate_every):
+            for done in progress:
                 held = "" if done.validation_loss is None else f", held out {done.validation_loss:.4f}"
                 bar.update(task, completed=done.step, description=f"loss {done.loss:.4f}{held}")
                 if done.validation_loss != shown or done.step == steps:
                     shown = done.validation_loss
                     console.print(f"step {done.step:,}: loss {done.loss:.4f}{held} nats per character, {done.seconds_left:.0f} s left")
     except KeyboardInterrupt:
-        console.print(f"stopped; the state is in {out}: add --resume to go on")
+        if (out / STATE).exists():
+            console.print(f"stopped; the state is in {out}: add --resume to go on", markup=False)
         raise
-    console.print(f"done: inspector run {out} PROMPT")
+    console.print(f"done: inspector run {out if len(out.parts) > 1 else f'./{out}'} PROMPT", markup=False)
 
 
 @bench.command("loop")
@@ -280,17 +282,19 @@ def bench_loop(
     dtype: Dtype = "auto",
 ) -> None:
     """Milliseconds per step by hand and through generate(use_cache=False), in turn, at several context lengths."""
+    if rounds < 1:
+        raise ValueError(f"--rounds {rounds}: give a whole number from 1 up")
     m = loaded(model, device=device, dtype=dtype)
     from .bench.loop import measure
 
     rows = measure(m, rounds=rounds)
     if not rows:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
-    heads = ("context", "hand ms", "generate ms", "hand/generate", "recording %", "limit ms", "hand/limit")
+    heads = ("context", "hand ms", "generate ms", "ratio", "recording %", "limit ms", "to limit")
     result = terminal.table(*heads, numbers=range(len(heads)))
     for row in rows:
         result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(highlight=False).print(result)
+    QuietConsole(highlight=False).print(result)
     print(json.dumps(dict(model=model, rows=rows)))
 
 
@@ -301,11 +305,13 @@ def bench_agreement(
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
 ) -> None:
     """Do given name and surname agree in gender in what a names model makes up (temperature 0.8, top-p 0.95)?"""
+    if samples < 1:
+        raise ValueError(f"--samples {samples}: give a whole number from 1 up")
     m = loaded(model)
     from .bench.agreement import measure
 
     result = measure(m, samples, Sampling(temperature=0.8, top_p=0.95, seed=seed))
-    console = Console(highlight=False)
+    console = QuietConsole(highlight=False)
     console.print("made up: " + ", ".join(result["examples"]), markup=False)
     console.print(
         f"{result['unjudged_percent']:.1f} % of {samples} lines cannot be judged; of the others {result['agreement_percent']:.1f} % agree"
@@ -341,4 +347,4 @@ def fail(message: str) -> int:
 
 def main() -> None:
     """The ``inspector`` command."""
-    entry(lambda: app(standalone_mode=False))
+    entry(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False))

@@ -24,6 +24,11 @@ DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
 FALLBACK = "names-qwen2"
 ASSETS = Path(__file__).parent / "assets"
 PROBE_SECONDS = 2.5
+OTHER_SETTINGS = (  # of a generation config, that change what is drawn and that Sampling does not have
+    *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
+    *("exponential_decay_length_penalty", "guidance_scale", "num_beams", "penalty_alpha", "watermarking_config"),
+)
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -82,8 +87,16 @@ class Loaded:
         return list(dict.fromkeys(prompt[a:b] for a, b in spans))
 
     def checkpoint_settings(self) -> dict:
-        """The sampling settings that the checkpoint ships, as arguments of ``Sampling``."""
+        """The sampling settings that the checkpoint ships, as arguments of ``Sampling``.
+
+        Raises:
+            ValueError: it ships a setting that ``Sampling`` does not have.
+        """
         own = self.model.generation_config
+        others = {name: value for name in OTHER_SETTINGS if (value := getattr(own, name, None)) not in (None, 0, 1.0, False, [])}
+        if others:
+            listed = ", ".join(f"{name}={value}" for name, value in others.items())
+            raise ValueError(f"{self.origin.name} also ships {listed}, which is not applied here: leave --checkpoint-settings out")
         settings = dict(repetition_penalty=own.repetition_penalty, temperature=own.temperature, top_k=own.top_k or None, top_p=own.top_p)
         if own.do_sample is False or own.do_sample is None:
             settings = dict(repetition_penalty=own.repetition_penalty, temperature=0.0)
@@ -106,16 +119,17 @@ def load(name: str, device: str = "auto", dtype: str = "auto", trust_remote_code
         SplitError: it cannot be split.
     """
     where = pick_device(device)
+    as_dtype = pick_dtype(dtype, where)
     source, origin, offline = find(name)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=offline)
     try:
         with quiet(bars=offline):
-            model, report = AutoModelForCausalLM.from_pretrained(
-                source, dtype=pick_dtype(dtype, where), output_loading_info=True, **options
-            )
+            model, report = AutoModelForCausalLM.from_pretrained(source, dtype=as_dtype, output_loading_info=True, **options)
             tokenizer = load_tokenizer(source, options)
     except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
         raise LoadError(f"{name}: cannot be loaded: {first_line(error)}") from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise LoadError(f"{name}: its tokenizer has no vocabulary: put tokenizer.json beside the weights")
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise LoadError(
@@ -204,7 +218,7 @@ def find(name: str) -> tuple[str, Origin, bool]:
     if name in embedded():
         return str(ASSETS / name), Origin(name, "embedded"), True
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name.strip() and path.is_dir():
         if not (path / "config.json").is_file():
             raise LoadError(f"{name}: the folder has no config.json: give the folder that save_pretrained or inspector train wrote")
         return str(path), Origin(name, "folder"), True

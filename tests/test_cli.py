@@ -69,6 +69,10 @@ def test_help_and_mistakes_answer_without_torch(tmp_path):
         (["train", "--out", "/tmp/never", "--model", "gpt9"], "gpt9"),
         (["train", "--out", "/tmp/never", "--corpus", "/no/such/file"], "/no/such/file"),
         (["bench", "nothing"], "nothing"),
+        (["bench", "loop", "--rounds", "0"], "--rounds 0"),
+        (["bench", "agreement", "--samples", "0"], "--samples 0"),
+        (["train", "--out", "/tmp/never", "--evaluate-every", "0"], "evaluate_every=0"),
+        (["tree", ""], "no such folder"),
     ],
 )
 def test_a_wrong_request_is_one_line_that_names_it_and_exit_code_2(inspector, arguments, part):
@@ -132,7 +136,11 @@ def test_a_reader_that_leaves_early_is_no_error():
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == ""
-    process.wait()
+    assert process.wait() == 0
+
+
+def test_the_command_alone_shows_its_help(inspector):
+    assert "verify" in inspector()
 
 
 def test_train_writes_a_checkpoint_that_runs(inspector, tmp_path):

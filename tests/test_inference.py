@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,7 @@ def test_everything_is_on_the_screen_in_order(output):
         "lines of code",
         "7. Texts and times",
         "Крас|",
-        "the real Qwen, estimated",
+        "the real Qwen, at least",
         "inspector run",
     ]
     places = [output.find(part) for part in parts]
@@ -138,15 +137,13 @@ def test_the_step_by_hand_is_the_loops_first_step():
 def test_something_is_on_the_screen_before_torch_is_imported():
     environment = os.environ | OFFLINE | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen([sys.executable, str(ROOT / "inference.py")], stdout=subprocess.PIPE, text=True, env=environment)
-    started = time.monotonic()
     first = process.stdout.readline()
-    seconds = time.monotonic() - started
     loaded = subprocess.run(["grep", "-c", "libtorch", f"/proc/{process.pid}/maps"], capture_output=True, text=True).stdout.strip()
     process.kill()
     process.stdout.close()
     assert "inspector" in first
     if loaded:  # where there is a /proc
-        assert loaded == "0" or seconds < 1
+        assert loaded == "0"
 
 
 def test_the_lesson_fits_its_page():

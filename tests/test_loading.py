@@ -94,7 +94,8 @@ def test_a_file_and_a_folder_without_config_are_errors(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated weights", "no weights", "no tokenizer", "broken config", "unknown type", "missing weight", "shape"]
+    "damage",
+    ["truncated weights", "no weights", "no tokenizer", "no tokenizer at all", "broken config", "unknown type", "missing weight", "shape"],
 )
 def test_a_damaged_checkpoint_is_one_clear_line(folder, damage):
     weights, config = folder / "model.safetensors", folder / "config.json"
@@ -104,6 +105,9 @@ def test_a_damaged_checkpoint_is_one_clear_line(folder, damage):
         weights.unlink()
     elif damage == "no tokenizer":
         (folder / "tokenizer.json").unlink()
+    elif damage == "no tokenizer at all":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
     elif damage == "broken config":
         config.write_text(config.read_text()[:-20])
     elif damage == "unknown type":
@@ -240,3 +244,24 @@ print(json.dumps([peak - before, sum(p.numel() * p.element_size() for p in m.mod
     rise, size = json.loads(output.splitlines()[-1])
     assert size == 4 * 494_032_768
     assert rise <= 1.15 * size, f"{rise / size:.3f} of the parameters"
+
+
+def test_checkpoint_settings_are_what_generate_would_use():
+    m = load("names-qwen2")
+    own = m.model.generation_config
+    assert m.checkpoint_settings() == dict(temperature=0.0)  # it does not ask for sampling
+    own.do_sample = True
+    assert m.checkpoint_settings() == dict(top_k=50)  # transformers fills in 50 where nobody says otherwise
+    own.top_k, own.top_p, own.temperature = 0, 0.9, 0.5
+    assert m.checkpoint_settings() == dict(top_p=0.9, temperature=0.5)
+    own.min_p = 0.1
+    with pytest.raises(ValueError, match=r"min_p=0\.1"):
+        m.checkpoint_settings()
+
+
+def test_a_name_server_that_hangs_does_not_hang_the_decision(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(loading, "get_session", lambda: time.sleep(30))
+    started = time.monotonic()
+    assert not hub_answers(seconds=0.3)
+    assert time.monotonic() - started < 2

@@ -160,6 +160,16 @@ def test_a_flip_between_two_equal_ratios_of_the_race_is_a_near_tie():
     assert verdict.margin <= verdict.observed_error < 1e-5
 
 
+@pytest.mark.parametrize(("times", "level"), [(1.9, "rounding"), (2.1, "tokens")])
+def test_rounding_ends_at_twice_the_larger_own_error(times, level):
+    """One side is exact, the other is off by a known error against its own float64 run and by a multiple of it from the first."""
+    error, exact_V = 2.0**-10, torch.tensor([1.0, 0.0])
+    hand = Side((0,), (exact_V + times * error,), 0.0)
+    m = fixed(exact_V.double())
+    m.split = Split(lambda ids: ids[..., None], lambda h: m.model(h[..., 0]).logits + (times - 1) * error)
+    assert compare(m, torch.tensor([[1]]), GREEDY, hand, Side((0,), (exact_V,), 0.0)).level == level
+
+
 def test_a_side_that_stops_early_is_different(tiny):
     logits_V = torch.tensor([1.0, 0.5])
     long, short = Side((0, 0), (logits_V, logits_V), 0.0), Side((0,), (logits_V,), 0.0)

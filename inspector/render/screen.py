@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,15 @@ from .terminal import WIDE, steps_table
 from .text import Translate
 
 
+class QuietConsole(Console):
+    """A console whose reader may leave early: ``| head`` has seen enough, which is no error."""
+
+    def on_broken_pipe(self) -> None:
+        """Ends the process quietly, with nothing left to be flushed into the broken pipe."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
+
 class Screen:
     """A console that can also save what it showed to an .svg or .html file.
 
@@ -26,7 +36,7 @@ class Screen:
         if save is not None and save.suffix not in (".svg", ".html"):
             raise ValueError(f"--save-screen {save}: give a name that ends in .svg or .html")
         check_writable(save)
-        self.console = console or Console(highlight=False)
+        self.console = console or QuietConsole(highlight=False)
         self.save = save
         # A second console records, so that the frames of a live display are not in the picture.
         self.recorder = Console(record=True, width=self.console.width, file=io.StringIO(), force_terminal=True, highlight=False)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records import ModuleNode, Run, Sampling, Step, Token, Verdict
-from .text import Translate, count, duration, memory, quoted, visible
+from .text import Translate, count, duration, memory, quoted, tokens_of, visible
 
 WIDE = 110  # columns from which two models stand side by side
 LEVEL_STYLES = {"bitwise": "bold green", "rounding": "green", "tokens": "yellow", "near-tie": "yellow", "different": "bold red"}
@@ -44,12 +44,13 @@ def settings_line(sampling: Sampling, origins: dict[str, str], t: Translate) -> 
     """The sampling settings in the order of the filters, each with where it is from."""
     words = {"flag": t("flag", "флаг"), "checkpoint": t("checkpoint", "чекпойнт"), "default": t("default", "умолчание")}
     off = t("off", "нет")
+    greedy = sampling.greedy
     values = dict(
         repetition_penalty=sampling.repetition_penalty,
         temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
+        top_k=None if greedy else sampling.top_k,
+        top_p=None if greedy else sampling.top_p,
+        seed=None if greedy else sampling.seed,
     )
     parts = [
         f"{FILTER_NAMES.get(name, name)} {off if value is None else f'{value:g}'} ({words[origins[name]]})"
@@ -87,10 +88,16 @@ def section(title: str) -> RenderableType:
     return Text(f"\n{visible(title)}", "bold cyan")
 
 
+FUNCTIONAL_IN_RUSSIAN = {
+    "RoPE: turn q and k": "RoPE: поворот q и k",
+    "+ residual": "+ вход (residual)",
+}
+
+
 def node_label(node: ModuleNode, t: Translate) -> tuple[Text, Text]:
     """A node's name, and what it is: type, shape, marks."""
     if node.functional:
-        return Text(f"· {node.type}", "italic magenta"), Text("")
+        return Text(f"· {t(node.type, FUNCTIONAL_IN_RUSSIAN.get(node.type, node.type))}", "italic magenta"), Text("")
     style = {"backbone": "bold blue", "head": "bold green"}.get(node.part, "none")
     what = Text(f"{node.repeat} × " if node.repeat > 1 else "", "bold")
     what.append(node.type, "dim" if node.name else "bold")
@@ -132,7 +139,7 @@ def node_table(node: ModuleNode, width: int, t: Translate) -> Table:
 
 def tree_panel(node: ModuleNode, title: str, width: int, t: Translate) -> Panel:
     """A module tree with its totals, in a panel ``width`` columns wide."""
-    total = t("{:,} parameters, {} in memory; tied weights counted once", "{:,} параметров, {} в памяти; общие веса учтены один раз")
+    total = t("{:,} parameters, {}; tied weights counted once", "{:,} параметров, {}; общие веса учтены один раз")
     tied = next((child for child in node.children if child.tied_to), None)
     lines = [Text(total.format(node.parameters, memory(node.bytes)))]
     if tied:
@@ -210,7 +217,7 @@ def fed_panel(name: str, tokens: Sequence[Token], unknown: Sequence[str], t: Tra
         lines.append(
             Text(t(f"not in the vocabulary, fed as unknown: {listed}", f"нет в словаре, поданы как неизвестные: {listed}"), "yellow")
         )
-    title = Text(f"{visible(name)}: {len(tokens)} " + t("tokens fed", "токенов на входе"))
+    title = Text(f"{visible(name)}: {tokens_of(len(tokens), t)} " + t("fed", "на входе"))
     return Panel(Group(*lines), title=title, title_align="left")
 
 
@@ -262,10 +269,24 @@ def sentence(step: Step, t: Translate) -> str:
     )
     text = f"{quoted(step.token.text)}: {rank}; p {chosen.probability_before:.2f} → {chosen.probability_after:.2f}"
     removed = next((c for c in step.candidates if c.removed_by), None)
+    sizes = list(step.kept.items())
+    if not removed and len(sizes) > 1 and sizes[-1][1] < sizes[-2][1]:  # none of the listed ones, but others
+        by, gone = FILTER_NAMES.get(sizes[-1][0], sizes[-1][0]), sizes[-2][1] - sizes[-1][1]
+        text += t(f"; {by} removed {gone:,} tokens", f"; {by} убрал токенов: {gone:,}")
     if removed:
         by = FILTER_NAMES.get(removed.removed_by, removed.removed_by)
         text += t(f"; {by} removed {quoted(removed.token.text)}", f"; {by} убрал {quoted(removed.token.text)}")
     return text
+
+
+def why(reason: str, t: Translate) -> str:
+    """Why a run ended, in words."""
+    return {
+        "eos": t("the model ended it", "модель закончила сама"),
+        "max_new_tokens": t("the limit of new tokens", "предел новых токенов"),
+        "context_full": t("the context is full", "контекст заполнен"),
+        "interrupted": t("interrupted", "прервано"),
+    }[reason]
 
 
 def leaders(step: Step, n: int = 3) -> str:
@@ -284,7 +305,7 @@ def steps_table(names: Sequence[str], rows: Sequence[Sequence[Step | None]], wid
     def cell(step: Step | None) -> Text:
         if step is None:
             return Text("")
-        end = f" ■ {step.stop_reason}" if step.stop_reason else ""
+        end = f" ■ {why(step.stop_reason, t)}" if step.stop_reason else ""
         return Text.assemble(sentence(step, t), (end, "bold yellow"), "\n", (leaders(step), "dim"))
 
     def logit(step: Step | None) -> str:
@@ -312,10 +333,13 @@ def verdict_line(name: str, verdict: Verdict, t: Translate) -> RenderableType:
     n = len(verdict.tokens_hand)
     if verdict.level == "bitwise":
         return line + Text(
-            t(f"all {n} tokens and every logit equal generate()'s, bit for bit", f"все {n} токенов и все логиты равны generate() бит в бит")
+            t(
+                f"{tokens_of(n, t)} and every logit equal generate()'s, bit for bit",
+                f"{tokens_of(n, t)} и все логиты равны generate() бит в бит",
+            )
         )
     if verdict.level in ("rounding", "tokens"):
-        line.append(t(f"all {n} tokens are equal", f"все {n} токенов равны"))
+        line.append(t(f"{tokens_of(n, t)}, all equal", f"{tokens_of(n, t)}, все равны"))
     else:
         line.append(
             t(
@@ -358,12 +382,12 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
         (
             t("forward pass", "прямой проход"),
             t("model(ids), a black box", "model(ids), чёрный ящик"),
-            f"{backbone}(ids) → {head}(hidden[:, -1:])",
+            f"model.{backbone}(ids) → model.{head}(…)",
         ),
         (t("sampling", "сэмплирование"), t("built in", "встроенное"), own),
         ("KV-cache", off, t("none", "нет")),
         (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
-        (t("lines of code", "строк кода"), str(lines[0]), str(lines[1])),
+        (t("lines of code", "строк кода"), t(f"{lines[0]}, the call", f"{lines[0]}, вызов"), f"{lines[1]}, inference.py"),
         (t("time per token", "время на токен"), duration(verdict.seconds_generate / n_generate), duration(verdict.seconds_hand / n_hand)),
     )
     result = table(t("aspect", "аспект"), "model.generate()", t("by hand", "вручную"), wide=(1, 2))
@@ -375,7 +399,7 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
 def growth_table(times: dict[str, dict[int, float]], t: Translate) -> RenderableType:
     """Seconds per step by hand at several context lengths: model → length → seconds."""
     lengths = sorted({length for row in times.values() for length in row})
-    result = table(t("context, tokens", "контекст, токенов"), *map(str, lengths), numbers=range(1, len(lengths) + 1))
+    result = table(t("backbone + head at N tokens", "backbone + голова, N токенов"), *map(str, lengths), numbers=range(1, len(lengths) + 1))
     for name, row in times.items():
         result.add_row(Text(visible(name)), *(duration(row[length]) if length in row else "–" for length in lengths))
     return result
@@ -383,16 +407,10 @@ def growth_table(times: dict[str, dict[int, float]], t: Translate) -> Renderable
 
 def text_panel(prompt: str, run: Run, t: Translate) -> RenderableType:
     """A prompt and its continuation."""
-    why = {
-        "eos": t("the model ended it", "модель закончила сама"),
-        "max_new_tokens": t("the limit of new tokens", "предел новых токенов"),
-        "context_full": t("the context is full", "контекст заполнен"),
-        "interrupted": t("interrupted", "прервано"),
-    }[run.stop_reason]
     seconds = sum(step.seconds for step in run.steps) / max(1, len(run.steps))
     about = t(
-        f"{len(run.steps)} tokens, {duration(seconds)} each; end: {why}",
-        f"{len(run.steps)} токенов, {duration(seconds)} на каждый; конец: {why}",
+        f"{tokens_of(len(run.steps), t)}, {duration(seconds)} each; end: {why(run.stop_reason, t)}",
+        f"{tokens_of(len(run.steps), t)}, {duration(seconds)} на каждый; конец: {why(run.stop_reason, t)}",
     )
     return Panel(
         Text.assemble((visible(prompt), "dim"), ("|", "dim cyan"), (visible(run.text), "bold"), "\n", (about, "dim")),

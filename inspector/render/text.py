@@ -49,6 +49,13 @@ def count(number: int) -> str:
     return str(number)
 
 
+def tokens_of(number: int, t: Translate) -> str:
+    """A number of tokens in words: 1 token, 5 tokens; 1 токен, 2 токена, 5 токенов."""
+    last, teens = number % 10, 11 <= number % 100 <= 14
+    russian = "токен" if last == 1 and not teens else "токена" if 2 <= last <= 4 and not teens else "токенов"
+    return t(f"{number:,} token{'s' * (number != 1)}", f"{number:,} {russian}")
+
+
 def memory(size: int) -> str:
     """A number of bytes in binary units: 3.1 MiB."""
     for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):

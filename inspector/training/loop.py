@@ -63,6 +63,11 @@ class Recipe:
             raise ValueError(
                 f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: choose a number of heads that divides it"
             )
+        if self.model == "qwen2" and self.d_model // self.n_heads % 2:
+            raise ValueError(f"d_model={self.d_model} and n_heads={self.n_heads} make heads of odd width: RoPE turns pairs, make it even")
+        for name, least in (("warmup", 0), ("seed", 0), ("weight_decay", 0), ("d_ff", 1), ("max_seq_len", 2)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number from {least} up")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: give a number from 0 up to, not including, 1")
         for name in ("learning_rate", "clip"):
@@ -196,7 +201,7 @@ def train(
     """Trains, yielding after every step, and leaves a checkpoint folder at ``out``: weights, tokenizer, recipe and losses.
 
     Every ``evaluate_every`` steps, and when interrupted by Ctrl-C, the state goes to ``out``/training_state.pt, from
-    where ``resume`` goes on.
+    where ``resume`` goes on; a finished run of the same recipe is left as it is.
 
     Raises:
         ValueError: ``out`` holds something and ``resume`` is off, there is no state to resume or it is of another
@@ -204,7 +209,16 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     out = Path(out)
-    state = read_state(out, recipe, lines, resume)
+    if evaluate_every < 1:
+        raise ValueError(f"evaluate_every={evaluate_every}: give a whole number from 1 up")
+    if resume and is_finished(out, recipe):
+        return iter(())
+    data = fingerprint(lines, validation)
+    return updates(recipe, lines, validation, out, read_state(out, recipe, data, resume), data, evaluate_every)
+
+
+def updates(recipe: Recipe, lines, validation, out: Path, state: dict | None, data: str, evaluate_every: int) -> Iterator[Progress]:
+    """The updates themselves, from ``state`` on; ``data`` is the corpus' fingerprint. The rest as in ``train``."""
     accelerator = Accelerator()
     tokenizer = character_tokenizer(lines)
     rows, validation_rows = encode(tokenizer, lines), encode(tokenizer, validation)
@@ -226,7 +240,7 @@ def train(
                     step=step,
                     losses=losses,
                     recipe=asdict(recipe),
-                    fingerprint=fingerprint(lines),
+                    fingerprint=data,
                 ),
                 new,
             )
@@ -279,12 +293,18 @@ def fitting_length(recipe: Recipe, rows: Sequence[Sequence[int]], lines: Sequenc
     return recipe.max_seq_len or max(64, needed)
 
 
-def fingerprint(lines: Sequence[str]) -> str:
-    """A digest of the corpus, so that a run is not resumed on another one."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def fingerprint(*parts: Sequence[str]) -> str:
+    """A digest of the corpus, held-out part included, so that a run is not resumed on another one."""
+    return hashlib.sha256(json.dumps([list(part) for part in parts]).encode()).hexdigest()
 
 
-def read_state(out: Path, recipe: Recipe, lines: Sequence[str], resume: bool) -> dict | None:
+def is_finished(out: Path, recipe: Recipe) -> bool:
+    """Whether ``out`` holds the result of this very recipe: to resume it there is nothing left to do."""
+    report = out / RECIPE
+    return report.is_file() and json.loads(report.read_text(encoding="utf8"))["recipe"] == asdict(recipe)
+
+
+def read_state(out: Path, recipe: Recipe, data: str, resume: bool) -> dict | None:
     """The saved state to go on from, or None for a fresh run.
 
     Raises:
@@ -304,7 +324,7 @@ def read_state(out: Path, recipe: Recipe, lines: Sequence[str], resume: bool) ->
         raise ValueError(f"{path}: not a whole training state: begin the run anew in another folder") from error
     if changed := [f"{k}={saved.get(k)!r}, now {v!r}" for k, v in asdict(recipe).items() if saved.get(k) != v]:
         raise ValueError(f"{path} is of another recipe ({'; '.join(changed)}): resume with the same options")
-    if state["fingerprint"] != fingerprint(lines):
+    if state["fingerprint"] != data:
         raise ValueError(f"{path} was trained on another corpus: resume with the same one")
     return state
 

@@ -58,3 +58,21 @@ def test_the_prompt_is_always_the_same_and_leaves_the_global_random_state_alone(
     state = torch.random.get_rng_state()
     assert torch.equal(bench.probe_ids(m, 8), bench.probe_ids(m, 8))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_ratios_are_by_hand_to_the_other_and_within_a_round(tiny, monkeypatch):
+    """With a clock that gives the ways known times: by hand 3, bare 2, generate 6 seconds for 2 steps."""
+    seconds = {"consume": 3.0, "bare_loop": 2.0}
+    monkeypatch.setattr(bench, "timed", lambda call: seconds.get(call.__code__.co_names[0], 6.0))
+    monkeypatch.setattr(bench, "flops_per_second", lambda m: 1e9)
+    monkeypatch.setattr(bench, "flops_per_step", lambda m, length: 0.5e9)
+    row = bench.measure(tiny("qwen2"), lengths=(8,), rounds=3, steps=2)[0]
+    expected = dict(context=8, hand_ms=1500.0, generate_ms=3000.0, hand_to_generate=0.5, recording_percent=50.0, limit_ms=500.0)
+    assert row == expected | dict(hand_to_limit=3.0)
+
+
+def test_an_estimate_takes_the_longer_of_reading_and_multiplying(tiny, monkeypatch):
+    monkeypatch.setattr(bench, "flops_per_second", lambda m: 100.0)
+    monkeypatch.setattr(bench, "bytes_per_second", lambda m: 4.0)
+    # 30 weights of 4 bytes are read in 30 s; 2 · (20 · T + 10) / 100 s of products overtake that at T = 75
+    assert bench.estimate_seconds(tiny("expert"), 20, 10, (1, 100)) == {1: 30.0, 100: 40.2}

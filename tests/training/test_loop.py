@@ -179,6 +179,11 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
         (dict(steps=0), "steps=0"),
         (dict(learning_rate=0.0), "learning_rate=0.0"),
         (dict(max_seq_len=4), "max_seq_len=4"),
+        (dict(warmup=-1), "warmup=-1"),
+        (dict(seed=-5), "seed=-5"),
+        (dict(d_ff=0), "d_ff=0"),
+        (dict(weight_decay=-0.1), "weight_decay=-0.1"),
+        (dict(model="qwen2", d_model=6), "odd width"),
     ],
 )
 def test_impossible_recipes_are_errors(tmp_path, changes, message):
@@ -193,7 +198,7 @@ def test_nothing_that_exists_is_overwritten_or_mixed_up(tmp_path):
     with pytest.raises(ValueError, match="not an empty folder"):
         finish(tmp_path / "out")
     with pytest.raises(ValueError, match="nothing to resume"):
-        finish(tmp_path / "out", resume=True)
+        finish(tmp_path / "new", resume=True)
     assert all(torch.equal(before[name], weight) for name, weight in weights(tmp_path / "out").items())
     next(train(TINY, LINES, HELD_OUT, tmp_path / "cut", evaluate_every=1))
     with pytest.raises(ValueError, match=r"another recipe.*dropout=0\.2, now 0\.0"):
@@ -203,3 +208,52 @@ def test_nothing_that_exists_is_overwritten_or_mixed_up(tmp_path):
     (tmp_path / "cut" / STATE).write_bytes((tmp_path / "cut" / STATE).read_bytes()[:200])
     with pytest.raises(ValueError, match="not a whole training state"):
         finish(tmp_path / "cut", resume=True)
+
+
+def test_a_finished_run_is_left_as_it_is_when_resumed(tmp_path):
+    finish(tmp_path / "out")
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    assert finish(tmp_path / "out", resume=True) == []
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before
+
+
+def test_another_validation_file_is_another_corpus(tmp_path):
+    next(train(TINY, LINES, HELD_OUT, tmp_path / "cut", evaluate_every=1))
+    with pytest.raises(ValueError, match="another corpus"):
+        next(train(TINY, LINES, ["аннина" * 30], tmp_path / "cut", resume=True))
+
+
+@KINDS
+@pytest.mark.parametrize("changes", [dict(clip=1e-4), dict(weight_decay=50.0), dict(dropout=0.0), dict(warmup=0)])
+def test_every_part_of_the_recipe_changes_the_weights(tmp_path, kind, changes):
+    recipe = replace(TINY, model=kind)
+    finish(tmp_path / "a", recipe)
+    finish(tmp_path / "b", replace(recipe, **changes))
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+@KINDS
+def test_a_first_step_moves_no_weight_by_more_than_the_rate(tmp_path, kind):
+    """AdamW's first step is rate · sign(gradient) where there is no decay: a check of warm-up and optimizer together."""
+    recipe = replace(TINY, model=kind, steps=1, weight_decay=0.0, warmup=4, learning_rate=0.04)
+    tokenizer = character_tokenizer(LINES)
+    start = {name: weight.clone() for name, weight in build_model(recipe, tokenizer, 64).state_dict().items()}
+    finish(tmp_path / "out", recipe)
+    moved = max(float((start[name] - weight).abs().max()) for name, weight in weights(tmp_path / "out").items())
+    assert moved == pytest.approx(0.01, rel=1e-2)
+
+
+def test_qwen2_drops_out_after_the_embedding_and_each_sublayer_while_training_only():
+    """With dropout 0.9 nearly all outputs of these modules are zero in training, and none in evaluation."""
+    tokenizer = character_tokenizer(LINES)
+    model = build_model(replace(TINY, model="qwen2", dropout=0.9), tokenizer, 64)
+    zeros = {}
+    for name, module in model.named_modules():
+        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
+            module.register_forward_hook(lambda m, i, out, name=name: zeros.__setitem__(name, float((out == 0).float().mean())))
+    ids = torch.tensor([tokenizer("аннинина").input_ids * 8])[:, :60]
+    model.train()(input_ids=ids)
+    assert len(zeros) == 3 and all(share > 0.8 for share in zeros.values())
+    model.eval()(input_ids=ids)
+    assert all(share < 0.1 for share in zeros.values())
