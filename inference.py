@@ -23,7 +23,7 @@ QWEN_PROMPT = "Назови одну русскую фамилию, котора
 NAMES_PROMPT = "Крас"
 DEFAULTS = dict(temperature=0.8, top_p=0.9)
 LENGTHS = (8, 32, 64, 128)  # context lengths at which a step is timed
-QWEN_WEIGHTS = (494_032_768 - 136_134_656, 136_134_656)  # Qwen2.5-0.5B: in the layers, and in the head that is the embedding too
+QWEN_PARAMETERS = 494_032_768
 
 
 def one_step(m, ids, sampling):
@@ -82,7 +82,7 @@ def main(
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
     from inspector import decode, loading, verify
-    from inspector.bench.loop import estimate_seconds, seconds_per_step
+    from inspector.bench.loop import estimate_qwen, seconds_per_step
     from inspector.decoding import make_run
     from inspector.structure import tree
     from inspector.verifying import by_generate
@@ -153,9 +153,8 @@ def main(
     for text, run in zip(prompts, runs, strict=True):
         screen.show(terminal.text_panel(text, run, t))
     times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
-    if models[0].model.num_parameters() != sum(QWEN_WEIGHTS):
-        estimate = t("the real Qwen, at least", "настоящий Qwen, не меньше")
-        times[estimate] = estimate_seconds(models[0], *QWEN_WEIGHTS, LENGTHS)
+    if models[0].model.num_parameters() != QWEN_PARAMETERS:
+        times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     screen.show(terminal.growth_table(times, t), terminal.closing(t))
     screen.close("python inference.py")
     if json_path:

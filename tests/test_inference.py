@@ -53,7 +53,7 @@ def test_everything_is_on_the_screen_in_order(output):
         "lines of code",
         "7. Texts and times",
         "Крас|",
-        "the real Qwen, at least",
+        "the real Qwen, estimated",
         "inspector run",
     ]
     places = [output.find(part) for part in parts]

@@ -48,11 +48,6 @@ def test_step_times_leave_out_what_the_context_does_not_hold(tiny):
     assert list(bench.seconds_per_step(tiny("expert", context=48), (8, 32, 128), repeats=1)) == [8, 32]
 
 
-def test_an_estimate_is_at_least_one_reading_of_the_weights(tiny):
-    estimate = bench.estimate_seconds(tiny("expert"), 10**9, 10**8, (1, 4096))
-    assert estimate[4096] > estimate[1] > 0
-
-
 def test_the_prompt_is_always_the_same_and_leaves_the_global_random_state_alone(tiny):
     m = tiny("expert")
     state = torch.random.get_rng_state()
@@ -71,8 +66,14 @@ def test_ratios_are_by_hand_to_the_other_and_within_a_round(tiny, monkeypatch):
     assert row == expected | dict(hand_to_limit=3.0)
 
 
-def test_an_estimate_takes_the_longer_of_reading_and_multiplying(tiny, monkeypatch):
-    monkeypatch.setattr(bench, "flops_per_second", lambda m: 100.0)
-    monkeypatch.setattr(bench, "bytes_per_second", lambda m: 4.0)
-    # 30 weights of 4 bytes are read in 30 s; 2 · (20 · T + 10) / 100 s of products overtake that at T = 75
-    assert bench.estimate_seconds(tiny("expert"), 20, 10, (1, 100)) == {1: 30.0, 100: 40.2}
+def test_the_estimate_adds_up_all_layers_and_the_whole_head(tiny, monkeypatch):
+    """With a clock that says one second for every product."""
+    monkeypatch.setattr(bench, "timed", lambda call: 1.0)
+    assert bench.estimate_qwen(tiny("expert"), (1, 4)) == {1: 24 * 7 + 8, 4: 24 * 7 + 8}
+
+
+def test_the_estimate_is_made_of_qwens_own_weights():
+    layers = bench.QWEN_LAYERS * sum(width * out for width, out in bench.QWEN_LAYER)
+    biases_and_norms = bench.QWEN_LAYERS * (896 + 128 + 128 + 2 * 896) + 896
+    width, vocabulary = bench.QWEN_HEAD
+    assert layers + biases_and_norms + width * vocabulary == 494_032_768 and vocabulary % 8 == 0
