@@ -9,7 +9,7 @@ from rich.console import Console
 from inspector.records import LEVELS, Candidate, ModuleNode, Run, Sampling, Step, Token, Verdict
 from inspector.render import terminal
 from inspector.render.screen import LiveSteps, Screen, check_writable, write_whole
-from inspector.render.text import count, duration, memory, quoted, translator, visible
+from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "[bold]\x1b[31m\u202e\n"
@@ -185,6 +185,11 @@ def test_counts(number, text):
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_976_131_072, "1.8 GiB")])
 def test_memory(size, text):
     assert memory(size) == text
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0, "0.00"), (0.214, "0.21"), (1.0, "1.00"), (0.0000724, "7e-05"), (0.01, "0.01")])
+def test_chances(p, text):
+    assert chance(p) == text
 
 
 def test_durations():

@@ -76,7 +76,7 @@ class LiveSteps:
         """One more step of every model; None for a model that has ended."""
         self.rows.append(row)
         if self.live:
-            height = 3 if self.screen.console.width >= WIDE else 3 * len(self.names)
+            height = 4 if self.screen.console.width >= WIDE else 3 * len(self.names)
             self.live.update(self.table(last=max(1, (self.screen.console.height - 3) // height)), refresh=True)
 
     def __enter__(self) -> "LiveSteps":

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records import ModuleNode, Run, Sampling, Step, Token, Verdict
-from .text import Translate, count, duration, memory, quoted, tokens_of, visible
+from .text import Translate, chance, count, duration, memory, quoted, tokens_of, visible
 
 WIDE = 110  # columns from which two models stand side by side
 LEVEL_STYLES = {"bitwise": "bold green", "rounding": "green", "tokens": "yellow", "near-tie": "yellow", "different": "bold red"}
@@ -259,15 +259,15 @@ def sentence(step: Step, t: Translate) -> str:
     if chosen is None:
         return quoted(step.token.text)
     if "greedy" in step.kept:
-        words = t("{}: the most probable; p {:.2f}", "{}: самый вероятный; p {:.2f}")
-        return words.format(quoted(step.token.text), chosen.probability_before)
+        words = t("{}: the most probable; p {}", "{}: самый вероятный; p {}")
+        return words.format(quoted(step.token.text), chance(chosen.probability_before))
     left = list(step.kept.values())[-1] if step.kept else None
     rank = (
         t(f"rank {step.rank} of {left:,} kept", f"{step.rank}-й из {left:,} оставшихся")
         if left
         else t(f"rank {step.rank}", f"{step.rank}-й")
     )
-    text = f"{quoted(step.token.text)}: {rank}; p {chosen.probability_before:.2f} → {chosen.probability_after:.2f}"
+    text = f"{quoted(step.token.text)}: {rank}; p {chance(chosen.probability_before)} → {chance(chosen.probability_after)}"
     removed = next((c for c in step.candidates if c.removed_by), None)
     sizes = list(step.kept.items())
     if not removed and len(sizes) > 1 and sizes[-1][1] < sizes[-2][1]:  # none of the listed ones, but others

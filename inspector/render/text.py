@@ -64,6 +64,11 @@ def memory(size: int) -> str:
     return f"{size} B"
 
 
+def chance(p: float) -> str:
+    """A probability, short: 0.21, and 7e-05 where two decimals would say nothing."""
+    return f"{p:.2f}" if p >= 0.01 or p == 0 else f"{p:.1g}"
+
+
 def duration(seconds: float) -> str:
     """A time, short: 12.3 ms, 1.25 s."""
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
