@@ -15,6 +15,7 @@ from inspector.records import ModuleNode, Run, Verdict, from_json
 def inspector(monkeypatch, capfd):
     """Runs the command in this process; gives its standard output, or the one line of a refusal."""
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
 
     def call(*arguments, code=0) -> str:
         monkeypatch.setattr(sys, "argv", ["inspector", *arguments])
