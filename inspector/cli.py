@@ -4,7 +4,6 @@ torch and everything that needs it is imported inside the verbs, so that ``--hel
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from .records import LEVELS, Sampling, to_json
 from .render import terminal
-from .render.screen import LiveSteps, QuietConsole, Screen, check_writable, write_whole
+from .render.screen import LiveSteps, QuietConsole, Screen, check_writable, drop_output, write_whole
 from .render.text import translator, visible
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -326,15 +325,12 @@ def entry(command: Callable[[], None]) -> None:
     except typer.TyperException as error:
         given = " ".join(sys.argv[1:])  # typer does not always name the value that it refuses
         code = fail(f"{error.format_message()} Given: {given[:200]!r}; --help lists what there is")
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        drop_output()
+        code = 0
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 0
-        else:
-            code = fail(str(error))
-    except typer.Abort:
-        code = 130
-    except KeyboardInterrupt:
+        code = fail(str(error))
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     sys.exit(code)
 

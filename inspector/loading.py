@@ -3,9 +3,9 @@
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -15,8 +15,8 @@ from huggingface_hub.utils import HFValidationError, get_session, validate_repo_
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from . import models  # noqa: F401 - registers the native models with the Auto classes
 from .decoding import Texts
+from .models.checkpoints import without_bars  # importing models also registers them with the Auto classes
 from .records import Origin, Token
 from .splitting import Split, context_length, split
 
@@ -30,7 +30,6 @@ OTHER_SETTINGS = (  # of a generation config, that change what is drawn and that
     *("exponential_decay_length_penalty", "guidance_scale", "num_beams", "penalty_alpha", "watermarking_config"),
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 class LoadError(ValueError):
@@ -141,16 +140,13 @@ def load(name: str, device: str = "auto", dtype: str = "auto", trust_remote_code
 @contextmanager
 def quiet(bars: bool) -> Iterator[None]:
     """Without transformers' warnings, whose substance becomes errors here; ``bars`` hides progress too, downloads' included."""
-    verbosity, shown = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
-    if bars:
-        transformers.logging.disable_progress_bar()
     try:
-        yield
+        with without_bars() if bars else nullcontext():
+            yield
     finally:
         transformers.logging.set_verbosity(verbosity)
-        if shown:
-            transformers.logging.enable_progress_bar()
 
 
 def load_tokenizer(source: str, options: dict) -> PreTrainedTokenizerBase:
@@ -197,6 +193,7 @@ def as_bytes(piece: str | None) -> str | None:
     return "".join(f"<{printable[character]:02X}>" for character in piece)
 
 
+@cache
 def byte_characters() -> dict[int, str]:
     """Byte → the character that byte-level tokenizers write for it (GPT-2's table: printable Latin-1 stays as it is)."""
     as_is = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

@@ -3,8 +3,8 @@
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from itertools import zip_longest
 
 SCHEMA = 1
 LEVELS = ("bitwise", "rounding", "tokens", "near-tie", "different")
@@ -165,6 +165,14 @@ class ModuleNode:
     children: "tuple[ModuleNode, ...]" = ()
 
 
+def first_difference(a: Sequence, b: Sequence) -> int | None:
+    """Index of the first place where two rows of numbers differ, the end of the shorter one included; None if equal."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A hand-made run against ``model.generate()``.
@@ -201,8 +209,7 @@ class Verdict:
     @property
     def first_token_difference(self) -> int | None:
         """Index of the first step whose tokens differ, the end of the shorter side included; None if all are equal."""
-        pairs = zip_longest(self.tokens_hand, self.tokens_generate)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        return first_difference(self.tokens_hand, self.tokens_generate)
 
     def holds(self, require: str = "bitwise") -> bool:
         """Whether the level is ``require`` or better.

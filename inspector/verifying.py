@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig
 
 from .decoding import decode_with_logits
-from .records import Sampling, Verdict
+from .records import Sampling, Verdict, first_difference
 from .sampling import apply_filters, draw, new_generator
 
 
@@ -94,14 +94,6 @@ def without_checkpoint_settings(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-def first_difference(a: Sequence, b: Sequence) -> int | None:
-    """Index of the first place where two rows of numbers differ, the end of the shorter one included; None if equal."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return None if len(a) == len(b) else min(len(a), len(b))
 
 
 def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side) -> Verdict:

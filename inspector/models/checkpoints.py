@@ -65,10 +65,17 @@ def save_checkpoint(model: ExpertModel, path: str | Path) -> None:
 
 def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
     """transformers' ``save_pretrained`` without its progress bar."""
+    with without_bars():
+        model.save_pretrained(folder)
+
+
+@contextmanager
+def without_bars():
+    """transformers without progress bars, downloads' included; afterwards as it was."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        yield
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -21,8 +21,13 @@ class QuietConsole(Console):
 
     def on_broken_pipe(self) -> None:
         """Ends the process quietly, with nothing left to be flushed into the broken pipe."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         raise SystemExit(0)
+
+
+def drop_output() -> None:
+    """Sends what is still to be flushed nowhere: the reader of the standard output has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Screen:

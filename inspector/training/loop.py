@@ -25,6 +25,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from ..models import ExpertConfig, ExpertForCausalLM
 from ..models.checkpoints import replacing, save_pretrained
+from ..splitting import evaluating
 from .tokenizer import character_tokenizer
 
 MODELS = ("expert", "qwen2")
@@ -180,13 +181,11 @@ def nats(model: torch.nn.Module, inputs_BT: Tensor, targets_BT: Tensor, reductio
 def validation_loss(model: torch.nn.Module, rows: Sequence[Sequence[int]], pad_token_id: int, batch_size: int = 256) -> float:
     """Nats per character over all characters of all rows, end symbol included: long rows weigh more than short ones."""
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     total = 0.0
-    for start in range(0, len(rows), batch_size):
-        inputs_BT, targets_BT = inputs_and_targets(rows[start : start + batch_size], pad_token_id)
-        total += nats(model, inputs_BT.to(device), targets_BT.to(device), reduction="sum").item()
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            inputs_BT, targets_BT = inputs_and_targets(rows[start : start + batch_size], pad_token_id)
+            total += nats(model, inputs_BT.to(device), targets_BT.to(device), reduction="sum").item()
     return total / sum(len(row) - 1 for row in rows)
 
 
