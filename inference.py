@@ -26,11 +26,11 @@ LENGTHS = (8, 32, 64, 128)  # context lengths at which a step is timed
 QWEN_PARAMETERS = 494_032_768
 
 
-def one_step(m, ids, sampling):
+def one_step(m, ids, sampling, max_new_tokens=20):
     """One step by hand. Returns the token, and after each filter the probabilities [V] of all tokens."""
     import torch
 
-    from inspector.sampling import FILTERS
+    from inspector.sampling import FILTERS, bounds_of
 
     ids_1T = torch.tensor([ids], device=m.device)
     with torch.no_grad():
@@ -38,11 +38,11 @@ def one_step(m, ids, sampling):
         hidden_1TD = m.split.backbone(ids_1T)
         # 2. The head turns the last position's hidden state into one logit per token of the vocabulary.
         logits_V = m.split.head(hidden_1TD[:, -1:])[0, -1].float()
-    # 3. The filters, in the order of transformers: repetition penalty, temperature, top-k, top-p.
-    stages = {}
+    # 3. The filters, in the order of transformers: repetition penalty, bans and forced tokens, temperature, top-k, top-p.
+    stages, bounds = {}, bounds_of(len(ids), max_new_tokens, m.stop_ids, m.context_length)
     for name, (apply, is_on) in FILTERS.items():
         if is_on(sampling):
-            logits_V = apply(logits_V, ids_1T[0], sampling)
+            logits_V = apply(logits_V, ids_1T[0], sampling, bounds)
             stages[name] = logits_V.softmax(-1)
     # 4. The draw: each token runs for an exponential time q, and the largest p/q wins. Greedy takes the best instead.
     if sampling.greedy:
@@ -62,6 +62,12 @@ def main(
     top_k: cli.TopK = None,
     top_p: cli.TopP = None,
     repetition_penalty: cli.RepetitionPenalty = None,
+    min_p: cli.MinP = None,
+    typical_p: cli.TypicalP = None,
+    no_repeat_ngram_size: cli.NoRepeatNgramSize = None,
+    bad_words: cli.BadWords = None,
+    force_bos: cli.ForceBos = None,
+    force_eos: cli.ForceEos = None,
     seed: cli.Seed = None,
     max_new_tokens: cli.MaxNewTokens = 20,
     checkpoint_settings: cli.CheckpointSettings = False,
@@ -76,7 +82,9 @@ def main(
 ) -> None:
     """Take two language models apart, run them by hand, and compare with model.generate()."""
     t = translator(language)
-    flags = cli.sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed)
+    flags = cli.sampling_flags(
+        greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size, bad_words, force_bos, force_eos
+    )
     screen = Screen(save_screen, cli.quiet_when(json_path))
     screen.show(terminal.title(t))
 
@@ -90,13 +98,13 @@ def main(
     options = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     models = [loading.load(model, **options) if model is not None else loading.load_default(**options), loading.load(expert, **options)]
     names = [m.origin.name for m in models]
-    default = QWEN_PROMPT if models[0].tokenizer.chat_template and not raw else NAMES_PROMPT
+    default = QWEN_PROMPT if getattr(models[0].tokenizer, "chat_template", None) and not raw else NAMES_PROMPT
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [models[0].encode(prompts[0], system, raw), models[1].encode(prompts[1])]
     settings = [cli.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
-    screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.model.dtype, m.device) for m in models], t))
+    screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t))
     if model is None and names[0] != loading.DEFAULT:
         screen.show(terminal.stand_in(loading.DEFAULT, names[0], t))
 
@@ -118,12 +126,12 @@ def main(
     screen.show(terminal.section(t("4. One step by hand", "4. Один шаг вручную")))
     first = []
     for m, row, (sampling, origins), steps in zip(models, ids, settings, loops, strict=True):
-        token_id, stages = one_step(m, row, sampling)
+        token_id, stages = one_step(m, row, sampling, max_new_tokens)
         first.append(next(steps))
         assert token_id == first[-1].token.id, "the step by hand and the loop chose different tokens"
         listed = {name: [float(p_V[c.token.id]) for c in first[-1].candidates] for name, p_V in stages.items()}
         screen.show(terminal.section(m.origin.name), terminal.settings_line(sampling, origins, t))
-        screen.show(terminal.candidate_table(first[-1], listed, t))
+        screen.show(terminal.candidate_table(first[-1], listed, t, screen.console.width))
 
     # 5. The loop: the same step again and again, until the models end it.
     screen.show(terminal.section(t("5. The loop, step by step", "5. Цикл по шагам")))
@@ -153,7 +161,7 @@ def main(
     for text, run in zip(prompts, runs, strict=True):
         screen.show(terminal.text_panel(text, run, t))
     times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
-    if models[0].model.num_parameters() != QWEN_PARAMETERS:
+    if nodes[0].parameters != QWEN_PARAMETERS:
         times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     screen.show(terminal.growth_table(times, t), terminal.closing(t))
     screen.close("python inference.py")

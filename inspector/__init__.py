@@ -8,23 +8,31 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Loaded": "loading",
+    "Loaded": "loaded",
     "Run": "records",
     "Sampling": "records",
     "Split": "splitting",
     "Step": "records",
     "Verdict": "records",
+    "attach": "loaded",
+    "attention": "attention_weights",
     "decode": "decoding",
+    "lens": "logit_lens",
+    "diverge": "divergence",
     "load": "loading",
     "run": "decoding",
     "split": "splitting",
+    "trace": "tracing",
     "tree": "structure",
     "verify": "verifying",
 }
-__all__ = sorted(_HOMES)
+_MODULES = ("contributions", "interventions")
+__all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str):
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'inspector' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -33,4 +41,4 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

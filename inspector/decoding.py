@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .records import Candidate, Run, Sampling, Step, Token
-from .sampling import GREEDY, Filtered, apply_filters, draw, new_generator
+from .sampling import GREEDY, Filtered, apply_filters, bounds_of, draw, new_generator
 from .splitting import Split, context_length, evaluating
 
 LISTED = 10
@@ -48,9 +49,26 @@ def newly_readable(before: str, now: str) -> str:
 
 @torch.no_grad()
 def next_logits(split: Split, ids_1T: Tensor) -> Tensor:
-    """Raw logits [V] in float32 for the token after ``ids_1T``: only the last position goes through the head."""
+    """Raw logits [V] in float32 for the token after ``ids_1T``: only the last position goes through the head, where the model does so."""
     hidden_1TD = split.backbone(ids_1T)
-    return split.head(hidden_1TD[:, -1:])[0, -1].float()
+    return split.head(hidden_1TD[:, -1:] if split.last_alone else hidden_1TD)[0, -1].float().to(ids_1T.device)
+
+
+@torch.no_grad()
+def next_logits_of_rows(split: Split, rows_T: Sequence[Tensor]) -> Tensor:
+    """Raw logits [B, V] in float32 for the token after each row; the rows may differ in length.
+
+    Shorter rows are padded on the right. In a causal model no position reads a later one, so the padding is never seen, and
+    needs neither a mask nor shifted positions; where the model is not causal, the rows run one by one. A row alone gives
+    the bits of ``next_logits``; among others its logits may differ from those by rounding.
+    """
+    if len(rows_T) == 1 or not split.causal:
+        return torch.stack([next_logits(split, row_T[None]) for row_T in rows_T])
+    ids_BT = pad_sequence(list(rows_T), batch_first=True)
+    last = torch.arange(len(rows_T)), torch.tensor([len(row_T) - 1 for row_T in rows_T])
+    hidden_BTD = split.backbone(ids_BT)
+    logits_BV = split.head(hidden_BTD[last][:, None])[:, 0] if split.last_alone else split.head(hidden_BTD)[last]
+    return logits_BV.float().to(ids_BT.device)
 
 
 def loop(
@@ -89,28 +107,58 @@ def check_request(length: int, max_new_tokens: int, context_length: int | None) 
 
 def steps(split: Split, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, stop_ids, context_length, texts, generator, listed):
     """The loop itself; arguments and result as in ``loop``."""
-    new_ids, readable = [], ""
-    reason = None
-    while reason is None:
+    row = Row(ids_1T[0], sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed)
+    for _, step, logits_V in side_by_side(split, [row]):
+        yield step, logits_V
+
+
+class Row:
+    """One sequence while it is generated; ``reason`` says why it has ended, and is None before.
+
+    ``ids_T`` is the prompt; the other arguments are as in ``loop``.
+    """
+
+    def __init__(self, ids_T: Tensor, sampling: Sampling, max_new_tokens: int, stop_ids, context_length, texts, generator, listed):
+        self.ids_T, self.sampling, self.generator, self.texts, self.listed = ids_T, sampling, generator, texts, listed
+        self.limits = max_new_tokens, stop_ids, context_length
+        self.bounds = bounds_of(len(ids_T), max_new_tokens, stop_ids, context_length)
+        self.new_ids: list[int] = []
+        self.readable = ""
+        self.reason: str | None = None
+
+    def take(self, logits_V: Tensor, seconds: float) -> Step:
+        """Chooses the next token from its raw logits [V], which took ``seconds``, and appends it."""
         started = time.perf_counter()
-        logits_V = next_logits(split, ids_1T)
-        filtered = apply_filters(logits_V, ids_1T[0], sampling)
-        token_id, q_V = draw(filtered.scores_V, sampling, generator)
-        ids_1T = torch.cat([ids_1T, ids_1T.new_tensor([[token_id]])], dim=1)
-        new_ids.append(token_id)
-        reason = stop_reason(token_id, stop_ids, len(new_ids), max_new_tokens, ids_1T.shape[1], context_length)
-        text = newly_readable(readable, texts.whole(new_ids))
-        readable += text
-        weighed = ledger(logits_V, filtered, token_id, q_V, sampling, texts, listed)
-        step = Step(
-            index=len(new_ids) - 1,
-            context_length=ids_1T.shape[1] - 1,
+        max_new_tokens, stop_ids, context_length = self.limits
+        filtered = apply_filters(logits_V, self.ids_T, self.sampling, self.bounds)
+        token_id, q_V = draw(filtered.scores_V, self.sampling, self.generator)
+        self.ids_T = torch.cat([self.ids_T, self.ids_T.new_tensor([token_id])])
+        self.new_ids.append(token_id)
+        self.reason = stop_reason(token_id, stop_ids, len(self.new_ids), max_new_tokens, len(self.ids_T), context_length)
+        text = newly_readable(self.readable, self.texts.whole(self.new_ids))
+        self.readable += text
+        weighed = ledger(logits_V, filtered, token_id, q_V, self.sampling, self.texts, self.listed)
+        return Step(
+            index=len(self.new_ids) - 1,
+            context_length=len(self.ids_T) - 1,
             **weighed,
             text=text,
-            seconds=time.perf_counter() - started,
-            stop_reason=reason,
+            seconds=seconds + time.perf_counter() - started,
+            stop_reason=self.reason,
         )
-        yield step, logits_V
+
+
+def side_by_side(split: Split, rows: Sequence[Row]) -> Iterator[tuple[int, Step, Tensor]]:
+    """Generates all rows to their ends; yields a row's index, its step's record and its raw logits [V], step by step, row by row.
+
+    A row that has ended drops out of the batch. A step's seconds are its share of the batch's.
+    """
+    while running := [i for i, row in enumerate(rows) if row.reason is None]:
+        started = time.perf_counter()
+        logits_BV = next_logits_of_rows(split, [rows[i].ids_T for i in running])
+        seconds = (time.perf_counter() - started) / len(running)
+        for i, logits_V in zip(running, logits_BV, strict=True):
+            yield i, rows[i].take(logits_V, seconds), logits_V
 
 
 def ledger(logits_V: Tensor, filtered: Filtered, token_id: int, q_V: Tensor | None, sampling: Sampling, texts: Texts, listed: int) -> dict:
@@ -121,7 +169,7 @@ def ledger(logits_V: Tensor, filtered: Filtered, token_id: int, q_V: Tensor | No
     if sampling.greedy:  # the limit of temperature → 0: all the mass on the best token
         chosen_V = torch.arange(len(logits_V), device=logits_V.device) == token_id
         after_V = chosen_V.float()
-        filtered = replace(filtered, removed={**filtered.removed, GREEDY: ~chosen_V})
+        filtered = replace(filtered, removed={**filtered.removed, GREEDY: ~chosen_V}, kept={**filtered.kept, GREEDY: 1})
     ids = logits_V.topk(min(listed, logits_V.numel())).indices.tolist()
     if listed and token_id not in ids:
         ids.append(token_id)
@@ -136,15 +184,11 @@ def ledger(logits_V: Tensor, filtered: Filtered, token_id: int, q_V: Tensor | No
         )
         for id in ids
     )
-    kept, left = {}, int((logits_V != -torch.inf).sum())
-    for name, gone_V in filtered.removed.items():
-        left = 1 if name == GREEDY else left - int(gone_V.sum())
-        kept[name] = left
     return dict(
         candidates=candidates,
         other_mass=max(0.0, 1.0 - sum(c.probability_before for c in candidates)),
         entropy=float(-(before_V * log_p_V).nansum()),
-        kept=kept,
+        kept=filtered.kept,
         token=texts.token(token_id),
         rank=1 + int((filtered.scores_V > filtered.scores_V[token_id]).sum()),
     )
@@ -194,8 +238,8 @@ def make_run(m, ids, sampling: Sampling, max_new_tokens: int, steps: Sequence[St
     """The run that ``steps`` make; without a reason on the last one it was interrupted."""
     return Run(
         model=m.origin.name,
-        model_type=m.model.config.model_type,
-        dtype=str(m.model.dtype).removeprefix("torch."),
+        model_type=getattr(getattr(m.model, "config", None), "model_type", None) or type(m.model).__name__,
+        dtype=str(m.dtype).removeprefix("torch."),
         device=str(m.device),
         prompt=tuple(m.texts.token(int(id)) for id in torch.as_tensor(ids).flatten()),
         sampling=sampling,
@@ -232,4 +276,4 @@ def generate(
         for row_T in ids_BT:
             steps = loop(parts, row_T[None], settings, max_new_tokens, **limits, generator=generator, listed=0)
             rows.append(torch.cat([row_T, row_T.new_tensor([step.token.id for step, _ in steps])]))
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    return pad_sequence(rows, batch_first=True, padding_value=pad_token_id)

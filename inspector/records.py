@@ -4,10 +4,21 @@ import math
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import chain
 
 SCHEMA = 1
 LEVELS = ("bitwise", "rounding", "tokens", "near-tie", "different")
+
+
+def is_id(value: object) -> bool:
+    """Whether it is a whole number from 0 up, as token ids and counts are."""
+    return type(value) is int and value >= 0
+
+
+def are_ids(value: object) -> bool:
+    """Whether it is a tuple of token ids, at least one."""
+    return isinstance(value, tuple) and bool(value) and all(map(is_id, value))
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,16 @@ class Sampling:
         top_p: keep the smallest set of tokens whose probability reaches p; None keeps all.
         repetition_penalty: divides positive logits, and multiplies negative ones, of tokens already in the context.
         seed: of the draws; None takes a new one each time.
+        min_p: keep tokens with at least this share of the best one's probability; None or 0 keeps all.
+        typical_p: keep the most typical tokens until their probability reaches this; None or 1 keeps all.
+        no_repeat_ngram_size: no sequence of so many tokens comes twice, the prompt counted; 0 allows it.
+        bad_words_ids: sequences of token ids that must not be completed.
+        forced_bos_token_id: the token after a context of a single one.
+        forced_eos_token_id: the tokens that may stand at the last place, reached or not before.
+        suppress_tokens: ids that are never generated.
+        begin_suppress_tokens: ids that are not generated first.
+        min_length: no stop token before the prompt and the new tokens are so many; ``min_new_tokens`` stands above it.
+        min_new_tokens: no stop token before so many new ones.
 
     Raises:
         ValueError: a value that cannot be.
@@ -30,6 +51,16 @@ class Sampling:
     top_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] | None = None
+    suppress_tokens: tuple[int, ...] | None = None
+    begin_suppress_tokens: tuple[int, ...] | None = None
+    min_length: int = 0
+    min_new_tokens: int = 0
 
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
@@ -42,6 +73,33 @@ class Sampling:
             raise ValueError(f"repetition_penalty={self.repetition_penalty}: give a positive number (1 is none)")
         if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
             raise ValueError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p}: give a number from 0 (none) to 1")
+        if self.typical_p is not None and not 0 < self.typical_p <= 1:
+            raise ValueError(f"typical_p={self.typical_p}: give a number above 0 and up to 1")
+        for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
+            if not is_id(value := getattr(self, name)):
+                raise ValueError(f"{name}={value}: give a whole number, 0 for none")
+        if self.forced_bos_token_id is not None and not is_id(self.forced_bos_token_id):
+            raise ValueError(f"forced_bos_token_id={self.forced_bos_token_id}: give a token id, a whole number from 0 up")
+        for name in ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+            if (value := getattr(self, name)) is not None and not are_ids(value):
+                raise ValueError(f"{name}={value}: give a tuple of token ids, such as (2,), or leave it out")
+        words = self.bad_words_ids
+        if words is not None and not (isinstance(words, tuple) and words and all(map(are_ids, words))):
+            raise ValueError(f"bad_words_ids={words}: give a tuple of tuples of token ids, such as ((5,), (7, 8)), or leave it out")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuses token ids that a model of so many tokens does not have; a suppressed one that it lacks does no harm.
+
+        Raises:
+            ValueError: a bad word or a forced token is outside of the vocabulary.
+        """
+        for name in ("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id"):
+            value = getattr(self, name)
+            ids = chain(*value or ()) if name == "bad_words_ids" else (value,) if is_id(value) else value or ()
+            if outside := [id for id in ids if id >= vocab_size]:
+                raise ValueError(f"{name}: there is no token {outside[0]}: give ids from 0 to {vocab_size - 1}")
 
     @property
     def greedy(self) -> bool:
@@ -119,7 +177,8 @@ class Step:
 class Run:
     """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
 
-    ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint" or "default".
+    ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
+    fills in where the checkpoint is silent) or "default" (no filter, unless the program has one of its own).
     """
 
     model: str
@@ -137,6 +196,31 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """One generation setting: what a run by hand takes, and what ``generate()`` takes when it is told nothing.
+
+    Args:
+        name: transformers' name of it; "seed" is not one of its settings, but acts.
+        here: the run's value; None where it has none.
+        origin: where that is from, as in ``Run``, or "fixed": it cannot be otherwise here; None where nothing is.
+        applied: "yes" it acts in this run, "off" it could, "no" this program does not have it.
+        alone: the value in ``generate()`` without arguments; None where it has none.
+        alone_origin: "checkpoint" or "library"; None where there is no value.
+        idle: ``generate()`` has the value and does not use it, as a temperature without do_sample.
+        notes: what the two columns do not say, as names of remarks that ``render`` words.
+    """
+
+    name: str
+    here: object
+    origin: str | None
+    applied: str
+    alone: object
+    alone_origin: str | None
+    idle: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModuleNode:
     """A module, or a functional step, in a model's tree.
 
@@ -150,6 +234,8 @@ class ModuleNode:
         functional: it is an operation of the forward pass without a module of its own.
         part: "backbone" or "head" on the root of that part.
         tied_to: full name of the weight that this module shares and that is counted there.
+        role: its place in any decoder, such as "layers.*.attn.q"; None where its name tells none.
+        flops: per token, of it and everything below, in a forward pass over the tree's context; all ``repeat`` of them.
         children: in the order in which they run.
     """
 
@@ -162,7 +248,57 @@ class ModuleNode:
     functional: bool = False
     part: str | None = None
     tied_to: str | None = None
+    role: str | None = None
+    flops: int = 0
     children: "tuple[ModuleNode, ...]" = ()
+
+    def cut(self, depth: int) -> "ModuleNode":
+        """The tree without what stands more than ``depth`` levels below this node; sums stay."""
+        return replace(self, children=tuple(child.cut(depth - 1) for child in self.children) if depth > 0 else ())
+
+
+@dataclass(frozen=True)
+class RoleDifference:
+    """One role of two models: what stands there in each, such as "24 × Linear 896→896 +bias"; empty where nothing does."""
+
+    role: str
+    a: str
+    b: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two are alike."""
+        return self.a == self.b
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs, told from the shapes of its modules.
+
+    Args:
+        context: tokens in the forward pass that is counted.
+        parameters: a tied weight counted once.
+        active_parameters: those that act on one token, of experts the chosen ones; look-up tables are left out.
+        bytes: of the parameters, by name of dtype.
+        cache_bytes: of keys and values that the KV-cache keeps for one token, by name of dtype; what layers with a
+            window drop again is counted until they do. Empty where keys and values are not recognised.
+        flops: per token in a forward pass over ``context`` tokens, the head at every position; a multiply-add is two.
+        attention_flops: of these, the products of queries, keys and values, which grow with the context.
+        window: tokens after which the cache of some layers grows no more; None where all go on.
+        left_out: modules with weights in the layers whose role is not known: what they cost is not told.
+        quantised: how the checkpoint is stored, where that is not by these dtypes, such as "bitsandbytes".
+    """
+
+    context: int
+    parameters: int
+    active_parameters: int
+    bytes: dict[str, int]
+    cache_bytes: dict[str, int]
+    flops: int
+    attention_flops: int
+    window: int | None = None
+    left_out: int = 0
+    quantised: str | None = None
 
 
 def first_difference(a: Sequence, b: Sequence) -> int | None:
@@ -188,6 +324,7 @@ class Verdict:
         tokens_hand, tokens_generate: what each side chose.
         seconds_hand, seconds_generate: time of each side.
         sampling: the settings given to both.
+        cause: what generate() gives the model that the model by itself would not have, where that makes the difference.
     """
 
     level: str
@@ -204,6 +341,7 @@ class Verdict:
     floor: float | None = None
     margin: float | None = None
     observed_error: float | None = None
+    cause: str | None = None
     schema: int = SCHEMA
 
     @property
@@ -228,6 +366,471 @@ class Origin:
 
     name: str
     kind: str  # "hub", "folder" or "embedded"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a tensor's numbers are like. ``mean``, ``rms``, ``min`` and ``max`` are of the finite ones, and nan where there are none.
+
+    Args:
+        shape: of the tensor.
+        dtype: of the tensor.
+        nan, inf: how many numbers are NaN, or infinite.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    mean: float
+    rms: float
+    min: float
+    max: float
+    nan: int = 0
+    inf: int = 0
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is."""
+        return not self.nan and not self.inf
+
+
+@dataclass(frozen=True)
+class Component:
+    """One call of a component in a forward pass.
+
+    Args:
+        role: its place, such as "layers.3.attn"; a second call of it in the same pass ends in "#2".
+        name: the module's name in the model; for the head, the names of its modules.
+        output: of what it returned, of several tensors the first.
+        seconds: from its beginning to its end, with everything inside it, without the recording.
+    """
+
+    role: str
+    name: str
+    output: Statistics
+    seconds: float
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """The first NaN or infinity of a forward pass: the first component to end with one in its output.
+
+    Args:
+        role, name: the component's, as in ``Component``; the smallest component that has a role.
+        output: of what it returned.
+        position: of the first token with such a number; None where the output has no places for tokens.
+        token: the one that stands there.
+        input: of the first tensor of numbers it was given; None for token ids. Where this is not finite either, the
+            number came about between two components.
+        weights: names of those of its parameters that hold NaN or infinity themselves.
+    """
+
+    role: str
+    name: str
+    output: Statistics
+    position: int | None
+    token: Token | None
+    input: Statistics | None
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass by hand, backbone and head, as its components saw it.
+
+    Args:
+        prompt: the tokens fed.
+        seconds: of the pass, without the recording.
+        components: in the order in which they began.
+        not_finite: where the first NaN or infinity is, if one of the components gave any.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    prompt: tuple[Token, ...]
+    seconds: float
+    components: tuple[Component, ...]
+    not_finite: NotFinite | None = None
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token that a layer would choose, with its logit and probability."""
+
+    token: Token
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class LensRow:
+    """What the head reads in the hidden state after a layer.
+
+    Args:
+        role: the layer's.
+        top: the most probable tokens, best first.
+        entropy: of the distribution, in nats.
+        rank: the place of the model's final choice in it, 1 is the most probable.
+        probability: of that choice.
+    """
+
+    role: str
+    top: tuple[Guess, ...]
+    entropy: float
+    rank: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The logit lens at one position: every layer's hidden state read as if it were the last one.
+
+    Args:
+        position: index of the token that is read, from 0; its hidden state says what comes next.
+        choice: the most probable next token of the model.
+        norm: the final norm was applied before the head, which the model does after its last layer; False for models without one.
+        rows: one a layer, in the order of the pass; the last one equals the model's logits bit for bit.
+    """
+
+    model: str
+    prompt: tuple[Token, ...]
+    position: int
+    choice: Token
+    norm: bool
+    rows: tuple[LensRow, ...]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class AttentionHead:
+    """One head's attention, each number the mean over all tokens of the prompt.
+
+    Args:
+        entropy: of a token's weights, in nats.
+        distance: how many tokens back it looks, weighted.
+        first: the weight on the first token.
+    """
+
+    entropy: float
+    distance: float
+    first: float
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """The heads of one layer's attention, in their order."""
+
+    role: str
+    heads: tuple[AttentionHead, ...]
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """The weights of one head: of each token on those before it and on itself; in a model that is not causal on all."""
+
+    layer: int
+    head: int
+    weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Who looks at whom, in a forward pass with eager attention.
+
+    Args:
+        usual: the attention that the model runs otherwise, such as "sdpa".
+        difference: largest difference of a final hidden state between this pass and the usual one.
+        scale: the largest number among those.
+        causal: no token looks at a later one.
+        layers: those that have attention weights.
+        maps: of the heads that were asked for.
+    """
+
+    model: str
+    prompt: tuple[Token, ...]
+    usual: str
+    difference: float
+    scale: float
+    causal: bool
+    layers: tuple[AttentionLayer, ...]
+    maps: tuple[AttentionMap, ...] = ()
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Check:
+    """An invariant of a view, in numbers: what the parts add up to, what the model has, and how far rounding may take them apart."""
+
+    name: str
+    sum: float
+    target: float
+    error: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is allowed; NaN is not."""
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the residual stream: its role, and what it adds to the chosen token's logit and to its lead over the rival."""
+
+    role: str
+    logit: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """The logit of the next token as a sum over what every component wrote into the residual stream.
+
+    Args:
+        model: its name.
+        prompt: the tokens fed.
+        token: the chosen one.
+        rival: the best other one.
+        logit, rival_logit: of the two, before a cap if the head has one.
+        after: what the head does to these logits yet, in words, such as "softcap 30".
+        terms: in the order in which they are written into the stream.
+        checks: "residual" (the dimension that comes nearest to its allowed error), "logit" and "difference".
+    """
+
+    model: str
+    prompt: tuple[Token, ...]
+    token: Token
+    rival: Token
+    logit: float
+    rival_logit: float
+    after: tuple[str, ...]
+    terms: tuple[Term, ...]
+    checks: tuple[Check, ...]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What is changed inside a model while it runs.
+
+    Args:
+        kind: "ablate", "scale" or "patch".
+        role: a role, such as "layers.3.attn", a head, "layers.3.attn.head.2", or a glob: a star stands for one part of a role.
+        value: of ablate "zero" or "mean" (over the positions), of scale the factor, of patch what the activation is from.
+        position: where alone it acts, counted from 0, or from the end if negative; None: everywhere.
+    """
+
+    kind: str
+    role: str
+    value: str | float
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A token's probability and logit before and after an intervention."""
+
+    token: Token
+    probability_before: float
+    probability_after: float
+    logit_before: float
+    logit_after: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What interventions do to the distribution of the next token.
+
+    Args:
+        model: its name.
+        prompt: the tokens fed.
+        interventions: all of them acted at once.
+        roles: of every component that was changed, and how many positions of it.
+        shifts: the tokens that were or became likely, and those that moved most; the largest move first.
+        kl: divergence of the distribution after from the one before, KL(before‖after), in nats.
+        same_hooked: with the same hooks, each giving back what it is given, the logits are the model's bit for bit.
+        same_afterwards: so they are when the hooks are gone.
+    """
+
+    model: str
+    prompt: tuple[Token, ...]
+    interventions: tuple[Intervention, ...]
+    roles: dict[str, int]
+    shifts: tuple[Shift, ...]
+    kl: float
+    same_hooked: bool
+    same_afterwards: bool
+    schema: int = SCHEMA
+
+
+ROUNDINGS = 4  # a component introduces a difference when it is more than so many times the expected rounding
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far one tensor of B is from A's, at the token where it is farthest by the measure of rounding.
+
+    Args:
+        difference: the largest |A − B| of that token.
+        rounding: by how much A differs there from itself in float64 and in B's precision, at least half a step of the
+            coarser of the two precisions at the token's largest number.
+        token: its place among the tokens; None where the tensor does not tell.
+    """
+
+    difference: float
+    rounding: float
+    token: int | None
+
+    @property
+    def introduced(self) -> bool:
+        """Whether it is more than rounding."""
+        return self.difference > ROUNDINGS * self.rounding
+
+
+@dataclass(frozen=True)
+class ComponentGap:
+    """One role of two models, where B is given A's input.
+
+    Args:
+        role: its place, such as "layers.3.attn"; "logits" for what the model returns.
+        input: what B would have given it, after components that were given A's inputs; None where it was not compared.
+        output: what B's made of A's input; None for "logits".
+        together: the largest |A − B| of its output where nothing is replaced: what is inherited and what is introduced.
+    """
+
+    role: str
+    input: Gap | None
+    output: Gap | None
+    together: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where B begins to differ from A.
+
+    Args:
+        component: the role that gives another output for A's input; "" is the whole model.
+        after: roles inside of it that give A's output, and behind which the difference arises; empty with ``before`` None
+            means that nothing inside of it could be compared.
+        before: the role inside of it that is given something else; None: none, the difference arises after the last.
+    """
+
+    component: str
+    after: tuple[str, ...] = ()
+    before: str | None = None
+
+    @property
+    def name(self) -> str:
+        """In short: ``layers.1.attn.q`` is a component, ``layers.1.attn → o`` what is between its parts, before o."""
+        if self.before is None and not self.after:
+            return self.component
+        return f"{self.component} → {self.short(self.before or '')}".strip()
+
+    def short(self, role: str) -> str:
+        """A role inside of the component without the component's name."""
+        return role.removeprefix(f"{self.component}.") if self.component else role
+
+
+@dataclass(frozen=True)
+class Flip:
+    """The first token of a greedy continuation that two models choose differently after the same context.
+
+    Args:
+        step: 0 for the first new token.
+        a, b: what each chooses.
+        margin_a, margin_b: by how much each prefers its own token to the other's.
+    """
+
+    step: int
+    a: Token
+    b: Token
+    margin_a: float
+    margin_b: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Two models, A and B: the first component of B that introduces more than rounding, and what follows from it.
+
+    Args:
+        a, b: their names.
+        dtype_a, dtype_b: their precisions.
+        tokens: what both were fed.
+        place: where B begins to differ; None where it does nowhere.
+        components: what was compared, from the outermost level inwards along the way to ``place``.
+        only_a, only_b: roles that only one of them has, or that do not run once there.
+        reshaped: roles whose tensors have different shapes, with both of them.
+        logits_difference: the largest |A − B| of a logit over the tokens fed, with nothing replaced.
+        logits_rounding: the largest difference of A's logits from its own in float64 and in B's precision.
+        margin_a, margin_b: between the two best logits after the last token fed.
+        compared_steps: steps of the greedy continuation in which both read the same context.
+        flip: the first token that differs in it; None where none does.
+        notes: names of remarks that ``render`` words.
+    """
+
+    a: str
+    b: str
+    dtype_a: str
+    dtype_b: str
+    tokens: tuple[Token, ...]
+    place: Place | None
+    components: tuple[ComponentGap, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    logits_difference: float
+    logits_rounding: float
+    margin_a: float
+    margin_b: float
+    compared_steps: int
+    flip: Flip | None
+    notes: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """The roles that make something else of A's input, and the one before which the first difference arises."""
+        before = self.place and self.place.before
+        return tuple(c.role for c in self.components if c.role == before or (c.output is not None and c.output.introduced))
+
+    @property
+    def gap(self) -> Gap | None:
+        """The numbers of ``place``."""
+        if self.place is None:
+            return None
+        role = self.place.before or self.place.component
+        found = next(c for c in self.components if c.role == role)
+        return found.input if self.place.before else found.output
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A bug that was planted in a copy of a model, and where the comparison with the model found it.
+
+    Args:
+        name: of the mutation.
+        words: what it does, in English and in Russian.
+        expected: the name of the place where it is; None where it does not apply.
+        why_not: why it does not apply, in English and in Russian; None where it does.
+        divergence: the model against the copy; None where the mutation does not apply.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    expected: str | None
+    why_not: tuple[str, ...] | None = None
+    divergence: Divergence | None = None
+
+    @property
+    def named(self) -> str | None:
+        """The name of the place that was found."""
+        return self.divergence and self.divergence.place and self.divergence.place.name
+
+    @property
+    def right(self) -> bool:
+        """Whether it was found where it is, or does not apply."""
+        return self.named == self.expected
 
 
 def to_json(record) -> object:

@@ -4,7 +4,7 @@ Shape letters: V vocabulary, T tokens. Every function is pure; the random number
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,41 @@ from .records import Sampling
 GREEDY = "greedy"
 
 
-def repetition_penalty(logits_V: Tensor, context_T: Tensor, sampling: Sampling) -> Tensor:
+@dataclass(frozen=True)
+class Bounds:
+    """Where the generation that a step belongs to begins and ends. The default is one without an end.
+
+    Args:
+        prompt_length: tokens of the prompt.
+        max_length: tokens of the prompt and the longest continuation together; None when there is no limit.
+        stop_ids: tokens that end it.
+    """
+
+    prompt_length: int = 0
+    max_length: int | None = None
+    stop_ids: tuple[int, ...] = ()
+
+
+def bounds_of(prompt_length: int, max_new_tokens: int, stop_ids: Sequence[int] = (), context_length: int | None = None) -> Bounds:
+    """The bounds of a run: a context of N tokens, read once more while it is full, gives token number N + 1 and no other."""
+    max_length = prompt_length + max_new_tokens
+    if context_length is not None:
+        max_length = min(max_length, context_length + 1)
+    return Bounds(prompt_length, max_length, tuple(stop_ids))
+
+
+def without(logits_V: Tensor, ids: Sequence[int]) -> Tensor:
+    """The logits with the tokens ``ids`` removed; ids beyond the vocabulary are passed over."""
+    inside = [id for id in ids if id < logits_V.numel()]
+    return logits_V.index_fill(0, torch.tensor(inside, dtype=torch.long, device=logits_V.device), -math.inf)
+
+
+def only(logits_V: Tensor, ids: Sequence[int]) -> Tensor:
+    """Logits 0 for the tokens ``ids``, all others removed."""
+    return torch.full_like(logits_V, -math.inf).index_fill(0, torch.tensor(ids, device=logits_V.device), 0)
+
+
+def repetition_penalty(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Makes tokens of the context less likely: positive logits are divided by the penalty, negative ones multiplied.
 
     Source: Keskar et al. 2019 (arXiv 1909.05858), section 4.1; ``RepetitionPenaltyLogitsProcessor``.
@@ -24,18 +58,74 @@ def repetition_penalty(logits_V: Tensor, context_T: Tensor, sampling: Sampling) 
     return logits_V.scatter(0, context_T, torch.where(seen < 0, seen * sampling.repetition_penalty, seen / sampling.repetition_penalty))
 
 
-def temperature(logits_V: Tensor, context_T: Tensor, sampling: Sampling) -> Tensor:
+def no_repeat_ngrams(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """Removes every token that would complete a sequence of N tokens which the context holds already.
+
+    Source: Paulus et al. 2017 (arXiv 1705.04304), section 2.5; ``NoRepeatNGramLogitsProcessor``.
+    """
+    size = sampling.no_repeat_ngram_size
+    if len(context_T) < size:
+        return logits_V
+    windows_WN = context_T.unfold(0, size, 1)
+    begun_W = (windows_WN[:, :-1] == context_T[len(context_T) + 1 - size :]).all(-1)
+    return without(logits_V, windows_WN[begun_W, -1].tolist())
+
+
+def bad_words(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """Removes every token that would complete one of the bad words. A word that is a stop token alone stays, as in
+    ``NoBadWordsLogitsProcessor``."""
+    context = tuple(context_T.tolist())
+    banned = []
+    for *begin, last in sampling.bad_words_ids:
+        begun = context[len(context) - len(begin) :] == tuple(begin)  # never, where the context is shorter
+        if begun and (begin or last not in bounds.stop_ids):
+            banned.append(last)
+    return without(logits_V, banned)
+
+
+def min_length(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """Removes the stop tokens while the context is too short. ``MinLengthLogitsProcessor``."""
+    return without(logits_V, bounds.stop_ids) if len(context_T) < sampling.min_length else logits_V
+
+
+def min_new_tokens(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """Removes the stop tokens while too few tokens are new. ``MinNewTokensLengthLogitsProcessor``."""
+    return without(logits_V, bounds.stop_ids) if len(context_T) - bounds.prompt_length < sampling.min_new_tokens else logits_V
+
+
+def forced_bos(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """After a context of a single token, the forced one alone. ``ForcedBOSTokenLogitsProcessor``."""
+    return only(logits_V, (sampling.forced_bos_token_id,)) if len(context_T) == 1 else logits_V
+
+
+def forced_eos(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """At the last place that the bounds allow, the forced tokens alone. ``ForcedEOSTokenLogitsProcessor``."""
+    return only(logits_V, sampling.forced_eos_token_id) if len(context_T) + 1 == bounds.max_length else logits_V
+
+
+def suppress(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """Removes tokens at every step. ``SuppressTokensLogitsProcessor``."""
+    return without(logits_V, sampling.suppress_tokens)
+
+
+def begin_suppress(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """Removes tokens at the first step, or at the second where the first is forced. ``SuppressTokensAtBeginLogitsProcessor``."""
+    forced = bounds.prompt_length == 1 and sampling.forced_bos_token_id is not None
+    return without(logits_V, sampling.begin_suppress_tokens) if len(context_T) == bounds.prompt_length + forced else logits_V
+
+
+def temperature(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Divides the logits: below 1 the distribution becomes sharper, above 1 flatter. ``TemperatureLogitsWarper``."""
     return logits_V / sampling.temperature
 
 
-def top_k(logits_V: Tensor, context_T: Tensor, sampling: Sampling) -> Tensor:
+def top_k(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Removes every token below the k-th best; all that tie with it stay. ``TopKLogitsWarper``."""
     kth = torch.topk(logits_V, min(sampling.top_k, logits_V.numel())).values[-1]
     return logits_V.masked_fill(logits_V < kth, -math.inf)
 
 
-def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling) -> Tensor:
+def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Keeps the nucleus: the smallest set of most probable tokens whose mass reaches p, the one that crosses p included.
 
     Counted from the tail as ``TopPLogitsWarper`` does, so that both round alike: a token goes when it and all less
@@ -47,13 +137,47 @@ def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling) -> Tensor:
     return logits_V.masked_fill(remove_V.scatter(0, indices_V, remove_V), -math.inf)
 
 
-Filter = Callable[[Tensor, Tensor, Sampling], Tensor]
-# name → (the filter, whether the settings turn it on), in the order in which transformers' generate() applies them
+def min_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """Removes every token whose probability is below a share of the best one's.
+
+    Source: Nguyen et al. 2024 (arXiv 2407.01082); ``MinPLogitsWarper``.
+    """
+    p_V = logits_V.softmax(-1)
+    return logits_V.masked_fill(p_V < sampling.min_p * p_V.max(), -math.inf)
+
+
+def typical_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
+    """Keeps the tokens whose surprise −log p is nearest to the entropy, until their mass reaches ``typical_p``.
+
+    The best token can go. Source: Meister et al. 2022 (arXiv 2202.00666), section 4; ``TypicalLogitsWarper``.
+    """
+    log_p_V = logits_V.log_softmax(-1)
+    entropy = -(log_p_V * log_p_V.exp()).nansum(-1)
+    distance_V = (-log_p_V - entropy).abs()
+    ascending_V, indices_V = torch.sort(distance_V)
+    mass_V = logits_V[indices_V].softmax(-1).cumsum(-1)
+    last = (mass_V < sampling.typical_p).sum().clamp(max=logits_V.numel() - 1)
+    return logits_V.masked_fill(distance_V > ascending_V[last], -math.inf)
+
+
+Filter = Callable[[Tensor, Tensor, Sampling, Bounds], Tensor]
+# name → (the filter, whether the settings turn it on), in the order in which transformers' generate() applies them:
+# processors first, and after them what acts only on draws
 FILTERS: dict[str, tuple[Filter, Callable[[Sampling], bool]]] = {
     "repetition_penalty": (repetition_penalty, lambda s: s.repetition_penalty != 1),
+    "no_repeat_ngram_size": (no_repeat_ngrams, lambda s: s.no_repeat_ngram_size > 0),
+    "bad_words_ids": (bad_words, lambda s: s.bad_words_ids is not None),
+    "min_length": (min_length, lambda s: s.min_length > 0 and s.min_new_tokens == 0),
+    "min_new_tokens": (min_new_tokens, lambda s: s.min_new_tokens > 0),
+    "forced_bos_token_id": (forced_bos, lambda s: s.forced_bos_token_id is not None),
+    "forced_eos_token_id": (forced_eos, lambda s: s.forced_eos_token_id is not None),
+    "suppress_tokens": (suppress, lambda s: s.suppress_tokens is not None),
+    "begin_suppress_tokens": (begin_suppress, lambda s: s.begin_suppress_tokens is not None),
     "temperature": (temperature, lambda s: s.temperature not in (0, 1)),
     "top_k": (top_k, lambda s: s.top_k is not None and not s.greedy),
     "top_p": (top_p, lambda s: s.top_p is not None and s.top_p < 1 and not s.greedy),
+    "min_p": (min_p, lambda s: bool(s.min_p) and not s.greedy),
+    "typical_p": (typical_p, lambda s: s.typical_p is not None and s.typical_p < 1 and not s.greedy),
 }
 
 
@@ -63,38 +187,47 @@ class Filtered:
 
     Args:
         scores_V: the logits after all filters, −inf where a token was removed.
-        removed: name of each filter that was on → bool [V], the tokens it removed.
+        removed: name of each filter that was on → bool [V], the tokens it removed for good: a forced token that an
+            earlier filter had removed is back.
+        kept: name of each filter that was on → number of tokens left after it.
     """
 
     scores_V: Tensor
     removed: dict[str, Tensor]
+    kept: dict[str, int]
 
     def removed_by(self, token_id: int) -> str | None:
         """The filter that removed a token."""
         return next((name for name, gone_V in self.removed.items() if gone_V[token_id]), None)
 
 
-def apply_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling) -> Filtered:
+def apply_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> Filtered:
     """Runs the filters that the settings turn on over float32 logits.
 
     Raises:
-        ValueError: a logit is NaN or +inf, or all are −inf, before the filters or after: there is nothing to draw from.
+        ValueError: a logit is NaN or +inf, or all are −inf, before the filters or after: there is nothing to draw from;
+            or a bad word or forced token is not in the vocabulary.
     """
+    sampling.check_vocabulary(logits_V.numel())
     best = logits_V.max()
     if not torch.isfinite(best):  # the maximum is NaN if any is
         raise ValueError(f"the largest logit is {best.item()}: the model's weights or its precision are broken, nothing can be drawn")
     scores_V = logits_V.float()
-    removed = {}
+    removed, kept = {}, {}
     for name, (apply, is_on) in FILTERS.items():
         if is_on(sampling):
-            before_V, scores_V = scores_V, apply(scores_V, context_T, sampling)
-            removed[name] = (scores_V == -math.inf) & (before_V != -math.inf)
+            before_V, scores_V = scores_V, apply(scores_V, context_T, sampling, bounds)
+            gone_V = scores_V == -math.inf
+            removed = {earlier: was_V & gone_V for earlier, was_V in removed.items()} | {name: gone_V & (before_V != -math.inf)}
+            kept[name] = int((~gone_V).sum())
+    if scores_V.max() == -math.inf:
+        raise ValueError(f"the settings {', '.join(kept)} together leave no token: leave one out, or give a less extreme value")
     if not torch.isfinite(scores_V.max()):
         raise ValueError(
             f"temperature={sampling.temperature} and repetition_penalty={sampling.repetition_penalty} make the largest logit "
             f"{scores_V.max().item()}: give less extreme ones, temperature 0 is greedy"
         )
-    return Filtered(scores_V, removed)
+    return Filtered(scores_V, removed, kept)
 
 
 def draw(scores_V: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> tuple[int, Tensor | None]:

@@ -5,13 +5,18 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+from .heads import UNKNOWN, RestOfForward, forward, hidden_states, logits_of, operations, recognise, watching
 
 PROBE_LENGTH = 8
+LONG_PROBE = 32
+AMPLIFIED = 64  # the head is also proved on hidden states this much larger, under which a forgotten cap or bias shows
 
 
 class SplitError(ValueError):
@@ -24,68 +29,132 @@ class Split:
 
     Args:
         backbone: ids [B, T] → final hidden states [B, T, D].
-        head: hidden states [B, T, D] → logits [B, T, V]; any positions may be given alone.
-        backbone_name, head_name: module names in the model.
+        head: hidden states [B, T, D] → logits [B, T, V], with all that the model does after its backbone.
+        backbone_name: the backbone's module name in the model.
+        head_names: names of the modules that the head runs.
+        operations: what the head does, in order.
         tied: the head's weight is the embedding's.
         probe: number of tokens on which the proof was made; 0 for a split that was not proved.
+        last_alone: ``generate()`` gives the head the last position alone; else all of them, and takes the last of the logits.
+        causal: no hidden state depends on a later token; False for the few models that read their whole context both ways.
     """
 
     backbone: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], Tensor]
     backbone_name: str = "backbone"
-    head_name: str = "lm_head"
+    head_names: tuple[str, ...] = ("lm_head",)
+    operations: tuple[str, ...] = ()
     tied: bool = False
     probe: int = 0
+    last_alone: bool = True
+    causal: bool = True
+
+    @property
+    def head_name(self) -> str:
+        """The modules of the head in one word or a list."""
+        return ", ".join(self.head_names)
 
     def describe(self) -> str:
-        """What the head does, such as ``Linear(896→151936, tied)``."""
-        if not isinstance(self.head, nn.Linear):
-            return getattr(self.head, "__name__", type(self.head).__name__)
-        notes = ", bias" * (self.head.bias is not None) + ", tied" * self.tied
-        return f"Linear({self.head.in_features}→{self.head.out_features}{notes})"
+        """What the head does, such as ``Linear(2304→256000, tied) → softcap 30``."""
+        return " → ".join(self.operations) or getattr(self.head, "__name__", type(self.head).__name__)
 
 
-def split(model: nn.Module) -> Split:
-    """Splits a causal LM whose head is one linear layer after its base model, and proves it on a probe.
+def split(model: nn.Module, backbone: Callable | None = None, head: Callable | None = None, finite: bool = True) -> Split:
+    """Splits a causal LM into backbone and head, and proves on a probe that the two are the model.
 
-    ``model`` is of transformers, or has children ``backbone`` and ``lm_head`` as ``ExpertModel`` has.
+    One forward pass is watched: what the model calls first is its backbone, and whatever it does afterwards its head. The
+    head is then a single module where that alone gives the model's logits, else the model's own forward with the backbone
+    replaced (``RestOfForward``). ``backbone`` and ``head``, given together, are proved instead: any two callables.
+    A model that gives NaN is refused, unless ``finite`` is False: then its parts are not proved (``probe`` is 0), and serve
+    to trace where the NaN begins.
 
     Raises:
-        SplitError: there is no such head, or the two parts do not give ``model(ids).logits`` bit for bit.
+        SplitError: the parts do not give ``model(ids).logits`` bit for bit, and by how much they differ.
     """
     kind = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise SplitError(f"{kind} is an encoder-decoder: only decoders have one backbone and one head")
-    base = getattr(model, "base_model", getattr(model, "backbone", model))
-    if base is model:
-        raise SplitError(f"{kind} has no backbone of its own (its base_model is the model itself): it cannot be split")
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else getattr(model, "lm_head", None)
-    if not isinstance(head, nn.Linear):
-        raise SplitError(f"{kind}'s head is {type(head).__name__}, not one linear layer: it cannot be split yet")
-    names = {module: name for name, module in model.named_modules()}
-    embedding = next((m for m in base.modules() if isinstance(m, nn.Embedding)), None)
-    options = dict(use_cache=False) if isinstance(base, PreTrainedModel) else {}
+    if (backbone is None) != (head is None):
+        raise SplitError("give backbone and head together, or neither")
+    probe_1T = probe_ids(model)
+    with evaluating(model), torch.no_grad():
+        if backbone is None:
+            return found(model, probe_1T, finite)
+        names = dict(backbone_name=name_of(model, backbone), head_names=(name_of(model, head),))
+        parts = Split(lambda ids_BT: hidden_states(backbone(ids_BT)), head, **names, probe=probe_1T.shape[1], last_alone=slices(model))
+        return proved(parts, model, probe_1T)
+
+
+def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:
+    """The split of a model whose parts are not named: proved, unless it gives NaN and that is allowed."""
+    kind = type(model).__name__
+    try:
+        with watching(model) as calls:
+            own = logits_of(forward(model, probe_1T))
+    except Exception as error:  # a module of the user's can raise anything
+        raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {type(error).__name__}: {error}") from error
+    if not isinstance(own, Tensor):
+        raise SplitError(f"{kind} gives {type(own).__name__}: it is broken, or no causal LM")
+    if finite and own.isnan().any():
+        raise SplitError(f"{kind} gives NaN among its logits: it is broken, or no causal LM; inspector trace MODEL PROMPT shows where")
+    tie_again(model)
+    outer = [call for call in calls if call.depth == 0]
+    first = next((i for i, call in enumerate(outer) if is_hidden(hidden_states(call.output), probe_1T)), len(outer))
+    if len(outer) < first + 2 or own.shape[:2] != probe_1T.shape:
+        called = ", ".join(call.name for call in outer) or "no module"
+        raise SplitError(f"{kind} has no backbone of its own: it calls {called}; give split() backbone= and head=")
+    base, after = outer[first], outer[first + 1 :]
+    hidden = hidden_states(base.output)
+    rest = RestOfForward(model, base.module, base.output)
+    embedding = input_embedding(base.module)
+    inner = calls[calls.index(after[0]) :]
     parts = Split(
-        backbone=lambda ids_BT: hidden_states(base(ids_BT, **options)),
-        head=head,
-        backbone_name=names[base],
-        head_name=names[head],
-        tied=embedding is not None and head.weight is embedding.weight,
-        probe=min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH),
+        backbone=lambda ids_BT: hidden_states(forward(base.module, ids_BT)),
+        head=rest,
+        backbone_name=base.name,
+        head_names=tuple(call.name for call in after),
+        operations=operations(hidden, inner, own, lambda m: is_tied(m, embedding)),
+        tied=any(is_tied(call.module, embedding) for call in inner),
+        probe=probe_1T.shape[1],
+        last_alone=slices(model),
     )
-    difference = prove(parts, model, embedding.num_embeddings if embedding is not None else head.out_features)
-    if difference != 0:
-        raise SplitError(
-            f"{kind} does more after its backbone than {parts.describe()}: "
-            f"the parts' logits differ from the model's by up to {difference:.3g}"
-        )
-    return parts
+    if own.isnan().any():
+        return replace(parts, probe=0)
+    by_position(parts, kind, hidden)
+    parts = replace(parts, causal=is_causal(parts, model, probe_1T, hidden))
+    if len(after) == 1 and is_whole_head(after[0].module, rest, hidden):
+        parts = replace(parts, head=after[0].module)
+    return proved(parts, model, probe_1T)
+
+
+def is_hidden(states: object, probe_1T: Tensor) -> bool:
+    """Whether what a module gave can be hidden states [B, T, D] of the probe; a mask or token ids cannot."""
+    return isinstance(states, Tensor) and states.is_floating_point() and states.dim() >= 3 and states.shape[:2] == probe_1T.shape
+
+
+def is_whole_head(module: nn.Module, rest: RestOfForward, hidden_1TD: Tensor) -> bool:
+    """Whether one module gives what the rest of the forward gives, on amplified hidden states too."""
+    try:
+        return all(alike(module(h), rest(h)) for h in (hidden_1TD, hidden_1TD * AMPLIFIED))
+    except (RuntimeError, TypeError):  # it wants a cast, or more than hidden states: the forward knows
+        return False
+
+
+def alike(a, b: Tensor) -> bool:
+    """Bit for bit equal, where an overflow on both sides (float16, amplified) counts as equal."""
+    return isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def slices(model: nn.Module) -> bool:
+    """Whether ``generate()`` asks the model for the logits of the last position alone, as it does where forward can."""
+    return "logits_to_keep" in signature(model.forward).parameters
 
 
 def context_length(model: nn.Module) -> int | None:
     """The most tokens that a model reads, by its configuration; None when that does not say."""
     config = getattr(model, "config", None)
-    return config.get("max_seq_len") if isinstance(config, dict) else getattr(config, "max_position_embeddings", None)
+    length = config.get("max_seq_len") if isinstance(config, dict) else getattr(config, "max_position_embeddings", None)
+    return length if length and length > 0 else None  # XLNet says -1 for no limit
 
 
 @contextmanager
@@ -100,22 +169,117 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def hidden_states(output) -> Tensor:
-    """The final hidden states [B, T, D] of what a backbone returned."""
-    return output if isinstance(output, Tensor) else output.last_hidden_state
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """The token embedding; None where no module is one."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
 
 
-@torch.no_grad()
-def prove(parts: Split, model: nn.Module, vocab_size: int) -> float:
-    """The largest difference between the parts' logits and the model's own on a probe that spans the vocabulary; 0 is a proof."""
-    device = next(model.parameters()).device
-    probe_1T = torch.linspace(0, vocab_size - 1, parts.probe, device=device).long()[None]
-    with evaluating(model):
-        output = model(probe_1T)
-        own = output if isinstance(output, Tensor) else output.logits
-        by_parts = parts.head(parts.backbone(probe_1T))
-    if by_parts.shape != own.shape:
-        raise SplitError(f"the parts give logits of shape {tuple(by_parts.shape)}, the model {tuple(own.shape)}: they are not its parts")
-    if torch.equal(by_parts, own):
-        return 0.0
-    return float((by_parts.double() - own.double()).abs().max())
+def is_tied(module: nn.Module, embedding: nn.Module | None) -> bool:
+    """Whether a module's weight is the embedding's."""
+    return embedding is not None and getattr(module, "weight", None) is embedding.weight
+
+
+def tie_again(model: nn.Module) -> None:
+    """After a forward pass accelerate leaves each module with a placeholder of its own for weights on disk: tied ones become one."""
+    if hasattr(model, "tie_weights") and any(weight.is_meta for weight in model.parameters()):
+        model.tie_weights(recompute_mapping=False)
+
+
+def probe_ids(model: nn.Module) -> Tensor:
+    """Ids [1, T] that span the vocabulary but for its ends, where padding and special tokens are; no more than the context holds."""
+    embedding = input_embedding(model)
+    size = embedding.weight.shape[0] if embedding is not None else PROBE_LENGTH
+    length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
+    return torch.linspace(0, size - 1, length + 2, device=input_device(model)).long()[None, 1:-1]
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where a model wants its ids: with layers on several devices or on disk, where accelerate says that it computes."""
+    hook = getattr(model, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
+    return torch.device(device)
+
+
+def name_of(model: nn.Module, part: Callable) -> str:
+    """A part's module name in the model, or what it calls itself."""
+    return next((name for name, module in model.named_modules() if module is part), getattr(part, "__name__", type(part).__name__))
+
+
+def is_causal(parts: Split, model: nn.Module, probe_1T: Tensor, hidden_1TD: Tensor) -> bool:
+    """Whether hidden states stay as they are when the token after them changes.
+
+    Raises:
+        SplitError: they do not, and the model is no decoder, or its ``generate()`` works by appending tokens to predict.
+    """
+    other_1T = torch.cat([probe_1T[:, :-1], probe_1T[:, :1]], dim=1)
+    if close(hidden_1TD[:, :-1], parts.backbone(other_1T)[:, :-1]):
+        return True
+    kind = type(model).__name__
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        return False
+    if getattr(model.config, "is_decoder", None) is False:
+        raise SplitError(f"{kind} is no decoder here, every position sees the later ones: set is_decoder to true in its config.json")
+    fed_1T = model.prepare_inputs_for_generation(probe_1T, use_cache=False)["input_ids"]
+    if fed_1T.shape != probe_1T.shape:
+        raise SplitError(
+            f"{kind} is not causal: generate() appends a token to be predicted, so the last position's logits are not the next token's"
+        )
+    return False
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ by no more than rounding could make of their largest number."""
+    share = 1e-5 if a.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(a.dtype).eps
+    return float((a.double() - b.double()).abs().max()) <= share * float(a.abs().max()) if a.numel() else True
+
+
+def by_position(parts: Split, kind: str, hidden_1TD: Tensor) -> None:
+    """A head looks at one position at a time: what mixes positions is part of the backbone.
+
+    Raises:
+        SplitError: the last position alone gives other logits (beyond rounding) than among the others.
+    """
+    try:
+        among, alone = parts.head(hidden_1TD)[:, -1], parts.head(hidden_1TD[:, -1:])[:, -1]
+    except Exception as error:  # whatever the forward of a foreign model does without the rest of its backbone's output
+        raise SplitError(
+            f"{kind}'s logits need more of {parts.backbone_name}'s output than its final hidden states ({type(error).__name__}: {error})"
+        ) from error
+    if not close(among, alone):
+        raise SplitError(
+            f"{kind} has no backbone of its own: what it does after {parts.backbone_name} mixes positions; give split() backbone= and head="
+        )
+
+
+def proved(parts: Split, model: nn.Module, probe_1T: Tensor) -> Split:
+    """The split, if its parts give the model's own logits bit for bit on the probe, and on a longer one whose ids repeat.
+
+    Raises:
+        SplitError: they do not, with the difference and, where its numbers tell it, the missing operation.
+    """
+    kind = type(model).__name__
+    context = context_length(model)  # of which RoBERTa keeps some for itself
+    length = LONG_PROBE if context is None else min(LONG_PROBE, max(probe_1T.shape[1], context // 2))
+    ids = torch.cat([probe_1T, probe_1T.flip(1), torch.zeros_like(probe_1T)], dim=1)
+    for ids_1T in (probe_1T, ids.repeat(1, -(-length // ids.shape[1]))[:, :length]):
+        own, by_parts = logits_of(forward(model, ids_1T)), parts.head(parts.backbone(ids_1T))
+        if by_parts.shape[:-1] != own.shape[:-1]:
+            raise SplitError(f"{kind} gives logits of shape {tuple(own.shape)}, the parts {tuple(by_parts.shape)}: they are not its parts")
+        if not torch.equal(by_parts, own):
+            raise refusal(kind, parts, by_parts, own)
+    return replace(parts, probe=probe_1T.shape[1] + length)
+
+
+def refusal(kind: str, parts: Split, by_parts: Tensor, own: Tensor) -> SplitError:
+    """Why parts whose logits are not the model's own are refused."""
+    missing = " → ".join(recognise(by_parts, own))
+    reason = "they are logits from another head" if UNKNOWN in missing else f"the parts lack {missing}"
+    width = min(by_parts.shape[-1], own.shape[-1])
+    difference = float((by_parts[..., :width].double() - own[..., :width].double()).abs().max())
+    what = f"{kind} is not these parts, {parts.describe()}"
+    return SplitError(f"{what}: their logits differ from the model's by up to {difference:.3g}; {reason}")

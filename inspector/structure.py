@@ -3,15 +3,24 @@
 Shape letters: B batch, T tokens, D hidden, K head width.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from .records import ModuleNode
-from .splitting import Split, evaluating, split
+from .costs import costs
+from .heads import forward, watching
+from .records import Costs, ModuleNode, RoleDifference
+from .roles import roles
+from .splitting import Split, context_length, evaluating, input_device, split, tie_again
 
+CONTEXT = 1024
+TOTALS = ("parameters", "bytes", "flops")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 # A step of the forward pass that is no module: (children that tell the kind of module, "before" or "after" which child, what it does)
 FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
@@ -24,45 +33,91 @@ FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
 )
 
 
-def tree(model: nn.Module, parts: Split | None = None) -> ModuleNode:
+def tree(model: nn.Module, parts: Split | None = None, context: int = 1) -> ModuleNode:
     """The module tree of a causal LM, backbone and head marked; a tied weight is counted once, where it runs first.
 
     A forward pass over one token gives the order. Equal neighbours become one node with ``repeat``; ``nn.Dropout`` is
-    left out, since it does nothing after training. ``parts`` is the model's split, when it is there already.
+    left out, since it does nothing after training. ``parts`` is the model's split, when it is there already; a model on
+    the meta device needs none. FLOPs are those of a forward pass over ``context`` tokens.
 
     Raises:
         SplitError: the model cannot be split.
     """
-    parts = parts or split(model)
-    names = {parts.backbone_name: "backbone", parts.head_name: "head"}
-    order = running_order(model)
+    return measured_tree(model, parts, context)[0]
+
+
+def measured_tree(model: nn.Module, parts: Split | None, context: int | None = None) -> tuple[ModuleNode, Costs]:
+    """``tree``, and what the model costs at that context; None takes ``CONTEXT`` tokens, or as many as the model reads."""
+    context = context or min(CONTEXT, context_length(model) or CONTEXT)
+    if parts is None and not on_meta(model):
+        parts = split(model)
+    running = Running(model)
+    backbone, heads = running.parts() if parts is None else (parts.backbone_name, parts.head_names)
+    named = {backbone: "backbone"} | dict.fromkeys(heads, "head")
+    found = roles(model, backbone, heads)
+    total, flops = costs(model, found, running.counts, context)
     rotary = any("Rotary" in type(module).__name__ for module in model.modules())
-    return Builder(order, names, rotary).node(model, "", "")
+    node = Builder(running.order, named, found, flops, rotary).node(model, "", "")
+    return node, total
 
 
-@torch.no_grad()
-def running_order(model: nn.Module) -> dict[nn.Module, int]:
-    """Module → when its forward first began, counted over all modules, on a probe of one token."""
-    order: dict[nn.Module, int] = {}
+def on_meta(model: nn.Module) -> bool:
+    """Whether a model has shapes alone, without weights; one that accelerate keeps on disk has weights."""
+    return not hasattr(model, "hf_device_map") and all(parameter.is_meta for parameter in model.parameters())
 
-    def note(module: nn.Module, inputs: tuple) -> None:
-        order.setdefault(module, len(order))
 
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules()]
-    try:
-        with evaluating(model):
-            model(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return order
+class Running:
+    """What a forward pass of one token calls, in which order and how often.
+
+    A model on the meta device runs too: what its code asks of numbers that are not there is answered with 1. Where that
+    does not carry through to the end, what did not run stands in the order of its definition, once each.
+
+    Args:
+        order: module → when its forward first began.
+        counts: module name → number of calls; None where the pass broke off.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        broken = False
+        with watching(model) as calls:
+            try:
+                with evaluating(model), torch.no_grad(), Answers() if on_meta(model) else nullcontext():
+                    forward(model, torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
+            except Exception:  # code that needs the numbers themselves; a model with weights was split before, and that ran
+                if not on_meta(model):
+                    raise
+                broken = True
+        tie_again(model)
+        self.outer = [call.name for call in calls if call.depth == 0]
+        self.counts = None if broken else Counter(call.name for call in calls)
+        self.order: dict[nn.Module, int] = {model: 0}
+        for call in calls:
+            self.order.setdefault(call.module, len(self.order))
+
+    def parts(self) -> tuple[str, tuple[str, ...]]:
+        """Names of the backbone and of the modules of the head."""
+        if len(self.outer) > 1 and self.counts is not None:
+            return self.outer[0], tuple(self.outer[1:])
+        names = {module: name for name, module in self.model.named_modules()}
+        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
+        return (self.outer or [names.get(getattr(self.model, "base_model", None), "")])[0], (names[head],) if head in names else ()
+
+
+class Answers(TorchDispatchMode):
+    """Answers 1 where code asks a meta tensor for its number: masks are whole, padding is there, and the pass goes on."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.ones((), dtype=args[0].dtype).item()
+        return func(*args, **(kwargs or {}))
 
 
 class Builder:
     """Walks the modules once and remembers which weights were counted, and where."""
 
-    def __init__(self, order: dict[nn.Module, int], parts: dict[str, str], rotary: bool):
-        self.order, self.parts, self.rotary = order, parts, rotary
+    def __init__(self, order: dict[nn.Module, int], parts: dict[str, str], roles: dict[str, str], flops: Counter, rotary: bool):
+        self.order, self.parts, self.roles, self.flops, self.rotary = order, parts, roles, flops, rotary
         self.counted: dict[nn.Parameter, str] = {}
 
     def started(self, module: nn.Module) -> float:
@@ -72,6 +127,7 @@ class Builder:
     def node(self, module: nn.Module, name: str, path: str) -> ModuleNode:
         """The node of a module and everything below it."""
         children = list(self.children(module, path))
+        full = path.rstrip(".")
         own = bytes_ = 0
         tied = None
         for key, weight in module.named_parameters(recurse=False):
@@ -86,8 +142,10 @@ class Builder:
             shape=shape(module),
             parameters=own + sum(child.parameters for child in children),
             bytes=bytes_ + sum(child.bytes for child in children),
-            part=self.parts.get(path.rstrip(".")),
+            part=self.parts.get(full),
             tied_to=tied,
+            role=re.sub(r"^(layers\d*)\.\d+", r"\1.*", self.roles[full]) if full in self.roles else None,
+            flops=self.flops[full] + sum(child.flops for child in children),
             children=tuple(children),
         )
         if isinstance(module, nn.ModuleList) and len(children) == 1 and children[0].repeat == len(module):
@@ -106,7 +164,7 @@ class Builder:
                     last = functional(what)
             node = self.node(child, name, f"{path}{name}.")
             if last is not None and isinstance(module, (nn.ModuleList, nn.Sequential)) and alike(last, node):
-                last = replace(last, repeat=last.repeat + 1, parameters=last.parameters + node.parameters, bytes=last.bytes + node.bytes)
+                last = together(last, node)
                 continue
             yield from filter(None, [last])
             last = node
@@ -117,21 +175,64 @@ class Builder:
         yield from filter(None, [last])
 
 
+def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:
+    """Two trees aligned by role, in the order in which the modules run; class names without the family's own prefix."""
+    sides = [in_words(a), in_words(b)]
+    order = list(sides[0])
+    for i, role in enumerate(others := list(sides[1])):  # what only the second has comes after what it follows there
+        if role not in order:
+            order.insert(order.index(others[i - 1]) + 1 if i else 0, role)
+    return [
+        RoleDifference(role, *("; ".join(f"{n} × {what}" if n > 1 else what for what, n in side.get(role, {}).items()) for side in sides))
+        for role in order
+    ]
+
+
+def in_words(root: ModuleNode) -> dict[str, Counter]:
+    """Role → what stands there, each with its number, for the modules without children and for the layers."""
+    family = re.sub(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel|LMHead|Decoder|Model)$", "", root.type)
+    found: dict[str, Counter] = {}
+
+    def walk(node: ModuleNode, times: int) -> None:
+        times *= node.repeat
+        role = (node.role or "").replace("layers.*.", "")
+        if role.startswith("layers") and "." in role:  # the layers themselves
+            found.setdefault("layers", Counter())["layers"] += times
+        elif role and (not node.children or role == "head"):
+            kind = node.type.removeprefix(family) if node.type != family else node.type
+            what = f"{kind} {node.shape}".strip() + ", tied" * bool(node.tied_to)
+            found.setdefault(role, Counter())[what] += times
+        if role != "head":
+            for child in node.children:
+                walk(child, times)
+
+    walk(root, 1)
+    return found
+
+
 def functional(what: str) -> ModuleNode:
     """A node for a step that is no module."""
     return ModuleNode(name="", type=what, functional=True)
 
 
+def together(group: ModuleNode, node: ModuleNode) -> ModuleNode:
+    """The group with one more equal neighbour in it."""
+    totals = {name: getattr(group, name) + getattr(node, name) for name in TOTALS}
+    return replace(group, repeat=group.repeat + 1, **totals)
+
+
 def alike(group: ModuleNode, node: ModuleNode) -> bool:
     """Whether ``node`` is one more of the equal neighbours that ``group`` stands for: the same but for the name."""
-    each = replace(group, name=node.name, repeat=1, parameters=group.parameters // group.repeat, bytes=group.bytes // group.repeat)
-    return each == node
+    each = {name: getattr(group, name) // group.repeat for name in TOTALS}
+    return replace(group, name=node.name, repeat=1, **each) == node
 
 
 def shape(module: nn.Module) -> str:
     """A module's sizes in words: "896→4864 +bias" for a linear layer, "151936×896" for an embedding, a norm's width."""
     if isinstance(module, nn.Linear):
         return f"{module.in_features}→{module.out_features}" + " +bias" * (module.bias is not None)
+    if type(module).__name__ == "Conv1D":  # transformers' linear layer of GPT-2, its weight the other way round
+        return "→".join(map(str, module.weight.shape)) + " +bias"
     if isinstance(module, nn.Embedding):
         return f"{module.num_embeddings}×{module.embedding_dim}"
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

@@ -8,16 +8,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from .decoding import decode_with_logits
+from .heads import logits_of
 from .records import Sampling, Verdict, first_difference
-from .sampling import apply_filters, draw, new_generator
+from .sampling import Bounds, apply_filters, bounds_of, draw, new_generator
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ def verify(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) ->
     Every setting is given to both sides explicitly, so that none of the checkpoint's own acts silently. A missing seed
     becomes 0. ``rounding`` and ``near-tie`` need float64 runs of both sides, for which the model is cast in place and back.
 
+    A module of the user's without ``generate()`` is lent transformers' own.
+
     Raises:
-        ValueError: as ``decode`` does, or the model has no ``generate``.
+        ValueError: as ``decode`` does.
     """
-    if not hasattr(m.model, "generate") or not hasattr(m.model, "generation_config"):
-        raise ValueError(f"{type(m.model).__name__} has no generate() of transformers to compare with: load it with inspector.load")
+    m = with_generate(m)
     if sampling.seed is None:
         sampling = replace(sampling, seed=0)
     ids_1T = torch.as_tensor(ids, device=m.device).reshape(1, -1)
@@ -47,7 +49,28 @@ def verify(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) ->
         max_new_tokens = min(max_new_tokens, max(1, m.context_length + 1 - ids_1T.shape[1]))
     hand = by_hand(m, ids_1T, sampling, max_new_tokens)
     reference = by_generate(m, ids_1T, sampling, max_new_tokens)
-    return compare(m, ids_1T, sampling, hand, reference)
+    return compare(m, ids_1T, sampling, hand, reference, bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids))
+
+
+def with_generate(m):
+    """``m`` with a model that has transformers' ``generate()``: its own, or one that is lent to a module of the user's."""
+    return m if isinstance(m.model, GenerationMixin) else replace(m, model=WithGenerate(m.model))
+
+
+class WithGenerate(PreTrainedModel, GenerationMixin):
+    """transformers' ``generate()`` around a module that takes ids [B, T] and gives logits [B, T, V]."""
+
+    config_class = PretrainedConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, module: nn.Module):
+        super().__init__(PretrainedConfig())
+        self.module = module
+        self.generation_config = GenerationConfig()
+
+    def forward(self, input_ids: Tensor, **options) -> CausalLMOutput:
+        """[B, T] → logits [B, T, V]; what else ``generate()`` prepares, such as masks of ones, the module does not take."""
+        return CausalLMOutput(logits=logits_of(self.module(input_ids)))
 
 
 def by_hand(m, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
@@ -65,10 +88,22 @@ def explicit_settings(sampling: Sampling, max_new_tokens: int, stop_ids: Sequenc
         use_cache=False,
         eos_token_id=list(stop_ids) or None,
         pad_token_id=stop_ids[0] if stop_ids else None,
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+        bad_words_ids=sampling.bad_words_ids and [list(ids) for ids in sampling.bad_words_ids],
+        forced_bos_token_id=sampling.forced_bos_token_id,
+        forced_eos_token_id=sampling.forced_eos_token_id and list(sampling.forced_eos_token_id),
+        suppress_tokens=sampling.suppress_tokens and list(sampling.suppress_tokens),
+        begin_suppress_tokens=sampling.begin_suppress_tokens and list(sampling.begin_suppress_tokens),
+        min_length=None if sampling.min_new_tokens else sampling.min_length,
+        min_new_tokens=sampling.min_new_tokens or None,
     )
     if not sampling.greedy:
         settings |= dict(
-            temperature=sampling.temperature, top_k=sampling.top_k or 0, top_p=1.0 if sampling.top_p is None else sampling.top_p
+            temperature=sampling.temperature,
+            top_k=sampling.top_k or 0,
+            top_p=1.0 if sampling.top_p is None else sampling.top_p,
+            min_p=sampling.min_p,
+            typical_p=1.0 if sampling.typical_p is None else sampling.typical_p,
         )
     return settings
 
@@ -77,7 +112,8 @@ def by_generate(m, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> S
     """The side of ``model.generate(use_cache=False)``. The global random state is as before afterwards."""
     settings = explicit_settings(sampling, max_new_tokens, m.stop_ids)
     with without_checkpoint_settings(m.model), torch.random.fork_rng(device_type=m.device.type if m.device.type != "cpu" else "cuda"):
-        torch.manual_seed(sampling.seed)
+        if not sampling.greedy:
+            torch.manual_seed(sampling.seed)
         started = time.perf_counter()
         output = m.model.generate(
             ids_1T, attention_mask=torch.ones_like(ids_1T), return_dict_in_generate=True, output_logits=True, **settings
@@ -96,7 +132,7 @@ def without_checkpoint_settings(model: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
-def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side) -> Verdict:
+def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, bounds: Bounds = Bounds()) -> Verdict:
     """The verdict over two sides of the same prompt and settings, by the ladder of ``records.LEVELS``.
 
     A flipped token is a near tie when the logits that led to it differ by no more than rounding. (Any flip implies that
@@ -120,14 +156,16 @@ def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side) 
     )
     if verdict.first_difference is None:
         return verdict
-    error_hand, error_generate, floor = own_errors(m, ids_1T, hand, reference, same_context)
+    if verdict.first_difference == 0:
+        verdict = replace(verdict, cause=fed_otherwise(m, ids_1T, sampling))
+    error_hand, error_generate, floor = own_errors(m, ids_1T, sampling, hand, reference, same_context)
     verdict = replace(verdict, error_hand=error_hand, error_generate=error_generate, floor=floor)
     only_rounding = verdict.max_difference <= 2 * max(error_hand, error_generate)
     if flip is None:
         return replace(verdict, level="rounding" if only_rounding else "tokens")
     if flip >= len(pairs):  # one side stopped where the other went on
         return replace(verdict, level="different")
-    margin, observed = decision(hand, reference, flip, ids_1T, sampling)
+    margin, observed = decision(hand, reference, flip, ids_1T, sampling, bounds)
     return replace(verdict, level="near-tie" if only_rounding else "different", margin=margin, observed_error=observed)
 
 
@@ -137,7 +175,7 @@ def largest_difference(a_V: Tensor, b_V: Tensor) -> float:
     return float(gap_V.nan_to_num(nan=math.inf).max())
 
 
-def own_errors(m, ids_1T: Tensor, hand: Side, reference: Side, steps: int) -> tuple[float, float, float]:
+def own_errors(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, steps: int) -> tuple[float, float, float]:
     """How far each side is from itself in float64 over the compared steps, and how far that float64 run can be trusted.
 
     Each side is held against its own float64 run and not against a common one: a wrong scale on one side is in both of
@@ -150,7 +188,7 @@ def own_errors(m, ids_1T: Tensor, hand: Side, reference: Side, steps: int) -> tu
         for step in range(steps):
             context_1T = torch.cat([ids_1T, ids_1T.new_tensor([hand.tokens[:step]])], dim=1) if step else ids_1T
             hand64_V = m.split.head(m.split.backbone(context_1T)[:, -1:])[0, -1]
-            reference64_V = m.model(context_1T, use_cache=False).logits[0, -1]
+            reference64_V = first_logits_of_generate(m, context_1T, sampling)
             errors_hand.append(largest_difference(hand.logits[step], hand64_V))
             errors_generate.append(largest_difference(reference.logits[step], reference64_V))
             with LiftedCasts():
@@ -159,10 +197,46 @@ def own_errors(m, ids_1T: Tensor, hand: Side, reference: Side, steps: int) -> tu
     return max(errors_hand, default=0.0), max(errors_generate, default=0.0), max(floors, default=0.0)
 
 
+def first_logits_of_generate(m, ids_1T: Tensor, sampling: Sampling) -> Tensor:
+    """The raw logits [V] of generate()'s next step in the model's own dtype: what it returns itself is cast to float32."""
+    return first_call_of_generate(m, ids_1T, sampling)[1][0, -1]
+
+
+def first_call_of_generate(m, ids_1T: Tensor, sampling: Sampling) -> tuple[dict, Tensor]:
+    """What generate() gives the model at its first step, by name, and the logits that it gets back."""
+    seen = []
+    hook = m.model.register_forward_hook(lambda module, args, given, output: seen.append((given, output.logits)), with_kwargs=True)
+    try:
+        by_generate(m, ids_1T, sampling, 1)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+@torch.no_grad()
+def fed_otherwise(m, ids_1T: Tensor, sampling: Sampling) -> str | None:
+    """The input of generate()'s first step that changes the logits of the model, in words; None where none does."""
+    given, _ = first_call_of_generate(m, ids_1T, sampling)
+    own_V = m.model(ids_1T, use_cache=False).logits[0, -1]
+    for name, value in given.items():
+        if name == "input_ids" or not isinstance(value, Tensor) or value.numel() == 0:
+            continue
+        with_it_V = m.model(ids_1T, use_cache=False, **{name: value}).logits[0, -1]
+        if not torch.equal(own_V, with_it_V):
+            values = value.flatten().tolist()
+            return f"generate() gives the model {name}={values[:4]}…, the model by itself counts otherwise"
+    return None
+
+
 class LiftedCasts(TorchFunctionMode):
-    """While it is active, code that asks torch for float32 gets float64."""
+    """While it is active, code that asks torch for float32 gets float64.
+
+    A view is no cast: it says what bits mean, as when safetensors reads a weight from the disk.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.view:
+            return func(*args, **(kwargs or {}))
         if func is torch.Tensor.float:
             func = torch.Tensor.double
         args = [torch.float64 if a is torch.float32 else a for a in args]
@@ -171,21 +245,26 @@ class LiftedCasts(TorchFunctionMode):
 
 @contextmanager
 def in_float64(model: nn.Module) -> Iterator[None]:
-    """The model in float64, in place, and afterwards as it was: widening and narrowing back changes no value."""
-    dtypes = [(tensor, tensor.dtype) for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point()]
+    """The model in float64, in place, and afterwards as it was: widening and narrowing back changes no value.
+
+    A weight on disk has a placeholder in the model, and accelerate reads it in the placeholder's dtype. Every forward pass
+    puts new placeholders there, so each is looked up by its module and name.
+    """
+    homes = [home for module in model.modules() for home in (module._parameters, module._buffers)]
+    dtypes = [(home, name, t.dtype) for home in homes for name, t in home.items() if t is not None and t.is_floating_point()]
     try:
-        for tensor, _ in dtypes:
-            tensor.data = tensor.data.double()
+        for home, name, _ in dtypes:
+            home[name].data = home[name].data.double()
         yield
     finally:
-        for tensor, dtype in dtypes:
-            tensor.data = tensor.data.to(dtype)
+        for home, name, dtype in dtypes:
+            home[name].data = home[name].data.to(dtype)
 
 
-def decision(hand: Side, reference: Side, flip: int, ids_1T: Tensor, sampling: Sampling) -> tuple[float, float]:
+def decision(hand: Side, reference: Side, flip: int, ids_1T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> tuple[float, float]:
     """How close the decision of step ``flip`` was, and by how much the sides differ on it.
 
-    Greedy: the gap between the two contenders' logits after the penalty. Sampled: the relative gap between their
+    Greedy: the gap between the two contenders' logits after the filters. Sampled: the relative gap between their
     ratios p/q in the exponential race. The second number is the change of that gap from one side to the other.
     """
     gaps = []
@@ -194,7 +273,7 @@ def decision(hand: Side, reference: Side, flip: int, ids_1T: Tensor, sampling: S
         context_T = torch.cat([ids_1T[0], ids_1T.new_tensor(side.tokens[:flip])])
         generator = new_generator(sampling.seed, ids_1T.device)
         for step in range(flip + 1):  # the same numbers as in the run: one race a step
-            filtered = apply_filters(side.logits[step], context_T[: ids_1T.shape[1] + step], sampling)
+            filtered = apply_filters(side.logits[step], context_T[: ids_1T.shape[1] + step], sampling, bounds)
             _, q_V = draw(filtered.scores_V, sampling, generator)
         if sampling.greedy:
             gaps.append(float(filtered.scores_V[a] - filtered.scores_V[b]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from inspector.loading import Loaded, attach
+from inspector.loaded import Loaded, attach
 from inspector.models import ExpertModel, to_transformers
 from inspector.records import Origin
 from inspector.training.tokenizer import character_tokenizer
@@ -67,12 +67,12 @@ def standin(standin_folder):
 @pytest.fixture(scope="session")
 def standin_folder(tmp_path_factory):
     """A checkpoint with the exact architecture of Qwen2.5-0.5B-Instruct and random weights (1 GB, made once)."""
-    script = SHARED / "make_random_checkpoint.py"
-    if not script.is_file():
-        pytest.skip("the full-size stand-in needs ../shared/make_random_checkpoint.py, which is not here")
     folder = os.environ.get("INSPECTOR_STANDIN")
     if folder:
         return Path(folder)
+    script = SHARED / "make_random_checkpoint.py"
+    if not script.is_file():
+        pytest.skip("the full-size stand-in needs ../shared/make_random_checkpoint.py, which is not here")
     folder = tmp_path_factory.mktemp("standin") / "qwen"
     subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
     return folder

@@ -2,13 +2,32 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from inspector.cli import main
-from inspector.records import ModuleNode, Run, Verdict, from_json
+from inspector.finding import ASSETS
+from inspector.records import (
+    Attention,
+    Contributions,
+    Costs,
+    Divergence,
+    Effect,
+    Intervention,
+    Lens,
+    ModuleNode,
+    Planted,
+    Run,
+    Sampling,
+    Trace,
+    Verdict,
+    from_json,
+)
 
 
 @pytest.fixture
@@ -56,6 +75,16 @@ def test_help_and_mistakes_answer_without_torch(tmp_path):
         (["run", "names-expert", "x", "--top-p", "0"], "top_p=0.0"),
         (["run", "names-expert", "x", "--top-k", "0"], "top_k=0"),
         (["run", "names-expert", "x", "--seed", "-3"], "seed=-3"),
+        (["run", "names-expert", "x", "--min-p", "1.5"], "min_p=1.5"),
+        (["verify", "names-expert", "x", "--typical-p", "0"], "typical_p=0.0"),
+        (["run", "names-expert", "x", "--no-repeat-ngram-size", "-1"], "no_repeat_ngram_size=-1"),
+        (["run", "names-expert", "x", "--force-bos", "-1"], "forced_bos_token_id=-1"),
+        (["run", "names-expert", "x", "--force-eos", "-1"], "forced_eos_token_id=(-1,)"),
+        (["run", "names-expert", "К", "--force-bos", "65"], "forced_bos_token_id: there is no token 65: give ids from 0 to 64"),
+        (["verify", "names-expert", "К", "--force-eos", "99"], "forced_eos_token_id: there is no token 99"),
+        (["run", "names-expert", "x", "--bad-words", ""], "--bad-words ''"),
+        (["run", "names-expert", "К", "--bad-words", "ов", "--bad-words", "q\x1b"], "no token for 'q\\x1b'"),
+        (["verify", "names-expert", "К", "--bad-words", "</s>"], "stop token"),
         (["run", "names-expert", "x", "--greedy", "--temperature", "0.5"], "contradict"),
         (["run", "names-expert", "x", "--max-new-tokens", "0"], "max_new_tokens=0"),
         (["run", "names-expert", "К" * 100], "at most 64"),
@@ -73,7 +102,58 @@ def test_help_and_mistakes_answer_without_torch(tmp_path):
         (["bench", "loop", "--rounds", "0"], "--rounds 0"),
         (["bench", "agreement", "--samples", "0"], "--samples 0"),
         (["train", "--out", "/tmp/never", "--evaluate-every", "0"], "evaluate_every=0"),
+        (["trace", "names-expert", "К", "--role", "layers.*.nose"], "role 'layers.*.nose' fits nothing in names-expert; it has embed"),
+        (["trace", "names-expert", "К", "--lens", "--attention"], "two views"),
+        (["trace", "names-expert", "К", "--lens", "--role", "head"], "--role has no part in --lens"),
+        (["trace", "names-expert", "К", "--attention", "--tensors", "x"], "--tensors has no part in --attention"),
+        (["trace", "names-expert", "К", "--position", "1"], "--position has no part in the statistics"),
+        (["trace", "names-expert", "К", "--head", "1.1"], "give --attention"),
+        (["trace", "names-expert", "К", "--attention", "--head", "1"], "give LAYER.HEAD"),
+        (["trace", "names-expert", "К", "--attention", "--head", "9.0"], "its layers are 0-3"),
+        (["trace", "names-expert", "К", "--lens", "--position", "2"], "position 2: the prompt has 2 tokens"),
+        (["trace", "names-expert", "К" * 100], "at most 64"),
+        (["trace", "names-expert", "К", "--tensors", str(ASSETS)], "is not empty"),
+        (["bench", "trace", "--rounds", "0"], "--rounds 0"),
         (["tree", ""], "no such folder"),
+        (["tree", "names-qwen2", "--depth", "0"], "--depth 0"),
+        (["tree", "names-qwen2", "--context", "0"], "--context 0"),
+        (["tree", "names-qwen2", "--dtype", "int3"], "int3"),
+        (["tree", "names-qwen2", "--diff", "no/such/model"], "no/such/model"),
+        (["run", "nowhere.py:make", "x"], "no such file: nowhere.py"),
+        (["diverge", "names-qwen2", "names-expert"], "PROMPT"),
+        (["diverge", "names-qwen2", "names-expert", "x", "--dtype-b", "int3"], "int3"),
+        (["diverge", "names-qwen2", "names-expert", "x", "--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["diverge", "names-qwen2", "names-expert", "К" * 100], "at most 64"),
+        (["diverge", "names-qwen2", "no/such\x1bmodel", "x"], "no/such\\x1bmodel"),
+        (["mutate", "names-qwen2", "rope"], "no mutation 'rope'"),
+        (["coverage", "lama"], "'lama' is no model_type"),
+        (["run", "names-expert", "x", "--prompts", "y.txt"], "contradict"),
+        (["run", "names-expert", "--prompts", "/no/such/file"], "/no/such/file"),
+        (["run", "names-expert", "--prompts", "/"], "is a folder"),
+        (["run", "names-expert", "--prompts", "y.txt", "--batch-size", "0"], "--batch-size 0"),
+        (["run", "names-expert", "--prompts", "y.txt", "--threads", "0"], "--threads 0"),
+        (["run", "names-expert", "x", "--max-memory", "lots"], "'lots'"),
+        (["contributions", "names-qwen2", "x", "--top", "0"], "--top 0"),
+        (["contributions", "names-qwen2", "К", "--token", "Кра"], "makes 3 tokens of it"),
+        (["contributions", "names-qwen2", "К", "--token", "[b]\x1b"], "token '[b]\\x1b': names-qwen2 has no such token"),
+        (["contributions", "names-qwen2", "К", "--token", "65"], "from 0 to 64"),
+        (["contributions", "names-expert", "К"], "is post-norm"),
+        (["contributions", "names-qwen2", "К" * 100], "at most 64"),
+        (["intervene", "names-qwen2", "К"], "nothing to change: give --ablate, --scale or --patch"),
+        (["intervene", "names-qwen2", "К", "--ablate", "layers.9.mlp"], "it has layers.0 to layers.3, with attn, mlp"),
+        (["intervene", "names-qwen2", "К", "--ablate", "embed", "--ablate-with", "noise"], "--ablate-with noise"),
+        (["intervene", "names-qwen2", "К", "--scale", "layers.0.mlp"], "ROLE=FACTOR"),
+        (["intervene", "names-qwen2", "К", "--scale", "=2"], "ROLE=FACTOR"),
+        (["intervene", "names-qwen2", "К", "--scale", "embed=nan"], "finite"),
+        (["intervene", "names-qwen2", "К", "--patch", "embed"], "give --from PROMPT"),
+        (["intervene", "names-qwen2", "К", "--from", "Л"], "give --patch ROLE"),
+        (["intervene", "names-qwen2", "К", "--ablate", "embed", "--position", "5"], "no position 5"),
+        (["intervene", "names-qwen2", "Кр", "--patch", "embed", "--from", "Л", "--position", "0"], "of different lengths"),
+        (["intervene", "names-qwen2", "К", "--patch", "embed", "--from", "К" * 100], "at most 64"),
+        (["bench", "gender", "--pairs", "0"], "--pairs 0"),
+        (["run", "names-expert", "x", "--max-memory", "77=1GB"], "77"),
+        (["verify", "names-expert", "x", "--device-map", "everywhere"], "'everywhere'"),
+        (["verify", "names-expert", "x", "--device-map", "auto", "--device", "cpu"], "contradict"),
     ],
 )
 def test_a_wrong_request_is_one_line_that_names_it_and_exit_code_2(inspector, arguments, part):
@@ -84,23 +164,201 @@ def test_tree_shows_and_writes_the_tree(inspector, tmp_path):
     output = inspector("tree", "names-qwen2", "--json", str(tmp_path / "tree.json"))
     for part in ("Qwen2DecoderLayer", "◀ BACKBONE", "◀ LM_HEAD", "RoPE", "tied", "730,880 parameters"):
         assert part in output
-    node = from_json(ModuleNode, json.loads((tmp_path / "tree.json").read_text()))
-    assert node.parameters == 730_880
+    written = json.loads((tmp_path / "tree.json").read_text())
+    node, costs = from_json(ModuleNode, written["tree"]), from_json(Costs, written["costs"])
+    assert node.parameters == costs.parameters == 730_880 and node.flops == costs.flops and costs.context == 64
+
+
+def test_tree_is_cut_and_its_sums_stay(inspector):
+    text = inspector("tree", "names-qwen2", "--depth", "2")
+    assert "4 × Qwen2DecoderLayer" in text and "q_proj" not in text and "730,880 parameters" in text
+    whole, cut = (json.loads(inspector("tree", "names-qwen2", *more, "--json", "-"))["tree"] for more in ([], ["--depth", "1"]))
+    assert cut["parameters"] == whole["parameters"] and all(child["children"] == [] for child in cut["children"])
+
+
+def test_tree_names_roles_and_flops_at_a_context(inspector):
+    text = inspector("tree", "names-qwen2", "--context", "64")
+    for role in ("embed", "· attn.q", "· mlp.gate", "· norm_mlp", "final_norm", "head"):
+        assert role in text
+    assert "at 64 tokens" in text
+    short = json.loads(inspector("tree", "names-qwen2", "--context", "1", "--json", "-"))["costs"]
+    assert short["attention_flops"] * 64 == json.loads(inspector("tree", "names-qwen2", "--json", "-"))["costs"]["attention_flops"]
+
+
+def test_trees_are_aligned_by_role(inspector):
+    written = json.loads(inspector("tree", "names-qwen2", "--diff", "names-expert", "--json", "-"))
+    rows = {row["role"]: row for row in written["roles"]}
+    assert rows["attn.q"] == dict(role="attn.q", a="4 × Linear 128→128 +bias", b="4 × Linear 128→128 +bias", equal=True)
+    assert rows["mlp.gate"]["b"] == "" and not rows["mlp.gate"]["equal"]
+    assert rows["head"]["a"] == "Linear 128→65, tied" and rows["head"]["b"] == "Linear 128→65"
+    text = inspector("tree", "names-qwen2", "--diff", "names-expert")
+    assert "=   attn.q" in text and "≠   mlp.gate" in text and "roles differ" in text
+    assert "0 of" in inspector("tree", "names-qwen2", "--diff", "names-qwen2")
+
+
+def test_coverage_of_a_type_shows_and_writes_its_row(inspector, tmp_path):
+    text = inspector("coverage", "granite", "xlnet", "--markdown", str(tmp_path / "page.md"), "--json", str(tmp_path / "rows.json"))
+    assert "granite" in text and "1 refused" in text
+    assert "| granite | Linear(32→96) → ÷ 1.7 | proved | bitwise | bitwise |" in (tmp_path / "page.md").read_text(encoding="utf8")
+    assert [row["split"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["proved", "refused"]
 
 
 def test_run_writes_a_run_that_comes_back_and_says_where_settings_are_from(inspector):
     text = inspector("run", "names-qwen2", "Крас", "--top-p", "0.9", "--seed", "3", "--max-new-tokens", "4", "--json", "-")
     run = from_json(Run, json.loads(text))
     assert len(run.steps) <= 4 and [token.text for token in run.prompt] == ["<s>", *"Крас"]
-    assert run.origins == dict(temperature="default", top_k="default", top_p="flag", repetition_penalty="default", seed="flag")
+    assert run.origins == {field.name: "flag" if field.name in ("top_p", "seed") else "default" for field in fields(Sampling)}
     again = inspector("run", "names-qwen2", "Крас", "--top-p", "0.9", "--seed", "3", "--max-new-tokens", "4")
     assert f"Крас|{run.text}" in again and "top-p 0.9 (flag)" in again
+
+
+FILTERS = [
+    "--min-p",
+    "0.01",
+    "--typical-p",
+    "0.95",
+    "--no-repeat-ngram-size",
+    "2",
+    "--bad-words",
+    "ов",
+    "--bad-words",
+    "а",
+    "--force-eos",
+    "2",
+]
+
+
+def test_every_filter_has_a_flag_that_reaches_the_run_and_the_verdict(inspector):
+    run = from_json(Run, json.loads(inspector("run", "names-qwen2", "", *FILTERS, "--force-bos", "14", "--json", "-")))
+    assert run.sampling == Sampling(
+        seed=0,
+        min_p=0.01,
+        typical_p=0.95,
+        no_repeat_ngram_size=2,
+        bad_words_ids=((47, 35), (33,)),
+        forced_bos_token_id=14,
+        forced_eos_token_id=(2,),
+    )
+    assert {name for name, origin in run.origins.items() if origin == "flag"} == {
+        *("min_p", "typical_p", "no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id")
+    }
+    assert run.steps[0].token.id == 14 and run.steps[0].kept["forced_bos_token_id"] == 1
+    assert "а" not in run.text and "ов" not in run.text
+    for more in ([], ["--greedy"], ["--max-new-tokens", "3", "--force-bos", "14"]):
+        assert inspector("verify", "names-qwen2", "", *FILTERS, *more).startswith("bitwise")
+    assert "bad words [47 35] [33] (flag)" in inspector("run", "names-qwen2", "К", *FILTERS).replace("\n", " ")
+
+
+def test_settings_that_leave_no_token_are_one_line(tmp_path):
+    shutil.copytree(ASSETS / "names-qwen2", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(dict(suppress_tokens=list(range(65)))))
+    for verb in ("run", "verify"):
+        result = process(verb, str(tmp_path / "model"), "К", "--checkpoint-settings", "--no-repeat-ngram-size", "2")
+        assert result.returncode == 2 and result.stderr.count("\n") == 1
+        assert "no_repeat_ngram_size, suppress_tokens together leave no token" in result.stderr
+
+
+def test_explain_lists_what_runs_and_what_generate_would_do(inspector, tmp_path):
+    shutil.copytree(ASSETS / "names-qwen2", tmp_path / "model")
+    config = dict(eos_token_id=[2, 3], do_sample=True, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.1, max_new_tokens=7)
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(config))
+    output = inspector("run", str(tmp_path / "model"), "Крас", "--explain", "--top-k", "5", "--max-new-tokens", "1", "--lang", "en")
+    rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
+    assert rows["top_k"] == ["5", "flag", "yes", "20", "checkpoint"]
+    assert rows["repetition_penalty"] == ["1", "default", "off", "1.1", "checkpoint"]
+    assert rows["max_new_tokens"] == ["1", "flag", "yes", "7", "checkpoint"]
+    assert rows["eos_token_id"] == ["2", "3", "checkpoint", "yes", "2", "3", "checkpoint"]
+    assert rows["num_beams"] == ["1", "library"]
+    for line in (
+        "repetition_penalty: the checkpoint ships 1.1; not taken: --checkpoint-settings takes it",
+        "top_k: the checkpoint ships 20; the flag says 5",
+        "max_new_tokens: the checkpoint ships 7; --max-new-tokens decides here",
+    ):
+        assert line in output.splitlines()
+    taken = inspector("run", str(tmp_path / "model"), "Крас", "--explain", "--checkpoint-settings", "--lang", "ru", "--max-new-tokens", "1")
+    assert "не взято" not in taken and "чекпойнт" in taken
+    quiet = inspector("run", str(tmp_path / "model"), "К", "--explain", "--checkpoint-settings", "--json", "-")
+    assert from_json(Run, json.loads(quiet)).origins["top_k"] == "checkpoint"
+
+
+def test_origins_tell_what_the_checkpoint_says_from_what_transformers_fills_in(inspector, tmp_path):
+    shutil.copytree(ASSETS / "names-qwen2", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(dict(do_sample=True, min_p=0.1)))
+    text = inspector("run", str(tmp_path / "model"), "К", "--checkpoint-settings", "--temperature", "0.9", "--json", "-")
+    run = from_json(Run, json.loads(text))
+    assert (run.sampling.top_k, run.origins["top_k"]) == (50, "library")
+    assert (run.sampling.min_p, run.origins["min_p"], run.origins["temperature"]) == (0.1, "checkpoint", "flag")
 
 
 def test_verify_answers_with_its_exit_code(inspector, tmp_path):
     assert inspector("verify", "names-expert", "Крас", "--greedy").startswith("bitwise")
     verdict = from_json(Verdict, json.loads(inspector("verify", "names-qwen2", "Крас", "--seed", "1", "--json", "-")))
     assert verdict.level == "bitwise" and verdict.sampling.seed == 1
+
+
+def test_many_prompts_are_shown_as_data_and_written_in_their_order(inspector, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffКрас\r\n\r\n[bold]И\x1b[31m\r\n".encode())
+    output = inspector("run", "names-qwen2", "--prompts", str(file), "--seed", "3", "--json", str(tmp_path / "runs.json"))
+    runs = [from_json(Run, made) for made in json.loads((tmp_path / "runs.json").read_text())]
+    assert ["".join(token.text for token in made.prompt if not token.special) for made in runs] == ["Крас", "И"]
+    assert f"Крас|{runs[0].text}" in output and f"[bold]И\\x1b[31m|{runs[1].text}" in output and "\x1b" not in output
+    assert "not in the vocabulary" in output and "«[»" in output
+    assert [made.sampling.seed for made in runs] == [3, 4] and runs[0].origins["seed"] == "flag"
+    single = inspector("run", "names-qwen2", "Крас", "--seed", "3", "--json", "-")
+    assert runs[0].text == from_json(Run, json.loads(single)).text
+
+
+def test_a_prompt_that_is_too_long_is_named_by_its_line(inspector, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("Крас\n\n" + "К" * 100 + "\nМар\n", encoding="utf8")
+    assert "prompts.txt, line 3: the prompt holds 101 tokens" in inspector("run", "names-expert", "--prompts", str(file), code=2)
+
+
+def test_trace_shows_every_view_and_writes_it(inspector, tmp_path):
+    output = inspector("trace", "names-qwen2", "Крас", "--json", str(tmp_path / "trace.json"), "--tensors", str(tmp_path / "out"))
+    assert "layers.3" in output and "bits of the unwatched one" in output and "outputs saved in" in output
+    trace = from_json(Trace, json.loads((tmp_path / "trace.json").read_text()))
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    assert {row.role: list(row.output.shape) for row in trace.components} == {role: entry["shape"] for role, entry in index.items()}
+    two = inspector("trace", "names-expert", "Крас", "--role", "layers.0.attn.*", "--role", "head", "--json", "-")
+    assert [row["role"] for row in json.loads(two)["components"]] == [*(f"layers.0.attn.{part}" for part in "qkvo"), "head"]
+    lens = from_json(Lens, json.loads(inspector("trace", "names-expert", "Крас", "--lens", "--position", "1", "--json", "-")))
+    assert lens.position == 1 and len(lens.rows) == 4 and "layers.3" in inspector("trace", "names-expert", "Крас", "--lens")
+    heads = ("--attention", "--head", "3.1", "--head", "0.2")
+    attention = from_json(Attention, json.loads(inspector("trace", "names-expert", "Крас", *heads, "--json", "-")))
+    assert [(one.layer, one.head) for one in attention.maps] == [(3, 1), (0, 2)]
+    assert "слой 3, голова 1" in inspector("trace", "names-qwen2", "Крас", *heads, "--lang", "ru")
+
+
+def test_trace_finds_a_nan_in_a_checkpoint_that_the_other_verbs_refuse(inspector, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(ASSETS / "names-qwen2", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.2.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "inspector trace MODEL PROMPT shows where" in inspector("run", str(folder), "К", code=2)
+    output = inspector("trace", str(folder), "К", code=1)
+    assert "layers.2.mlp.up (model.layers.2.mlp.up_proj) is the first" in output and "its input was finite" in output
+    found = from_json(Trace, json.loads(inspector("trace", str(folder), "К", "--json", "-", code=1))).not_finite
+    assert (found.role, found.position, found.weights) == ("layers.2.mlp.up", 0, ("weight",))
+    for view in ("--lens", "--attention"):
+        assert "Not shown" in inspector("trace", str(folder), "К", view, code=1)
+        assert inspector("trace", str(folder), "К", view, "--json", "-", code=1) == ""
+
+
+def test_every_verb_takes_a_model_that_is_spread(inspector):
+    spread = ("--max-memory", "cpu=1MB")
+    assert inspector("verify", "names-qwen2", "Крас", *spread).startswith("bitwise")
+    run = inspector("run", "names-qwen2", "Крас", "--device-map", "auto", *spread, "--json", "-")
+    assert len(json.loads(run)["steps"]) > 1
+    for view in ("--lens", "--attention", "--role=**"):
+        spread_out = json.loads(inspector("trace", "names-qwen2", "Крас", *spread, view, "--json", "-"))
+        usual = json.loads(inspector("trace", "names-qwen2", "Крас", view, "--json", "-"))
+        for kind in ("rows", "layers"):
+            assert spread_out.get(kind) == usual.get(kind)
+        if "components" in usual:
+            assert [row["output"] for row in spread_out["components"]] == [row["output"] for row in usual["components"]]
 
 
 def test_verify_exits_with_1_when_the_verdict_does_not_hold():
@@ -110,8 +368,8 @@ import sys
 from dataclasses import replace
 import inspector.loading as loading
 attach = loading.attach
-def wrong(*arguments):
-    m = attach(*arguments)
+def wrong(*arguments, **options):
+    m = attach(*arguments, **options)
     head = m.split.head
     return replace(m, split=replace(m.split, head=lambda h: head(h) * 1.001))
 loading.attach = wrong
@@ -173,3 +431,90 @@ def test_embedded_models_have_learned_to_agree(inspector, model):
     assert result["samples"] == 1000
     assert result["unjudged_percent"] <= 20
     assert result["agreement_percent"] >= 95
+
+
+def test_contributions_show_a_sum_that_comes_out_and_write_it(inspector):
+    shown = inspector("contributions", "names-qwen2", "Анна Красновск", "--heads", "--top", "3")
+    assert "the other 18" in shown and shown.count("✓") == 3 and "«а» − «и»" in shown
+    record = from_json(
+        Contributions, json.loads(inspector("contributions", "names-qwen2", "Анна Красновск", "--json", "-", "--token", "и"))
+    )
+    assert record.token.text == "и" and record.rival.text == "а" and record.logit < record.rival_logit
+    assert [term.role for term in record.terms][:3] == ["embed", "layers.0.attn", "layers.0.mlp"]
+
+
+def test_contributions_take_a_token_by_its_number(inspector):
+    assert "«</s>» − " in inspector("contributions", "names-qwen2", "Крас", "--token", "2")
+    assert "«</s>» − " in inspector("contributions", "names-qwen2", "Крас", "--token", "</s>")
+
+
+def test_intervene_shows_before_and_after_and_writes_it(inspector):
+    arguments = ("--patch", "layers.3.attn", "--from", "Иван Красновск", "--position", "-1")
+    shown = inspector("intervene", "names-qwen2", "Анна Красновск", *arguments, "--lang", "ru")
+    assert "вероятнее всего: «а» → «и»" in shown and "layers.3.attn из «Иван Красновск», в позиции -1" in shown
+    data = json.loads(
+        inspector("intervene", "names-qwen2", "Анна Красновск", *arguments, "--ablate", "layers.0.attn.head.*", "--json", "-")
+    )
+    record = from_json(Effect, data)
+    assert record.interventions == (
+        Intervention("ablate", "layers.0.attn.head.*", "zero", -1),
+        Intervention("patch", "layers.3.attn", "Иван Красновск", -1),
+    )
+    assert record.roles == {**{f"layers.0.attn.head.{h}": 1 for h in range(4)}, "layers.3.attn": 1}
+
+
+def test_intervene_says_when_only_the_last_positions_can_be_patched(inspector):
+    assert "only their last positions" in inspector("intervene", "names-expert", "Анна Крас", "--patch", "layers.1", "--from", "Пётр Красн")
+    assert "layers.1 1\n" in inspector("intervene", "names-expert", "Анна Крас", "--patch", "layers.1", "--from", "Пётр Красн")
+
+
+PORT = """
+import inspector
+
+def port(change):
+    model = inspector.load("names-qwen2").model
+    change(model.model.layers[1])
+    return model
+
+def right():
+    return port(lambda layer: None)
+
+def wrong():
+    return port(lambda layer: layer.self_attn.v_proj.bias.data.mul_(0.5))
+"""
+
+
+def test_a_port_of_the_users_is_held_against_the_original(inspector, tmp_path):
+    (tmp_path / "port.py").write_text(PORT)
+    written = tmp_path / "d.json"
+    same = inspector("diverge", "names-qwen2", f"{tmp_path}/port.py:right", "Крас", "--json", str(written))
+    assert "No component of B introduces more than rounding" in same
+    assert from_json(Divergence, json.loads(written.read_text())).place is None
+    other = inspector("diverge", "names-qwen2", f"{tmp_path}/port.py:wrong", "Крас", "--json", str(written), code=1)
+    assert "B begins to differ: layers.1.attn.v" in other
+    d = from_json(Divergence, json.loads(written.read_text()))
+    assert d.place.name == "layers.1.attn.v" and [token.text for token in d.tokens[1:]] == ["К", "р", "а", "с"]
+    # the other way round the port has no tokenizer: the prompt is read by that of the original
+    assert "both are fed the ids of B's" in inspector("diverge", f"{tmp_path}/port.py:right", "names-qwen2", "Крас")
+    assert (
+        json.loads(inspector("diverge", "names-qwen2", f"{tmp_path}/port.py:wrong", "Крас", "--json", "-", code=1))["place"]["before"]
+        is None
+    )
+
+
+def test_a_changed_checkpoint_is_told_from_the_one_it_was(inspector, tmp_path):
+    shutil.copytree(ASSETS / "names-expert", tmp_path / "changed")
+    weights = load_file(tmp_path / "changed/model.safetensors")
+    weights["backbone.layers.3.mlp.down_proj.weight"][5, 7] += 0.1
+    save_file(weights, tmp_path / "changed/model.safetensors", metadata={"format": "pt"})
+    assert "B begins to differ: layers.3.mlp.down" in inspector("diverge", "names-expert", str(tmp_path / "changed"), "Крас", code=1)
+
+
+def test_planted_mistakes_are_a_table_and_json(inspector, tmp_path, monkeypatch):
+    output = inspector("mutate", "names-expert", "transposed", "gate-up", "--json", str(tmp_path / "rows.json"), "--lang", "ru")
+    assert "верно названо место 1 из 1" in output and "gate-up неприменима" in output
+    rows = [from_json(Planted, row) for row in json.loads((tmp_path / "rows.json").read_text())]
+    assert [(row.name, row.named) for row in rows] == [("transposed", "layers.2.attn.o"), ("gate-up", None)]
+    assert "B begins to differ" not in output and "B begins to differ: head" in inspector("mutate", "names-qwen2", "tying")
+    monkeypatch.setattr("inspector.records.ROUNDINGS", 1e12)  # a search that finds nothing
+    assert "nothing" in inspector("mutate", "names-expert", "transposed", "mask", code=1)

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from inspector.decoding import Texts, decode, decode_with_logits, loop, newly_readable, run, stop_reason
-from inspector.loading import Loaded, attach, token_of
+from inspector.loaded import Loaded, attach, token_of
 from inspector.models import ExpertModel, to_transformers
 from inspector.records import Origin, Run, Sampling, from_json, to_json
 from inspector.splitting import Split

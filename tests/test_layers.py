@@ -97,6 +97,12 @@ def test_files_are_found():
     [
         ("records", []),
         ("sampling", ["records"]),
+        ("roles", []),
+        ("heads", []),
+        ("costs", ["records", "roles"]),
+        ("splitting", ["heads"]),
+        ("finding", ["models", "records"]),
+        ("structure", ["costs", "heads", "records", "roles", "splitting"]),
         ("decoding", ["splitting", "sampling", "records"]),
         ("render", ["render", "records"]),
     ],

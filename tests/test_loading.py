@@ -1,18 +1,30 @@
 """From a name to a model: where names lead, what is refused, and that nothing waits for a network that is not there."""
 
+import json
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
-from inspector import loading
-from inspector.loading import DEFAULT, FALLBACK, LoadError, embedded, find, hub_answers, is_cached, load, load_default
-from inspector.records import Origin
+from inspector import finding, loading
+from inspector.decoding import run as generate
+from inspector.finding import ASSETS, DEFAULT, FALLBACK, LoadError, embedded, find, hub_answers, is_cached
+from inspector.loading import load, load_default, outline
+from inspector.records import Origin, Sampling
 from inspector.splitting import SplitError
+from inspector.verifying import verify
 
 EMBEDDED = pytest.mark.parametrize("name", ["names-expert", "names-qwen2"])
 
@@ -28,7 +40,7 @@ def offline(monkeypatch, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """A copy of an embedded checkpoint, to be damaged."""
-    shutil.copytree(loading.ASSETS / "names-qwen2", tmp_path / "model")
+    shutil.copytree(ASSETS / "names-qwen2", tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -51,7 +63,7 @@ def test_embedded_models_load_whole_and_proved(name):
 
 def test_both_embedded_checkpoints_take_at_most_8_megabytes():
     assert embedded() == ["names-expert", "names-qwen2"]
-    size = sum(file.stat().st_size for name in embedded() for file in (loading.ASSETS / name).iterdir())
+    size = sum(file.stat().st_size for name in embedded() for file in (ASSETS / name).iterdir())
     assert size <= 8_000_000
 
 
@@ -93,12 +105,27 @@ def test_a_file_and_a_folder_without_config_are_errors(tmp_path, folder):
     assert "no config.json" in refused(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["truncated weights", "no weights", "no tokenizer", "no tokenizer at all", "broken config", "unknown type", "missing weight", "shape"],
-)
-def test_a_damaged_checkpoint_is_one_clear_line(folder, damage):
+DAMAGES = {
+    "truncated weights": "model.safetensors is damaged or cut short",
+    "no weights": "model.safetensors",
+    "no tokenizer": "tokenizer",
+    "no tokenizer at all": "tokenizer",
+    "broken config": "config.json cannot be read",
+    "no model type": "names no model_type",
+    "list for a config": "names no model_type",
+    "unknown type": "does not know its model_type 'qwen9'",
+    "a word for a number": "'wide'",
+    "missing weight": "1 weight is missing, the first is model.norm.weight",
+    "shape": "1 weight is of another shape than config.json says, the first is model.norm.weight: 127 instead of 128",
+    "encoder-decoder": "is an encoder-decoder (t5)",
+    "no language model": "is a vit, which is no causal language model",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_foreign_checkpoint_is_one_clear_line(folder, damage):
     weights, config = folder / "model.safetensors", folder / "config.json"
+    settings = json.loads(config.read_text())
     if damage == "truncated weights":
         weights.write_bytes(weights.read_bytes()[:-100_000])
     elif damage == "no weights":
@@ -110,15 +137,201 @@ def test_a_damaged_checkpoint_is_one_clear_line(folder, damage):
             file.unlink()
     elif damage == "broken config":
         config.write_text(config.read_text()[:-20])
+    elif damage == "no model type":
+        config.write_text(json.dumps({k: v for k, v in settings.items() if k != "model_type"}))
+    elif damage == "list for a config":
+        config.write_text("[1]")
     elif damage == "unknown type":
-        config.write_text(config.read_text().replace('"qwen2"', '"qwen9"'))
+        config.write_text(json.dumps(settings | {"model_type": "qwen9"}))
+    elif damage == "a word for a number":
+        config.write_text(json.dumps(settings | {"hidden_size": "wide"}))
+    elif damage in ("encoder-decoder", "no language model"):
+        config.write_text(json.dumps(dict(model_type="t5" if damage == "encoder-decoder" else "vit")))
     else:
         tensors = load_file(weights)
         removed = tensors.pop("model.norm.weight")
         save_file(tensors | ({"model.norm.weight": removed[:-1]} if damage == "shape" else {}), weights, metadata={"format": "pt"})
-    message = refused(folder)
-    if damage == "missing weight":
-        assert "model.norm.weight" in message
+    assert DAMAGES[damage] in refused(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "index"])
+def test_a_damaged_shard_is_named(folder, damage):
+    m = load(str(folder))
+    (folder / "model.safetensors").unlink()
+    m.model.save_pretrained(folder, max_shard_size="500KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert load(str(folder)).split.probe > 0
+    if damage == "truncated":
+        shards[1].write_bytes(shards[1].read_bytes()[:1000])
+    elif damage == "missing":
+        shards[1].unlink()
+    else:
+        (folder / "model.safetensors.index.json").write_text("{")
+    assert ("model.safetensors.index.json is damaged" if damage == "index" else shards[1].name) in refused(folder)
+
+
+# The configuration alone
+
+
+def test_an_outline_reads_no_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"nothing that could be read")
+    for name in (folder, folder / "config.json"):
+        model, parts = outline(str(name))
+        assert parts is None and all(p.is_meta for p in model.parameters()) and model.num_parameters() == 730_880
+
+
+def test_an_outline_takes_the_configurations_dtype_or_another(folder):
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
+    assert outline(str(folder))[0].dtype == torch.bfloat16
+    assert outline(str(folder), "float32")[0].dtype == torch.float32
+
+
+def test_an_outline_of_numbers_that_do_not_fit_is_one_line(folder):
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 0}))
+    with pytest.raises(LoadError, match=r"no model can be built from its config\.json|config\.json cannot be read"):
+        outline(str(folder))
+
+
+@pytest.mark.slow
+def test_the_tree_of_70_billion_parameters_takes_seconds_and_less_than_a_gigabyte(tmp_path):
+    sizes = dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8)
+    config = dict(model_type="llama", vocab_size=128256, max_position_embeddings=131072, dtype="bfloat16", **sizes)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", TREE, str(tmp_path)], capture_output=True, text=True, check=True)
+    seconds, peak = time.monotonic() - started, int(done.stdout.split()[-1])
+    assert "70,553,706,496 parameters" in done.stdout
+    assert peak < 2**20 and seconds < 15, f"{peak} KiB, {seconds:.1f} s"  # five seconds on an idle machine
+
+
+TREE = """
+import sys
+from pathlib import Path
+from inspector.cli import app
+app(["tree", sys.argv[1]], standalone_mode=False)
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))  # from exec on
+"""
+
+
+# A model of the user's own
+
+PORT = """
+import torch
+from torch import nn
+import inspector
+
+class Port(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wte, self.mix, self.out = nn.Embedding(30, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 30)
+
+    def hidden(self, ids):
+        return self.mix(self.wte(ids))[0]
+
+    def forward(self, ids):
+        return self.out(self.hidden(ids)) / 8
+
+def whole():
+    return Port()
+
+def parts():
+    model = Port()
+    return inspector.attach(model, split=inspector.split(model, backbone=model.hidden, head=lambda h: model.out(h) / 8))
+
+def forgotten():
+    model = Port()
+    return inspector.attach(model, split=inspector.split(model, backbone=model.hidden, head=model.out))
+
+def paired():
+    m = inspector.load("names-qwen2")
+    return m.model, m.tokenizer
+
+def number():
+    return 7
+
+def breaks():
+    return {}["nothing"]
+"""
+
+
+@pytest.fixture
+def port(tmp_path):
+    (tmp_path / "port.py").write_text(PORT)
+    return f"{tmp_path / 'port.py'}:"
+
+
+def test_a_factory_of_parts_is_run_and_verified(port):
+    m = load(f"{port}parts")
+    assert (m.origin.kind, m.tokenizer, m.stop_ids, m.context_length) == ("python", None, (), None)
+    assert m.encode("1 5, 7") == [1, 5, 7]
+    for sampling in (Sampling(temperature=0), Sampling(seed=2)):
+        assert verify(m, m.encode("1 5 7"), sampling, 5).level == "bitwise"
+    run = generate(m, [1, 5, 7], Sampling(temperature=0), 3)
+    assert run.model_type == "Port" and len(run.steps) == 3
+
+
+def test_a_factory_of_a_model_and_a_tokenizer(port):
+    m = load(f"{port}paired")
+    assert m.encode("Крас") == load("names-qwen2").encode("Крас") and m.origin.name.endswith(":paired")
+
+
+def test_a_factory_in_another_dtype(port):
+    assert next(load(f"{port}parts", dtype="float64").model.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("whole", "give split() backbone= and head="),
+        ("forgotten", "the parts lack ÷ 8"),
+        ("number", "returned int"),
+        ("breaks", "KeyError: 'nothing' ("),
+        ("absent", "has no function 'absent'"),
+    ],
+)
+def test_a_factory_that_gives_no_model_says_why(port, function, message):
+    with pytest.raises((LoadError, SplitError)) as error:
+        load(port + function)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_two_versions_of_a_folder_are_two_models(tmp_path):
+    for version, width in (("a", 8), ("b", 12)):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "sizes.py").write_text(f"WIDTH = {width}")
+        text = PORT.replace("import torch\n", "import sizes\nimport torch\n", 1).replace("nn.Linear(8, 30)", "nn.Linear(sizes.WIDTH, 30)")
+        text = text.replace("nn.GRU(8, 8, batch", "nn.GRU(8, sizes.WIDTH, batch")
+        (tmp_path / version / "torch_port.py").write_text(text)
+    widths = [load(f"{tmp_path}/{version}/torch_port.py:parts").model.out.in_features for version in "ab"]
+    assert widths == [8, 12]
+
+
+def test_a_file_of_any_name_replaces_no_module(port, tmp_path):
+    (tmp_path / "inspector.py").write_text(PORT)
+    assert load(f"{tmp_path}/inspector.py:parts").split.probe > 0
+    assert sys.modules["inspector"].__file__.endswith("__init__.py")
+
+
+def test_a_factory_that_ends_the_process_or_prints(port, tmp_path, capfd):
+    (tmp_path / "loud.py").write_text("print('loud')\ndef make():\n    raise SystemExit(7)")
+    assert "SystemExit: 7" in refused(f"{tmp_path}/loud.py:make")
+    assert capfd.readouterr().out == ""
+
+
+def test_a_factory_whose_file_is_not_there_or_does_not_parse(tmp_path):
+    assert "no such file" in refused(f"{tmp_path}/none.py:make")
+    (tmp_path / "bad.py").write_text("def make(:")
+    assert "SyntaxError" in refused(f"{tmp_path}/bad.py:make")
+
+
+@pytest.mark.parametrize("prompt", ["1 x", "one", "-1", "²", "30"])
+def test_a_prompt_that_is_no_token_ids_is_refused_without_a_tokenizer(port, prompt):
+    with pytest.raises(ValueError, match="token id"):
+        load(f"{port}parts").encode(prompt)
 
 
 def test_code_in_a_checkpoint_is_not_run_unless_asked_for(folder):
@@ -160,7 +373,7 @@ def test_a_cached_model_needs_no_hub_and_half_a_download_does_not_count(offline,
     files = snapshot / "snapshots/abc"
     files.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json"):
-        shutil.copy(loading.ASSETS / "names-qwen2" / name, files)
+        shutil.copy(ASSETS / "names-qwen2" / name, files)
     assert not is_cached(DEFAULT)
     (files / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}')
     (files / "model-1.safetensors").touch()
@@ -254,14 +467,73 @@ def test_checkpoint_settings_are_what_generate_would_use():
     assert m.checkpoint_settings() == dict(top_k=50)  # transformers fills in 50 where nobody says otherwise
     own.top_k, own.top_p, own.temperature = 0, 0.9, 0.5
     assert m.checkpoint_settings() == dict(top_p=0.9, temperature=0.5)
-    own.min_p = 0.1
-    with pytest.raises(ValueError, match=r"min_p=0\.1"):
+    own.min_p, own.typical_p, own.no_repeat_ngram_size, own.min_new_tokens = 0.1, 0.9, 3, 2
+    own.bad_words_ids, own.forced_bos_token_id, own.forced_eos_token_id = [[5], [7, 8]], 1, 2
+    own.suppress_tokens, own.begin_suppress_tokens = [], [9]
+    processors = dict(
+        no_repeat_ngram_size=3,
+        min_new_tokens=2,
+        bad_words_ids=((5,), (7, 8)),
+        forced_bos_token_id=1,
+        forced_eos_token_id=(2,),
+        begin_suppress_tokens=(9,),
+    )
+    assert m.checkpoint_settings() == dict(top_p=0.9, temperature=0.5, min_p=0.1, typical_p=0.9) | processors
+    assert Sampling(**m.checkpoint_settings()).typical_p == 0.9
+    own.do_sample, own.forced_eos_token_id = False, [2, 3]
+    assert m.checkpoint_settings() == dict(temperature=0.0) | processors | dict(forced_eos_token_id=(2, 3))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dict(num_beams=2),
+        dict(guidance_scale=1.5),
+        dict(epsilon_cutoff=0.01),
+        dict(top_h=0.5),
+        dict(sequence_bias=[[[5], -1.0]]),
+        dict(exponential_decay_length_penalty=(3, 1.1)),
+        dict(encoder_repetition_penalty=1.5),
+        dict(stop_strings=["а"]),
+        dict(renormalize_logits=True),
+    ],
+    ids=str,
+)
+def test_a_shipped_setting_that_a_run_by_hand_lacks_is_refused_by_name(other):
+    m = load("names-qwen2")
+    [(name, value)] = other.items()
+    setattr(m.model.generation_config, name, value)
+    with pytest.raises(ValueError, match=f"ships {re.escape(f'{name}={value}')}, which is not applied here") as error:
         m.checkpoint_settings()
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_say_nothing_are_no_reason_to_refuse():
+    m = load("names-qwen2")
+    for name, value in m.model.generation_config._get_default_generation_params().items():
+        if name not in ("top_k", "do_sample"):
+            setattr(m.model.generation_config, name, value)
+    assert Sampling(**m.checkpoint_settings()) == Sampling(temperature=0.0)
+
+
+def test_a_bad_word_is_banned_by_itself_and_after_a_space_where_that_is_another_token():
+    m = load("names-qwen2")
+    assert m.bad_words_ids(["ов", "а"]) == (tuple(m.encode("ов")[1:]), tuple(m.encode("а")[1:]))  # a space is a token here
+    tokenizer = Tokenizer(BPE({"a": 0, "Ġ": 1, "Ġa": 2, "b": 3}, [("Ġ", "a")]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    m = replace(m, tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer), stop_ids=(3,))
+    assert m.bad_words_ids(["a", "ba", " a"]) == ((0,), (2,), (3, 0), (2,))  # after the others a space is a token
+
+
+@pytest.mark.parametrize(("word", "part"), [("qа", "no token for 'q'"), ("</s>", "is a stop token")])
+def test_a_bad_word_that_cannot_be_banned_is_an_error(word, part):
+    with pytest.raises(ValueError, match=f"^bad word {word!r}.*{part}.*leave it out$"):
+        load("names-qwen2").bad_words_ids(["ов", word])
 
 
 def test_a_name_server_that_hangs_does_not_hang_the_decision(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(loading, "get_session", lambda: time.sleep(30))
+    monkeypatch.setattr(finding, "get_session", lambda: time.sleep(30))
     started = time.monotonic()
     assert not hub_answers(seconds=0.3)
     assert time.monotonic() - started < 2

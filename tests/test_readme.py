@@ -1,6 +1,7 @@
 """Every command and every example of the README runs."""
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inspector.cli import main
-from inspector.loading import ASSETS
+from inspector.finding import ASSETS
 from inspector.training.corpus import build
 
 ROOT = Path(__file__).parents[1]
@@ -24,18 +25,22 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks(README, "bash") for line in block.splitlines()]
+PORT = next(block for block in blocks(README, "python") if block.startswith("# port.py"))
 # What makes a command quick enough for a test; everything else about it stays.
 SHORTER = {
     "inspector train": "--steps 2 --evaluate-every 2",
     "inspector bench agreement": "--samples 5",
     "inspector bench loop": "--rounds 1",
+    "inspector bench trace": "--rounds 1",
+    "inspector bench gender": "--pairs 2 --samples 1",
 }
 
 
 def test_the_readme_shows_every_verb_and_option_file():
     assert {"make run", "make test", "make lint", "make test-slow", "python inference.py"} <= set(COMMANDS)
     verbs = {command.split()[1] for command in COMMANDS if command.startswith("inspector")}
-    assert verbs == {"tree", "run", "verify", "train", "bench"}
+    verbs_of_insides = {"trace", "contributions", "intervene", "diverge", "mutate"}
+    assert verbs == {"tree", "run", "verify", "coverage", "train", "bench"} | verbs_of_insides
 
 
 def test_both_languages_show_the_same_commands():
@@ -55,8 +60,15 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("port.py").write_text(PORT, encoding="utf8")
     Path("items.txt").write_text("альфа\nбета\nгамма\n", encoding="utf8")
     Path("held_out.txt").write_text("бетта\n", encoding="utf8")
+    Path("prompts.txt").write_text("Крас\nМар\nИ\n", encoding="utf8")
+    if name == "accelerate":
+        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments]
+        done = subprocess.run(launcher, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0 and len(json.loads(Path("runs.json").read_text())) == 3, done.stderr
+        return
     for start, more in SHORTER.items():
         if command.startswith(start):
             arguments += more.split()
@@ -70,7 +82,7 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
     assert exit.value.code == 0, capfd.readouterr().err
 
 
-@pytest.mark.parametrize("example", blocks(README, "python"), ids=["split and loop", "native"])
+@pytest.mark.parametrize("example", blocks(README, "python"), ids=["port", "split and loop", "inside", "native"])
 def test_python_example_runs(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})

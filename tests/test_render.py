@@ -1,12 +1,13 @@
 """What records look like: golden text at fixed widths, and text that must not be obeyed."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from inspector.records import LEVELS, Candidate, ModuleNode, Run, Sampling, Step, Token, Verdict
+from inspector.records import LEVELS, Candidate, ModuleNode, Run, Sampling, Setting, Step, Token, Verdict
 from inspector.render import terminal
 from inspector.render.screen import LiveSteps, Screen, check_writable, write_whole
 from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
@@ -35,6 +36,23 @@ STEP = Step(
     text="ин",
     seconds=0.0123,
 )
+BANNED = replace(
+    STEP,
+    candidates=(*STEP.candidates[:2], candidate(9, "к", 4.0, 0.1, 0.0, "no_repeat_ngram_size", 0.4)),
+    kept={"no_repeat_ngram_size": 64, "greedy": 1},
+)
+ROWS = [
+    Setting("repetition_penalty", 1.0, "default", "off", 1.1, "checkpoint", notes=("not taken", "greedy too")),
+    Setting("bad_words_ids", ((5,), (7, 8)), "flag", "yes", tuple((i,) for i in range(9)), "checkpoint", notes=("overruled",)),
+    Setting("forced_bos_token_id", 3, "flag", "off", None, None, notes=("one token",)),
+    Setting("begin_suppress_tokens", None, "default", "off", (1, 2, 3, 4, 5), "checkpoint", notes=("withheld",)),
+    Setting("temperature", 0.0, "flag", "off", 0.7, "checkpoint", idle=True, notes=("idle",)),
+    Setting("top_k", 50, "library", "yes", 50, "library", notes=("filled in",)),
+    Setting("max_new_tokens", 20, "default", "yes", 7, "checkpoint", notes=("limit",)),
+    Setting("use_cache", False, "fixed", "yes", True, "library"),
+    Setting("stop_strings", None, None, "no", (HOSTILE,), "checkpoint", notes=("missing",)),
+    Setting("exponential_decay_length_penalty", None, None, "no", None, None),
+]
 LAST = Step(1, 6, (candidate(2, "</s>", 9.0, 0.9, 1.0),), 0.1, 0.3, {"greedy": 1}, Token(2, "</s>", True), 1, "", 0.01, "eos")
 RUN = Run("names", "qwen2", "float32", "cpu", (Token(1, "<s>", True), Token(5, "К")), Sampling(seed=0), {}, 20, (STEP, LAST), "eos", "ин")
 TREE = ModuleNode(
@@ -104,7 +122,16 @@ def everything(width: int, language: str) -> str:
             dict.fromkeys(("repetition_penalty", "temperature", "top_k", "top_p", "seed"), "flag"),
             t,
         ),
+        terminal.settings_line(
+            Sampling(temperature=0, no_repeat_ngram_size=3, bad_words_ids=((5,), (7, 8)), suppress_tokens=(1, 2, 3, 4, 5), min_p=0.1),
+            dict.fromkeys(vars(Sampling()), "checkpoint"),
+            t,
+        ),
+        terminal.settings_table(ROWS, t),
+        terminal.settings_remarks(ROWS, t),
         terminal.candidate_table(STEP, stages, t),
+        terminal.candidate_table(BANNED, dict(no_repeat_ngram_size=[0.5, 0.3, 0.0], bad_words_ids=[0.5, 0.3, 0.0]) | stages, t, width),
+        terminal.steps_table(["one"], [[BANNED]], width, t),
         terminal.steps_table(["one", "two"], [[STEP, STEP], [LAST, None]], width, t),
         *(terminal.verdict_line("names", v, t) for v in VERDICTS),
         terminal.comparison_table("model", "lm_head", VERDICTS[0], [11, 135], t),
@@ -124,6 +151,26 @@ def test_golden(width, language, request):
     if request.config.getoption("--rewrite-golden"):
         write_whole(path, text)
     assert text == path.read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_candidates_through_all_filters_lose_nothing_at_any_width(width):
+    stages = {name: [0.5 - 0.01 * i, 0.3, 0.0] for i, name in enumerate(terminal.FILTER_NAMES)}
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(terminal.candidate_table(STEP, stages, translator("en"), width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [line for line in lines if line.startswith("token")]
+    for name in ("logit", "p before", *terminal.FILTER_NAMES.values(), "q", "p/q"):
+        assert sum(f" {name} " in f"{head} " for head in heads) == 1, name
+    assert sum("0.3600" in line for line in lines) == 1 and "◀ chosen" in console.file.getvalue()
+    assert all("«" in line for line in lines if "0.3000" in line)
+
+
+def test_every_filter_has_a_short_name():
+    from inspector.sampling import FILTERS, GREEDY
+
+    assert list(terminal.FILTER_NAMES) == [*FILTERS, GREEDY]
 
 
 def test_every_level_has_a_style():
@@ -168,6 +215,8 @@ def test_hostile_text_is_shown_in_every_panel_and_never_obeyed(terminal_output):
         terminal.growth_table({HOSTILE: {1: 1.0}}, t),
         terminal.section(HOSTILE),
         terminal.notice([HOSTILE], HOSTILE),
+        terminal.settings_table([Setting("stop_strings", None, None, "no", (HOSTILE,), "checkpoint")], t),
+        terminal.settings_remarks([Setting("stop_strings", None, None, "no", HOSTILE, "checkpoint", notes=("missing",))], t),
     ):
         console.file = io.StringIO()
         console.print(renderable)

@@ -1,13 +1,29 @@
 """Tests of the filters, the ledger and the draw against transformers' processors and ``torch.multinomial``."""
 
 import math
+import re
 
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from inspector.records import Sampling
-from inspector.sampling import FILTERS, apply_filters, draw, new_generator
+from inspector.sampling import FILTERS, Bounds, apply_filters, bounds_of, draw, new_generator
 
 CPU = torch.device("cpu")
 INF = math.inf
@@ -77,16 +93,49 @@ SETTINGS = [
     Sampling(repetition_penalty=1.1),
     Sampling(repetition_penalty=0.5, temperature=0.01, top_k=2, top_p=0.6),
     Sampling(repetition_penalty=1.3, temperature=2.5, top_k=40, top_p=0.95),
+    Sampling(min_p=0.05),
+    Sampling(min_p=0.5),
+    Sampling(min_p=1.0),
+    Sampling(min_p=0.0),
+    Sampling(typical_p=0.2),
+    Sampling(typical_p=0.5),
+    Sampling(typical_p=0.95),
+    Sampling(typical_p=1e-9),
+    Sampling(typical_p=0.999999),
+    Sampling(temperature=1.4, top_k=40, top_p=0.97, min_p=0.02, typical_p=0.9),
 ]
 
 
-def by_transformers(logits_V: torch.Tensor, context_T: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def by_transformers(logits_V: torch.Tensor, context_T: torch.Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> torch.Tensor:
     """Scores [V] after transformers' processors in the order of its ``generate()``."""
-    chain = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty), TemperatureLogitsWarper(sampling.temperature)]
-    if sampling.top_k is not None:
-        chain.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p is not None and sampling.top_p < 1:  # generate() leaves the warper out at 1, where it would drop underflowed tails
-        chain.append(TopPLogitsWarper(sampling.top_p))
+    chain, stop_ids = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)], list(bounds.stop_ids)
+    if sampling.no_repeat_ngram_size:
+        chain.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram_size))
+    if sampling.bad_words_ids:
+        chain.append(NoBadWordsLogitsProcessor([list(ids) for ids in sampling.bad_words_ids], stop_ids))
+    if sampling.min_length and not sampling.min_new_tokens:
+        chain.append(MinLengthLogitsProcessor(sampling.min_length, stop_ids))
+    if sampling.min_new_tokens:
+        chain.append(MinNewTokensLengthLogitsProcessor(bounds.prompt_length, sampling.min_new_tokens, stop_ids))
+    if sampling.forced_bos_token_id is not None:
+        chain.append(ForcedBOSTokenLogitsProcessor(sampling.forced_bos_token_id))
+    if sampling.forced_eos_token_id is not None:
+        chain.append(ForcedEOSTokenLogitsProcessor(bounds.max_length, list(sampling.forced_eos_token_id)))
+    if sampling.suppress_tokens is not None:
+        chain.append(SuppressTokensLogitsProcessor(sampling.suppress_tokens))
+    if sampling.begin_suppress_tokens is not None:
+        begin = bounds.prompt_length + (bounds.prompt_length == 1 and sampling.forced_bos_token_id is not None)
+        chain.append(SuppressTokensAtBeginLogitsProcessor(sampling.begin_suppress_tokens, begin))
+    if not sampling.greedy:
+        chain.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k is not None:
+            chain.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p is not None and sampling.top_p < 1:  # generate() leaves the warper out at 1: it would drop underflowed tails
+            chain.append(TopPLogitsWarper(sampling.top_p))
+        if sampling.min_p is not None:
+            chain.append(MinPLogitsWarper(sampling.min_p))
+        if sampling.typical_p is not None and sampling.typical_p < 1:
+            chain.append(TypicalLogitsWarper(sampling.typical_p))
     scores_1V = logits_V[None].clone()
     for process in chain:
         scores_1V = process(context_T[None], scores_1V)
@@ -114,6 +163,80 @@ def test_keep_masks_and_scores_equal_transformers(sampling):
         assert torch.equal(ours, theirs), f"distribution {i}"
 
 
+# Ids 0 and 1 are in the smallest vocabulary, too.
+BANS = [
+    Sampling(no_repeat_ngram_size=1),
+    Sampling(no_repeat_ngram_size=2),
+    Sampling(no_repeat_ngram_size=3),
+    Sampling(no_repeat_ngram_size=4, temperature=0),
+    Sampling(bad_words_ids=((1,),)),
+    Sampling(bad_words_ids=((0,), (1,)), temperature=0),  # 0 is a stop token, which stays
+    Sampling(bad_words_ids=((0, 1), (1, 1), (1, 0, 1), (0, 0, 0, 0, 1), (1, 0))),
+    Sampling(bad_words_ids=((0,) * 9, (1, 0))),  # the first is longer than the context
+    Sampling(min_length=7),
+    Sampling(min_length=6, temperature=0),
+    Sampling(min_new_tokens=1),
+    Sampling(min_new_tokens=3, min_length=50),
+    Sampling(forced_bos_token_id=1),
+    Sampling(forced_eos_token_id=(0,), temperature=0),
+    Sampling(forced_eos_token_id=(0, 1)),
+    Sampling(suppress_tokens=(0, 7, 99_999)),
+    Sampling(begin_suppress_tokens=(1, 3)),
+    Sampling(begin_suppress_tokens=(1,), forced_bos_token_id=1),
+    Sampling(repetition_penalty=1.3, no_repeat_ngram_size=2, bad_words_ids=((1,), (0, 1)), forced_eos_token_id=(1,), temperature=0),
+    Sampling(forced_bos_token_id=1, suppress_tokens=(0,), bad_words_ids=((1,),), temperature=1.5, top_k=3, typical_p=0.9, min_p=0.1),
+]
+BOUNDS = [Bounds(1, 7, (0,)), Bounds(1, 2, ()), Bounds(4, 7, (0, 1)), Bounds(6, 7, (0,)), Bounds(6, 9, (1, 77_777))]
+
+
+@pytest.mark.parametrize("sampling", BANS, ids=lambda s: "-".join(f"{k}{v}" for k, v in vars(s).items() if v != vars(Sampling())[k]))
+def test_bans_and_forced_tokens_equal_transformers_at_every_place(sampling):
+    acted = 0
+    for i, logits_V in enumerate(DISTRIBUTIONS):
+        if logits_V.max() > 1e30:
+            continue
+        bounds = BOUNDS[i % 5]
+        context_T = torch.randint(2, (6,), generator=torch.Generator().manual_seed(i))[: 1 if i % 3 == 0 else 6]
+        theirs = by_transformers(logits_V, context_T, sampling, bounds)
+        if theirs.max() == -INF:
+            with pytest.raises(ValueError, match="leave no token"):
+                apply_filters(logits_V, context_T, sampling, bounds)
+            continue
+        ours = apply_filters(logits_V, context_T, sampling, bounds)
+        assert torch.equal(ours.scores_V, theirs), f"distribution {i}"
+        acted += not torch.equal(theirs, logits_V)
+    assert acted >= 20
+
+
+def test_the_last_place_is_one_behind_a_full_context():
+    assert bounds_of(5, 20).max_length == 25
+    assert bounds_of(5, 20, (2,), 48) == Bounds(5, 25, (2,))
+    assert bounds_of(5, 20, context_length=24).max_length == 25
+    assert bounds_of(5, 20, context_length=23).max_length == 24
+    assert bounds_of(5, 20, context_length=5).max_length == 6
+
+
+def test_every_token_of_a_repeated_ngram_but_the_last_is_allowed():
+    logits_V = torch.zeros(5)
+    gone = {
+        size: (apply_filters(logits_V, torch.tensor([1, 2, 3, 1, 2]), Sampling(no_repeat_ngram_size=size)).scores_V == -INF)
+        .nonzero()
+        .flatten()
+        .tolist()
+        for size in (1, 2, 3, 4, 5, 6)
+    }
+    assert gone == {1: [1, 2, 3], 2: [3], 3: [3], 4: [], 5: [], 6: []}
+
+
+def test_min_p_and_typical_p_by_hand():
+    p_V = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    kept = lambda **settings: (apply_filters(p_V.log(), NO_CONTEXT, Sampling(**settings)).scores_V > -INF).tolist()  # noqa: E731
+    assert kept(min_p=0.3) == [True, True, False, False]  # at least 0.15
+    # The entropy is 1.75 bits, the tokens' surprises are 1, 2, 3 and 3: nearest are the second and then the first.
+    assert kept(typical_p=0.2) == [False, True, False, False]
+    assert kept(typical_p=0.7) == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("p", "kept"),
     [(1e-9, [0]), (0.5, [0]), (0.500001, [0, 1]), (0.75, [0, 1]), (0.750001, [0, 1, 2]), (0.875, [0, 1, 2]), (1.0, [0, 1, 2, 3, 4])],
@@ -136,9 +259,54 @@ def test_repetition_penalty_counts_a_repeated_token_once():
 
 
 def test_filters_run_in_transformers_order():
-    assert list(FILTERS) == ["repetition_penalty", "temperature", "top_k", "top_p"]
-    everything = Sampling(repetition_penalty=1.2, temperature=0.8, top_k=3, top_p=0.9)
-    assert list(apply_filters(torch.arange(9.0), NO_CONTEXT, everything).removed) == list(FILTERS)
+    everything = Sampling(
+        typical_p=0.9,
+        min_p=0.1,
+        top_p=0.9,
+        top_k=3,
+        temperature=0.8,
+        begin_suppress_tokens=(1,),
+        suppress_tokens=(2,),
+        forced_eos_token_id=(3,),
+        forced_bos_token_id=4,
+        min_new_tokens=1,
+        bad_words_ids=((5,),),
+        no_repeat_ngram_size=2,
+        repetition_penalty=1.2,
+    )
+    filtered = apply_filters(torch.arange(9.0), torch.tensor([0, 1]), everything)
+    assert [*filtered.removed][:3] + [*filtered.removed][-5:] == [
+        *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids"),
+        *("temperature", "top_k", "top_p", "min_p", "typical_p"),
+    ]
+    assert list(filtered.removed) == list(filtered.kept) == [name for name in FILTERS if name != "min_length"]
+
+
+def test_filters_are_built_in_the_order_of_generate(tiny):
+    """The classes that transformers itself builds for all settings at once, in its order."""
+    names = {
+        "repetition_penalty": (RepetitionPenaltyLogitsProcessor, 1.2),
+        "no_repeat_ngram_size": (NoRepeatNGramLogitsProcessor, 2),
+        "bad_words_ids": (NoBadWordsLogitsProcessor, [[5]]),
+        "min_length": (MinLengthLogitsProcessor, 3),
+        "min_new_tokens": (MinNewTokensLengthLogitsProcessor, 2),
+        "forced_bos_token_id": (ForcedBOSTokenLogitsProcessor, 4),
+        "forced_eos_token_id": (ForcedEOSTokenLogitsProcessor, 3),
+        "suppress_tokens": (SuppressTokensLogitsProcessor, [2]),
+        "begin_suppress_tokens": (SuppressTokensAtBeginLogitsProcessor, [1]),
+        "temperature": (TemperatureLogitsWarper, 0.8),
+        "top_k": (TopKLogitsWarper, 5),
+        "top_p": (TopPLogitsWarper, 0.9),
+        "min_p": (MinPLogitsWarper, 0.1),
+        "typical_p": (TypicalLogitsWarper, 0.9),
+    }
+    assert list(names) == list(FILTERS)
+    built = []
+    model = tiny("qwen2").model
+    original = model._get_logits_processor
+    model._get_logits_processor = lambda *a, **k: built.append(original(*a, **k)) or built[-1]
+    model.generate(torch.tensor([[1, 2]]), do_sample=True, eos_token_id=3, max_new_tokens=4, **{n: v for n, (_, v) in names.items()})
+    assert [type(processor) for processor in built[0]] == [kind for kind, _ in names.values()]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=1.0), Sampling(temperature=1.0, repetition_penalty=1.0)])
@@ -185,6 +353,32 @@ def test_ledger_names_the_filter_that_removed_a_token():
     logits_V = torch.tensor([0.6, 0.2, 0.15, 0.05]).log()
     filtered = apply_filters(logits_V, NO_CONTEXT, Sampling(top_k=3, top_p=0.7))
     assert [filtered.removed_by(id) for id in range(4)] == [None, None, "top_p", "top_k"]
+
+
+def test_a_forced_token_is_kept_and_all_others_are_removed_by_it():
+    logits_V = torch.arange(6.0)
+    filtered = apply_filters(logits_V, torch.tensor([1]), Sampling(forced_bos_token_id=4))
+    assert [filtered.removed_by(id) for id in range(6)] == ["forced_bos_token_id"] * 4 + [None, "forced_bos_token_id"]
+    assert filtered.kept == {"forced_bos_token_id": 1}
+
+
+def test_a_forced_token_that_was_banned_before_is_back():
+    settings = Sampling(bad_words_ids=((4,), (5,)), forced_eos_token_id=(4,), top_k=2)
+    filtered = apply_filters(torch.arange(6.0), torch.tensor([1, 2]), settings, Bounds(1, 3))
+    assert [filtered.removed_by(id) for id in (3, 4, 5)] == ["forced_eos_token_id", None, "bad_words_ids"]
+    assert filtered.kept == {"bad_words_ids": 4, "forced_eos_token_id": 1, "top_k": 1}
+    assert draw(filtered.scores_V, settings, new_generator(0, CPU))[0] == 4
+
+
+def test_settings_that_ban_every_token_are_an_error_that_names_them():
+    with pytest.raises(ValueError, match=r"bad_words_ids, suppress_tokens together leave no token"):
+        apply_filters(torch.zeros(3), NO_CONTEXT, Sampling(bad_words_ids=((0,), (1,)), suppress_tokens=(2,), temperature=0))
+
+
+@pytest.mark.parametrize("settings", [dict(bad_words_ids=((1,), (0, 3))), dict(forced_bos_token_id=3), dict(forced_eos_token_id=(0, 3))])
+def test_an_id_outside_of_the_vocabulary_is_an_error_that_names_it(settings):
+    with pytest.raises(ValueError, match=rf"^{next(iter(settings))}: there is no token 3: give ids from 0 to 2$"):
+        apply_filters(torch.zeros(3), NO_CONTEXT, Sampling(**settings))
 
 
 def test_token_that_the_model_itself_excludes_is_removed_by_no_filter():
@@ -278,6 +472,27 @@ def test_generator_repeats_with_a_seed_and_is_fresh_without():
         dict(repetition_penalty=-1.0),
         dict(repetition_penalty=INF),
         dict(repetition_penalty=math.nan),
+        dict(min_p=-0.1),
+        dict(min_p=1.1),
+        dict(min_p=math.nan),
+        dict(typical_p=0.0),
+        dict(typical_p=1.5),
+        dict(typical_p=math.nan),
+        dict(no_repeat_ngram_size=-1),
+        dict(no_repeat_ngram_size=2.0),
+        dict(min_length=-1),
+        dict(min_new_tokens=None),
+        dict(forced_bos_token_id=-1),
+        dict(forced_bos_token_id=True),
+        dict(forced_eos_token_id=2),
+        dict(forced_eos_token_id=()),
+        dict(suppress_tokens=(-1,)),
+        dict(suppress_tokens=[2]),
+        dict(begin_suppress_tokens=(1, "2")),
+        dict(bad_words_ids=()),
+        dict(bad_words_ids=((),)),
+        dict(bad_words_ids=(5,)),
+        dict(bad_words_ids=[[5]]),
         dict(seed=-1),
         dict(seed=2**63),
         dict(seed=0.5),
@@ -286,7 +501,7 @@ def test_generator_repeats_with_a_seed_and_is_fresh_without():
 )
 def test_impossible_setting_is_an_error_that_names_it(settings):
     [(name, value)] = settings.items()
-    with pytest.raises(ValueError, match=f"^{name}={value}: give "):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{name}={value}')}: give "):
         Sampling(**settings)
 
 
@@ -300,6 +515,13 @@ def test_impossible_setting_is_an_error_that_names_it(settings):
         dict(seed=0),
         dict(seed=2**63 - 1),
         dict(repetition_penalty=0.5),
+        dict(min_p=0),
+        dict(min_p=1.0),
+        dict(typical_p=1.0),
+        dict(no_repeat_ngram_size=0),
+        dict(forced_bos_token_id=0),
+        dict(forced_eos_token_id=(0,)),
+        dict(bad_words_ids=((0,),)),
     ],
     ids=str,
 )

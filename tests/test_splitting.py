@@ -24,6 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from inspector.bench import tiny
 from inspector.models import ExpertModel, to_transformers
 from inspector.splitting import SplitError, split
 
@@ -137,7 +138,7 @@ def test_proof_is_made_in_evaluation_mode():
 def test_failed_proof_restores_the_training_mode():
     model = build(lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=3.0))).train()
     with pytest.raises(SplitError):
-        split(model)
+        split(model, model.model, model.lm_head)
     assert {module.training for module in model.modules()} == {True}
 
 
@@ -148,33 +149,180 @@ def test_proof_keeps_the_mode_of_a_frozen_submodule():
     assert not model.backbone.layers[0].training
 
 
-# Refused
+# What a head does after its linear layer
 
 MORE_AFTER_THE_BACKBONE = {
-    "soft cap": lambda on: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=30.0 if on else None)),
-    "multiplied (cohere)": lambda on: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.0625 if on else 1.0)),
-    "multiplied (cohere2)": lambda on: Cohere2ForCausalLM(Cohere2Config(**SIZES, logit_scale=0.0625 if on else 1.0)),
-    "divided (granite)": lambda on: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=3.0 if on else 1.0)),
+    "softcap 0.4": lambda on: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=0.4 if on else None)),
+    "× 0.37": lambda on: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.37 if on else 1.0)),
+    "÷ 16": lambda on: Cohere2ForCausalLM(Cohere2Config(**SIZES, logit_scale=0.0625 if on else 1.0)),
+    "÷ 3": lambda on: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=3.0 if on else 1.0)),
 }
 MORE = pytest.mark.parametrize("operation", MORE_AFTER_THE_BACKBONE)
 
 
 @MORE
-def test_operation_after_the_head_is_refused_with_its_size(operation):
+@torch.no_grad()
+def test_operation_after_the_head_is_in_the_split_and_named(operation):
     model = build(lambda: MORE_AFTER_THE_BACKBONE[operation](True))
-    with pytest.raises(SplitError, match=rf"{type(model).__name__} does more after its backbone than Linear\(16→60.*differ .* by up to \d"):
-        split(model)
+    parts = split(model)
+    assert parts.operations[-1] == operation and parts.operations[0].startswith("Linear(16→60")
+    ids = torch.arange(20).view(2, 10)
+    assert torch.equal(parts.head(parts.backbone(ids)), model(ids).logits)
+    assert torch.equal(parts.head(parts.backbone(ids)[:, -1:]), model(ids, logits_to_keep=1).logits)
 
 
 @MORE
-def test_same_model_without_the_operation_is_split(operation):
-    assert split(build(lambda: MORE_AFTER_THE_BACKBONE[operation](False))).head_name == "lm_head"
+def test_same_model_without_the_operation_has_a_plain_head(operation):
+    model = build(lambda: MORE_AFTER_THE_BACKBONE[operation](False))
+    assert split(model).head is model.lm_head
 
 
-def test_head_of_several_modules_is_refused():
-    model = build(lambda: BertLMHeadModel(BertConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}, is_decoder=True)))
-    with pytest.raises(SplitError, match="BertLMHeadModel does more after its backbone"):
-        split(model)
+@MORE
+def test_parts_that_forget_the_operation_are_refused_with_size_and_name(operation):
+    """The probe alone, with weights that leave the logits small: a cap must show all the same."""
+    model = build(lambda: MORE_AFTER_THE_BACKBONE[operation](True))
+    with pytest.raises(SplitError, match=rf"{type(model).__name__} is not these parts.* by up to \d.*; the parts lack {operation}$"):
+        split(model, model.model, model.lm_head)
+
+
+def test_parts_with_another_head_are_refused_as_such():
+    model = build(MODELS["qwen2"])
+    other = nn.Linear(16, 60, bias=False)
+    with pytest.raises(SplitError, match="logits from another head"):
+        split(model, model.model, other)
+
+
+def test_a_cap_far_above_the_logits_is_found_all_the_same():
+    model = build(lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=30.0)))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e-3)  # logits of some thousandths: tanh changes no bit of them
+    parts, hidden = split(model), torch.randn(1, 3, 16) * 1e5
+    assert torch.equal(parts.head(hidden), 30 * torch.tanh(model.lm_head(hidden) / 30))
+
+
+@torch.no_grad()
+def test_head_of_several_modules():
+    sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
+    model = build(lambda: BertLMHeadModel(BertConfig(**sizes, is_decoder=True)))
+    parts = split(model)
+    assert (parts.head, parts.head_name, parts.backbone_name) == (model.cls, "cls", "bert")
+    assert parts.describe() == "Linear(16→16, bias) → gelu → LayerNorm → Linear(16→60, bias, tied)"
+    ids = torch.arange(9)[None]
+    assert torch.equal(parts.head(parts.backbone(ids)), model(ids).logits)
+
+
+def test_head_of_a_sequence_is_split():
+    model = build(expert)
+    model.lm_head = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 60))
+    assert split(model).head is model.lm_head
+
+
+def test_stub_leaves_the_model_as_it_was():
+    model = build(lambda: MORE_AFTER_THE_BACKBONE["÷ 3"](True))
+    parts, ids = split(model), torch.arange(7)[None]
+    parts.head(parts.backbone(ids))
+    assert "forward" not in vars(model.model) and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(RuntimeError):
+        parts.head(torch.zeros(1, 3, 5))  # a wrong width breaks off in the middle of the model's forward
+    assert "forward" not in vars(model.model)
+
+
+# The user's own parts and models
+
+
+class Port(nn.Module):
+    """A port in progress, without a module for its backbone: embedding, one mixing layer, norm, head, all in forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte, self.mix, self.norm, self.out = (
+            nn.Embedding(60, 16),
+            nn.GRU(16, 16, batch_first=True),
+            nn.LayerNorm(16),
+            nn.Linear(16, 60),
+        )
+
+    def hidden(self, ids):
+        return self.norm(self.mix(self.wte(ids))[0])
+
+    def forward(self, ids):
+        return self.out(self.hidden(ids)) / 8
+
+
+def test_pair_of_callables_is_proved():
+    model = Port()
+    parts = split(model, backbone=model.hidden, head=lambda h: model.out(h) / 8)
+    ids = torch.arange(6)[None]
+    assert torch.equal(parts.head(parts.backbone(ids)), model(ids)) and parts.probe == 8 + 32
+
+
+def test_pair_that_forgets_a_scale_is_told_which():
+    model = Port()
+    with pytest.raises(SplitError, match="the parts lack ÷ 8"):
+        split(model, backbone=model.hidden, head=model.out)
+
+
+def test_model_without_a_module_for_its_backbone_is_refused_with_the_remedy():
+    with pytest.raises(SplitError, match=r"after wte mixes positions; give split.. backbone= and head="):
+        split(Port())
+
+
+def test_one_part_alone_is_refused():
+    model = Port()
+    with pytest.raises(SplitError, match="together"):
+        split(model, backbone=model.hidden)
+
+
+# Refused
+
+
+def test_bert_that_is_no_decoder_is_refused():
+    sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
+    with pytest.raises(SplitError, match=r"BertLMHeadModel is no decoder here.*is_decoder"):
+        split(build(lambda: BertLMHeadModel(BertConfig(**sizes))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["bert", "xlnet", "xlm"])
+def test_what_is_not_causal_is_refused_in_every_precision(name, dtype, monkeypatch):
+    monkeypatch.setitem(tiny.FIELDS, "is_decoder", False)
+    with pytest.raises(SplitError, match=r"no decoder here|not causal"):
+        split(tiny.tiny_model(name).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decoder_that_reads_both_ways_is_said_to(dtype):
+    assert not split(tiny.tiny_model("cpmant").to(dtype)).causal
+    assert split(tiny.tiny_model("llama").to(dtype)).causal
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_without_a_module_for_its_backbone_is_refused_in_every_precision(dtype):
+    with pytest.raises(SplitError, match="mixes positions"):
+        split(Port().to(dtype))
+
+
+def test_a_head_that_wants_a_cast_is_the_models_own_forward():
+    model = tiny.tiny_model("mamba").bfloat16()
+    parts, ids = split(model), torch.arange(5, 12)[None]
+    with torch.no_grad():
+        assert torch.equal(parts.head(parts.backbone(ids)), model(ids, use_cache=False).logits)
+
+
+class Late(nn.Module):
+    """What it does to a position depends on how far that is from the start: no head of single positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.core, self.out = nn.Embedding(60, 8), nn.Linear(8, 60)
+
+    def forward(self, ids):
+        return self.out(self.core(ids)) * (1 + (torch.arange(ids.shape[1]) > 11)[:, None])
+
+
+def test_a_longer_probe_finds_what_begins_late():
+    with pytest.raises(SplitError, match="is not these parts"):
+        split(Late())
 
 
 def test_encoder_decoder_is_refused():
@@ -184,20 +332,13 @@ def test_encoder_decoder_is_refused():
 
 
 def test_model_without_a_backbone_is_refused():
-    with pytest.raises(SplitError, match="Linear has no backbone of its own"):
+    with pytest.raises(SplitError, match="Linear does not take token ids"):
         split(nn.Linear(3, 3))
 
 
 def test_base_model_without_a_head_is_refused():
-    with pytest.raises(SplitError, match="Qwen2Model has no backbone of its own"):
+    with pytest.raises(SplitError, match=r"Qwen2Model has no backbone of its own|Qwen2Model does not"):
         split(build(MODELS["qwen2"]).model)
-
-
-def test_head_that_is_not_one_linear_layer_is_refused():
-    model = build(expert)
-    model.lm_head = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 60))
-    with pytest.raises(SplitError, match="ExpertModel's head is Sequential, not one linear layer"):
-        split(model)
 
 
 def test_broken_weights_are_refused():

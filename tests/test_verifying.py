@@ -6,15 +6,29 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForCausalLM
 
-from inspector.loading import attach
+from inspector.decoding import decode
+from inspector.loaded import attach
 from inspector.records import Origin, Sampling
+from inspector.sampling import apply_filters, bounds_of
 from inspector.splitting import Split
-from inspector.verifying import LiftedCasts, Side, compare, first_difference, in_float64, largest_difference, verify
+from inspector.verifying import (
+    LiftedCasts,
+    Side,
+    compare,
+    decision,
+    explicit_settings,
+    first_difference,
+    in_float64,
+    largest_difference,
+    verify,
+    without_checkpoint_settings,
+)
 
 GREEDY = Sampling(temperature=0)
-DRAWN = Sampling(temperature=0.8, top_k=12, top_p=0.9, repetition_penalty=1.2, seed=3)
+DRAWN_SETTINGS = dict(temperature=0.8, top_k=12, top_p=0.9, repetition_penalty=1.2, seed=3)
+DRAWN = Sampling(**DRAWN_SETTINGS)
 PROMPT = [1, 5, 9, 7]
 
 
@@ -29,6 +43,74 @@ def test_undisturbed_is_bitwise(tiny, kind, sampling):
     verdict = verify(tiny(kind), PROMPT, sampling, 12)
     assert (verdict.level, verdict.steps, verdict.max_difference, verdict.first_difference) == ("bitwise", 12, 0.0, None)
     assert verdict.tokens_hand == verdict.tokens_generate and len(verdict.tokens_hand) == 12
+
+
+FILTERED = [
+    dict(min_p=0.4),
+    dict(typical_p=0.7),
+    dict(no_repeat_ngram_size=1),
+    dict(no_repeat_ngram_size=2),
+    dict(bad_words_ids=((4,), (5, 9), (9, 7, 8), (12,))),
+    dict(min_length=9),
+    dict(min_new_tokens=4),
+    dict(min_new_tokens=4, min_length=12),
+    dict(forced_bos_token_id=6),
+    dict(forced_eos_token_id=(12, 8)),
+    dict(suppress_tokens=(3, 4, 5, 6, 7, 8, 9)),
+    dict(begin_suppress_tokens=tuple(range(3, 22))),
+    dict(begin_suppress_tokens=tuple(range(3, 22)), forced_bos_token_id=3),
+    dict(no_repeat_ngram_size=1, forced_eos_token_id=(5,), forced_bos_token_id=5, bad_words_ids=((7,), (5,))),
+    dict(repetition_penalty=1.3, no_repeat_ngram_size=2, bad_words_ids=((4,),), min_p=0.01, typical_p=0.9, forced_eos_token_id=(12,)),
+]
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, [5]], ids=["prompt", "one token"])
+@pytest.mark.parametrize("chosen", [dict(temperature=0), dict(seed=2), DRAWN_SETTINGS], ids=["greedy", "plain", "drawn"])
+@pytest.mark.parametrize("settings", FILTERED, ids=lambda s: "-".join(s))
+def test_every_filter_is_bitwise_and_its_scores_are_those_of_generate(tiny, settings, chosen, prompt):
+    """Whole generations, and after every step the scores that transformers' processors made of the same logits."""
+    m = replace(tiny("qwen2"), stop_ids=(12, 10))
+    sampling, new = Sampling(**(chosen | settings)), 9
+    verdict = verify(m, prompt, sampling, new)
+    assert (verdict.level, verdict.max_difference) == ("bitwise", 0.0)
+    torch.manual_seed(sampling.seed or 0)
+    explicit = explicit_settings(sampling, new, m.stop_ids)
+    with without_checkpoint_settings(m.model):
+        output = m.model.generate(torch.tensor([prompt]), return_dict_in_generate=True, output_scores=True, output_logits=True, **explicit)
+    ids_T, bounds = output.sequences[0], bounds_of(len(prompt), new, m.stop_ids, m.context_length)
+    assert tuple(ids_T[len(prompt) :].tolist()) == verdict.tokens_hand
+    for step, (scores_1V, logits_1V) in enumerate(zip(output.scores, output.logits, strict=True)):
+        ours = apply_filters(logits_1V[0], ids_T[: len(prompt) + step], sampling, bounds)
+        assert torch.equal(ours.scores_V, scores_1V[0])
+
+
+def test_the_filters_of_the_test_above_change_what_is_generated(tiny):
+    m = replace(tiny("qwen2"), stop_ids=(12, 10))
+    ways = [(prompt, chosen) for prompt in (PROMPT, [5]) for chosen in (dict(temperature=0), *(dict(seed=seed) for seed in range(6)))]
+
+    def tokens(settings):
+        return [[step.token.id for step in decode(m, prompt, Sampling(**(chosen | settings)), 9)] for prompt, chosen in ways]
+
+    plain = tokens({})
+    assert [settings for settings in FILTERED if tokens(settings) == plain] == []
+
+
+def test_a_forced_end_comes_at_the_last_place_of_a_full_context_too(tiny):
+    m = tiny("qwen2", context=10)
+    verdict = verify(m, PROMPT, Sampling(forced_eos_token_id=(6,), seed=1), 50)
+    assert verdict.level == "bitwise" and len(verdict.tokens_hand) == 7 and verdict.tokens_hand[-1] == 6
+    assert [step.token.id for step in decode(m, PROMPT, Sampling(forced_eos_token_id=(6,), seed=1), 50)] == list(verdict.tokens_hand)
+
+
+def test_a_flip_is_weighed_after_the_filters_of_its_place(tiny):
+    """At the last place only two tokens may stand: their gap is 0 whatever the model says."""
+    logits_V = torch.tensor([3.0, 1.0, 2.0])
+    sides = [Side((0, token), (logits_V, logits_V), 0.0) for token in (1, 2)]
+    sampling = Sampling(temperature=0, forced_eos_token_id=(1, 2))
+    assert decision(*sides, 1, torch.tensor([[0]]), sampling, bounds_of(1, 2)) == (0.0, 0.0)
+    assert decision(*sides, 1, torch.tensor([[0]]), sampling, bounds_of(1, 3)) == (1.0, 0.0)
+    verdict = compare(fixed(logits_V), torch.tensor([[0]]), sampling, *sides, bounds_of(1, 2))
+    assert (verdict.first_token_difference, verdict.margin) == (1, 0.0)
 
 
 def test_gpt2_is_bitwise(tiny):
@@ -127,15 +209,20 @@ class Fixed(nn.Module):
 
     def __init__(self, logits_V):
         super().__init__()
-        self.logits_V = nn.Parameter(logits_V)
+        self.logits_V, self.generation_config = nn.Parameter(logits_V), None
 
     def forward(self, ids_BT, use_cache=False):
         return SimpleNamespace(logits=self.logits_V.expand(*ids_BT.shape, -1))
 
+    def generate(self, ids_BT, **settings):
+        logits_BV = self(ids_BT).logits[:, -1]
+        return SimpleNamespace(sequences=torch.cat([ids_BT, logits_BV.argmax(-1, keepdim=True)], dim=1), logits=(logits_BV.float(),))
+
 
 def fixed(logits_V) -> SimpleNamespace:
     model = Fixed(logits_V)
-    return SimpleNamespace(model=model, split=Split(lambda ids: ids[..., None], lambda h: model(h[..., 0]).logits))
+    split = Split(lambda ids: ids[..., None], lambda h: model(h[..., 0]).logits)
+    return SimpleNamespace(model=model, split=split, stop_ids=(), device=torch.device("cpu"))
 
 
 def test_a_flip_between_two_equal_ratios_of_the_race_is_a_near_tie():
@@ -166,7 +253,7 @@ def test_rounding_ends_at_twice_the_larger_own_error(times, level):
     error, exact_V = 2.0**-10, torch.tensor([1.0, 0.0])
     hand = Side((0,), (exact_V + times * error,), 0.0)
     m = fixed(exact_V.double())
-    m.split = Split(lambda ids: ids[..., None], lambda h: m.model(h[..., 0]).logits + (times - 1) * error)
+    m.split = Split(lambda ids: ids[..., None], lambda h: m.model.logits_V.expand(*h.shape[:-1], -1) + (times - 1) * error)
     assert compare(m, torch.tensor([[1]]), GREEDY, hand, Side((0,), (exact_V,), 0.0)).level == level
 
 
@@ -222,38 +309,33 @@ def test_largest_difference_of_equal_infinities_is_0_and_of_a_nan_infinite():
     assert largest_difference(torch.tensor([float("nan")]), torch.tensor([0.0])) == inf
 
 
-def test_a_model_without_generate_is_an_error():
-    with pytest.raises(ValueError, match=r"has no generate\(\)"):
-        verify(fixed(torch.tensor([1.0])), [0])
+class Scaled(torch.nn.Module):
+    """A module of a user's, without generate(): embedding, head, and a scale in forward."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = torch.nn.Embedding(12, 4), torch.nn.Linear(4, 12)
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids)) / 3
 
 
-@pytest.mark.parametrize("kind", ["names-expert", "names-qwen2"])
-@pytest.mark.parametrize("seed", [None, 0, 1, 2])
-def test_the_embedded_models_are_bitwise(kind, seed):
-    from inspector.loading import load
-
-    m = load(kind)
-    sampling = GREEDY if seed is None else Sampling(temperature=0.8, top_p=0.9, top_k=20, repetition_penalty=1.1, seed=seed)
-    assert verify(m, m.encode("Крас"), sampling, 20).level == "bitwise"
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(top_k=5, seed=3)])
+def test_a_module_without_generate_is_lent_one(sampling):
+    assert verify(attach(Scaled()), [1, 5, 7], sampling, 6).level == "bitwise"
 
 
-@pytest.mark.slow
-def test_the_full_size_stand_in_is_bitwise_greedy_and_as_its_checkpoint_samples(standin):
-    from inspector.loading import load
-
-    m = load(str(standin))
-    ids = m.encode("Назови русскую фамилию.")
-    own = Sampling(**m.checkpoint_settings(), seed=0)
-    assert own == Sampling(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.1, seed=0)
-    for sampling in (GREEDY, own, Sampling(seed=1)):
-        assert verify(m, ids, sampling, 5).level == "bitwise"
+def test_a_forgotten_scale_of_such_a_module_is_found_out():
+    m = attach(Scaled())
+    assert verify(with_head(m, m.model.head), [1, 5, 7], GREEDY, 6).level == "tokens"  # the scale changes no argmax
 
 
-@pytest.mark.slow
-def test_the_full_size_stand_in_disturbed_by_an_ulp_is_rounding(standin):
-    from inspector.loading import load
-
-    m = load(str(standin))
-    head = m.split.head
-    verdict = verify(with_head(m, lambda h: torch.nextafter(head(h), torch.full_like(head(h), torch.inf))), m.encode("Крас"), GREEDY, 2)
-    assert verdict.level == "rounding" and 0 < verdict.floor < 1e-3
+def test_what_generate_feeds_beside_the_ids_is_named():
+    """transformers' generate() numbers RoBERTa's positions from 0, its forward from pad_token_id + 1."""
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32)
+    torch.manual_seed(0)
+    model = RobertaForCausalLM(RobertaConfig(vocab_size=40, **sizes, is_decoder=True, pad_token_id=1, initializer_range=0.5)).eval()
+    verdict = verify(attach(model), [5, 9, 7], GREEDY, 4)
+    assert verdict.level in ("tokens", "different") and verdict.first_difference == 0
+    assert verdict.cause.startswith("generate() gives the model position_ids=[0, 1, 2]")

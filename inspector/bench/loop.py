@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from ..costs import MULTIPLY_ADD, work_per_token
 from ..decoding import LISTED, loop, next_logits
 from ..records import Sampling
+from ..roles import roles
 from ..sampling import apply_filters, draw, new_generator
-from ..verifying import explicit_settings, without_checkpoint_settings
+from ..structure import Running
+from ..verifying import explicit_settings, with_generate, without_checkpoint_settings
 
 LENGTHS = (32, 128, 512)
 # Qwen2.5-0.5B: (in, out) of a layer's q, k, v, o, gate, up and down, and of the head
@@ -21,7 +24,7 @@ QWEN_HEAD = (896, 151_936)
 
 def probe_ids(m, length: int) -> torch.Tensor:
     """A prompt [1, length] of random tokens, always the same ones."""
-    vocabulary = m.model.get_input_embeddings().num_embeddings
+    vocabulary = m.vocab_size
     return torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(length)).to(m.device)
 
 
@@ -52,6 +55,7 @@ def measure(m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4
     not favour one. Sampled with temperature 0.7, top-k 20 and top-p 0.8, as Qwen2.5 ships. ``limit`` is the least a step
     can take here: its multiplications at the speed of a large matrix product measured in the same run.
     """
+    reference = with_generate(m).model
     sampling = Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=0)
     rows = []
     for length in lengths:
@@ -61,12 +65,12 @@ def measure(m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4
         ways = dict(
             hand=lambda ids=ids: consume(m, ids, sampling, steps),
             bare=lambda ids=ids: bare_loop(m, ids, sampling, steps),
-            generate=lambda ids=ids: m.model.generate(
+            generate=lambda ids=ids: reference.generate(
                 ids, attention_mask=torch.ones_like(ids), **(explicit_settings(sampling, steps, ()) | dict(pad_token_id=0))
             ),
         )
         times: dict[str, list[float]] = {way: [] for way in ways}
-        with without_checkpoint_settings(m.model):
+        with without_checkpoint_settings(reference):
             for way in ways.values():
                 way()
             for turn in range(rounds):
@@ -109,16 +113,15 @@ def flops_per_step(m, length: int) -> float:
 
     Attention's own products are left out (a few per cent up to some hundred tokens), so this is a lower bound.
     """
-    head = m.model.get_output_embeddings().weight.numel()
-    embedding = m.model.get_input_embeddings().weight.numel()
-    tied = m.model.get_output_embeddings().weight is m.model.get_input_embeddings().weight
-    in_layers = m.model.num_parameters() - embedding - (0 if tied else head)
-    return 2.0 * (in_layers * length + head)
+    found = roles(m.model, m.split.backbone_name, m.split.head_names)
+    work = work_per_token(m.model, found, Running(m.model).counts)
+    head = sum(own.numbers for name, own in work.items() if name.startswith(m.split.head_names))
+    return MULTIPLY_ADD * ((sum(own.numbers for own in work.values()) - head) * length + head)
 
 
 def flops_per_second(m, size: int = 1024) -> float:
     """The speed of a square matrix product in the model's dtype, the best of three: a practical limit of this machine."""
-    a = torch.randn(size, size, device=m.device, dtype=m.model.dtype)
+    a = torch.randn(size, size, device=m.device, dtype=m.dtype)
     a @ a
     return 2 * size**3 / min(timed(lambda: a @ a) for _ in range(3))
 
@@ -129,12 +132,12 @@ def estimate_qwen(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, floa
     One layer's products with random weights of the true shapes are timed and multiplied, and so is a slice of the head.
     Attention itself, norms and the sampling are left out: some per cent.
     """
-    layer = [torch.randn(out, width, device=m.device, dtype=m.model.dtype) for width, out in QWEN_LAYER]
+    layer = [torch.randn(out, width, device=m.device, dtype=m.dtype) for width, out in QWEN_LAYER]
     width, vocabulary = QWEN_HEAD
-    slice_VD = torch.randn(vocabulary // 8, width, device=m.device, dtype=m.model.dtype)
+    slice_VD = torch.randn(vocabulary // 8, width, device=m.device, dtype=m.dtype)
 
     def seconds(weight: torch.Tensor, length: int) -> float:
-        x = torch.randn(length, weight.shape[1], device=m.device, dtype=m.model.dtype)
+        x = torch.randn(length, weight.shape[1], device=m.device, dtype=m.dtype)
         F.linear(x, weight)
         return statistics.median(timed(lambda: F.linear(x, weight)) for _ in range(repeats))
 

@@ -3,6 +3,8 @@
 Shape letters: B batch, T tokens, D hidden, H heads, K head width.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,12 +68,22 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x_BTD: Tensor, allowed: Tensor | None = None) -> Tensor:
         """[B, T, D] → [B, T, D]. ``allowed`` is bool, broadcastable to [B, H, T, T], True = may attend; None: all may."""
         # 1. Project to queries, keys and values, and cut the width into heads.
-        q_BHTK, k_BHTK, v_BHTK = (
-            proj(x_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q_BHTK, k_BHTK, v_BHTK = self.heads(x_BTD)
         # 2. Each token takes the mean of the values it may see, weighted by softmax(q·kᵀ/√K).
         out_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BHTK, v_BHTK, attn_mask=allowed, dropout_p=self.dropout if self.training else 0.0
         )
         # 3. Put the heads side by side again and mix them.
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+
+    def heads(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, D] → queries, keys and values, each [B, H, T, K]."""
+        return tuple(proj(x_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+
+    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """[B, T, D] → softmax(q·kᵀ/√K) [B, H, T, T], which ``forward`` computes inside one fused call. Arguments as there."""
+        q_BHTK, k_BHTK, _ = self.heads(x_BTD)
+        scores_BHTT = q_BHTK @ k_BHTK.transpose(-2, -1) / math.sqrt(q_BHTK.shape[-1])
+        if allowed is not None:
+            scores_BHTT = scores_BHTT.masked_fill(~allowed, -math.inf)
+        return scores_BHTT.softmax(-1)

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..records import ModuleNode, Run, Sampling, Step, Token, Verdict
+from ..records import Candidate, Costs, ModuleNode, RoleDifference, Run, Sampling, Setting, Step, Token, Verdict
 from .text import Translate, chance, count, duration, memory, quoted, tokens_of, visible
 
 WIDE = 110  # columns from which two models stand side by side
@@ -33,7 +35,7 @@ def title(t: Translate) -> RenderableType:
 
 def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
     """Where the models are from: (name, kind of origin, dtype, device) a row."""
-    kinds = {"hub": t("hub", "хаб"), "folder": t("folder", "папка"), "embedded": t("embedded", "встроенная")}
+    kinds = {"hub": t("hub", "хаб"), "folder": t("folder", "папка"), "embedded": t("embedded", "встроенная"), "python": "Python"}
     result = table(t("model", "модель"), t("from", "откуда"), "dtype", t("device", "устройство"))
     for name, kind, dtype, device in rows:
         result.add_row(Text(visible(name)), kinds[kind], str(dtype).removeprefix("torch."), str(device))
@@ -42,21 +44,99 @@ def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
 
 def settings_line(sampling: Sampling, origins: dict[str, str], t: Translate) -> RenderableType:
     """The sampling settings in the order of the filters, each with where it is from."""
-    words = {"flag": t("flag", "флаг"), "checkpoint": t("checkpoint", "чекпойнт"), "default": t("default", "умолчание")}
+    words = origin_words(t)
     off = t("off", "нет")
-    greedy = sampling.greedy
-    values = dict(
-        repetition_penalty=sampling.repetition_penalty,
-        temperature=sampling.temperature,
-        top_k=None if greedy else sampling.top_k,
-        top_p=None if greedy else sampling.top_p,
-        seed=None if greedy else sampling.seed,
-    )
-    parts = [
-        f"{FILTER_NAMES.get(name, name)} {off if value is None else f'{value:g}'} ({words[origins[name]]})"
-        for name, value in values.items()
-    ]
+    of_draws = ("top_k", "top_p", "min_p", "typical_p", "seed")
+    always = ("repetition_penalty", "temperature", "top_k", "top_p", "seed")  # the others only where they are asked for
+    parts = []
+    for name in [name for name in (*FILTER_NAMES, "seed") if name in origins]:
+        value = None if sampling.greedy and name in of_draws else getattr(sampling, name, None)
+        if name in always or value not in (None, 0):
+            parts.append(f"{FILTER_NAMES.get(name, name)} {off if value is None else setting_text(value)} ({words[origins[name]]})")
     return Text(" → ".join(parts[:-1]) + "; " + parts[-1], "dim")
+
+
+def origin_words(t: Translate) -> dict[str | None, str]:
+    """Where a setting's value is from, in words."""
+    return {
+        "flag": t("flag", "флаг"),
+        "checkpoint": t("checkpoint", "чекпойнт"),
+        "library": t("library", "библиотека"),
+        "default": t("default", "умолчание"),
+        "fixed": t("always so", "всегда так"),
+        None: "",
+    }
+
+
+def setting_text(value: object) -> str:
+    """A setting's value, short: long lists of ids are cut, sequences of ids stand in brackets."""
+    if value is None:
+        return "–"
+    if isinstance(value, (tuple, list)):
+        parts = [f"[{' '.join(map(str, part))}]" if isinstance(part, (tuple, list)) else str(part) for part in value]
+        return visible(" ".join(parts[:4]) + (f" … ({len(parts)})" if len(parts) > 4 else ""))
+    return f"{value:g}" if isinstance(value, float) else visible(str(value))
+
+
+def settings_table(rows: Sequence[Setting], t: Translate) -> RenderableType:
+    """Every generation setting of a run by hand beside that of ``generate()``, and then those that only the latter has.
+
+    In brackets stands what ``generate()`` has and does not use.
+    """
+    words, applied = origin_words(t), {"yes": t("yes", "да"), "off": t("off", "нет")}
+    alone = "generate()", t("from", "откуда")
+    common = table(t("setting", "настройка"), t("this run", "здесь"), t("from", "откуда"), t("acts", "вкл."), *alone)
+    foreign = table(t("not applied here", "здесь не применяется"), *alone)
+    for column in (foreign.columns[0], *(common.columns[i] for i in (0, 2, 3, 5))):
+        column.no_wrap = True
+    common.columns[4].min_width = len("generate()")
+    for row in rows:
+        text = setting_text(row.alone)
+        there = f"({text})" if row.idle and row.alone is not None else text, words[row.alone_origin]
+        if row.applied == "no":
+            foreign.add_row(row.name, *map(Text, there), style="yellow" if row.notes else "dim")
+        else:
+            here = setting_text(row.here), words[row.origin], applied[row.applied]
+            common.add_row(
+                row.name, *map(Text, (*here, *there)), style="bold" if row.applied == "yes" else "yellow" if row.notes else "dim"
+            )
+    return Group(common, Text(""), foreign, Text(""))
+
+
+def settings_remarks(rows: Sequence[Setting], t: Translate) -> RenderableType:
+    """What the table of the settings does not say, a line for each remark."""
+    lines = []
+    for row in rows:
+        name, alone, here = row.name, setting_text(row.alone), setting_text(row.here)
+        ships = t(f"{name}: the checkpoint ships {alone}", f"{name}: в чекпойнте {alone}")
+        remarks = {
+            "not taken": t(f"{ships}; not taken: --checkpoint-settings takes it", f"{ships}; не взято: возьмёт --checkpoint-settings"),
+            "withheld": t(
+                f"{ships}; not taken, and --checkpoint-settings is refused, see below",
+                f"{ships}; не взято, и --checkpoint-settings откажет, см. ниже",
+            ),
+            "overruled": t(f"{ships}; the flag says {here}", f"{ships}; по флагу {here}"),
+            "limit": t(f"{ships}; --max-new-tokens decides here", f"{ships}; здесь решает --max-new-tokens"),
+            "idle": t(
+                f"{ships}; generate() does not use it, it does not sample", f"{ships}; generate() его не применяет: он не сэмплирует"
+            ),
+            "missing": t(
+                f"{ships}; generate() applies it, this run cannot, so --checkpoint-settings is refused",
+                f"{ships}; generate() его применяет, здесь этого нет, поэтому --checkpoint-settings откажет",
+            ),
+            "filled in": t(
+                f"{name}: nobody asks for {alone}, generate() fills it in when it samples",
+                f"{name}: {alone} никто не просил, generate() подставляет его, когда сэмплирует",
+            ),
+            "greedy too": t(f"{name}: acts on greedy runs, too", f"{name}: действует и в жадном режиме"),
+            "one token": t(f"{name}: acts only where a single token is fed", f"{name}: действует, только если на входе один токен"),
+        }
+        lines += [remarks[note] for note in row.notes]
+    brackets = t(
+        "(…) generate() has this value and does not use it. – there is none.",
+        "(…) у generate() есть это значение, но он его не применяет. – значения нет.",
+    )
+    return Text("\n".join([*lines, brackets]), "dim")
 
 
 def notice(lines: Sequence[str], title: str) -> RenderableType:
@@ -110,22 +190,29 @@ def node_label(node: ModuleNode, t: Translate) -> tuple[Text, Text]:
     return Text(node.name, style), what
 
 
-def node_table(node: ModuleNode, width: int, t: Translate) -> Table:
-    """A module tree ``width`` columns wide: names and types as a tree, parameters and memory beside it."""
+def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = False) -> Table:
+    """A module tree ``width`` columns wide: names and types as a tree, parameters and memory beside it; roles and FLOPs on request."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     grid.add_column(justify="right", no_wrap=True, min_width=6)
     grid.add_column(justify="right", no_wrap=True, min_width=9)
-    grid.add_row(*(Text(head, "dim") for head in (t("module", "модуль"), t("params", "парам."), t("memory", "память"))))
+    heads, room = [t("module", "модуль"), t("params", "парам."), t("memory", "память")], width - 17
+    if with_costs:
+        grid.add_column(justify="right", no_wrap=True, min_width=6)
+        grid.add_column(no_wrap=True, min_width=12)
+        heads, room = [*heads, "FLOPs", t("role", "роль")], room - 21
+    grid.add_row(*(Text(head, "dim") for head in heads))
 
     def add(node: ModuleNode, guides: str, lead: str) -> None:
         name, what = node_label(node, t)
-        numbers = (
+        numbers = [
             Text("=", "yellow") if node.tied_to else count(node.parameters) if node.parameters else "",
             memory(node.bytes) if node.bytes else "",
-        )
+        ]
+        if with_costs:
+            numbers += [count(node.flops) if node.flops else "", Text((node.role or "").replace("layers.*.", "· "), "magenta")]
         label = Text(lead, "dim") + name + Text(" " if name else "") + what
-        if label.cell_len > width - 17 and what:  # too long for one line: the name, and below it what it is
+        if label.cell_len > room and what:  # too long for one line: the name, and below it what it is
             grid.add_row(Text(lead, "dim") + name)
             label = Text(guides + ("│ " if node.children else "  ") + " ", "dim") + what
         grid.add_row(label, *numbers)
@@ -137,14 +224,80 @@ def node_table(node: ModuleNode, width: int, t: Translate) -> Table:
     return grid
 
 
-def tree_panel(node: ModuleNode, title: str, width: int, t: Translate) -> Panel:
+def tree_panel(node: ModuleNode, title: str, width: int, t: Translate, costs: Costs | None = None) -> Panel:
     """A module tree with its totals, in a panel ``width`` columns wide."""
     total = t("{:,} parameters, {}; tied weights counted once", "{:,} параметров, {}; общие веса учтены один раз")
     tied = next((child for child in node.children if child.tied_to), None)
-    lines = [Text(total.format(node.parameters, memory(node.bytes)))]
+    lines: list[RenderableType] = [Text(total.format(node.parameters, memory(node.bytes)))]
     if tied:
         lines.append(Text(t("= {} uses the weights of {}", "= {} берёт веса из {}").format(tied.name, tied.tied_to), "yellow"))
-    return Panel(Group(node_table(node, width - 4, t), *lines), title=Text(visible(title), "bold"), padding=(0, 1))
+    if costs is not None:
+        lines += [Text(""), costs_table([costs], [], t), *remarks(costs, t)]
+    return Panel(Group(node_table(node, width - 4, t, costs is not None), *lines), title=Text(visible(title), "bold"), padding=(0, 1))
+
+
+def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate) -> Table:
+    """What models cost, a column each."""
+    result = table("", *titles) if titles else Table.grid(padding=(0, 2))
+    rows = [
+        (t("parameters", "параметры"), lambda c: f"{c.parameters:,}"),
+        (t("act on each token", "действуют на каждый токен"), lambda c: f"{c.active_parameters:,}"),
+        (t("memory", "память"), lambda c: ", ".join(f"{memory(size)} {name}" for name, size in c.bytes.items())),
+        (
+            t("KV-cache per token", "KV-cache на токен"),
+            lambda c: cache_words(c, t),
+        ),
+        (
+            t("FLOPs per token", "FLOP на токен"),
+            lambda c: t(
+                f"{count(c.flops)} at {c.context:,} tokens, of these attention {c.attention_flops / max(1, c.flops):.1%}",
+                f"{count(c.flops)} при {c.context:,} токенах, из них внимание {c.attention_flops / max(1, c.flops):.1%}",
+            ),
+        ),
+    ]
+    for head, of in rows:
+        result.add_row(Text(head, "dim"), *(Text(of(c)) for c in costs))
+    return result
+
+
+def cache_words(costs: Costs, t: Translate) -> str:
+    """What the KV-cache keeps for a token, and where it stops growing."""
+    if not costs.cache_bytes:
+        return "–"
+    said = ", ".join(f"{memory(costs.cache_bytes[name])} {name}" for name in ("float32", "bfloat16"))
+    until = t(f"; layers with a window stop at {costs.window:,}", f"; слои с окном — до {costs.window:,}") if costs.window else ""
+    return said + until
+
+
+def remarks(costs: Costs, t: Translate) -> list[Text]:
+    """What the figures of a model do not tell."""
+    said = []
+    if costs.left_out:
+        said.append(
+            t(
+                f"{costs.left_out} modules with weights have no known role: FLOPs may leave them out, and the cache is not told",
+                f"у {costs.left_out} модулей с весами роль неизвестна: FLOP могут их не учитывать, а кэш не назван",
+            )
+        )
+    if costs.quantised:
+        said.append(
+            t(
+                f"the checkpoint is stored quantised ({costs.quantised}): the memory column is that of whole weights",
+                f"чекпойнт хранится квантованным ({costs.quantised}): в колонке память целых весов",
+            )
+        )
+    return [Text(line, "yellow") for line in said]
+
+
+def tree_difference(rows: Sequence[RoleDifference], names: Sequence[str], costs: Sequence[Costs], t: Translate) -> RenderableType:
+    """Two trees aligned by role; where they differ stands out."""
+    result = table("", t("role", "роль"), *(visible(name) for name in names), wide=(2, 3))
+    for row in rows:
+        style = "dim" if row.equal else "bold yellow"
+        result.add_row(Text("=" if row.equal else "≠", style), *(Text(text or "–", style) for text in (row.role, row.a, row.b)))
+    different = sum(not row.equal for row in rows)
+    said = t(f"{different} of {len(rows)} roles differ", f"различаются роли: {different} из {len(rows)}")
+    return Group(result, Text(said, "bold"), Text(""), costs_table(costs, [visible(name) for name in names], t))
 
 
 def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:
@@ -213,44 +366,84 @@ def fed_panel(name: str, tokens: Sequence[Token], unknown: Sequence[str], t: Tra
         shown = token_line(tokens)
     lines = [shown]
     if unknown:
-        listed = ", ".join(quoted(c) for c in unknown[:20]) + (" …" if len(unknown) > 20 else "")
-        lines.append(
-            Text(t(f"not in the vocabulary, fed as unknown: {listed}", f"нет в словаре, поданы как неизвестные: {listed}"), "yellow")
-        )
+        lines.append(unknown_line(unknown, t))
     title = Text(f"{visible(name)}: {tokens_of(len(tokens), t)} " + t("fed", "на входе"))
     return Panel(Group(*lines), title=title, title_align="left")
 
 
-FILTER_NAMES = {"repetition_penalty": "penalty", "temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "greedy": "greedy"}
+FILTER_NAMES = {  # in the order in which they act
+    "repetition_penalty": "penalty",
+    "no_repeat_ngram_size": "n-grams",
+    "bad_words_ids": "bad words",
+    "min_length": "min-length",
+    "min_new_tokens": "min-new",
+    "forced_bos_token_id": "force-bos",
+    "forced_eos_token_id": "force-eos",
+    "suppress_tokens": "suppress",
+    "begin_suppress_tokens": "begin",
+    "temperature": "temperature",
+    "top_k": "top-k",
+    "top_p": "top-p",
+    "min_p": "min-p",
+    "typical_p": "typical-p",
+    "greedy": "greedy",
+}
 
 
-def candidate_table(step: Step, stages: dict[str, Sequence[float]], t: Translate) -> RenderableType:
-    """One step's candidates through every filter.
+def unknown_line(unknown: Sequence[str], t: Translate) -> Text:
+    """A notice of characters that a tokenizer does not know."""
+    listed = ", ".join(quoted(c) for c in unknown[:20]) + (" …" if len(unknown) > 20 else "")
+    return Text(t(f"not in the vocabulary, fed as unknown: {listed}", f"нет в словаре, поданы как неизвестные: {listed}"), "yellow")
+
+
+def candidate_table(step: Step, stages: dict[str, Sequence[float]], t: Translate, width: int = 80) -> RenderableType:
+    """One step's candidates through every filter, in as many tables under one another as ``width`` columns ask for.
 
     ``stages`` is, for each filter that was on, the candidates' probabilities after it, in the order of ``step.candidates``.
+    A filter that changed none of them has no column and is named below.
     """
-    names = [FILTER_NAMES.get(name, name) for name in stages]
-    drawn = any(c.draw is not None for c in step.candidates)
-    columns = [t("token", "токен"), t("logit", "логит"), t("p before", "p до"), *names, *(["q", "p/q"] if drawn else []), ""]
-    result = table(*columns, numbers=range(1, len(columns) - 1))
-    for i, candidate in enumerate(step.candidates):
-        chosen = candidate.token.id == step.token.id
-        cells = [f"{candidate.logit:.3f}", f"{candidate.probability_before:.4f}"]
-        previous = candidate.probability_before
-        for name in stages:
-            p = stages[name][i]
-            cells.append(f"{p:.4f}" if p else (t("removed", "убран") if previous else "–"))
-            previous = p
-        if drawn:
-            ratio = candidate.probability_after / candidate.draw if candidate.draw else 0.0
-            cells += [f"{candidate.draw:.3f}", f"{ratio:.4f}" if candidate.probability_after else "–"]
-        mark = t("◀ chosen", "◀ выбран") if chosen else ""
-        style = "bold green" if chosen else "dim" if candidate.removed_by else "none"
-        result.add_row(Text(quoted(candidate.token.text)), *cells, mark, style=style)
+    candidates = step.candidates
+    tokens = [t("token", "токен"), *(quoted(c.token.text) for c in candidates)]
+    columns = [
+        [t("logit", "логит"), *(f"{c.logit:.3f}" for c in candidates)],
+        [t("p before", "p до"), *(f"{c.probability_before:.4f}" for c in candidates)],
+    ]
+    before, idle = [c.probability_before for c in candidates], []
+    for name, after in stages.items():
+        if list(after) == before:
+            idle.append(FILTER_NAMES.get(name, name))
+            continue
+        cells = (f"{p:.4f}" if p else t("removed", "убран") if was else "–" for p, was in zip(after, before, strict=True))
+        columns.append([FILTER_NAMES.get(name, name), *cells])
+        before = list(after)
+    drawn = any(c.draw is not None for c in candidates)
+    if drawn:
+        columns.append(["q", *(f"{c.draw:.3f}" for c in candidates)])
+        columns.append(["p/q", *(f"{c.probability_after / c.draw:.4f}" if c.probability_after and c.draw else "–" for c in candidates)])
+    marks = ["", *(t("◀ chosen", "◀ выбран") if c.token.id == step.token.id else "" for c in candidates)]
+    together = 2 if drawn else 1  # columns at the end that the marks stay with
+    parts, room = [], -1
+    for group in [*([column] for column in columns[:-together]), [*columns[-together:], marks]]:
+        size = sum(max(map(cell_len, column)) + 3 for column in group)
+        if size > room:
+            parts.append([])
+            room = width - max(map(cell_len, tokens))
+        parts[-1] += group
+        room -= size
+    tables = []
+    for part in parts:
+        result = table(tokens[0], *(column[0] for column in part), numbers=range(1, len(part) + (part[-1] is not marks)))
+        for i, candidate in enumerate(candidates, 1):
+            style = "bold green" if candidate.token.id == step.token.id else "dim" if candidate.removed_by else "none"
+            result.add_row(Text(tokens[i]), *(column[i] for column in part), style=style)
+        tables.append(result)
     others = t(
         f"{step.other_mass:.4f} of the probability is on tokens not listed", f"{step.other_mass:.4f} вероятности у токенов вне списка"
     )
-    return Group(result, Text(f"{others}; {t('entropy', 'энтропия')} {step.entropy:.3f} {t('nats', 'нат')}", "dim"))
+    notes = [f"{others}; {t('entropy', 'энтропия')} {step.entropy:.3f} {t('nats', 'нат')}"]
+    if idle:
+        notes.append(t("changed none of these: ", "здесь ничего не изменили: ") + ", ".join(idle))
+    return Group(*tables, Text("\n".join(notes), "dim"))
 
 
 def sentence(step: Step, t: Translate) -> str:
@@ -260,7 +453,11 @@ def sentence(step: Step, t: Translate) -> str:
         return quoted(step.token.text)
     if "greedy" in step.kept:
         words = t("{}: the most probable; p {}", "{}: самый вероятный; p {}")
-        return words.format(quoted(step.token.text), chance(chosen.probability_before))
+        if chosen is not step.candidates[0]:
+            words = t("{}: the most probable after the filters; p {}", "{}: самый вероятный после фильтров; p {}")
+        text = words.format(quoted(step.token.text), chance(chosen.probability_before))
+        banned = next((c for c in step.candidates if c.removed_by not in (None, "greedy")), None)
+        return text + removed_text(banned, t) if banned else text
     left = list(step.kept.values())[-1] if step.kept else None
     rank = (
         t(f"rank {step.rank} of {left:,} kept", f"{step.rank}-й из {left:,} оставшихся")
@@ -273,10 +470,13 @@ def sentence(step: Step, t: Translate) -> str:
     if not removed and len(sizes) > 1 and sizes[-1][1] < sizes[-2][1]:  # none of the listed ones, but others
         by, gone = FILTER_NAMES.get(sizes[-1][0], sizes[-1][0]), sizes[-2][1] - sizes[-1][1]
         text += t(f"; {by} removed {gone:,} tokens", f"; {by} убрал токенов: {gone:,}")
-    if removed:
-        by = FILTER_NAMES.get(removed.removed_by, removed.removed_by)
-        text += t(f"; {by} removed {quoted(removed.token.text)}", f"; {by} убрал {quoted(removed.token.text)}")
-    return text
+    return text + removed_text(removed, t) if removed else text
+
+
+def removed_text(candidate: Candidate, t: Translate) -> str:
+    """Which filter removed a candidate, as the end of a sentence."""
+    by = FILTER_NAMES.get(candidate.removed_by, candidate.removed_by)
+    return t(f"; {by} removed {quoted(candidate.token.text)}", f"; {by} убрал {quoted(candidate.token.text)}")
 
 
 def why(reason: str, t: Translate) -> str:
@@ -356,6 +556,8 @@ def verdict_line(name: str, verdict: Verdict, t: Translate) -> RenderableType:
                 f": запас был {verdict.margin:.2g}, стороны разошлись в нём на {verdict.observed_error:.2g}",
             )
         )
+    if verdict.cause:
+        line.append(f"; {visible(verdict.cause)}")
     where, size = verdict.first_difference + 1, f"{verdict.max_difference:.2g}"
     hand, generate, floor = (f"{error:.2g}" for error in (verdict.error_hand, verdict.error_generate, verdict.floor))
     line.append(t(f"; logits first differ at step {where}, by up to {size}", f"; логиты впервые различаются на шаге {where}, до {size}"))
@@ -419,6 +621,31 @@ def text_panel(prompt: str, run: Run, t: Translate) -> RenderableType:
     )
 
 
+def continuations(prompts: Sequence[str], runs: Sequence[Run], unknown: Sequence[str], t: Translate) -> RenderableType:
+    """Many prompts and their continuations, a line each; ``unknown`` are the characters that the tokenizer does not know."""
+    result = Table.grid(padding=(0, 2))
+    result.add_column(justify="right", style="dim", no_wrap=True)
+    result.add_column(ratio=1, overflow="fold")
+    result.add_column(style="dim", overflow="fold")
+    for i, (prompt, run) in enumerate(zip(prompts, runs, strict=True), 1):
+        text = Text.assemble((visible(prompt), "dim"), ("|", "dim cyan"), (visible(run.text), "bold"))
+        result.add_row(str(i), text, f"{tokens_of(len(run.steps), t)}; {why(run.stop_reason, t)}")
+    count = sum(len(run.steps) for run in runs)
+    seconds = sum(step.seconds for run in runs for step in run.steps) / max(1, count)
+    lines = [
+        result,
+        Text(t(f"{tokens_of(count, t)}, {duration(seconds)} each", f"{tokens_of(count, t)}, {duration(seconds)} на каждый"), "dim"),
+    ]
+    if unknown:
+        lines.append(unknown_line(unknown, t))
+    return Group(*lines)
+
+
+def places(sizes: dict[str, int]) -> RenderableType:
+    """Where the weights of a model lie that was spread: place → bytes."""
+    return Text("weights: " + ", ".join(f"{memory(size)} on {place}" for place, size in sizes.items()), "dim")
+
+
 def closing(t: Translate) -> RenderableType:
     """What was shown, in a sentence, and what to try next."""
     said = t(
@@ -438,3 +665,19 @@ def closing(t: Translate) -> RenderableType:
     for arguments, what in commands:
         lines.add_row(Text(f"{command} {arguments}", "bold"), Text(what, "dim"))
     return Panel(Group(Text(said), Text(""), lines), box=box.HEAVY)
+
+
+def coverage_table(heads: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> RenderableType:
+    """What became of each model type: (type, head, …figures…, reason) a row; on a narrow terminal head and reason below the figures."""
+    if width >= 140:
+        result = table(*heads, wide=(1, len(heads) - 1))
+        for row in rows:
+            result.add_row(*map(Text, row))
+        return result
+    lines = []
+    for name, head, *figures, reason in rows:
+        labels = ("", "", "", *(f"{head} " for head in heads[5:-1]))  # levels speak for themselves
+        said = " · ".join(f"{label}{value}" for label, value in zip(labels, figures, strict=True) if value != "–")
+        lines.append(Text.assemble((name, "bold"), "  ", (said, "dim")))
+        lines += [Padding(Text(text, style), (0, 0, 0, 4)) for text, style in ((head, "green"), (reason, "yellow")) if text != "–"]
+    return Group(*lines)

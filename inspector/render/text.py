@@ -42,8 +42,8 @@ def quoted(text: str) -> str:
 
 
 def count(number: int) -> str:
-    """A number of parameters, short: 803.7k, 494.0M."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+    """A number of parameters or FLOPs, short: 803.7k, 494.0M."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.1f}{unit}"
     return str(number)

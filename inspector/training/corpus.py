@@ -141,10 +141,10 @@ def build(seed: int = 0, validation_share: float = 0.1, pairs_per_form: int = 8)
     return Corpus(train=lines(train_given, train_surnames), validation=lines(validation_given, validation_surnames))
 
 
-def read_lines(path: str | PathLike[str]) -> list[str]:
-    """Read a UTF-8 text file of one item a line; raise ValueError, with the remedy, where that cannot be done."""
+def read_text(path: str | PathLike[str]) -> str:
+    """Read a UTF-8 text file, a byte order mark left out; raise ValueError, with the remedy, where that cannot be done."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; give the path of a text file with one item a line") from None
     except IsADirectoryError:
@@ -153,6 +153,11 @@ def read_lines(path: str | PathLike[str]) -> list[str]:
         raise ValueError(f"{path}: not UTF-8 (at byte {error.start}); save the file as UTF-8 text") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def read_lines(path: str | PathLike[str]) -> list[str]:
+    """Read a UTF-8 text file of one item a line; raise ValueError as ``read_text`` does, and for a file without items."""
+    text = read_text(path)
     # Not splitlines(): it also splits at characters such as U+2028 and form feed, which may stand inside an item.
     items = [item for line in text.split("\n") if (item := line.strip())]
     if not items:

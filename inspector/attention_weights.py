@@ -1,0 +1,165 @@
+"""Attention weights, layer by layer: which token looks at which.
+
+They come from a pass of its own: the fused attention that a model usually runs never has them. Shape letters: T tokens,
+D hidden, H heads.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .loaded import Loaded
+from .models import MultiHeadAttention
+from .records import Attention, AttentionHead, AttentionLayer, AttentionMap
+from .tracing import InvariantError, components, prepared, tokens
+
+# Where a configuration keeps which attention runs. By the public name it would be set in the configurations inside this one, too.
+IMPLEMENTATION = "_attn_implementation_internal"
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[str]:
+    """While it is active, transformers' attention is the eager one. Yields what it is otherwise; that is back afterwards."""
+    configs = {id(config): config for module in model.modules() if hasattr(config := getattr(module, "config", None), IMPLEMENTATION)}
+    before = [(config, getattr(config, IMPLEMENTATION)) for config in configs.values()]
+    try:
+        for config, _ in before:
+            setattr(config, IMPLEMENTATION, "eager")
+        yield str(before[0][1]) if before else "sdpa"
+    finally:
+        for config, usual in before:
+            setattr(config, IMPLEMENTATION, usual)
+
+
+@torch.no_grad()
+def watched(m: Loaded, ids_1T: Tensor, see: Callable[[str, Tensor], None]) -> tuple[Tensor, str]:
+    """An eager pass over a prompt: ``see`` gets each layer's role and weights [H, T, T] as soon as they are there.
+
+    Only one layer's weights are held at a time. Returns the final hidden states [1, T, D], and the attention that the model
+    runs otherwise, which is set again afterwards, after an exception, too.
+
+    Raises:
+        InvariantError: no layer gave weights, or those of a native layer do not make its output.
+    """
+    length = ids_1T.shape[1]
+    modules = {role: module for role, module in components(m).items() if re.fullmatch(r"layers\d*\.\d+\.attn", role)}
+    given = []
+
+    def end(role: str, module: nn.Module, inputs: tuple, options: dict, output: object) -> None:
+        if isinstance(module, MultiHeadAttention):
+            weights_1HTT = native_weights(role, module, inputs, options, output)
+        else:
+            parts = output if isinstance(output, tuple) else ()
+            fitting = (x for x in parts if isinstance(x, Tensor) and x.dim() == 4 and tuple(x.shape[-2:]) == (length, length))
+            weights_1HTT = next(fitting, None)
+        if weights_1HTT is not None:
+            given.append(role)
+            see(role, weights_1HTT[0])
+
+    hooks = []
+    try:
+        for role, module in modules.items():
+            hook = lambda module, inputs, options, output, role=role: end(role, module, inputs, options, output)  # noqa: E731
+            hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+        with eager(m.model) as usual:
+            hidden_1TD = m.split.backbone(ids_1T)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not given:
+        why = "its attention hands out no weights" if modules else "no layer has a module that is recognised as attention"
+        raise InvariantError(f"{m.origin.name}: {why}")
+    return hidden_1TD, usual
+
+
+def native_weights(role: str, module: MultiHeadAttention, inputs: tuple, options: dict, output: Tensor) -> Tensor:
+    """The weights [B, H, T, T] of a native attention, computed beside it. Raises ``InvariantError`` if they do not make its output."""
+    weights_BHTT = module.weights(*inputs, **options)
+    again_BTD = module.o_proj((weights_BHTT @ module.heads(inputs[0])[2]).transpose(1, 2).flatten(2))
+    if not near(again_BTD, output):
+        raise InvariantError(f"{role}: the weights times the values are not what the attention gives")
+    return weights_BHTT
+
+
+def near(a: Tensor, b: Tensor) -> bool:
+    """Whether two ways to compute the same agree in half of the digits: what no rounding in a deep model exceeds."""
+    return float((a - b).abs().max()) <= torch.finfo(a.dtype).eps ** 0.5 * float(b.abs().max())
+
+
+def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = ()) -> Attention:
+    """Every head's attention in numbers, and the whole of it for the heads in ``maps``, (layer, head) each, from 0.
+
+    Raises:
+        ValueError: the prompt is wrong, or there is no such head.
+        InvariantError: a row of weights does not sum to 1, a token looks at a later one, or the eager pass is not the usual one.
+    """
+    ids_1T = prepared(m, ids)
+    layers: list[AttentionLayer] = []
+    kept: dict[tuple[int, int], AttentionMap] = {}
+    shapes: dict[int, int] = {}
+
+    def see(role: str, weights_HTT: Tensor) -> None:
+        layers.append(AttentionLayer(role, tuple(summary(m, role, head, w_TT) for head, w_TT in enumerate(weights_HTT))))
+        layer = int(role.split(".")[1])
+        shapes[layer] = len(weights_HTT)
+        for head in {head for at, head in maps if at == layer and head < len(weights_HTT)}:
+            rows = weights_HTT[head].tolist()
+            kept[layer, head] = AttentionMap(
+                layer, head, tuple(tuple(row[: i + 1] if m.split.causal else row) for i, row in enumerate(rows))
+            )
+
+    hidden_1TD, usual = watched(m, ids_1T, see)
+    for layer, head in maps:
+        if (layer, head) not in kept:
+            there = (
+                f"layer {layer} has the heads 0 to {shapes[layer] - 1}" if layer in shapes else f"its layers are {spans(sorted(shapes))}"
+            )
+            raise ValueError(f"head {layer}.{head} (LAYER.HEAD) is not in {m.origin.name}: {there}")
+    with torch.no_grad():
+        usual_1TD = m.split.backbone(ids_1T)
+    difference, scale = float((hidden_1TD - usual_1TD).abs().max()), float(usual_1TD.abs().max())
+    if not near(hidden_1TD, usual_1TD):
+        raise InvariantError(
+            f"{m.origin.name}: the eager pass is not the usual one ({usual}): hidden states up to {scale:.3g} differ by {difference:.3g}"
+        )
+    in_order = tuple(kept[pair] for pair in dict.fromkeys(maps))
+    return Attention(m.origin.name, tokens(m, ids), usual, difference, scale, m.split.causal, tuple(layers), in_order)
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Rising numbers in words: 0-3, 5."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+def summary(m: Loaded, role: str, head: int, weights_TT: Tensor) -> AttentionHead:
+    """The record of one head. Raises ``InvariantError`` where its weights are not a distribution over a token and those before it."""
+    length = len(weights_TT)
+    p_TT = weights_TT.float()
+    places_T = torch.arange(length, device=p_TT.device, dtype=torch.float32)
+    sums_T = p_TT @ torch.ones_like(places_T)
+    if bool(sums_T.isnan().any()):
+        raise InvariantError(f"{role}, head {head}: NaN among the weights: without --attention, inspector trace shows where it begins")
+    worst = int((sums_T - 1).abs().argmax())
+    # each weight is rounded, and so is each of the T additions in the softmax and here
+    tolerance = 4 * torch.finfo(weights_TT.dtype).eps + 2 * length * torch.finfo(torch.float32).eps
+    if abs(float(sums_T[worst]) - 1) > tolerance:
+        raise InvariantError(
+            f"{role}, head {head}: the weights of position {worst} sum to {float(sums_T[worst]):.6g}, not to 1: "
+            "an attention sink takes the rest, or it is no softmax"
+        )
+    if m.split.causal and int(p_TT.triu(1).count_nonzero()):
+        raise InvariantError(f"{role}, head {head}: a token looks at a later one")
+    return AttentionHead(
+        entropy=float(torch.special.entr(p_TT).sum()) / length,
+        distance=float((places_T - p_TT @ places_T).mean()),
+        first=float(p_TT[:, 0].mean()),
+    )

@@ -1,0 +1,410 @@
+"""Two models, A and B: the first component of B that makes something else of A's input, beyond rounding.
+
+Each component of B is given A's input to the same role, so that it answers for itself alone: what is inherited from the
+components before it is gone. Masks, positions and everything else stay B's own. What B would have given the component is
+compared too, before it is replaced: a difference there arises between components, in code that has no module.
+
+The search goes from the outside inwards: the blocks; inside the first block that differs its norms, attention and
+feed-forward; inside the first of these that differs its parts. So two models whose blocks do the same agree, however their
+insides are arranged (a norm's weights folded into the projection after it, heads in another order).
+
+Shape letters: B batch, T tokens, R rows of a tensor (its last dimension left out), V vocabulary.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .decoding import check_request, next_logits
+from .heads import forward, logits_of
+from .loaded import Loaded
+from .records import ComponentGap, Divergence, Flip, Gap, Place
+from .roles import modules_by_role, roles
+from .verifying import LiftedCasts
+
+Rows = dict[tuple[str, str], Tensor]  # (role, "input" or "output") → the largest difference [R] of each row of the tensor
+
+
+@dataclass
+class Call:
+    """The only call of a component in a forward pass: the hidden states given to it, and what it made of them."""
+
+    states: list[Tensor]
+    output: Tensor | None = None
+
+
+def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) -> Divergence:
+    """The first component of ``b`` that introduces more than rounding to what ``a`` computes, and what follows from it.
+
+    The expected rounding of a component is measured on A alone, so no bug of B's widens it: how far A's component is from
+    itself in float64 (with transformers' casts to float32 lifted) and in B's precision, all given the same input. More than
+    ``records.ROUNDINGS`` times that is a difference. Both models stay as they are, bit for bit.
+
+    Args:
+        a: the model that counts as right.
+        b: the other one: another implementation, precision or checkpoint.
+        ids: tokens that both are fed.
+        max_new_tokens: the most steps of the greedy continuation in which a flipped token is looked for.
+
+    Raises:
+        ValueError: ids that one of them cannot read, models that share no component, or an A that does not run in float64.
+    """
+    check_fed(a, b, ids, max_new_tokens)
+    ids_1T = torch.as_tensor(ids).reshape(1, -1)
+    own_a, logits_a = record(a, ids_1T)
+    own_b, logits_b = record(b, ids_1T)
+    width = min(logits_a.shape[-1], logits_b.shape[-1])  # the head's padding may differ
+    own_a["logits"] = Call([logits_a[..., :width]])
+    reshaped = [f"{role} {said}" for role in own_a if role in own_b and (said := other_shapes(own_a[role], own_b[role]))]
+    shared = [role for role in own_a if role in own_b and not other_shapes(own_a[role], own_b[role])]
+    if not shared:
+        raise ValueError(f"{a.origin.name} and {b.origin.name} share no component of the same shape: there is nothing to compare")
+
+    dtypes = dtype_of(a.model), dtype_of(b.model)
+    step = max(torch.finfo(dtype).eps for dtype in dtypes)
+    around = parents(a, shared)
+    free_rows = rounding_of(a, dtypes[1], own_a, ids_1T, [], [])
+    components, forced, scope, place = [], [], "", None
+    while True:
+        inside = [role for role in shared if around[role] == scope]
+        forced += inside
+        found = compare(b.model, roles_of(b), own_a, ids_1T, forced, inside)
+        own = rounding_of(a, dtypes[1], own_a, ids_1T, forced, inside)
+        level = []
+        for role in [*inside, *(["logits"] if not scope else [])]:
+            call = own_a[role]
+            gaps = {
+                side: worst(found[role, side], [rows[role, side] for rows in own if (role, side) in rows], tensor, step, len(ids))
+                for side, tensor in (("input", call.states[0]), ("output", call.output))
+                if (role, side) in found
+            }
+            free = logits_b[..., :width] if role == "logits" else own_b[role].output
+            together = float(differences(own_a[role].states[0] if role == "logits" else call.output, free).max())
+            level.append(ComponentGap(role, gaps.get("input"), gaps.get("output"), together))
+        components += level
+        first = next((c for c in level if any(gap and gap.introduced for gap in (c.input, c.output))), None)
+        if first is None:
+            place = Place(scope, after=tuple(inside)) if scope else None
+        elif first.input and first.input.introduced:
+            place = Place(scope, after=behind(inside, first.role), before=first.role)
+        else:
+            scope = first.role
+            if scope in around.values():
+                continue
+            place = Place(scope)
+        break
+
+    speaker = a if a.tokenizer is not None or b.tokenizer is None else b
+    last_a, last_b = logits_a[0, -1].float(), logits_b[0, -1].float()
+    steps, flip = first_flip(a, b, ids_1T, max_new_tokens, width)
+    return Divergence(
+        a=a.origin.name,
+        b=b.origin.name,
+        dtype_a=str(dtypes[0]).removeprefix("torch."),
+        dtype_b=str(dtypes[1]).removeprefix("torch."),
+        tokens=tuple(speaker.texts.token(id) for id in ids),
+        place=place,
+        components=tuple(components),
+        only_a=condensed(role for role in own_a if role not in own_b and role != "logits"),
+        only_b=condensed(role for role in own_b if role not in own_a),
+        reshaped=condensed(reshaped),
+        logits_difference=float(differences(own_a["logits"].states[0], logits_b[..., :width]).max()),
+        logits_rounding=max(float(rows["logits", "input"].max()) for rows in free_rows),
+        margin_a=margin(last_a),
+        margin_b=margin(last_b),
+        compared_steps=steps,
+        flip=flip and replace(flip, a=speaker.texts.token(flip.a), b=speaker.texts.token(flip.b)),
+        notes=tuple(remarks(a, b)),
+    )
+
+
+def check_fed(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int) -> None:
+    """Refuses ids that one of the models cannot read. Raises ``ValueError``."""
+    for m in (a, b):
+        check_request(len(ids), max_new_tokens, m.context_length)
+        if outside := [id for id in ids if not 0 <= id < m.vocab_size]:
+            raise ValueError(f"token id {outside[0]}: {m.origin.name} has the ids 0 to {m.vocab_size - 1}, so both cannot be fed the same")
+
+
+def remarks(a: Loaded, b: Loaded) -> Iterator[str]:
+    """What to know about the tokens that both are fed."""
+    if a.tokenizer is None and b.tokenizer is not None:
+        yield "ids of b"
+    elif b.tokenizer is not None and a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
+        yield "other vocabulary"
+
+
+def roles_of(m: Loaded) -> dict[str, nn.Module]:
+    """Role → module of a model."""
+    return modules_by_role(m.model, m.split.backbone_name, m.split.head_names)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The precision of a model: that of its first weight."""
+    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+
+
+@torch.no_grad()
+def watched(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    ids_1T: Tensor,
+    given: Callable[[str, list[Tensor]], list[Tensor] | None],
+    made: Callable[[str, Tensor], None],
+) -> Tensor:
+    """Runs a model, and gives its logits [1, T, V].
+
+    ``given`` is told each component's hidden states, and may return others, which then take their place; ``made`` is told
+    what the component made of them.
+    """
+
+    def before(role: str, args: tuple, options: dict) -> tuple[tuple, dict] | None:
+        own = states(args, options)
+        other = given(role, own) if own else None
+        if other is None:
+            return None
+        new = {id(old): tensor for old, tensor in zip(own, other, strict=False)}
+        return tuple(new.get(id(v), v) for v in args), {name: new.get(id(v), v) for name, v in options.items()}
+
+    def after(role: str, output: object) -> None:
+        if (tensor := first_tensor(output)) is not None:
+            made(role, tensor)
+
+    with ExitStack() as hooks:
+        for role, module in modules.items():
+            begin = module.register_forward_pre_hook(lambda m, args, options, role=role: before(role, args, options), with_kwargs=True)
+            hooks.callback(begin.remove)
+            end = module.register_forward_hook(lambda m, args, output, role=role: after(role, output))
+            hooks.callback(end.remove)
+        return logits_of(forward(model, ids_1T.to(next(model.parameters()).device)))
+
+
+def states(args: tuple, options: dict) -> list[Tensor]:
+    """What a module works on among its arguments: the first tensor of numbers, and others of its shape, such as a residual.
+
+    For an embedding it is the ids.
+    """
+    tensors = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
+    numbers = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return [tensor for tensor in numbers if tensor.shape == numbers[0].shape] if numbers else tensors[:1]
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """The first tensor of numbers in what a module returned."""
+    values = [output] if isinstance(output, Tensor) else output.values() if isinstance(output, dict) else output
+    values = values if isinstance(values, Iterable) else ()
+    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+
+def record(m: Loaded, ids_1T: Tensor) -> tuple[dict[str, Call], Tensor]:
+    """The call of each role that runs once, in the order in which they begin, and the logits [1, T, V]."""
+    calls: dict[str, list[Call]] = {}
+
+    def given(role: str, tensors: list[Tensor]) -> None:
+        calls.setdefault(role, []).append(Call([tensor.clone() for tensor in tensors]))
+
+    def made(role: str, output: Tensor) -> None:
+        if role in calls:
+            calls[role][-1].output = output.clone()
+
+    logits_1TV = watched(m.model, roles_of(m), ids_1T, given, made)
+    return {role: once[0] for role, once in calls.items() if len(once) == 1 and once[0].output is not None}, logits_1TV
+
+
+def compare(
+    model: nn.Module, modules: dict[str, nn.Module], own: dict[str, Call], ids_1T: Tensor, forced: Sequence[str], inside: Sequence[str]
+) -> Rows:
+    """Runs a model with the inputs of the ``forced`` roles replaced by A's, and compares those ``inside`` a scope, and the logits."""
+    found: Rows = {}
+
+    def given(role: str, tensors: list[Tensor]) -> list[Tensor] | None:
+        if role in inside:
+            found[role, "input"] = differences(own[role].states[0], tensors[0])
+        return [fitted(a, b) for a, b in zip(own[role].states, tensors, strict=False)] if role in forced else None
+
+    def made(role: str, output: Tensor) -> None:
+        if role in inside:
+            found[role, "output"] = differences(own[role].output, output)
+
+    logits_1TV = watched(model, {role: modules[role] for role in forced}, ids_1T, given, made)
+    found["logits", "input"] = differences(own["logits"].states[0], logits_1TV[..., : own["logits"].states[0].shape[-1]])
+    return found
+
+
+def rounding_of(
+    a: Loaded, dtype_b: torch.dtype, own: dict[str, Call], ids_1T: Tensor, forced: Sequence[str], inside: Sequence[str]
+) -> list[Rows]:
+    """How far A is from itself in float64, and in B's precision where that is another one.
+
+    Raises:
+        ValueError: it does not run in one of them.
+    """
+    found = []
+    for dtype in dict.fromkeys((torch.float64, dtype_b)):
+        if dtype == dtype_of(a.model) and dtype != torch.float64:
+            continue
+        lifted = LiftedCasts() if dtype == torch.float64 else nullcontext()
+        try:
+            with in_dtype(a.model, dtype), plain_experts(a.model), lifted:
+                found.append(compare(a.model, roles_of(a), own, ids_1T, forced, inside))
+        except (RuntimeError, TypeError, ValueError) as error:  # what torch raises where dtypes do not fit
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{a.origin.name} does not run in {name}, by which rounding is measured ({error}): name the other model first"
+            ) from error
+    return found
+
+
+@contextmanager
+def plain_experts(model: nn.Module) -> Iterator[None]:
+    """A mixture of experts by products that every precision has: transformers' grouped ones have no float64."""
+    own = model.get_experts_implementation() if hasattr(model, "get_experts_implementation") else {}
+    if not any(own.values()):
+        yield
+        return
+    try:
+        model.set_experts_implementation("batched_mm")
+        yield
+    finally:
+        model.set_experts_implementation(own)
+
+
+@contextmanager
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """The model in another precision, in place; afterwards its own tensors are there again.
+
+    Constants that are not saved, such as RoPE's frequencies, stay in float32, as where transformers loads a checkpoint. In
+    float64 they are one step of their own precision off: they were rounded when they were computed, and another formula of
+    the same rounds them otherwise, which a thousand tokens on makes an angle of its own.
+    """
+    saved = {id(weight): weight for weight in model.parameters() if weight.is_floating_point()}
+    constants = {}
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                (constants if name in module._non_persistent_buffers_set else saved)[id(buffer)] = buffer
+    own = [(tensor, tensor.data) for tensor in (*saved.values(), *constants.values())]
+    try:
+        for tensor in saved.values():
+            tensor.data = tensor.data.to(dtype)
+        for tensor in constants.values() if dtype == torch.float64 else ():
+            tensor.data = tensor.data.double() * (1 + torch.finfo(tensor.dtype).eps)
+        yield
+    finally:
+        for tensor, data in own:
+            tensor.data = data
+
+
+def squeezed(tensor: Tensor) -> list[int]:
+    """A shape without its ones: [1, T, D] and [T, D] hold the same."""
+    return [n for n in tensor.shape if n != 1]
+
+
+def fitted(a: Tensor, b: Tensor) -> Tensor:
+    """A's tensor in the form that B has."""
+    return a.reshape(b.shape).to(b.device, b.dtype)
+
+
+def other_shapes(a: Call, b: Call) -> str | None:
+    """ "1×8×64 ≠ 1×8×128" where the tensors of two calls cannot be compared; else None."""
+    for x, y in ((a.states[0], b.states[0]), (a.output, b.output)):
+        if squeezed(x) != squeezed(y) or x.is_floating_point() != y.is_floating_point():
+            return " ≠ ".join("×".join(map(str, t.shape)) for t in (x, y))
+    return None
+
+
+def differences(a: Tensor, b: Tensor) -> Tensor:
+    """The largest |a − b| of each row [R], where equal numbers (infinite ones too) differ by 0 and a NaN by infinity."""
+    b = b.reshape(a.shape).to(a.device)
+    gap = torch.where(a == b, 0.0, (a.double() - b.double()).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return by_row(gap, a).amax(-1)
+
+
+def by_row(values: Tensor, tensor: Tensor) -> Tensor:
+    """Values of a tensor as [R, last dimension]; ids and positions are rows of one number."""
+    return values.reshape(-1, tensor.shape[-1] if tensor.is_floating_point() else 1)
+
+
+def worst(gap_R: Tensor, own: Sequence[Tensor], tensor: Tensor, step: float, length: int) -> Gap:
+    """The row of a tensor of A's whose difference is the largest by the measure of its expected rounding.
+
+    ``own`` are A's differences [R] from itself. Rows are judged one by one, because some tokens have far larger numbers than
+    others. A row may agree with itself by chance, so its rounding is at least what nine of ten rows keep to, in proportion to
+    their largest numbers, and half a ``step``.
+    """
+    rounding_R = torch.stack([torch.zeros_like(gap_R), *own]).amax(0)
+    if tensor.is_floating_point():
+        size_R = by_row(tensor.double().abs().nan_to_num(nan=torch.inf), tensor).amax(-1)
+        size_R = torch.maximum(size_R, size_R.median())
+        usual = (rounding_R / size_R).nan_to_num(nan=0.0).kthvalue(math.ceil(0.9 * len(size_R))).values
+        rounding_R = torch.maximum(rounding_R, size_R * max(float(usual), step / 2))
+    ratio_R = (gap_R / rounding_R).nan_to_num(nan=0.0, posinf=torch.inf)
+    row = int(ratio_R.argmax())
+    by_token = length in tensor.shape[:2] and len(gap_R) % length == 0
+    return Gap(float(gap_R[row]), float(rounding_R[row]), row // (len(gap_R) // length) if by_token else None)
+
+
+def parents(m: Loaded, shared: Sequence[str]) -> dict[str, str]:
+    """Role → the innermost of the shared roles whose module its own stands in; "" for the model itself."""
+    names: dict[str, str] = {}
+    for name, role in roles(m.model, m.split.backbone_name, m.split.head_names).items():
+        names.setdefault(role, name)
+    around = {role: [other for other in shared if names[role].startswith(f"{names[other]}.")] for role in shared}
+    return {role: max(others, key=lambda other: len(names[other]), default="") for role, others in around.items()}
+
+
+def behind(inside: Sequence[str], role: str) -> tuple[str, ...]:
+    """The roles behind which a difference arises that shows before ``role``: all that ran; after a block the block alone."""
+    ran = tuple(inside[: inside.index(role)] if role in inside else inside)
+    return ran[-1:] if ran and re.fullmatch(r"layers\d*\.\d+", ran[-1]) else ran
+
+
+def condensed(lines: Iterable[str]) -> tuple[str, ...]:
+    """Roles, or lines that begin with one, with those of all layers in one: ``layers.0–23.attn.q``; nothing inside of a listed role."""
+    lines = list(lines)
+    lines = [line for line in lines if not any(line.startswith(f"{other}.") for other in lines)]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for line in lines:
+        found = re.match(r"(layers\d*\.)(\d+)(.*)", line)
+        groups.setdefault((found[1], found[3]) if found else (line, ""), []).extend([int(found[2])] if found else [])
+    return tuple(f"{start}{spans(sorted(numbers))}{rest}" for (start, rest), numbers in groups.items())
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Growing numbers in short: 0–3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def margin(logits_V: Tensor) -> float:
+    """The gap between the two best logits."""
+    best = logits_V.topk(min(2, len(logits_V))).values
+    return float(best[0] - best[-1])
+
+
+def first_flip(a: Loaded, b: Loaded, ids_1T: Tensor, max_new_tokens: int, width: int) -> tuple[int, Flip | None]:
+    """How many greedy steps both read the same context, and the first in which they choose differently, tokens as ids.
+
+    ``width`` is the number of tokens that both have logits for.
+    """
+    for step in range(max_new_tokens):
+        sides = [next_logits(m.split, ids_1T.to(m.device))[:width].cpu() for m in (a, b)]
+        best = [int(logits_V.argmax()) for logits_V in sides]
+        if best[0] != best[1]:
+            margins = (float(logits_V[mine] - logits_V[other]) for logits_V, mine, other in zip(sides, best, best[::-1], strict=True))
+            return step + 1, Flip(step, *best, *margins)
+        ids_1T = torch.cat([ids_1T, ids_1T.new_tensor([[best[0]]])], dim=1)
+        limits = [m.context_length for m in (a, b) if m.context_length is not None]
+        if best[0] in (*a.stop_ids, *b.stop_ids) or ids_1T.shape[1] > min(limits, default=ids_1T.shape[1]):
+            return step + 1, None
+    return max_new_tokens, None

@@ -1,0 +1,166 @@
+"""From a name to a place: embedded, a folder, the hub; and the configuration that lies there. Nothing of the weights is read."""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import transformers
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from .models.checkpoints import without_bars  # importing models also registers them with the Auto classes
+from .records import Origin
+
+DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
+FALLBACK = "names-qwen2"
+ASSETS = Path(__file__).parent / "assets"
+PROBE_SECONDS = 2.5
+
+
+class LoadError(ValueError):
+    """A model that was asked for cannot be had."""
+
+
+def load_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model, and nothing else of it: a name as for ``load``, or the path of a config.json.
+
+    Raises:
+        LoadError: it cannot be had, or is of no causal language model.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        source, offline = str(path), True
+    elif isinstance(try_to_load_from_cache(name, "config.json") if is_hub_id(name) else None, str):
+        source, offline = name, True
+    else:
+        source, _, offline = find(name)
+    with quiet(bars=offline):
+        try:
+            check_known(name, source, trust_remote_code, offline)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=offline)
+        except LoadError:
+            raise
+        except Exception as error:  # whatever a damaged or foreign configuration makes transformers raise
+            raise LoadError(f"{name}: its config.json cannot be read: {first_line(error)}") from error
+    check_causal(name, config)
+    return config
+
+
+def check_known(name: str, source: str, trust_remote_code: bool, offline: bool) -> None:
+    """Refuses a configuration without a model type, or of one that transformers does not know. Raises ``LoadError``."""
+    settings, _ = PretrainedConfig.get_config_dict(source, local_files_only=offline)
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind is None:
+        raise LoadError(f"{name}: its config.json names no model_type: it is not a model's configuration")
+    if kind not in CONFIG_MAPPING and not (trust_remote_code and settings.get("auto_map")):
+        remedy = "it brings code of its own: read it, then add --trust-remote-code" if settings.get("auto_map") else "update transformers"
+        raise LoadError(f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}: {remedy}")
+
+
+def check_causal(name: str, config: PretrainedConfig) -> None:
+    """Refuses what ``AutoModelForCausalLM`` does not build, and encoder-decoders. Raises ``LoadError``."""
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise LoadError(f"{name} is an encoder-decoder ({kind}): only decoders have one backbone and one head")
+    if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
+        raise LoadError(f"{name} is a {kind or type(config).__name__}, which is no causal language model of transformers")
+
+
+@contextmanager
+def quiet(bars: bool) -> Iterator[None]:
+    """Without transformers' warnings, whose substance becomes errors here; ``bars`` hides progress too, downloads' included."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    accelerate = logging.getLogger("accelerate")
+    level = accelerate.level
+    accelerate.setLevel(logging.ERROR)
+    try:
+        with without_bars() if bars else nullcontext():
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        accelerate.setLevel(level)
+
+
+def embedded() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+
+
+def find(name: str) -> tuple[str, Origin, bool]:
+    """Where a name leads: what to hand to ``from_pretrained``, the origin, and whether to stay off the network.
+
+    Raises:
+        LoadError: nowhere.
+    """
+    if name in embedded():
+        return str(ASSETS / name), Origin(name, "embedded"), True
+    path = Path(name).expanduser()
+    if name.strip() and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LoadError(f"{name}: the folder has no config.json: give the folder that save_pretrained or inspector train wrote")
+        return str(path), Origin(name, "folder"), True
+    if path.is_file():
+        raise LoadError(f"{name} is a file: give the folder that holds the checkpoint")
+    if not is_hub_id(name):
+        raise LoadError(f"{name!r}: no such folder, and not a hub id: the embedded models are {', '.join(embedded())}")
+    if is_cached(name):
+        return name, Origin(name, "hub"), True
+    if hub_answers():
+        return name, Origin(name, "hub"), False
+    raise LoadError(
+        f"{name!r} is no folder here, not embedded ({', '.join(embedded())}), not in the hub's cache, and the hub does not answer: "
+        "check the spelling or the network"
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be a model's on the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1 or not name.startswith((".", "/", "~"))
+
+
+def is_cached(name: str) -> bool:
+    """Whether a hub model lies whole in the local cache: configuration, tokenizer, and every shard of its weights."""
+
+    def cached(file: str) -> str | None:
+        path = try_to_load_from_cache(name, file)
+        return path if isinstance(path, str) else None
+
+    if not cached("config.json") or not (cached("tokenizer.json") or cached("tokenizer_config.json")):
+        return False
+    if index := cached("model.safetensors.index.json"):
+        shards = set(json.loads(Path(index).read_text())["weight_map"].values())
+        return all(cached(shard) for shard in shards)
+    return bool(cached("model.safetensors") or cached("pytorch_model.bin"))
+
+
+def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
+    """Whether the hub can be reached, decided within ``seconds``: a name server that hangs must not hang us."""
+    if constants.is_offline_mode():
+        return False
+    answers = []
+
+    def ask() -> None:
+        try:
+            answers.append(get_session().head(constants.ENDPOINT, timeout=seconds).status_code)
+        except Exception:  # any failure to reach it means the same
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers) and answers[0] < 500
+
+
+def first_line(error: Exception) -> str:
+    """An error's message on one line, its type where the message is empty."""
+    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__

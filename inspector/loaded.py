@@ -1,0 +1,269 @@
+"""A model with everything that a run by hand needs: tokenizer, proved split, stop tokens, and how ids become text."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from . import splitting
+from .decoding import Texts
+from .records import Origin, Token
+from .splitting import Split, context_length, input_device, input_embedding
+
+OTHER_SETTINGS = (  # of a generation config, that change what is drawn or where it ends, and that Sampling does not have
+    *("top_h", "epsilon_cutoff", "eta_cutoff", "sequence_bias", "exponential_decay_length_penalty", "guidance_scale"),
+    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),  # in a decoder-only model they act on the prompt
+    *("remove_invalid_values", "renormalize_logits", "watermarking_config", "token_healing", "stop_strings", "max_time"),
+    *("num_beams", "num_return_sequences", "penalty_alpha", "dola_layers", "constraints", "force_words_ids"),
+    *("use_mtp", "prompt_lookup_num_tokens", "assistant_early_exit"),
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with everything a run by hand needs.
+
+    Args:
+        model: as transformers or the user built it, in evaluation mode.
+        tokenizer: of the model; without one a prompt is token ids, such as "1 5 7".
+        split: its backbone and head, proved.
+        stop_ids: tokens that end a generation.
+        context_length: the most tokens the model reads; None when its configuration does not say.
+        texts: how ids become text.
+        origin: where it is from.
+        device: where it is; for a model spread over several places, where it wants its ids.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    split: Split
+    stop_ids: tuple[int, ...]
+    context_length: int | None
+    texts: Texts
+    origin: Origin
+    device: torch.device
+
+    def encode(self, prompt: str, system: str | None = None, raw: bool = False) -> list[int]:
+        """The ids that are fed for a prompt: through the chat template if the tokenizer has one and ``raw`` is off.
+
+        Raises:
+            ValueError: a system message for a model without a chat template, or for a raw prompt; for a model without a
+                tokenizer a prompt that is no token ids.
+        """
+        if self.tokenizer is None:
+            return self.numbers(prompt)
+        chat = self.tokenizer.chat_template is not None and not raw
+        if system is not None and not chat:
+            why = "--raw leaves the chat template out" if raw else f"{self.origin.name} has no chat template"
+            raise ValueError(f"a system message has no place: {why}: leave --system out")
+        if not chat:
+            return self.tokenizer(prompt)["input_ids"]
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": prompt})
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The settings that the checkpoint ships; empty for a module of the user's."""
+        return getattr(self.model, "generation_config", None) or GenerationConfig()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids, by the configuration, else by the embedding."""
+        config = getattr(self.model, "config", None)
+        if hasattr(config, "get_text_config") and (size := getattr(config.get_text_config(), "vocab_size", None)) is not None:
+            return size
+        embedding = input_embedding(self.model)
+        return sys.maxsize if embedding is None else embedding.weight.shape[0]
+
+    def numbers(self, prompt: str) -> list[int]:
+        """The ids that a prompt for a model without a tokenizer spells out."""
+        words = prompt.replace(",", " ").split()
+        if not all(word.isascii() and word.isdigit() for word in words):
+            raise ValueError(f"{self.origin.name} has no tokenizer: the prompt {prompt[:40]!r} must be token ids, such as '1 5 7'")
+        if wrong := next((word for word in words if int(word) >= self.vocab_size), None):
+            raise ValueError(f"token id {wrong}: {self.origin.name} has the ids 0 to {self.vocab_size - 1}")
+        return [int(word) for word in words]
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The characters of a prompt that the tokenizer does not know, in order, each once."""
+        if self.tokenizer is None:
+            return []
+        unk = self.tokenizer.unk_token_id
+        if unk is None or not self.tokenizer.is_fast:
+            return []
+        encoded = self.tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
+        spans = [span for id, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True) if id == unk]
+        return list(dict.fromkeys(prompt[a:b] for a, b in spans))
+
+    def token_id(self, text: str) -> int:
+        """The id of a token that is named by its text, or else by its number.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        ids = [] if self.tokenizer is None or self.unknown(text) else self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1:
+            return ids[0]
+        if text.isascii() and text.isdigit() and int(text) < self.vocab_size:
+            return int(text)
+        made = f"{self.origin.name} makes {len(ids)} tokens of it" if ids else f"{self.origin.name} has no such token"
+        raise ValueError(f"token {text!r}: {made}: give the text of one token, or an id from 0 to {self.vocab_size - 1}")
+
+    def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The sequences of token ids that words stand for: each as it is written, and after a space if that is another one.
+
+        Byte-level vocabularies have one token for "cat" and another for " cat". (transformers asks for a tokenizer with
+        ``add_prefix_space=True``, which gives the second and forgets the first.)
+
+        Raises:
+            ValueError: a word that the tokenizer cannot write, or that ends a generation, which generate() does not ban.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"{self.origin.name} has no tokenizer to tell the ids of bad words: leave them out")
+        sequences = []
+        for word in words:
+            ids = tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+            if unknown := self.unknown(word):
+                raise ValueError(f"bad word {word!r}: {self.origin.name} has no token for {''.join(unknown)!r}: leave it out")
+            if not ids:
+                raise ValueError(f"bad word {word!r}: the tokenizer of {self.origin.name} makes nothing of it: leave it out")
+            if len(ids) == 1 and ids[0] in self.stop_ids:
+                raise ValueError(f"bad word {word!r} is a stop token, which generate() does not take for a bad word: leave it out")
+            sequences.append(ids)
+            spaced = tuple(self.tokenizer(" " + word, add_special_tokens=False)["input_ids"])
+            if spaced[-len(ids) :] != ids and self.tokenizer.unk_token_id not in spaced:
+                sequences.append(spaced)
+        return tuple(sequences)
+
+    def ships(self, name: str) -> bool:
+        """Whether the checkpoint itself says a setting of ``Sampling``. A greedy temperature stands for do_sample."""
+        own = self.generation_config
+        return getattr(own, "do_sample" if name == "temperature" and not own.do_sample else name) is not None
+
+    def other_settings(self) -> dict:
+        """The settings that the checkpoint ships, that act in generate(), and that ``Sampling`` does not have."""
+        own = self.generation_config
+        shipped = {name: getattr(own, name, None) for name in OTHER_SETTINGS}
+        return {name: value for name, value in shipped.items() if value is True or value not in (None, 0, 1.0, [])}
+
+    def places(self) -> dict[str, int]:
+        """Where the weights lie: place ("cuda:0", "cpu", "disk") → bytes. A tied weight counts once."""
+        spread = getattr(self.model, "hf_device_map", {"": self.device})
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        sizes = Counter()
+        for name, weight in self.model.named_parameters():
+            if not (weight.is_meta and name in tied):  # those on disk are tied in name only
+                module = max((m for m in spread if not m or f"{name}.".startswith(f"{m}.")), key=len)
+                where = spread[module]
+                sizes[f"cuda:{where}" if isinstance(where, int) else str(where)] += weight.numel() * weight.element_size()
+        return dict(sizes)
+
+    def checkpoint_settings(self) -> dict:
+        """The sampling settings that the checkpoint ships, as arguments of ``Sampling``.
+
+        Raises:
+            ValueError: it ships a setting that ``Sampling`` does not have.
+        """
+        if not hasattr(self.model, "generation_config"):
+            return {}
+        own = self.generation_config
+        if others := self.other_settings():
+            listed = ", ".join(f"{name}={value}" for name, value in others.items())
+            raise ValueError(f"{self.origin.name} also ships {listed}, which is not applied here: leave --checkpoint-settings out")
+        settings = dict(
+            repetition_penalty=own.repetition_penalty,
+            no_repeat_ngram_size=own.no_repeat_ngram_size,
+            bad_words_ids=tuple(map(tuple, own.bad_words_ids or ())),
+            forced_bos_token_id=own.forced_bos_token_id,
+            forced_eos_token_id=as_ids(own.forced_eos_token_id),
+            suppress_tokens=as_ids(own.suppress_tokens),
+            begin_suppress_tokens=as_ids(own.begin_suppress_tokens),
+            min_length=own.min_length,
+            min_new_tokens=own.min_new_tokens,
+        )
+        if own.do_sample:
+            settings |= dict(temperature=own.temperature, top_p=own.top_p, min_p=own.min_p, typical_p=own.typical_p)
+            settings["top_k"] = 50 if own.top_k is None else own.top_k or None  # generate() fills in 50 where nobody says otherwise
+        else:
+            settings["temperature"] = 0.0
+        return {name: value for name, value in settings.items() if value not in (None, ())}
+
+
+def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids as a tuple, in whichever of its forms a generation config holds them."""
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def attach(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    origin: Origin | None = None,
+    split: Split | None = None,
+    finite: bool = True,
+) -> Loaded:
+    """A ``Loaded`` around a model that is already there, so that it can be run, verified and shown.
+
+    Args:
+        model: of transformers, or any module that takes ids [B, T] and gives logits [B, T, V].
+        tokenizer: left out, prompts are token ids.
+        origin: left out, the class name says where it is from.
+        split: where the model's own cannot be found: ``inspector.split(model, backbone=…, head=…)``.
+        finite: refuse a model that gives NaN, as ``inspector.split`` does.
+
+    Raises:
+        SplitError: as ``inspector.split`` does.
+    """
+    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if stop is None:
+        stop = getattr(getattr(model, "config", None), "eos_token_id", None)
+    return Loaded(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        split=split or splitting.split(model, finite=finite),
+        stop_ids=as_ids(stop),
+        context_length=context_length(model),
+        texts=Texts() if tokenizer is None else texts_of(tokenizer),
+        origin=origin or Origin(type(model).__name__, "python"),
+        device=input_device(model),
+    )
+
+
+def texts_of(tokenizer: PreTrainedTokenizerBase) -> Texts:
+    """How a tokenizer makes text of ids."""
+    return Texts(token=partial(token_of, tokenizer), whole=partial(tokenizer.decode, skip_special_tokens=True))
+
+
+def token_of(tokenizer: PreTrainedTokenizerBase, id: int) -> Token:
+    """A token's text; one that is part of a character shows its bytes, such as ``<D0>``."""
+    special = id in tokenizer.all_special_ids or id in tokenizer.added_tokens_decoder
+    text = tokenizer.decode([id])
+    if "\ufffd" in text:
+        text = as_bytes(tokenizer.convert_ids_to_tokens(id)) or text
+    return Token(id, text, special)
+
+
+def as_bytes(piece: str | None) -> str | None:
+    """The bytes behind a piece of a byte-level vocabulary, which writes each byte as a printable character; else None."""
+    printable = {character: byte for byte, character in byte_characters().items()}
+    if not piece or any(character not in printable for character in piece):
+        return None
+    return "".join(f"<{printable[character]:02X}>" for character in piece)
+
+
+@cache
+def byte_characters() -> dict[int, str]:
+    """Byte → the character that byte-level tokenizers write for it (GPT-2's table: printable Latin-1 stays as it is)."""
+    as_is = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in as_is]
+    return {byte: chr(byte) for byte in as_is} | {byte: chr(256 + i) for i, byte in enumerate(others)}

@@ -1,0 +1,240 @@
+"""What is seen inside the backbone as tables and maps for rich: statistics, logit lens, attention. Nothing here prints."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from ..records import Attention, AttentionMap, Lens, NotFinite, Statistics, Token, Trace
+from .terminal import table
+from .text import Translate, chance, duration, quoted, tokens_of, visible
+
+BARS = "▁▂▃▄▅▆▇█"
+SHADES = ((0.01, "·"), (0.05, "░"), (0.15, "▒"), (0.4, "▓"), (float("inf"), "█"))  # a weight below the number is drawn so
+MAP_ROWS = 40
+LABEL = 16  # columns for the token at the left of a map
+
+
+def trace_view(trace: Trace, t: Translate) -> RenderableType:
+    """The statistics of every component, what lies inside another one indented below it."""
+    shapes = Counter((row.output.shape, row.output.dtype) for row in trace.components)
+    usual = shapes.most_common(1)[0][0]
+    bad = any(not row.output.finite for row in trace.components)
+    heads = [t("component", "компонент"), "mean", "rms", "min", "max", *(["NaN", "Inf"] if bad else []), t("ms", "мс"), "%"]
+    result = table(*heads, numbers=range(1, len(heads)))
+    for row, label in zip(trace.components, indented([row.role for row in trace.components]), strict=True):
+        out = row.output
+        name = Text(label, "bold" if not label.startswith(" ") else "none")
+        if (out.shape, out.dtype) != usual:
+            name.append("  " + (form(out) if out.dtype != usual[1] else sizes(out.shape)), "dim")
+        numbers = [number(value) for value in (out.mean, out.rms, out.min, out.max)]
+        counts = [f"{count:,}" if count else "" for count in (out.nan, out.inf)] if bad else []
+        share = row.seconds / trace.seconds if trace.seconds else 0.0
+        result.add_row(name, *numbers, *counts, milliseconds(row.seconds), f"{100 * share:.1f}", style="none" if out.finite else "bold red")
+    said = t(
+        f"outputs are {form_of(*usual)} where nothing else is said; one pass over {tokens_of(len(trace.prompt), t)} took "
+        f"{duration(trace.seconds)}, and the time of a component holds what is inside it",
+        f"выходы имеют форму {form_of(*usual)}, где не сказано иное; проход по промпту ({tokens_of(len(trace.prompt), t)}) занял "
+        f"{duration(trace.seconds)}; во время компонента входит всё, что внутри него",
+    )
+    proof = t("the watched pass gave the bits of the unwatched one", "проход с наблюдением дал те же биты, что и без него")
+    parts = [result, Text(""), Text(said, "dim"), Text(proof, "green")]
+    if trace.not_finite is not None:
+        parts.append(not_finite_panel(trace.not_finite, len(trace.prompt), t))
+    return Group(*parts)
+
+
+def indented(roles: Sequence[str]) -> list[str]:
+    """Roles as a tree: what lies inside one that stands above it is indented, and loses that one's name."""
+    labels, above = [], []
+    for role in roles:
+        while above and not role.startswith(f"{above[-1]}."):
+            above.pop()
+        labels.append("  " * len(above) + (role[len(above[-1]) + 1 :] if above else role))
+        above.append(role)
+    return labels
+
+
+def form(numbers: Statistics) -> str:
+    """Shape and dtype of a tensor, short."""
+    return form_of(numbers.shape, numbers.dtype)
+
+
+def form_of(shape: Sequence[int], dtype: str) -> str:
+    """Shape and dtype, such as 1×128×896 float32."""
+    return f"{sizes(shape)} {dtype}"
+
+
+def sizes(shape: Sequence[int]) -> str:
+    """A shape, such as 1×128×896."""
+    return "×".join(map(str, shape)) or "1"
+
+
+def number(value: float) -> str:
+    """A number in at most nine columns; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.3g}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time in milliseconds, with three digits."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+
+
+def not_finite_panel(found: NotFinite, length: int, t: Translate) -> RenderableType:
+    """Where the first NaN or infinity came from."""
+    what = "NaN" if found.output.nan else "Inf"
+    lines = [
+        t(
+            f"{found.role} ({visible(found.name)}) is the first to give one: {many(found.output, t)}",
+            f"первым его даёт {found.role} ({visible(found.name)}): {many(found.output, t)}",
+        )
+    ]
+    if found.position is not None and found.token is not None:
+        at = f"{found.position} / {length - 1}: {quoted(found.token.text)}"
+        lines.append(t(f"first at position {at}", f"первая позиция: {at}"))
+    if found.input is None:
+        lines.append(t("it was fed token ids", "на входе номера токенов"))
+    elif found.input.finite:
+        lines.append(t(f"its input was finite: {in_words(found.input)}", f"на входе всё конечно: {in_words(found.input)}"))
+    else:
+        lines.append(
+            t(
+                f"its input held some already ({many(found.input, t)}; the rest {in_words(found.input)}): they arose between components",
+                f"они были уже на входе ({many(found.input, t)}; остальное {in_words(found.input)}): возникли между компонентами",
+            )
+        )
+    if found.weights:
+        names = ", ".join(map(visible, found.weights[:5])) + (f" … ({len(found.weights)})" if len(found.weights) > 5 else "")
+        lines.append(t(f"weights of it that are not finite themselves: {names}", f"сами не конечны его веса: {names}"))
+    else:
+        lines.append(t("its weights are finite", "его веса конечны"))
+    title = t(f"The first {what}", f"Первый {what}")
+    return Panel(Text("\n".join(lines)), title=Text(title, "bold"), border_style="red", title_align="left")
+
+
+def many(numbers: Statistics, t: Translate) -> str:
+    """How many numbers of a tensor are not finite, and of how many."""
+    total = math.prod(numbers.shape)
+    parts = [f"{count:,} {name}" for count, name in ((numbers.nan, "NaN"), (numbers.inf, "Inf")) if count]
+    return t(f"{', '.join(parts)} of {total:,}", f"{', '.join(parts)} из {total:,}")
+
+
+def in_words(numbers: Statistics) -> str:
+    """The statistics of a tensor in a line."""
+    named = (("mean", numbers.mean), ("rms", numbers.rms), ("min", numbers.min), ("max", numbers.max))
+    return f"{form(numbers)}, " + ", ".join(f"{name} {number(value)}" for name, value in named)
+
+
+def lens_view(lens: Lens, t: Translate) -> RenderableType:
+    """What the head would say after every layer; the model's final choice stands out."""
+    result = table(
+        t("after", "после"), t("top tokens", "лучшие токены"), t("entropy", "энтропия"), t("rank", "место"), "p", numbers=(2, 3, 4)
+    )
+    result.expand = True
+    result.columns[0].no_wrap = True
+    result.columns[1].no_wrap, result.columns[1].overflow, result.columns[1].ratio = True, "ellipsis", 1
+    for row in lens.rows:
+        top = Text("  ").join(
+            Text.assemble(
+                (quoted(guess.token.text), "bold green" if guess.token.id == lens.choice.id else "none"),
+                (f"\u00a0{chance(guess.probability)}", "dim"),
+            )
+            for guess in row.top
+        )
+        result.add_row(row.role, top, f"{row.entropy:.2f}", f"{row.rank:,}", chance(row.probability))
+    here = quoted(lens.prompt[lens.position].text)
+    norm = t("final norm and head", "финальную нормировку и голову") if lens.norm else t("head", "голову")
+    said = [
+        t(
+            f"read after position {lens.position} ({here}) by {norm}; rank and p are those of the model's choice there, ",
+            f"прочитано через {norm} после позиции {lens.position} ({here}); место и p относятся к выбору модели: ",
+        ),
+        (quoted(lens.choice.text), "bold green"),
+    ]
+    proof = t("the last row equals the model's own logits bit for bit", "последняя строка равна логитам самой модели бит в бит")
+    return Group(result, Text(""), Text.assemble(*said), Text(proof, "green"))
+
+
+def attention_view(attention: Attention, width: int, t: Translate) -> RenderableType:
+    """All heads as bars, a row per layer, and then the maps that were asked for, at most ``width`` columns wide."""
+    every = [head for layer in attention.layers for head in layer.heads]
+    measures = [
+        (t("entropy", "энтропия"), [head.entropy for head in every]),
+        (t("distance", "даль"), [head.distance for head in every]),
+        (t("on the first", "на первый"), [head.first for head in every]),
+    ]
+    result = table(t("layer", "слой"), *(cell for name, _ in measures for cell in (name, "")), numbers=(1, 3, 5))
+    done = 0
+    for layer in attention.layers:
+        cells = []
+        for _, values in measures:
+            own = values[done : done + len(layer.heads)]
+            cells += [f"{sum(own) / len(own):.2f}", Text("".join(bar(value, max(values)) for value in own), "cyan")]
+        result.add_row(Text(layer.role.split(".")[1]), *cells)
+        done += len(layer.heads)
+    tops = ", ".join(f"{name} {max(values):.2f}" for name, values in measures)
+    lines = [
+        t(
+            f"a bar per head, full at the largest of all heads: {tops}; before them the mean of the layer. Entropy of a token's weights in "
+            "nats, how many tokens back it looks, its weight on the first token: means over all tokens",
+            f"столбик на голову, полный — у наибольшей из всех: {tops}; перед ними среднее слоя. Энтропия весов токена в натах, на "
+            "сколько токенов назад он смотрит, вес на первом токене: средние по всем токенам",
+        ),
+        t(
+            f"from a separate eager pass; the model usually runs {attention.usual}, whose final hidden states "
+            f"(up to {number(attention.scale)}) differ by at most {number(attention.difference)}",
+            f"получено отдельным проходом eager; обычно модель считает через {attention.usual}, его скрытые состояния "
+            f"(до {number(attention.scale)}) отличаются не больше чем на {number(attention.difference)}",
+        ),
+    ]
+    proof = t("every row of weights sums to 1", "веса каждой строки дают в сумме 1")
+    if attention.causal:
+        proof += t(", and no token looks at a later one", ", вперёд никто не смотрит")
+    maps = [map_panel(one, attention.prompt, width, t) for one in attention.maps]
+    return Group(result, Text(""), *(Text(visible(line), "dim") for line in lines), Text(proof, "green"), *maps)
+
+
+def bar(value: float, top: float) -> str:
+    """A bar of one column, full at ``top``."""
+    return BARS[min(len(BARS) - 1, int(len(BARS) * value / top))] if top > 0 else BARS[0]
+
+
+def map_panel(one: AttentionMap, prompt: Sequence[Token], width: int, t: Translate) -> RenderableType:
+    """One head's weights as shades, a row per token that looks; of a long prompt its end, and what came before as one column."""
+    length = len(one.weights)
+    room = width - 4 - LABEL - 3
+    shown = max(1, min(length, MAP_ROWS, room))
+    cell = 2 if 2 * shown <= room else 1
+    cut = length - shown
+    lines = []
+    for i in range(cut, length):
+        label = Text(f"{i} {quoted(prompt[i].text)}", no_wrap=True)
+        label.truncate(LABEL, overflow="ellipsis", pad=True)
+        row = one.weights[i]
+        before = f"{shade(sum(row[:cut]))}│" if cut else ""
+        lines.append(Text.assemble(label, " ", (before, "yellow"), "".join(shade(w) * cell for w in row[cut:])))
+    legend = "  ".join(f"{sign} < {limit:g}" if limit < 1 else f"{sign} ≥ {SHADES[-2][0]:g}" for limit, sign in SHADES)
+    lines += [Text(""), Text(legend, "dim")]
+    if cut:
+        lines.append(
+            Text(
+                t(
+                    f"the last {shown} of {tokens_of(length, t)}; the {cut:,} before them are the yellow column together, without rows",
+                    f"последние {shown} из {length:,}; все предыдущие ({cut:,}) вместе — жёлтый столбец, строк у них здесь нет",
+                ),
+                "yellow",
+            )
+        )
+    title = t(
+        f"layer {one.layer}, head {one.head}: where each row's token looks",
+        f"слой {one.layer}, голова {one.head}: куда смотрит токен строки",
+    )
+    return Panel(Group(*lines), title=Text(title), title_align="left", expand=False)
+
+
+def shade(weight: float) -> str:
+    """The sign for a weight."""
+    return next(sign for limit, sign in SHADES if weight < limit)

@@ -1,0 +1,236 @@
+"""Roles: a component's place in any decoder, whatever its module is called.
+
+``embed``, ``layers.3.attn.q``, ``layers.3.mlp.down``, ``layers.3.norm_attn``, ``final_norm``, ``head``. They align models
+whose module names differ. Everything is read from names: no weights, no forward pass. A new family is a new row or a
+new word in one of these tables.
+"""
+
+import re
+from collections.abc import Iterator
+
+from torch import nn
+
+# Where in a layer a module stands: (role, the beginnings of its path). The first that fits; what follows goes to PARTS.
+COMPONENTS = (
+    ("cross", r"encoder_attn|cross_attn|crossattention"),
+    (
+        "attn",
+        r"self_attn|attention\.self_attention|attention\.attention|attn\.attention|attention\.self|attention|self_attention|attn"
+        r"|self_att\.self_attention|multi_head_attention|norm_attn_norm\.attn|rel_attn|shared_transf(?:ormer)?\.self_attn"
+        r"|(?:mixer|temporal_block)(?=\.[qkvo]_proj)",
+    ),
+    (
+        "mlp",
+        r"mlps?(?:\.\d+)?|feed_forward|ffn\.ffn|ffn|ff|block_sparse_moe|mlp_block|shared_transf(?:ormer)?\.feed_forward"
+        r"|mixer(?=\.(?:experts|shared_experts|gate|up_proj|down_proj))",
+    ),
+    ("mlp.shared", r"shared_mlp"),
+    ("mixer", r"mamba_decoder\.mamba|mamba|mixer|linear_attn|conv|temporal_block|mlstm_layer"),
+    ("altup", r"altup"),
+    ("laurel", r"laurel"),
+    ("hyper_attn", r"attn_hc|attn_hyper_connection"),
+    ("hyper_mlp", r"ffn_hc|mlp_hyper_connection"),
+)
+_PROJECTIONS = (
+    ("q", r"q_proj(?:\.linear)?|qkv_proj\.q_proj|query(?:_proj)?|Wq|project_q|q_lin"),
+    ("k", r"k_proj(?:\.linear)?|qkv_proj\.k_proj|key(?:_proj)?|Wk|project_k|k_lin"),
+    ("v", r"v_proj(?:\.linear)?|value(?:_proj)?|Wv|project_v|v_lin"),
+    ("o", r"o_proj(?:\.linear)?|out_proj|dense|c_proj|Wo|attention_out|output\.dense|proj"),
+    ("qkv", r"query_key_value|qkv_proj|c_attn|Wqkv|qkv|rel_attn"),
+    ("qk", r"query_key"),
+    ("kv", r"kv_proj"),
+    ("q_a", r"q_a_proj"),
+    ("q_b", r"q_b_proj"),
+    ("kv_a", r"kv_a_proj_with_mqa"),
+    ("kv_b", r"kv_b_proj"),
+    ("o_a", r"o_a_proj"),
+    ("o_b", r"o_b_proj"),
+    ("q_norm", r"q_norm|q_layernorm|query_layernorm"),
+    ("k_norm", r"k_norm|k_layernorm|key_layernorm"),
+    ("q_a_norm", r"q_a_layernorm|q_a_norm"),
+    ("kv_a_norm", r"kv_a_layernorm|kv_norm"),
+    ("k_rope_norm", r"k_rope_only_layernorm"),
+    ("gate", r"gate_proj|g_proj|g_[ab]_proj|output_gate|q_gate_proj"),
+    ("norm", r"attn_sub_norm|norm|o_norm"),
+    ("conv", r"conv1d|[qkv]_(?:sconv|conv1d)(?:\.conv1d)?"),
+    ("decay", r"dt_proj|forget_gate(?:\.\w+)*|[ab]_proj"),
+    ("indexer", r"indexer(?:\.\w+)*"),
+    ("compressor", r"compressor(?:\.\w+)*"),
+    ("rel", r"r_proj|rel_logits_proj|relative_pos_embeddings"),
+)
+ALL_BELOW = ("altup", "laurel", "hyper_attn", "hyper_mlp")  # components without parts of their own names
+# What a module is inside a component: component → (part, all of the rest of its path).
+PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "attn": _PROJECTIONS,
+    "cross": _PROJECTIONS,
+    "mlp": (
+        ("gate", r"gate_proj|w1|w_in\.w_0|proj_up_gate"),
+        ("up", r"up_proj|w3|w_in\.w_1|proj_up"),
+        ("down", r"down_proj|w2|w_out|proj_down|Wo|dense_4h_to_h|fc2|c_proj|fc_out|output(?:\.dense)?|output_linear|2|layer_2"),
+        ("gate_up", r"gate_up_proj|Wi|input_linear"),
+        ("fc", r"fc1|c_fc|dense_h_to_4h|fc_in|0|intermediate|layer_1|dense\.dense"),
+        ("act", r"act(?:_fn)?|activation(?:_fn)?"),
+        ("norm", r"ffn_sub_norm"),
+        ("router", r"(?:gate|router)(?:\.(?:layer|classifier|gate|wg|moe_statics))?"),
+        ("experts", r"experts"),
+        ("experts.each", r"experts(?:\.\w+)+"),
+        ("shared.gate", r"shared_(?:experts?|mlp)\.gate_proj"),
+        ("shared.up", r"shared_(?:experts?|mlp)\.up_proj"),
+        ("shared.down", r"shared_(?:experts?|mlp)\.down_proj"),
+        ("shared.gate_up", r"shared_(?:experts?|mlp)\.gate_up_proj"),
+        ("shared_gate", r"shared_expert_gate"),
+        ("shared", r"shared_experts"),
+        ("adapter", r"gate_up_proj_adapter_list(?:\.\d+)*"),
+    ),
+    "mlp.shared": (("gate_up", r"input_linear"), ("down", r"output_linear"), *((part, rf"{part}_proj") for part in ("gate", "up"))),
+    "mixer": (
+        ("in", r"in_proj(?:_\w+)?|linear_[xy]"),
+        ("conv", r"conv1d|conv_1d|conv"),
+        ("x", r"x_proj"),
+        ("dt", r"dt_proj"),
+        ("q", r"q(?:_proj)?"),
+        ("k", r"k(?:_proj)?"),
+        ("v", r"v(?:_proj)?"),
+        ("gate", r"g_proj|[oif]gate_preact|[ab]_proj"),
+        ("state", r"rg_lru"),
+        ("norm", r"norm|o_norm|multihead_norm|(?:dt|b|c)_layernorm"),
+        ("out", r"out_proj|linear_out|o_proj"),
+    ),
+    **{name: (("", r"[\w.]+"),) for name in ALL_BELOW},
+}
+# Modules of a layer that stand beside its components: (role, the whole path).
+BESIDE = (
+    ("norm_attn", r"input_layernorm(?:\.\d+|\.norm)?|self_attn_layer_norm|ln_1|attention_layernorm|attn_norm|layernorm1|norm_1"),
+    (
+        "norm_attn",
+        r"norm_attn_norm\.norm_1|attention\.output\.LayerNorm|attention\.LayerNorm|attention\.ln|attention\.layer_norm|norm_attn",
+    ),
+    ("norm_attn", r"operator_norm|temporal_pre_norm|norm_mlstm|ln1|self_att\.layernorm_before_attention|attention\.self_attn_layer_norm"),
+    ("norm_attn", r"rel_attn\.layer_norm|mamba_decoder\.input_layernorm|shared_transf(?:ormer)?\.input_layernorm|norm"),
+    ("norm_attn_post", r"post_self_attn_layernorm|post_norm1|post_operator_norm"),
+    ("norm_mlp", r"pre_feedforward_layernorm(?:_2)?|pre_mlp_layernorm|pre_ff_layernorm|feedforward_layernorm|ffn_norm|mlp_norm|layernorm2"),
+    ("norm_mlp", r"final_layer_norm|ln_2|norm_2|norm_attn_norm\.norm_2|output\.LayerNorm|channel_pre_norm|norm_ffn|ln2|norm_mlp|ln"),
+    ("norm_mlp", r"ffn\.layernorm_before_ffn|feed_forward_layer_norm|feed_forward\.layer_norm|intermediate\.LayerNorm|ff\.layer_norm"),
+    ("norm_mlp", r"post_attention_layernorm(?:\.\d+|\.norm)|shared_transf(?:ormer)?\.pre_ff_layernorm|LayerNorm"),
+    ("norm_mlp_post", r"post_feedforward_layernorm(?:_\d)?|post_mlp_layernorm|mlp\.post_mlp_layernorm|post_norm2|post_ffn_norm"),
+    ("norm_cross", r"encoder_attn_layer_norm|cross_attn_layer_norm"),
+    ("norm_in", r"pre_ln"),
+    ("attn.o", r"attention\.output\.dense"),
+    ("mlp.act", r"activation_fn|intermediate\.intermediate_act_fn"),
+    ("mlp.fc", r"intermediate\.dense|fc1|ffn\.0"),
+    ("mlp.down", r"output\.dense|fc2|ffn\.2"),
+    ("mlp.adapter", r"output\.adapter_modules\.\w+\.dense\d"),
+    ("per_layer.gate", r"per_layer_input_gate"),
+    ("per_layer.out", r"per_layer_projection"),
+    ("per_layer.norm", r"post_per_layer_input_norm"),
+    ("mixer.in", r"linear"),
+)
+_BEFORE_MLP = {"pre_feedforward_layernorm", "post_feedforward_layernorm", "pre_mlp_layernorm"}
+NORM = re.compile(r"norm|^ln|LayerNorm")
+NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|patcher|projector")
+
+
+def roles(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()) -> dict[str, str]:
+    """Module name → role, for every module of a decoder whose role its names tell.
+
+    ``backbone_name`` and ``head_names`` are those of the model's split.
+    """
+    found = dict.fromkeys(head_names, "head")
+    modules = dict(model.named_modules())
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # a module of the user's, or a model that does not say
+        embedding = None
+    stacks = [name for name in layer_lists(model) if f"{name}.".startswith(f"{backbone_name}." if backbone_name else "")]
+    for which, stack in enumerate(stacks):
+        top = "layers" if which == 0 else f"layers{which + 1}"
+        found[stack] = top
+        for index, layer in enumerate(modules[stack]):
+            found[f"{stack}.{index}"] = f"{top}.{index}"
+            found |= {f"{stack}.{index}.{path}": f"{top}.{index}.{role}" for path, role in layer_roles(layer).items()}
+    for name, module in modules.items():
+        if name in found or outside_text(name, stacks, backbone_name) or not any(True for _ in module.parameters(recurse=False)):
+            continue
+        last = name.rpartition(".")[2]
+        if module is embedding:
+            found[name] = "embed"
+        elif re.search(r"pos\w*emb|emb\w*pos|wpe$", last):
+            found[name] = "embed_pos"
+        elif embedding is None and "embed" not in found.values() and (isinstance(module, nn.Embedding) or re.search("emb|wte", last)):
+            found[name] = "embed"
+    if (norm := final_norm(modules, stacks, backbone_name)) is not None:
+        found[norm] = "final_norm"
+    return found
+
+
+def modules_by_role(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """Role → module, as ``roles`` finds them; of two with the same role the first."""
+    found: dict[str, nn.Module] = {}
+    for name, role in roles(model, backbone_name, head_names).items():
+        found.setdefault(role, model.get_submodule(name))
+    return found
+
+
+def layer_lists(model: nn.Module) -> list[str]:
+    """Names of the lists of decoder layers, outermost ones, those of image and audio towers left out."""
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) and not NOT_TEXT.search(name):
+            has_parts = all(list(block.children()) for block in module)
+            if has_parts and not any(name.startswith(f"{outer}.") for outer in lists):
+                lists.append(name)
+    return lists
+
+
+def layer_roles(layer: nn.Module) -> dict[str, str]:
+    """Path in a layer → role in the layer, for every module there that is recognised."""
+    # a list of sublayers (LongCat has two attentions in a layer) is no component itself, its members are
+    paths = {path for path, module in layer.named_modules() if path and not (isinstance(module, nn.ModuleList) and "." not in path)}
+    found = {path: role for path in sorted(paths) if (role := part_role(path, paths)) is not None}
+    nested = {p for p, r in found.items() if "." not in r and any(p.startswith(f"{o}.") and found[o] == r for o in found)}
+    found = {p: r for p, r in found.items() if p not in nested or r in ALL_BELOW}  # BERT: the outer of two attentions counts
+    for name in ("norm_attn", "norm_mlp"):  # the only norm of a component needs no word for its side
+        if name not in found.values():
+            found = {path: name if role == f"{name}_post" else role for path, role in found.items()}
+    return found
+
+
+def part_role(path: str, paths: set[str]) -> str | None:
+    """The role of a module in a layer whose modules are ``paths``; None where no row fits."""
+    if path == "post_attention_layernorm":  # before the feed-forward in Llama, after attention where that has one of its own
+        return "norm_attn_post" if _BEFORE_MLP & paths else "norm_mlp"
+    for role, whole in BESIDE:
+        if re.fullmatch(whole, path):
+            return role
+    for component, start in COMPONENTS:
+        match = re.match(rf"(?:{start})(?:\.\d+)?(?:\.|$)", path)
+        if match:
+            rest = path[match.end() :]
+            if not rest:
+                inside = (part_role(p, paths) for p in sorted(paths) if component == "mixer" and p.startswith(f"{path}."))
+                return next((role.split(".")[0] for role in inside if role is not None), component)
+            part = next((part for part, whole in PARTS[component] if re.fullmatch(whole, rest)), None)
+            return part if part is None else f"{component}.{part}".rstrip(".")
+    return None
+
+
+def outside_text(name: str, stacks: list[str], backbone_name: str) -> bool:
+    """Whether a module is no part of the text backbone around its layers."""
+    in_layers = any(name == stack or name.startswith(f"{stack}.") for stack in stacks)
+    return in_layers or bool(NOT_TEXT.search(name)) or not name.startswith(f"{backbone_name}.")
+
+
+def final_norm(modules: dict[str, nn.Module], stacks: list[str], backbone_name: str) -> str | None:
+    """The norm after the last layer: the last module of the backbone outside the layers that is called a norm."""
+    names = [name for name in modules if not outside_text(name, stacks, backbone_name) and NORM.search(name.rpartition(".")[2])]
+    names = [name for name in names if name.endswith("embedding_norm") or not re.search("emb|per_layer|hyper", name)]  # LFM calls it so
+    return names[-1] if names else None
+
+
+def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
+    """Names of the modules in the decoder layers that hold parameters of their own and have no role, nor stand in one that has."""
+    for stack in layer_lists(model):
+        for name, module in model.get_submodule(stack).named_modules(prefix=stack):
+            owns = any(True for _ in module.parameters(recurse=False))
+            if owns and name not in found:
+                yield name

@@ -1,0 +1,71 @@
+"""Every causal LM of transformers: the committed table is what the command gives, and it finds what is wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from inspector.bench import coverage as bench
+from inspector.bench.tiny import tiny_model, types
+from inspector.splitting import split
+
+PAGE = Path(__file__).parents[2] / "docs/coverage.md"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return list(bench.coverage())
+
+
+def test_the_committed_page_is_what_the_command_writes(rows):
+    committed = PAGE.read_text(encoding="utf8").splitlines()
+    for now, then in zip(bench.markdown(rows).splitlines(), committed, strict=True):
+        assert now == then, "inspector coverage --markdown docs/coverage.md writes it anew"
+
+
+def test_the_figures_that_are_promised(rows):
+    totals = bench.totals(rows)
+    assert totals["registered"] == len(types()) == len({row.model_type for row in rows})
+    assert totals["built"] >= 150 and totals["refused"] <= 12 and totals["wrong"] == 0
+    assert totals["every layer role recognised"] >= 170
+    assert totals["FLOPs within 1 % of torch's count"] >= 135
+    assert all(row.reason for row in rows if row.split != "proved" or {row.greedy, row.sampled} != {"bitwise"})
+
+
+@pytest.mark.parametrize("name", ["granite", "gemma2", "cohere", "minicpm3", "inkling_text", "hyperclovax", "bert", "nanochat"])
+@torch.no_grad()
+def test_a_linear_layer_alone_is_not_the_head_of_these(name):
+    """What the tiny models are for: a split that forgets the rest of the head is far off, not within rounding."""
+    model = tiny_model(name)
+    parts, ids = split(model), torch.arange(5, 12)[None]
+    own = model(ids).logits
+    last = next(m for n, m in reversed(list(model.named_modules())) if isinstance(m, torch.nn.Linear) and n.startswith(parts.head_names))
+    plain = torch.nn.functional.linear(parts.backbone(ids), last.weight)[..., : own.shape[-1]]
+    assert float((plain - own).abs().max()) > 0.05 * float(own.abs().max())
+
+
+def test_a_loop_that_parts_from_generate_for_no_known_reason_is_wrong(monkeypatch):
+    split_of = bench.attach
+
+    def broken(model):
+        m = split_of(model)
+        from dataclasses import replace
+
+        return replace(m, split=replace(m.split, head=lambda h: m.split.head(h) * 2))
+
+    monkeypatch.setattr(bench, "attach", broken)
+    row = bench.examine("llama")
+    assert row.split == "proved" and row.greedy == "tokens" and row.wrong
+
+
+def test_a_type_that_is_not_registered_is_named():
+    with pytest.raises(ValueError, match="'lama' is no model_type"):
+        bench.coverage(["lama"])
+
+
+def test_a_bert_that_is_no_decoder_is_refused(monkeypatch):
+    from inspector.bench import tiny
+
+    monkeypatch.setitem(tiny.FIELDS, "is_decoder", False)
+    row = bench.examine("bert")
+    assert row.split == "refused" and "is_decoder" in row.reason

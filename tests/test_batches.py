@@ -1,0 +1,243 @@
+"""Many prompts: each as if it were alone, whatever stands beside it in the batch and however many processes share the work."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from inspector.batches import Processes, run_prompts
+from inspector.cli import read_prompts
+from inspector.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
+from inspector.records import Run, Sampling, from_json
+from inspector.sampling import new_generator
+from inspector.verifying import by_generate
+
+PROMPTS = ["аба", "в", "где", "жзиклмн", "", "прст", "ба"]
+SAMPLED = Sampling(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.1, seed=5)
+
+
+def untimed(record):
+    """A run without the seconds of its steps."""
+    return replace(record, steps=tuple(replace(step, seconds=0) for step in record.steps))
+
+
+def encoded(m, prompts=PROMPTS):
+    return [m.encode(prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("kind", ["expert", "qwen2"])
+def test_rows_of_any_length_have_the_logits_that_they_have_alone(tiny, kind):
+    m = tiny(kind)
+    rows = [torch.tensor(ids) for ids in encoded(m)]
+    alone = torch.stack([next_logits(m.split, row[None]) for row in rows])
+    # Padding changes the shapes of the products, and with them the order of additions: rounding, no more.
+    torch.testing.assert_close(next_logits_of_rows(m.split, rows), alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(next_logits_of_rows(replace(m.split, last_alone=False), rows), alone, rtol=1e-5, atol=1e-5)
+    assert torch.equal(next_logits_of_rows(m.split, rows[:1]), alone[:1])
+
+
+def test_rows_of_a_model_that_reads_both_ways_run_one_by_one(tiny):
+    """A backbone in which padding would be seen: every position gets the sum over all."""
+    m = tiny("qwen2")
+    both_ways = replace(m.split, backbone=lambda ids: m.split.backbone(ids).cumsum(1).flip(1), causal=False)
+    rows = [torch.tensor(ids) for ids in encoded(m)]
+    alone = torch.stack([next_logits(both_ways, row[None]) for row in rows])
+    assert torch.equal(next_logits_of_rows(both_ways, rows), alone)
+    assert not torch.allclose(next_logits_of_rows(replace(both_ways, causal=True), rows), alone, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_rows_of_any_length_have_the_logits_that_they_have_alone_in_every_type_of_model():
+    from inspector.bench.tiny import tiny_model, types
+    from inspector.splitting import split
+
+    checked = 0
+    for kind in types():
+        try:
+            parts = split(tiny_model(kind))
+        except Exception:  # what cannot be built or split is no matter of batches
+            continue
+        generator = torch.Generator().manual_seed(1)
+        rows = [torch.randint(3, 90, (length,), generator=generator) for length in (3, 13, 7, 7)]
+        alone = torch.stack([next_logits(parts, row[None]) for row in rows])
+        difference = float((next_logits_of_rows(parts, rows) - alone).abs().max())
+        assert difference <= 1e-4 * float(alone.abs().max()), f"{kind}: {difference}"
+        checked += 1
+    assert checked > 150
+
+
+@pytest.mark.parametrize("kind", ["expert", "qwen2"])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_greedy_tokens_are_those_of_generate_prompt_by_prompt(tiny, kind, batch_size):
+    m = tiny(kind)
+    greedy = Sampling(temperature=0)
+    runs = run_prompts(m, encoded(m), greedy, 6, batch_size)
+    for ids, made in zip(encoded(m), runs, strict=True):
+        reference = by_generate(m, torch.tensor([ids]), greedy, len(made.steps))
+        assert tuple(step.token.id for step in made.steps) == reference.tokens
+        assert [token.id for token in made.prompt] == ids
+
+
+def test_a_batch_of_one_is_the_single_run_bit_for_bit_with_the_next_seed_for_each_prompt(tiny):
+    m = tiny("qwen2")
+    alone = [run(m, ids, replace(SAMPLED, seed=5 + i), 8) for i, ids in enumerate(encoded(m))]
+    assert list(map(untimed, run_prompts(m, encoded(m), SAMPLED, 8, batch_size=1))) == list(map(untimed, alone))
+    together = run_prompts(m, encoded(m), SAMPLED, 8, batch_size=4)
+    assert [made.text for made in together] == [made.text for made in alone]
+    assert [made.sampling.seed for made in together] == [5, 6, 7, 8, 9, 10, 11]
+
+
+def test_rows_end_one_by_one_and_leave_the_others_alone(tiny):
+    """A context that fills up after as many steps as a prompt leaves room for, and a stop token that some rows draw."""
+    m = tiny("qwen2", context=10)
+    alone = [run(m, ids, replace(SAMPLED, seed=5 + i), 20) for i, ids in enumerate(encoded(m))]
+    assert len({len(made.steps) for made in alone}) > 2 and {made.stop_reason for made in alone} == {"context_full"}
+    assert [made.text for made in run_prompts(m, encoded(m), SAMPLED, 20)] == [made.text for made in alone]
+    stopping = replace(m, stop_ids=(alone[0].steps[1].token.id,))
+    ended = run_prompts(stopping, encoded(m), SAMPLED, 20)
+    assert (len(ended[0].steps), ended[0].stop_reason) == (2, "eos")
+    assert [made.text for made in ended] == [run(stopping, ids, replace(SAMPLED, seed=5 + i), 20).text for i, ids in enumerate(encoded(m))]
+
+
+def test_each_row_draws_from_its_own_generator(tiny):
+    """The same prompt four times: the same seed gives the same tokens, wherever the row stands."""
+    m = tiny("qwen2")
+    ids = torch.tensor(m.encode("аба"))
+    seeds = [3, 4, 3, 4]
+    rows = [Row(ids, SAMPLED, 6, (), None, m.texts, new_generator(seed, ids.device), 0) for seed in seeds]
+    tokens = [[], [], [], []]
+    for i, step, _ in side_by_side(m.split, rows):
+        tokens[i].append(step.token.id)
+    assert tokens[0] == tokens[2] != tokens[1] == tokens[3] and len(tokens[0]) == 6
+
+
+class Recorder(Processes):
+    """A process that gathers what an earlier round of all processes left."""
+
+    def gather(self, own):
+        assert not set(left) & set(own), "a prompt that two processes ran"
+        left.update(own)
+        return {i: left.get(i, []) for i in range(len(PROMPTS))}
+
+
+left = {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_what_a_prompt_gives_does_not_depend_on_the_number_of_processes(tiny, count):
+    m = tiny("qwen2")
+    expected = list(map(untimed, run_prompts(m, encoded(m), SAMPLED, 6, batch_size=2)))
+    left.clear()
+    for rank in range(count):
+        runs = run_prompts(m, encoded(m), SAMPLED, 6, batch_size=2, processes=Recorder(rank, count))
+    assert list(map(untimed, runs)) == expected
+
+
+def test_ctrl_c_keeps_the_steps_that_there_are(tiny):
+    m = tiny("qwen2")
+
+    def stop(prompt, step):
+        if (prompt, step.index) == (2, 1):
+            raise KeyboardInterrupt
+
+    runs = run_prompts(m, encoded(m), SAMPLED, 6, batch_size=2, on_step=stop)
+    assert [len(made.steps) for made in runs] == [6, 6, 2, 1, 0, 0, 0]
+    assert [made.stop_reason for made in runs] == ["max_new_tokens"] * 2 + ["interrupted"] * 5
+
+
+def test_wrong_requests_are_refused(tiny):
+    m = tiny("qwen2", context=6)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        run_prompts(m, encoded(m), SAMPLED, batch_size=0)
+    with pytest.raises(ValueError, match="at most 6"):
+        run_prompts(m, encoded(m), SAMPLED)
+
+
+def test_a_file_of_prompts_is_read_line_by_line(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffКрас\r\n\r\n [bold]a \r\n\t\nb\x1b[31m\u2028c\\n".encode())
+    assert read_prompts(file) == [(1, "Крас"), (3, " [bold]a "), (5, "b\x1b[31m\u2028c\\n")]
+    for content, part in ((b"", "no prompts"), (b"\n \n", "no prompts"), (b"\xff\xfe\x00", "not UTF-8"), (b"a\0b", "zero byte")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=part) as error:
+            read_prompts(file)
+        assert str(file) in str(error.value)
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """A function: number of processes, arguments of ``inspector run`` → the finished process; 1 starts no launcher."""
+
+    def call(count: int, *arguments: str, code: str | None = None, env=None):
+        script = tmp_path / "script.py"
+        script.write_text(code or "from inspector.cli import main\nmain()\n")
+        launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--main_process_port", "0"]
+        command = [sys.executable, *(["-m", *launcher] if count > 1 else []), str(script), "run", *arguments]
+        offline = dict(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=os.pathsep.join(sys.path))
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | offline | (env or {}), timeout=400)
+
+    return call
+
+
+@pytest.mark.parametrize(("lines", "batch_size"), [(5, 2), (1, 2)], ids=["odd number of prompts", "fewer batches than processes"])
+def test_two_processes_give_what_one_gives_in_the_same_order(launch, tmp_path, lines, batch_size):
+    prompts, results = tmp_path / "prompts.txt", []
+    prompts.write_text("".join(f"{line}\n" for line in ["Крас", "Мар", "И", "Алексан", "Пет"][:lines]), encoding="utf8")
+    options = ["names-qwen2", "--prompts", str(prompts), "--batch-size", str(batch_size), "--temperature", "0.9", "--seed", "3"]
+    for count, threads in ((1, "2"), (2, "1")):  # what the environment says about threads must not matter
+        path = tmp_path / f"{count}.json"
+        done = launch(count, *options, "--json", str(path), env={"OMP_NUM_THREADS": threads})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Крас|") == 1
+        results.append([untimed(from_json(Run, made)) for made in json.loads(path.read_text())])
+    assert results[0] == results[1]
+    assert ["".join(token.text for token in made.prompt[1:]) for made in results[0]] == prompts.read_text(encoding="utf8").split()
+
+
+@pytest.mark.parametrize("error", ["ValueError", "RuntimeError"])
+def test_an_error_in_one_process_ends_the_other(launch, tmp_path, error):
+    """A ValueError is told to all and said in one line; what is a fault of the program ends them all at once."""
+    (tmp_path / "prompts.txt").write_text("Крас\nМар\nПет\n", encoding="utf8")
+    code = f"""
+import os
+import inspector.batches
+if os.environ["RANK"] == "1":
+    def broken(*arguments):
+        raise {error}("planted")
+    inspector.batches.side_by_side = broken
+from inspector.cli import main
+main()
+"""
+    done = launch(2, "names-qwen2", "--prompts", str(tmp_path / "prompts.txt"), "--batch-size", "1", code=code)
+    assert done.returncode != 0 and "Крас|" not in done.stdout
+    assert done.stderr.count("inspector: planted") == (error == "ValueError")
+    if error == "RuntimeError":
+        assert "RuntimeError: planted" in done.stderr
+
+
+def test_ctrl_c_during_a_run_of_many_prompts_writes_what_there_is(tmp_path):
+    (tmp_path / "prompts.txt").write_text("Крас\n" * 200, encoding="utf8")
+    arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--json", "-", "--batch-size", "1"]
+    code = """
+import os, signal, sys
+import inspector.decoding as decoding
+take, calls = decoding.Row.take, []
+def stop(self, *arguments):
+    calls.append(1)
+    if len(calls) == 30:
+        os.kill(os.getpid(), signal.SIGINT)
+    return take(self, *arguments)
+decoding.Row.take = stop
+from inspector.cli import main
+main()
+"""
+    command = [sys.executable, "-c", code, "run", "names-qwen2", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=60)
+    assert done.returncode == 0, done.stderr
+    runs = [from_json(Run, made) for made in json.loads(done.stdout)]
+    assert len(runs) == 200 and sum(len(made.steps) for made in runs) in (29, 30)
+    assert runs[0].stop_reason == "eos" and runs[-1].stop_reason == "interrupted"

@@ -1,0 +1,92 @@
+"""FLOPs, cache and memory told from shapes, against torch's counter, transformers' cache, and numbers one can work out."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from inspector.bench.tiny import tiny_config, tiny_model
+from inspector.costs import kv_numbers_per_token
+from inspector.heads import forward
+from inspector.loading import outline
+from inspector.roles import roles
+from inspector.splitting import split
+from inspector.structure import Running, measured_tree, tree
+
+DENSE = "apertus bart bloom codegen cohere2 falcon gemma2 gemma3_text glm4 gpt2 gpt_bigcode gpt_neo gptj granite llama minicpm3"
+TYPES = f"{DENSE} mistral modernbert-decoder mpt olmo2 opt phi3 qwen2 qwen3 stablelm starcoder2 xglm".split()
+EXPERTS = ["mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "olmoe"]
+
+
+def counted(model, tokens: int) -> float:
+    for switch in ("set_attn_implementation", "set_experts_implementation"):
+        if switch != "set_experts_implementation" or hasattr(model, switch):
+            getattr(model, switch)("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(model, torch.arange(3, 3 + tokens)[None])
+    return counter.get_total_flops() / tokens
+
+
+@pytest.mark.parametrize("name", [*TYPES, *EXPERTS])
+@pytest.mark.parametrize("tokens", [7, 40])
+def test_flops_are_within_a_percent_of_what_torch_counts(name, tokens):
+    model = tiny_model(name)
+    assert measured_tree(model, None, tokens)[1].flops == pytest.approx(counted(model, tokens), rel=0.01)
+
+
+@pytest.mark.parametrize("name", [*TYPES, *EXPERTS, "jamba", "zamba", "qwen3_next", "hrm_text", "gemma3n_text"])
+@torch.no_grad()
+def test_the_cache_holds_as_many_numbers_as_told(name):
+    model = tiny_model(name)
+    parts = split(model)
+    told = kv_numbers_per_token(model, roles(model, parts.backbone_name, parts.head_names), Running(model).counts)
+    layers = model(torch.tensor([[5, 9]]), use_cache=True).past_key_values.layers if name != "modernbert-decoder" else ()
+    kept = [t.numel() for layer in layers for t in (getattr(layer, "keys", None), getattr(layer, "values", None)) if t is not None]
+    assert not kept or told * 2 == sum(kept)
+
+
+def test_a_tree_of_shapes_says_what_the_tree_of_the_model_says(monkeypatch):
+    """The same configuration with weights and without: order, repeats, counts, FLOPs."""
+    for name in ("qwen2", "gpt2", "gemma2", "mixtral", "mamba", "deepseek_v3", "bert"):
+        config = tiny_config(name)
+        monkeypatch.setattr("inspector.loading.load_config", lambda *_, config=config: config)
+        skeleton, _ = outline(name, "float32")
+        assert all(p.is_meta for p in skeleton.parameters())
+        assert tree(skeleton, context=16) == tree(tiny_model(name), context=16)
+
+
+def test_the_costs_of_a_model_one_can_work_out():
+    """Two layers, D=32, FF=48, 4 heads of 8 with 2 of keys: every product written out."""
+    model = tiny_model("llama")
+    layers, d, ff, kv, v = 4, 32, 48, 16, 96
+    per_layer = d * d + 2 * d * kv + d * d + 3 * d * ff
+    costs = measured_tree(model, None, 10)[1]
+    assert costs.active_parameters == layers * per_layer + d * v
+    assert costs.attention_flops == layers * 2 * 10 * (d + d)
+    assert costs.flops == 2 * costs.active_parameters + costs.attention_flops
+    assert costs.cache_bytes["bfloat16"] == layers * 2 * kv * 2
+    assert costs.bytes["int4"] == costs.parameters // 2 == sum(p.numel() for p in model.parameters()) // 2
+
+
+@pytest.mark.parametrize("name", ["mixtral", "dbrx", "qwen3_moe", "llama4_text", "jetmoe", "gpt_oss", "llama", "hrm_text"])
+def test_no_more_acts_than_there_is(name):
+    model = tiny_model(name)
+    costs = measured_tree(model, None, 8)[1]
+    assert 0 < costs.active_parameters <= costs.parameters * max(Running(model).counts.values())
+    assert (costs.left_out > 0) == (name == "jetmoe") and (costs.cache_bytes == {}) == (name == "jetmoe")
+
+
+def test_the_experts_that_are_chosen_act():
+    """Four layers of experts, two of four chosen: half of what they hold."""
+    model = tiny_model("mixtral")
+    held = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    rest = sum(p.numel() for n, p in model.named_parameters() if ".experts." not in n and p.dim() == 2 and "embed" not in n)
+    assert measured_tree(model, None, 8)[1].active_parameters == held // 2 + rest
+
+
+def test_a_stored_quantisation_and_a_window_are_said(tmp_path):
+    config = dict(model_type="mistral", sliding_window=16, quantization_config=dict(quant_method="gptq", bits=4))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    costs = measured_tree(*outline(str(tmp_path)))[1]
+    assert (costs.quantised, costs.window) == ("gptq", 16)

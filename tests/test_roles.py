@@ -1,0 +1,119 @@
+"""Roles: the same places under the names of different families, written out by hand from transformers' sources."""
+
+import pytest
+
+from inspector.bench.tiny import tiny_model
+from inspector.models import ExpertModel
+from inspector.roles import layer_lists, roles, unrecognised
+from inspector.splitting import split
+
+LLAMA = {
+    "model.embed_tokens": "embed",
+    "model.layers": "layers",
+    "model.layers.1": "layers.1",
+    "model.layers.1.input_layernorm": "layers.1.norm_attn",
+    "model.layers.1.self_attn": "layers.1.attn",
+    "model.layers.1.self_attn.q_proj": "layers.1.attn.q",
+    "model.layers.1.self_attn.k_proj": "layers.1.attn.k",
+    "model.layers.1.self_attn.v_proj": "layers.1.attn.v",
+    "model.layers.1.self_attn.o_proj": "layers.1.attn.o",
+    "model.layers.1.post_attention_layernorm": "layers.1.norm_mlp",
+    "model.layers.1.mlp": "layers.1.mlp",
+    "model.layers.1.mlp.gate_proj": "layers.1.mlp.gate",
+    "model.layers.1.mlp.up_proj": "layers.1.mlp.up",
+    "model.layers.1.mlp.down_proj": "layers.1.mlp.down",
+    "model.norm": "final_norm",
+    "lm_head": "head",
+}
+GPT2 = {
+    "transformer.wte": "embed",
+    "transformer.wpe": "embed_pos",
+    "transformer.h.0.ln_1": "layers.0.norm_attn",
+    "transformer.h.0.attn.c_attn": "layers.0.attn.qkv",
+    "transformer.h.0.attn.c_proj": "layers.0.attn.o",
+    "transformer.h.0.ln_2": "layers.0.norm_mlp",
+    "transformer.h.0.mlp.c_fc": "layers.0.mlp.fc",
+    "transformer.h.0.mlp.c_proj": "layers.0.mlp.down",
+    "transformer.ln_f": "final_norm",
+}
+GEMMA2 = {  # norms on both sides of attention and feed-forward
+    "model.layers.0.input_layernorm": "layers.0.norm_attn",
+    "model.layers.0.post_attention_layernorm": "layers.0.norm_attn_post",
+    "model.layers.0.pre_feedforward_layernorm": "layers.0.norm_mlp",
+    "model.layers.0.post_feedforward_layernorm": "layers.0.norm_mlp_post",
+}
+OLMO2 = {  # norms behind them alone
+    "model.layers.0.post_attention_layernorm": "layers.0.norm_attn",
+    "model.layers.0.post_feedforward_layernorm": "layers.0.norm_mlp",
+    "model.layers.0.self_attn.q_norm": "layers.0.attn.q_norm",
+}
+BERT = {
+    "bert.embeddings.word_embeddings": "embed",
+    "bert.embeddings.position_embeddings": "embed_pos",
+    "bert.encoder.layer.0.attention.self.query": "layers.0.attn.q",
+    "bert.encoder.layer.0.attention.output.dense": "layers.0.attn.o",
+    "bert.encoder.layer.0.attention.output.LayerNorm": "layers.0.norm_attn",
+    "bert.encoder.layer.0.intermediate.dense": "layers.0.mlp.fc",
+    "bert.encoder.layer.0.output.dense": "layers.0.mlp.down",
+    "bert.encoder.layer.0.output.LayerNorm": "layers.0.norm_mlp",
+    "cls": "head",
+}
+MIXTRAL = {"model.layers.0.mlp.gate": "layers.0.mlp.router", "model.layers.0.mlp.experts": "layers.0.mlp.experts"}
+DEEPSEEK = {
+    "model.layers.0.self_attn.q_a_proj": "layers.0.attn.q_a",
+    "model.layers.0.self_attn.q_a_layernorm": "layers.0.attn.q_a_norm",
+    "model.layers.0.self_attn.q_b_proj": "layers.0.attn.q_b",
+    "model.layers.0.self_attn.kv_a_proj_with_mqa": "layers.0.attn.kv_a",
+    "model.layers.0.self_attn.kv_b_proj": "layers.0.attn.kv_b",
+    "model.layers.1.mlp.shared_experts.down_proj": "layers.1.mlp.shared.down",
+}
+JAMBA = {"model.layers.0.mamba.in_proj": "layers.0.mixer.in", "model.layers.1.self_attn.q_proj": "layers.1.attn.q"}
+NEMOTRON_H = {"model.layers.0.mixer": "layers.0.mixer", "model.norm_f": "final_norm"}
+GEMMA3 = {"model.language_model.layers.0.self_attn.q_proj": "layers.0.attn.q", "model.language_model.norm": "final_norm"}
+FAMILIES = {
+    "llama": LLAMA,
+    "gpt2": GPT2,
+    "gemma2": GEMMA2,
+    "olmo2": OLMO2,
+    "bert": BERT,
+    "mixtral": MIXTRAL,
+    "deepseek_v3": DEEPSEEK,
+    "jamba": JAMBA,
+    "nemotron_h": NEMOTRON_H,
+    "gemma3": GEMMA3,
+}
+
+
+def roles_of(model):
+    parts = split(model)
+    return roles(model, parts.backbone_name, parts.head_names)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_roles_of_a_family(family):
+    found = roles_of(tiny_model(family))
+    assert {name: found.get(name) for name in FAMILIES[family]} == FAMILIES[family]
+
+
+def test_the_native_model_has_every_role():
+    model = ExpertModel(vocab_size=20, d_model=16, n_layers=2, n_heads=2, d_ff=32)
+    found = roles_of(model)
+    assert not list(unrecognised(model, found))
+    assert found["backbone.layers.1.self_attn.q_proj"] == "layers.1.attn.q" and found["backbone.norm"] == "final_norm"
+
+
+def test_each_role_of_a_plain_layer_stands_for_one_module():
+    for family in ("llama", "gpt2", "bert", "gemma2", "phi3", "bloom"):
+        found = [role for role in roles_of(tiny_model(family)).values() if role.startswith("layers.0.")]
+        assert len(found) == len(set(found)), family
+
+
+def test_image_towers_are_no_decoder_layers():
+    assert layer_lists(tiny_model("gemma3")) == ["model.language_model.layers"]
+
+
+def test_a_module_without_a_role_is_said():
+    model = tiny_model("llama")
+    model.model.layers[0].self_attn.q_proj, model.model.layers[0].self_attn.surprise = None, model.model.layers[0].self_attn.q_proj
+    found = roles(model, "model", ("lm_head",))
+    assert list(unrecognised(model, found)) == ["model.layers.0.self_attn.surprise"]

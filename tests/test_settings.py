@@ -1,0 +1,137 @@
+"""What ``--explain`` says: against what generate() itself makes of a checkpoint's settings."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from inspector.cli import settings
+from inspector.loaded import OTHER_SETTINGS, as_ids
+from inspector.loading import load
+from inspector.records import Sampling
+from inspector.sampling import FILTERS
+from inspector.settings import IMPLEMENTED, WITHOUT_EFFECT, explained
+
+QWEN = dict(do_sample=True, repetition_penalty=1.1, temperature=0.7, top_p=0.8, top_k=20, eos_token_id=[2, 3])
+
+
+def rows_of(shipped: dict, flags: dict | None = None, taken: bool = False, prompt_length: int = 4, **limit):
+    """The rows by name, for names-qwen2 with a generation config of its own."""
+    m = replace(load("names-qwen2"), stop_ids=as_ids(shipped.get("eos_token_id")))
+    m.model.generation_config = GenerationConfig(**shipped)
+    sampling, origins = settings(m, flags or {}, None, taken)
+    origins |= {"max_new_tokens": "flag" if limit else "default"}
+    return {row.name: row for row in explained(m, prompt_length, sampling, limit.get("max_new_tokens", 20), origins, taken)}
+
+
+def used_by_generate(shipped: dict, prompt_length: int = 4) -> GenerationConfig:
+    """The configuration that generate() without arguments ends up with, caught where its processors are built."""
+    m, caught = load("names-qwen2"), []
+    m.model.generation_config = GenerationConfig(**shipped)
+    build = m.model._get_logits_processor
+    m.model._get_logits_processor = lambda generation_config, **more: caught.append(generation_config) or build(generation_config, **more)
+    m.model.generate(torch.arange(4, 4 + prompt_length)[None])
+    return caught[0]
+
+
+@pytest.mark.parametrize(
+    "shipped",
+    [
+        {},
+        QWEN,
+        dict(eos_token_id=2, forced_eos_token_id=2, suppress_tokens=[5, 6], bad_words_ids=[[7]], no_repeat_ngram_size=2),
+        dict(do_sample=True, typical_p=0.9, min_p=0.1, max_new_tokens=3, eos_token_id=2),
+        dict(max_length=9, eos_token_id=2, num_beams=2, length_penalty=0.5),
+    ],
+    ids=["nothing", "Qwen2.5", "processors", "warpers", "beams"],
+)
+def test_the_column_of_generate_is_what_generate_uses(shipped):
+    used, rows = used_by_generate(shipped), rows_of(shipped)
+    lists = lambda value: list(map(lists, value)) if isinstance(value, tuple) else value  # noqa: E731
+    for name, row in rows.items():
+        if name in ("seed", "eos_token_id", "forced_eos_token_id"):
+            continue  # not of its configuration; a single id or a list of them
+        assert getattr(used, name) == lists(row.alone), name
+        says = name in shipped or (name == "max_length" and "max_new_tokens" in shipped)
+        assert row.alone_origin == (None if row.alone is None else "checkpoint" if says else "library"), name
+    assert rows["eos_token_id"].alone == (None if used.eos_token_id is None else (2, 3) if shipped is QWEN else (2,))
+
+
+def test_every_setting_of_transformers_is_listed_once_or_named_as_without_effect():
+    fields = set(vars(GenerationConfig()))
+    rows = rows_of({})
+    assert set(rows) == fields - set(WITHOUT_EFFECT) | {"seed"}
+    assert not set(WITHOUT_EFFECT) - fields and not set(WITHOUT_EFFECT) & set(IMPLEMENTED)
+    assert {name for name, row in rows.items() if row.applied == "no"} >= set(OTHER_SETTINGS)
+    assert set(FILTERS) <= set(rows) and set(vars(Sampling())) <= set(rows)
+    assert list(rows)[: len(IMPLEMENTED)] == list(IMPLEMENTED)
+
+
+def test_qwen_as_it_ships_and_is_not_taken():
+    rows = rows_of(QWEN, dict(temperature=0.0))
+    penalty = rows["repetition_penalty"]
+    assert (penalty.here, penalty.origin, penalty.applied, penalty.alone) == (1.0, "default", "off", 1.1)
+    assert penalty.notes == ("not taken", "greedy too")
+    assert (rows["do_sample"].here, rows["do_sample"].origin, rows["do_sample"].notes) == (False, "flag", ("overruled",))
+    assert [rows[name].notes for name in ("top_k", "top_p")] == [("not taken",)] * 2
+    assert (rows["eos_token_id"].here, rows["eos_token_id"].origin, rows["eos_token_id"].applied) == ((2, 3), "checkpoint", "yes")
+    assert (rows["seed"].applied, rows["temperature"].applied, rows["use_cache"].origin) == ("off", "off", "fixed")
+
+
+def test_what_is_taken_needs_no_remark_and_acts():
+    rows = rows_of(QWEN, taken=True)
+    assert {name for name, row in rows.items() if row.notes} == set()
+    assert all(rows[name].applied == "yes" and rows[name].origin == "checkpoint" for name in QWEN)
+
+
+@pytest.mark.parametrize(
+    ("shipped", "flags", "name", "notes"),
+    [
+        (dict(do_sample=True), {}, "top_k", ("filled in",)),
+        (dict(do_sample=True, top_k=0), {}, "top_k", ()),
+        (dict(do_sample=True, top_p=1.0, typical_p=1.0, min_p=0.0, no_repeat_ngram_size=0), {}, "top_p", ()),
+        (dict(temperature=0.5), {}, "temperature", ("idle",)),
+        (dict(temperature=0.5), dict(temperature=0.9), "temperature", ("overruled",)),
+        (dict(do_sample=False), {}, "do_sample", ("not taken",)),
+        (dict(no_repeat_ngram_size=3), {}, "no_repeat_ngram_size", ("not taken",)),
+        (dict(no_repeat_ngram_size=3, num_beams=4), {}, "no_repeat_ngram_size", ("withheld",)),
+        (dict(num_beams=4), {}, "num_beams", ("missing",)),
+        (dict(num_beams=1), {}, "num_beams", ()),
+        (dict(max_new_tokens=7), {}, "max_new_tokens", ("limit",)),
+        (dict(max_new_tokens=7), {}, "max_length", ()),  # said once
+        (dict(max_new_tokens=20), {}, "max_new_tokens", ()),
+        (dict(max_length=100), {}, "max_length", ("limit",)),
+        ({}, dict(forced_bos_token_id=3), "forced_bos_token_id", ("one token",)),
+        (dict(repetition_penalty=1.2), {}, "repetition_penalty", ("not taken", "greedy too")),
+        ({}, dict(temperature=0.0, repetition_penalty=1.2), "repetition_penalty", ("greedy too",)),
+        (QWEN, dict(repetition_penalty=1.2), "repetition_penalty", ("overruled",)),
+        (dict(use_cache=True), {}, "use_cache", ()),
+    ],
+    ids=str,
+)
+def test_what_must_be_said_is_said(shipped, flags, name, notes):
+    assert rows_of(shipped, flags)[name].notes == notes
+
+
+def test_what_generate_has_and_does_not_use_is_marked():
+    rows = rows_of(dict(temperature=0.5))
+    assert {name for name, row in rows.items() if row.idle and row.alone_origin} == {
+        *("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty"),
+    }
+    rows = rows_of(dict(do_sample=True, num_beams=2))
+    assert not any(row.idle for row in rows.values())
+
+
+def test_a_forced_beginning_acts_after_a_single_token():
+    assert rows_of({}, dict(forced_bos_token_id=3), prompt_length=1)["forced_bos_token_id"].applied == "yes"
+    assert rows_of({}, dict(forced_bos_token_id=3), prompt_length=2)["forced_bos_token_id"].applied == "off"
+
+
+def test_the_limits_of_both_sides():
+    rows = rows_of({}, prompt_length=50, max_new_tokens=30)
+    assert (rows["max_length"].here, rows["max_length"].alone) == (65, 64)  # by hand a full context is read once more
+    assert rows["max_length"].origin == rows["max_new_tokens"].origin == "flag"
+    rows = rows_of({}, prompt_length=5)
+    assert (rows["max_length"].here, rows["max_length"].alone, rows["max_length"].origin) == (25, 25, "default")
