@@ -219,6 +219,19 @@ main()
         assert "RuntimeError: planted" in done.stderr
 
 
+def test_no_process_group_is_left_to_race_with_the_end_of_the_interpreter(launch):
+    """Its threads would: some of the processes then end in signal 6."""
+    code = """
+import atexit, torch
+atexit.register(lambda: print(f"left: {torch.distributed.is_initialized()}"))
+from inspector.batches import join_processes
+print(join_processes("cpu", 1).gather({0: "met"}))
+"""
+    done = launch(2, code=code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("met") == done.stdout.count("left: False") == 2
+
+
 def test_ctrl_c_during_a_run_of_many_prompts_writes_what_there_is(tmp_path):
     (tmp_path / "prompts.txt").write_text("Крас\n" * 200, encoding="utf8")
     arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--json", "-", "--batch-size", "1"]
