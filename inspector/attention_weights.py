@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .loaded import Loaded
-from .models import MultiHeadAttention
+from .models import NATIVE_ATTENTION
 from .records import Attention, AttentionHead, AttentionLayer, AttentionMap
 from .tracing import InvariantError, components, prepared, tokens
 
@@ -49,7 +49,7 @@ def watched(m: Loaded, ids_1T: Tensor, see: Callable[[str, Tensor], None]) -> tu
     given = []
 
     def end(role: str, module: nn.Module, inputs: tuple, options: dict, output: object) -> None:
-        if isinstance(module, MultiHeadAttention):
+        if isinstance(module, NATIVE_ATTENTION):
             weights_1HTT = native_weights(role, module, inputs, options, output)
         else:
             parts = output if isinstance(output, tuple) else ()
@@ -75,10 +75,11 @@ def watched(m: Loaded, ids_1T: Tensor, see: Callable[[str, Tensor], None]) -> tu
     return hidden_1TD, usual
 
 
-def native_weights(role: str, module: MultiHeadAttention, inputs: tuple, options: dict, output: Tensor) -> Tensor:
+def native_weights(role: str, module: nn.Module, inputs: tuple, options: dict, output: Tensor) -> Tensor:
     """The weights [B, H, T, T] of a native attention, computed beside it. Raises ``InvariantError`` if they do not make its output."""
-    weights_BHTT = module.weights(*inputs, **options)
-    again_BTD = module.o_proj((weights_BHTT @ module.heads(inputs[0])[2]).transpose(1, 2).flatten(2))
+    x_BTD, *mask_and_positions = inputs[:3]  # the fourth is a cache, of which there is none here
+    weights_BHTT = module.weights(x_BTD, *mask_and_positions, **options)
+    again_BTD = module.o_proj((weights_BHTT @ module.values(x_BTD)).transpose(1, 2).flatten(2))
     if not near(again_BTD, output):
         raise InvariantError(f"{role}: the weights times the values are not what the attention gives")
     return weights_BHTT

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from .heads import hidden_states
 from .records import Candidate, Run, Sampling, Step, Token
 from .sampling import GREEDY, Filtered, apply_filters, bounds_of, draw, new_generator
 from .splitting import Split, context_length, evaluating
@@ -269,7 +270,7 @@ def generate(
         raise ValueError(f"input_ids has shape {tuple(ids_BT.shape)}: give [B, T], such as input_ids[None] for one prompt")
     settings = Sampling(**sampling)
     generator = new_generator(settings.seed, ids_BT.device)
-    parts = Split(model.backbone, model.lm_head)
+    parts = Split(lambda ids_BT: hidden_states(model.backbone(ids_BT)), model.lm_head)
     limits = dict(stop_ids=stop_ids, context_length=context_length(model))
     rows = []
     with evaluating(model):

@@ -103,7 +103,7 @@ def test_files_are_found():
         ("splitting", ["heads"]),
         ("finding", ["models", "records"]),
         ("structure", ["costs", "heads", "records", "roles", "splitting"]),
-        ("decoding", ["splitting", "sampling", "records"]),
+        ("decoding", ["heads", "splitting", "sampling", "records"]),
         ("render", ["render", "records"]),
     ],
 )

@@ -1,23 +1,37 @@
 """The native models as transformers sees them, so that its Auto classes load them and its ``generate()`` can referee."""
 
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
 
-from .expert import ExpertModel, init_weights
+from .backbone import hidden_of
+from .expert import ExpertModel
+from .language_model import LanguageModel, init_weights
+from .moe import Routing
+from .mtp import further_logits
+from .variants import VARIANTS
+
+BUILDERS = {"expert": ExpertModel, **VARIANTS}
+PREFIX = "inspector-"
+USUAL_NAMES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "d_ff",
+    "max_position_embeddings": "max_seq_len",
+}
+GROUPED_NAMES = USUAL_NAMES | {"num_key_value_heads": "n_kv_heads"}
+EXPERTS_NAMES = {"num_experts": "n_experts", "num_experts_per_tok": "n_chosen"}
 
 
-class ExpertConfig(PreTrainedConfig):
-    """The arguments of ``ExpertModel`` under its own names, readable by transformers under the usual ones too."""
+class NativeConfig(PreTrainedConfig):
+    """The arguments of a native model's builder under their own names, readable by transformers under the usual ones too."""
 
-    model_type = "inspector-expert"
-    attribute_map = {
-        "hidden_size": "d_model",
-        "num_hidden_layers": "n_layers",
-        "num_attention_heads": "n_heads",
-        "intermediate_size": "d_ff",
-        "max_position_embeddings": "max_seq_len",
-    }
+    attribute_map = USUAL_NAMES
     vocab_size: int = 10_000
     d_model: int = 512
     n_layers: int = 6
@@ -29,32 +43,117 @@ class ExpertConfig(PreTrainedConfig):
     use_cache: bool = False
 
     def arguments(self) -> dict:
-        """What ``ExpertModel(**arguments)`` needs."""
-        names = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_seq_len", "dropout", "tie_word_embeddings")
-        return {name: getattr(self, name) for name in names}
+        """What ``build()`` hands to the builder."""
+        taken = (name for name in signature(BUILDERS[self.variant]).parameters if name not in ("total_params", "non_embedding_params"))
+        return {name: getattr(self, name) for name in taken}
+
+    @property
+    def variant(self) -> str:
+        """The model's name among ``VARIANTS``, or "expert"."""
+        return self.model_type.removeprefix(PREFIX)
+
+    def build(self) -> LanguageModel:
+        """A fresh native model of this configuration."""
+        return BUILDERS[self.variant](**self.arguments())
 
 
-class ExpertForCausalLM(PreTrainedModel, GenerationMixin):
-    """``ExpertModel`` with transformers' interface: the same children, the same state-dict keys, the same computation.
+class ExpertConfig(NativeConfig):
+    """The arguments of ``ExpertModel``."""
+
+    model_type = PREFIX + "expert"
+
+
+class GPTConfig(NativeConfig):
+    """The arguments of ``gpt``."""
+
+    model_type = PREFIX + "gpt"
+    attribute_map = GROUPED_NAMES
+    n_kv_heads: int | None = None
+    rope_theta: float = 10_000.0
+    tie_word_embeddings: bool = True
+
+
+class GPTMoEConfig(GPTConfig):
+    """The arguments of ``gpt_moe``."""
+
+    model_type = PREFIX + "gpt-moe"
+    attribute_map = GROUPED_NAMES | EXPERTS_NAMES
+    n_experts: int = 4
+    n_chosen: int = 2
+    n_shared_experts: int = 0
+    gate: str = "noisy"
+
+
+class GPTMLAConfig(NativeConfig):
+    """The arguments of ``gpt_mla``."""
+
+    model_type = PREFIX + "gpt-mla"
+    rope_theta: float = 10_000.0
+    tie_word_embeddings: bool = True
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+
+
+class GPTMTPConfig(GPTConfig):
+    """The arguments of ``gpt_mtp``."""
+
+    model_type = PREFIX + "gpt-mtp"
+    mtp_depth: int = 1
+
+
+class GPTMoEMLAMTPConfig(GPTMLAConfig):
+    """The arguments of ``gpt_moe_mla_mtp``."""
+
+    model_type = PREFIX + "gpt-moe-mla-mtp"
+    attribute_map = USUAL_NAMES | EXPERTS_NAMES
+    n_experts: int = 4
+    n_chosen: int = 2
+    n_shared_experts: int = 0
+    gate: str = "noisy"
+    mtp_depth: int = 1
+
+
+@dataclass
+class NativeOutput(ModelOutput):
+    """What a native model gives.
+
+    Args:
+        loss: transformers' usual one, where labels were given.
+        logits: [B, T, V], or those of the last positions.
+        routings: one for each mixture of experts, in the order in which they ran; None without any.
+        mtp_logits: one [B, T−k, V] for each depth k of multi-token prediction; None where they were not asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    routings: tuple[Routing, ...] | None = None
+    mtp_logits: tuple[Tensor, ...] | None = None
+
+
+class NativeForCausalLM(PreTrainedModel, GenerationMixin):
+    """A native model with transformers' interface: the same children, the same state-dict keys, the same computation.
 
     It has no cache. transformers' ``generate()`` feeds one token at a time to a model that is said to have one, so the
     generation config says ``use_cache=False``, and being asked to use a cache is an error.
     """
 
-    config_class = ExpertConfig
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
 
-    def __init__(self, config: ExpertConfig):
+    def __init__(self, config: NativeConfig):
         super().__init__(config)
-        native = ExpertModel(**config.arguments())
-        self.backbone = native.backbone
-        self.lm_head = native.lm_head
+        for name, part in config.build().named_children():
+            setattr(self, name, part)
         self.post_init()
         self.generation_config.use_cache = False
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         init_weights(module)
 
@@ -78,32 +177,91 @@ class ExpertForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values=None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        output_mtp: bool = False,
         **kwargs,
-    ) -> CausalLMOutput:
+    ) -> NativeOutput:
         """[B, T] → logits [B, T, V], or of the last ``logits_to_keep`` positions when that is not 0.
 
         ``attention_mask`` [B, T] is 1 for real tokens. ``labels`` [B, T] add transformers' usual loss: shifted by one
-        inside, −100 ignored.
+        inside, −100 ignored. ``output_mtp`` runs the depths of multi-token prediction too; they change no other output.
 
         Raises:
             ValueError: a cache is asked for, which would stay empty while ``generate()`` reads single tokens, or one is given.
         """
         if use_cache or (past_key_values is not None and past_key_values.get_seq_length() > 0):
-            raise ValueError("ExpertForCausalLM has no cache: pass use_cache=False, as its generation config does")
+            raise ValueError(f"{type(self).__name__} has no cache: pass use_cache=False, as its generation config does")
         mask = attention_mask.bool() if attention_mask is not None else None
-        hidden_BTD = self.backbone(input_ids, mask)
+        hidden_BTD, routings = hidden_of(self.backbone(input_ids, mask))
         logits_BTV = self.lm_head(hidden_BTD[:, -logits_to_keep:])
         loss = self.loss_function(logits_BTV, labels, vocab_size=self.config.vocab_size, **kwargs) if labels is not None else None
-        return CausalLMOutput(loss=loss, logits=logits_BTV)
+        further = None
+        if output_mtp and hasattr(self, "mtp"):
+            further, of_depths = further_logits(self, input_ids, hidden_BTD, mask)
+            routings = (*routings, *of_depths)
+        return NativeOutput(loss=loss, logits=logits_BTV, routings=routings or None, mtp_logits=further)
 
 
-def to_transformers(model: ExpertModel) -> ExpertForCausalLM:
+class ExpertForCausalLM(NativeForCausalLM):
+    """``ExpertModel`` for transformers."""
+
+    config_class = ExpertConfig
+
+
+class GPTForCausalLM(NativeForCausalLM):
+    """``gpt`` for transformers."""
+
+    config_class = GPTConfig
+
+
+class GPTMoEForCausalLM(NativeForCausalLM):
+    """``gpt_moe`` for transformers."""
+
+    config_class = GPTMoEConfig
+
+
+class GPTMLAForCausalLM(NativeForCausalLM):
+    """``gpt_mla`` for transformers."""
+
+    config_class = GPTMLAConfig
+
+
+class GPTMTPForCausalLM(NativeForCausalLM):
+    """``gpt_mtp`` for transformers."""
+
+    config_class = GPTMTPConfig
+
+
+class GPTMoEMLAMTPForCausalLM(NativeForCausalLM):
+    """``gpt_moe_mla_mtp`` for transformers."""
+
+    config_class = GPTMoEMLAMTPConfig
+
+
+CLASSES = (
+    *(ExpertForCausalLM, GPTForCausalLM, GPTMoEForCausalLM),
+    *(GPTMLAForCausalLM, GPTMTPForCausalLM, GPTMoEMLAMTPForCausalLM),
+)
+ADAPTERS: dict[str, type[NativeForCausalLM]] = {cls.config_class.model_type.removeprefix(PREFIX): cls for cls in CLASSES}
+
+
+def to_transformers(model: LanguageModel) -> NativeForCausalLM:
     """The adapter around ``model``'s own modules: nothing is copied, both share their weights."""
-    adapter = ExpertForCausalLM(ExpertConfig(**model.config, architectures=["ExpertForCausalLM"]))
-    adapter.backbone, adapter.lm_head = model.backbone, model.lm_head
+    adapter_class = ADAPTERS[model.variant]
+    adapter = adapter_class(adapter_class.config_class(**model.config, architectures=[adapter_class.__name__]))
+    for name, part in model.named_children():
+        setattr(adapter, name, part)
     adapter.generation_config = GenerationConfig(use_cache=False)
     return adapter.train(model.training)
 
 
-AutoConfig.register(ExpertConfig.model_type, ExpertConfig, exist_ok=True)
-AutoModelForCausalLM.register(ExpertConfig, ExpertForCausalLM, exist_ok=True)
+def to_native(adapter: NativeForCausalLM) -> LanguageModel:
+    """The native model around an adapter's own modules: the way back."""
+    model = adapter.config.build()
+    for name, part in adapter.named_children():
+        setattr(model, name, part)
+    return model.train(adapter.training)
+
+
+for adapter_class in CLASSES:
+    AutoConfig.register(adapter_class.config_class.model_type, adapter_class.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(adapter_class.config_class, adapter_class, exist_ok=True)

@@ -13,8 +13,8 @@ from safetensors.torch import load_model
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .adapter import ExpertConfig, to_transformers
-from .expert import ExpertModel
+from .adapter import BUILDERS, NativeConfig, to_transformers
+from .language_model import LanguageModel
 
 
 @contextmanager
@@ -49,16 +49,18 @@ def replacing(path: Path):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def save_checkpoint(model: ExpertModel, path: str | Path) -> None:
+def save_checkpoint(model: LanguageModel, path: str | Path) -> None:
     """Writes ``model`` to a folder that ``AutoModelForCausalLM`` loads too, or to one file when ``path`` ends in ``.pt``.
 
-    The file holds ``{'model_state_dict', 'config'}``. What stood at ``path`` before is replaced only once the new
-    checkpoint is on disk.
+    The file holds ``{'model_state_dict', 'config'}``, and of a variant its name. What stood at ``path`` before is
+    replaced only once the new checkpoint is on disk.
     """
     path = Path(path)
     with replacing(path) as new:
         if path.suffix == ".pt":
-            torch.save({"model_state_dict": model.state_dict(), "config": model.get_model_config()}, new)
+            variant = {} if model.variant == "expert" else {"variant": model.variant}
+            config = model.get_model_config() if model.variant == "expert" else model.config
+            torch.save({"model_state_dict": model.state_dict(), "config": config, **variant}, new)
         else:
             save_pretrained(to_transformers(model), new)
 
@@ -81,11 +83,11 @@ def without_bars():
             logging.enable_progress_bar()
 
 
-def load_checkpoint(path: str | Path) -> ExpertModel:
-    """The ``ExpertModel`` of a native folder or ``.pt`` file, in evaluation mode. Nothing in the file is executed.
+def load_checkpoint(path: str | Path) -> LanguageModel:
+    """The ``ExpertModel`` or variant of a native folder or ``.pt`` file, in evaluation mode. Nothing in the file is executed.
 
     Raises:
-        ValueError: nothing is there, or it is not a whole checkpoint of an ``ExpertModel``.
+        ValueError: nothing is there, or it is not a whole checkpoint of a native model.
     """
     path = Path(path)
     if not path.exists():
@@ -93,17 +95,17 @@ def load_checkpoint(path: str | Path) -> ExpertModel:
     try:
         if path.is_dir():
             config = AutoConfig.from_pretrained(path, local_files_only=True)
-            if not isinstance(config, ExpertConfig):
+            if not isinstance(config, NativeConfig):
                 raise ValueError(f"its model_type is {config.model_type!r}")
-            model = ExpertModel(**config.arguments())
+            model = config.build()
             load_model(model, path / "model.safetensors")
         else:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
             if not isinstance(checkpoint, dict) or not {"config", "model_state_dict"} <= set(checkpoint):
                 raise ValueError("it does not hold 'config' and 'model_state_dict'")
-            model = ExpertModel(**checkpoint["config"])
+            model = BUILDERS[checkpoint.get("variant", "expert")](**checkpoint["config"])
             model.load_state_dict(checkpoint["model_state_dict"])
     except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a whole ExpertModel checkpoint ({reason}): save it again") from error
+        raise ValueError(f"{path}: not a whole checkpoint of a native model ({reason}): save it again") from error
     return model.eval()

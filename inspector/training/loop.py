@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -23,12 +24,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from ..models import ExpertConfig, ExpertForCausalLM
+from ..models.adapter import ADAPTERS, BUILDERS
 from ..models.checkpoints import replacing, save_pretrained
 from ..splitting import evaluating
 from .tokenizer import character_tokenizer
 
-MODELS = ("expert", "qwen2")
+MODELS = ("expert", "qwen2", *(name for name in BUILDERS if name != "expert"))
+# What only some models have: left out, their builders' defaults.
+OF_SOME = ("n_kv_heads", "n_experts", "n_chosen", "n_shared_experts", "gate", "kv_lora_rank", "q_lora_rank", "mtp_depth")
 STATE = "training_state.pt"
 RECIPE = "recipe.json"
 IGNORED = -100  # a target that counts in no loss: padding
@@ -36,7 +39,10 @@ IGNORED = -100  # a target that counts in no loss: padding
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result of a training run, apart from the corpus itself. Sizes as in ``ExpertModel``."""
+    """Everything that decides the result of a training run, apart from the corpus itself.
+
+    Sizes as in ``ExpertModel``, and those of ``OF_SOME`` as in the variants' builders (``inspector.models.variants``).
+    """
 
     model: str = "expert"
     corpus: str = "names"
@@ -53,10 +59,22 @@ class Recipe:
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
+    n_kv_heads: int | None = None
+    n_experts: int | None = None
+    n_chosen: int | None = None
+    n_shared_experts: int | None = None
+    gate: str | None = None
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    mtp_depth: int | None = None
 
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"model {self.model!r}: choose one of {', '.join(MODELS)}")
+        taken = signature(BUILDERS[self.model]).parameters if self.model in BUILDERS else ("n_kv_heads",)
+        for name in OF_SOME:
+            if getattr(self, name) is not None and name not in taken:
+                raise ValueError(f"{name}={getattr(self, name)}: model {self.model} has no such setting: leave it out")
         for name in ("d_model", "n_layers", "n_heads", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
@@ -91,12 +109,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_seq_len:
     """A fresh model for ``recipe``; both kinds have transformers' interface. The weights derive from the seed."""
     torch.manual_seed(recipe.seed)
     ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    if recipe.model == "expert":
-        sizes = dict(d_model=recipe.d_model, n_layers=recipe.n_layers, n_heads=recipe.n_heads, d_ff=recipe.d_ff or 4 * recipe.d_model)
-        config = ExpertConfig(
-            vocab_size=len(tokenizer), **sizes, max_seq_len=max_seq_len, dropout=recipe.dropout, architectures=["ExpertForCausalLM"]
-        )
-        model = ExpertForCausalLM(config)
+    if recipe.model in BUILDERS:
+        model = native_model(recipe, len(tokenizer), max_seq_len)
         model.generation_config = GenerationConfig(**ids, use_cache=False)
         return model
     # Two heads share a key and a value, and SwiGLU has three matrices where GELU has two: 8/3 of the width costs the same.
@@ -105,7 +119,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_seq_len:
         hidden_size=recipe.d_model,
         num_hidden_layers=recipe.n_layers,
         num_attention_heads=recipe.n_heads,
-        num_key_value_heads=max(1, recipe.n_heads // 2),
+        num_key_value_heads=recipe.n_kv_heads or max(1, recipe.n_heads // 2),
         intermediate_size=recipe.d_ff or 8 * recipe.d_model // 3,
         max_position_embeddings=max_seq_len,
         attention_dropout=recipe.dropout,
@@ -117,6 +131,16 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_seq_len:
     model.generation_config = GenerationConfig(**ids)
     add_dropout(model, recipe.dropout)
     return model
+
+
+def native_model(recipe: Recipe, vocab_size: int, max_seq_len: int) -> PreTrainedModel:
+    """A fresh native model with transformers' interface."""
+    sizes = {name: getattr(recipe, name) for name in ("d_model", "n_layers", "n_heads", "d_ff", "dropout")}
+    sizes |= {name: value for name in OF_SOME if (value := getattr(recipe, name)) is not None}
+    with torch.device("meta"):  # the arguments with the builder's defaults filled in, so that config.json says them
+        arguments = BUILDERS[recipe.model](vocab_size=vocab_size, max_seq_len=max_seq_len, **sizes).config
+    adapter = ADAPTERS[recipe.model]
+    return adapter(adapter.config_class(**arguments, architectures=[adapter.__name__]))
 
 
 def add_dropout(model: Qwen2ForCausalLM, dropout: float) -> None:
