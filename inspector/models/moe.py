@@ -164,9 +164,9 @@ class MixtureOfExperts(nn.Module):
         order = slots.argsort(stable=True)
         tokens = order // routing.experts_BTK.shape[-1]
         sizes = slots.bincount(minlength=len(self.experts)).tolist()
-        # 2. The experts work, each on its part.
+        # 2. The experts work, each on its part; in training also on none, so that each has a gradient, of zero.
         parts = zip(self.experts, x_ND[tokens].split(sizes), strict=True)
-        out_SD = torch.cat([expert(part) for expert, part in parts if len(part)])
+        out_SD = torch.cat([expert(part) for expert, part in parts if len(part) or self.training])
         # 3. Each output goes back to its token, times its weight.
         weighted_SD = out_SD * routing.weights_BTK.flatten()[order, None].to(out_SD.dtype)
         return torch.zeros_like(x_ND, dtype=weighted_SD.dtype).index_add(0, tokens, weighted_SD)
