@@ -20,6 +20,7 @@ from rich.text import Text
 
 from .records import LEVELS, Intervention, Sampling, Trace, to_json
 from .render import effects, inside, parting, terminal
+from .render.names import names_view
 from .render.screen import LiveSteps, QuietConsole, Screen, check_writable, drop_output, write_whole
 from .render.text import translator, visible
 
@@ -864,6 +865,69 @@ def bench_agreement(
         f"{result['unjudged_percent']:.1f} % of {samples} lines cannot be judged; of the others {result['agreement_percent']:.1f} % agree"
     )
     print(json.dumps(dict(model=model) | result, ensure_ascii=False))
+
+
+@bench.command("names")
+def bench_names(
+    corpus: Annotated[
+        str, typer.Option(help="A text file with one item a line, or names: the embedded corpus of Russian names with its own split.")
+    ] = "names",
+    validation: Annotated[
+        Path | None, typer.Option(help="A text file held out of training; without it a tenth of a file's unique items is.")
+    ] = None,
+    models: Annotated[str, typer.Option(metavar="NAME,…", help="The models to train.")] = "expert,qwen2,gpt,gpt-moe,gpt-mla,gpt-mtp",
+    parameters: Annotated[int, typer.Option(help="In all, of every model: the width of the feed-forward is chosen to fit.")] = 750_000,
+    d_model: Annotated[int, typer.Option(help="Width of the hidden states.")] = 128,
+    n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
+    n_heads: Annotated[int, typer.Option(help="Attention heads in each.")] = 4,
+    steps: Annotated[int, typer.Option(help="Number of updates.")] = 1500,
+    batch_size: Annotated[int, typer.Option(help="Lines in an update.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule: warm-up, then a cosine.")] = 2e-3,
+    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of weights, order and dropout, and of a split.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder that keeps the models; the same command goes on where it was stopped.")] = None,
+    language: Language = "auto",
+) -> None:
+    """Which architecture learns names best with equal parameters and steps, and by how much does it beat counting n-grams?"""
+    t = translator(language)
+    if parameters < 1:
+        raise ValueError(f"--parameters {parameters}: give a whole number from 1 up")
+    with Console(stderr=True).status("loading torch …"):
+        from tempfile import TemporaryDirectory
+
+        from .bench.names import equal_recipes, measure, parts
+
+        data = parts(corpus, validation, seed)
+        sizes = dict(d_model=d_model, n_layers=n_layers, n_heads=n_heads)
+        how = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, seed=seed)
+        recipes = equal_recipes([name.strip() for name in models.split(",")], parameters, data, **sizes, **how)
+    console = Console(stderr=True, highlight=False)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with (
+        TemporaryDirectory(prefix="inspector-names-") as folder,
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
+        tasks = {name: bar.add_task(name, total=steps) for name in recipes}
+        shown = dict.fromkeys(recipes)
+
+        def told(name, done) -> None:
+            if done is None:
+                console.print(f"{name} …")
+                return
+            held = "" if done.validation_loss is None else f", held out {done.validation_loss:.4f}"
+            bar.update(tasks[name], completed=done.step, description=f"{name}: loss {done.loss:.4f}{held}")
+            if done.validation_loss != shown[name]:
+                shown[name] = done.validation_loss
+                console.print(f"{name}, step {done.step:,}: loss {done.loss:.4f}{held} nats per character, {done.seconds_left:.0f} s left")
+
+        try:
+            result = measure(data, recipes, out or Path(folder), told)
+        except KeyboardInterrupt:
+            if out is not None:
+                console.print(f"stopped; what is done is in {out}: the same command goes on", markup=False)
+            raise
+    QuietConsole(highlight=False).print(names_view(result, t))
+    print(json.dumps(result, ensure_ascii=False))
 
 
 def entry(command: Callable[[], None]) -> None:
