@@ -7,7 +7,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from inspector.cli import main
 from inspector.finding import ASSETS
 from inspector.training.corpus import build
+from inspector.training.loop import Recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -115,4 +115,4 @@ def test_the_readme_command_of_a_recipe_gives_that_recipe(monkeypatch, tmp_path)
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         with pytest.raises(SystemExit):
             main()
-        assert asdict(made[-1]) == json.loads((ASSETS / name / "recipe.json").read_text())["recipe"]
+        assert made[-1] == Recipe(**json.loads((ASSETS / name / "recipe.json").read_text())["recipe"])

@@ -324,7 +324,7 @@ def fingerprint(*parts: Sequence[str]) -> str:
 def is_finished(out: Path, recipe: Recipe) -> bool:
     """Whether ``out`` holds the result of this very recipe: to resume it there is nothing left to do."""
     report = out / RECIPE
-    return report.is_file() and json.loads(report.read_text(encoding="utf8"))["recipe"] == asdict(recipe)
+    return report.is_file() and Recipe(**json.loads(report.read_text(encoding="utf8"))["recipe"]) == recipe
 
 
 def read_state(out: Path, recipe: Recipe, data: str, resume: bool) -> dict | None:
