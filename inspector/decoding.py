@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from .beam_search import Beams, Hypothesis, beam_search
 from .heads import hidden_states
 from .records import Candidate, Run, Sampling, Step, Token
 from .sampling import GREEDY, Filtered, apply_filters, bounds_of, draw, new_generator
@@ -259,22 +260,47 @@ def generate(
     *,
     stop_ids: Sequence[int],
     pad_token_id: int,
+    beams: dict | None = None,
     **sampling,
 ) -> Tensor:
     """Prompts [B, T] → prompts and continuations, padded on the right: what ``generate`` of the native models returns.
 
-    ``sampling`` are the arguments of ``Sampling``; the rows draw from one generator, one after another. The model runs
-    in evaluation mode. Raises as ``loop`` does.
+    ``sampling`` are the arguments of ``Sampling``; the rows draw from one generator, one after another. ``beams`` are the
+    arguments of ``Beams``; with several, each row is the best hypothesis of a search. The model runs in evaluation mode.
+    Raises as ``loop`` and ``beam_search`` do.
     """
     if ids_BT.dim() != 2:
         raise ValueError(f"input_ids has shape {tuple(ids_BT.shape)}: give [B, T], such as input_ids[None] for one prompt")
-    settings = Sampling(**sampling)
+    settings, width = Sampling(**sampling), Beams(**beams or {})
     generator = new_generator(settings.seed, ids_BT.device)
     parts = Split(lambda ids_BT: hidden_states(model.backbone(ids_BT)), model.lm_head)
     limits = dict(stop_ids=stop_ids, context_length=context_length(model))
     rows = []
     with evaluating(model):
         for row_T in ids_BT:
-            steps = loop(parts, row_T[None], settings, max_new_tokens, **limits, generator=generator, listed=0)
-            rows.append(torch.cat([row_T, row_T.new_tensor([step.token.id for step, _ in steps])]))
+            if width.num_beams > 1:
+                new_ids = search(parts, row_T, settings, max_new_tokens, width, **limits)[0].ids
+            else:
+                steps = loop(parts, row_T[None], settings, max_new_tokens, **limits, generator=generator, listed=0)
+                new_ids = [step.token.id for step, _ in steps]
+            rows.append(torch.cat([row_T, row_T.new_tensor(new_ids)]))
     return pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+
+
+def search(
+    split: Split,
+    ids_T: Tensor,
+    sampling: Sampling,
+    max_new_tokens: int,
+    beams: Beams,
+    *,
+    stop_ids: Sequence[int] = (),
+    context_length: int | None = None,
+) -> tuple[Hypothesis, ...]:
+    """Beam search from a prompt [T] by hand: the whole of every beam through the backbone at every step.
+
+    Returns and raises as ``beam_search`` does, and raises as ``loop`` does.
+    """
+    check_request(len(ids_T), max_new_tokens, context_length)
+    bounds = bounds_of(len(ids_T), max_new_tokens, stop_ids, context_length)
+    return beam_search(lambda ids_KT: next_logits_of_rows(split, list(ids_KT)), ids_T, beams, sampling, bounds)

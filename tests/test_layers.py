@@ -103,7 +103,8 @@ def test_files_are_found():
         ("splitting", ["heads"]),
         ("finding", ["models", "records"]),
         ("structure", ["costs", "heads", "records", "roles", "splitting"]),
-        ("decoding", ["heads", "splitting", "sampling", "records"]),
+        ("beam_search", ["sampling", "records"]),
+        ("decoding", ["beam_search", "heads", "splitting", "sampling", "records"]),
         ("render", ["render", "records"]),
     ],
 )

@@ -57,14 +57,21 @@ class LanguageModel(nn.Module):
         seed: int | None = None,
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int = 0,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool | str = False,
     ) -> Tensor:
         """Prompts [B, T] → prompts and continuations [B, T + new], in evaluation mode, by the project's one decoding loop.
 
         Temperature 0 is greedy. Rows are drawn one after another from one random generator; a row that ends early, at an
         ``eos_token_id`` or at ``max_seq_len``, is filled with ``pad_token_id``.
 
+        With ``num_beams`` above 1 each row is the best continuation that a beam search finds. It draws nothing, so the default
+        temperature stands for 0 there, and other settings of draws are refused; ``length_penalty`` and ``early_stopping``,
+        which act with beams alone, are explained at ``inspector.beam_search.Beams``.
+
         Raises:
-            ValueError: settings that cannot be, or a prompt longer than ``max_seq_len``.
+            ValueError: settings that cannot be, or not together, or a prompt longer than ``max_seq_len``.
         """
         from ..decoding import generate  # here, because there is one loop: models import nothing else of the project
 
@@ -79,6 +86,7 @@ class LanguageModel(nn.Module):
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
+            beams=dict(num_beams=num_beams, length_penalty=length_penalty, early_stopping=early_stopping),
         )
 
     def new_caches(self, batch_size: int, max_len: int | None = None) -> list[Cache]:
