@@ -93,6 +93,31 @@ def test_generate_equals_the_native_greedy_loop():
     assert torch.equal(by_transformers, model.generate(IDS, 10, temperature=0))
 
 
+@pytest.mark.parametrize("penalty", [0.7, 1.3, 2.0])
+@pytest.mark.parametrize("peaked", [1, 5])
+def test_greedy_with_a_repetition_penalty_equals_the_native_one(penalty, peaked):
+    model = native()
+    model.lm_head.weight.data.mul_(peaked)
+    by_transformers = to_transformers(model).generate(IDS, max_new_tokens=20, do_sample=False, repetition_penalty=penalty)
+    assert torch.equal(by_transformers, model.generate(IDS, 20, temperature=0, repetition_penalty=penalty))
+    assert not torch.equal(by_transformers, model.generate(IDS, 20, temperature=0))
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(temperature=0.6, top_k=20), dict(temperature=1.4, top_p=0.8)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sampling_with_a_repetition_penalty_equals_the_native_one(settings, seed):
+    """The native rows draw from one generator one after another, so transformers is given one row after another."""
+    model = native()
+    given = dict(max_new_tokens=20, do_sample=True, repetition_penalty=1.7, eos_token_id=7, pad_token_id=0)
+    adapter, rows = to_transformers(model), []
+    torch.manual_seed(seed)
+    for row in IDS:
+        rows.append(adapter.generate(row[None], attention_mask=torch.ones(1, 6), **(dict(top_k=0) | given | settings))[0])
+    expected = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    assert torch.equal(model.generate(IDS, 20, repetition_penalty=1.7, seed=seed, eos_token_id=7, **settings), expected)
+    assert not torch.equal(model.generate(IDS, 20, seed=seed, eos_token_id=7, **settings), expected)
+
+
 def test_generate_with_a_cache_is_refused_or_right():
     adapter = to_transformers(native())
     expected = adapter.generate(IDS, max_new_tokens=10, do_sample=False, use_cache=False)
