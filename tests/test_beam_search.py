@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from inspector.beam_search import Beams, Hypothesis, beam_search
 from inspector.decoding import search
-from inspector.models import ExpertModel, to_transformers
+from inspector.models import VARIANTS, ExpertModel, to_transformers
 from inspector.records import Sampling
 from inspector.sampling import Bounds
 from inspector.splitting import Split, split
@@ -85,6 +85,21 @@ def test_every_hypothesis_and_its_score_equal_those_of_transformers(seed):
             assert list(hypothesis.ids) == [id for id in sequence if id != PAD]
             # transformers reads the prompts' beams together: matrix products of another shape may round differently.
             assert hypothesis.score == pytest.approx(score, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_equals_transformers(variant):
+    torch.manual_seed(0)
+    model = VARIANTS[variant](vocab_size=13, d_model=32, n_layers=2, n_heads=4, max_seq_len=CONTEXT).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    ids_BT = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    for num_beams, early_stopping, length_penalty, penalty in ((2, True, 1.0, 1.0), (4, False, -0.5, 1.2), (5, "never", 1.5, 1.1)):
+        settings = dict(num_beams=num_beams, early_stopping=early_stopping, length_penalty=length_penalty)
+        settings |= dict(repetition_penalty=penalty, eos_token_id=[0, 7])
+        expected = by_transformers(model, ids_BT, 12, **settings).sequences
+        assert torch.equal(model.generate(ids_BT, 12, pad_token_id=PAD, **settings), expected)
 
 
 def test_random_cases_are_not_idle():
