@@ -27,7 +27,7 @@ def use() -> None:
 
 
 def generation() -> None:
-    """Example 2: the same prompt under six ways to choose a token. Top-k and top-p cut the tail off, the temperature flattens or sharpens."""
+    """Example 2: a prompt under nine ways to choose a token. Top-k and top-p cut the tail, the temperature flattens or sharpens."""
     ways = {
         "default": dict(temperature=1.0),
         "low temperature": dict(temperature=0.5),

@@ -96,7 +96,8 @@ def main() -> None:
     )
     same = routing._replace(experts_BTK=torch.arange(n_chosen).expand_as(routing.experts_BTK))
     same = same._replace(probability_BTE=torch.zeros_like(routing.probability_BTE).scatter(-1, same.experts_BTK, 1.0))
-    console.print(f"{float(balance_loss(same)):.4f}")
+    console.print(f"balance loss of layer 0 on this prompt: {float(balance_loss(routing)):.4f}")
+    console.print(f"and if all went to the same {n_chosen}:              {float(balance_loss(same)):.4f}")
 
     console.rule("6. Names")
     for seed in range(5):
