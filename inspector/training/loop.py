@@ -247,7 +247,7 @@ def train(
 ) -> Iterator[Progress]:
     """Trains, yielding after every step, and leaves a checkpoint folder at ``out``: weights, tokenizer, recipe and losses.
 
-    Every ``evaluate_every`` steps, and when interrupted by Ctrl-C, the state goes to ``out``/training_state.pt, from
+    At the start, every ``evaluate_every`` steps, and when interrupted by Ctrl-C, the state goes to ``out``/training_state.pt, from
     where ``resume`` goes on; a finished run of the same recipe is left as it is. Every step adds a line to
     ``out``/metrics.jsonl, of which report.png is drawn at the end. With ``gradient_checkpointing`` activations are computed
     twice instead of kept: less memory, more time, the same result.
@@ -262,14 +262,11 @@ def train(
     out = Path(out)
     if evaluate_every < 1:
         raise ValueError(f"evaluate_every={evaluate_every}: give a whole number from 1 up")
-    accelerator = new_accelerator(recipe)
-    finished = resume and is_finished(out, recipe)
-    data = fingerprint(lines, validation)
-    state = None if finished else read_state(out, recipe, data, resume)
-    accelerator.wait_for_everyone()  # all have looked at ``out`` before one of them writes there
-    if finished:
+    if resume and is_finished(out, recipe):
         return iter(())
-    return updates(accelerator, recipe, lines, validation, out, state, data, evaluate_every, gradient_checkpointing)
+    data = fingerprint(lines, validation)
+    state = read_state(out, recipe, data, resume)
+    return updates(recipe, lines, validation, out, state, data, evaluate_every, gradient_checkpointing)
 
 
 def new_accelerator(recipe: Recipe) -> Accelerator:
@@ -283,10 +280,9 @@ def new_accelerator(recipe: Recipe) -> Accelerator:
     # An expert that no token of a step went to has no gradient, and must not be waited for.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     some_unused = recipe.model in BUILDERS and {"n_experts", "mtp_depth"} & signature(BUILDERS[recipe.model]).parameters.keys()
-    try:
-        accelerator = Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused] if some_unused else None)
-    except ValueError as error:
-        raise ValueError(f"mixed_precision={recipe.mixed_precision!r} does not go on this device: choose another ({error})") from error
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused] if some_unused else None)
+    if recipe.mixed_precision != "no" and not accelerator.native_amp:  # accelerate would leave fp16 out on the CPU, silently
+        raise ValueError(f"mixed_precision={recipe.mixed_precision!r} is not for the device {accelerator.device.type}: take bf16, or no")
     if recipe.batch_size < accelerator.num_processes:
         raise ValueError(
             f"batch_size={recipe.batch_size} leaves some of the {accelerator.num_processes} processes without a line: "
@@ -296,7 +292,6 @@ def new_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def updates(
-    accelerator: Accelerator,
     recipe: Recipe,
     lines: Sequence[str],
     validation: Sequence[str],
@@ -307,6 +302,7 @@ def updates(
     gradient_checkpointing: bool,
 ) -> Iterator[Progress]:
     """The updates themselves, from ``state`` on; ``data`` is the corpus' fingerprint. The rest as in ``train``."""
+    accelerator = new_accelerator(recipe)
     tokenizer = character_tokenizer(lines)
     rows, validation_rows = encode(tokenizer, lines), encode(tokenizer, validation)
     model = build_model(recipe, tokenizer, fitting_length(recipe, [*rows, *validation_rows], [*lines, *validation]))
@@ -321,6 +317,7 @@ def updates(
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         history, first = state["losses"], state["step"]
+    accelerator.wait_for_everyone()  # all have looked at ``out`` before one of them writes there
     if accelerator.is_main_process and (out / METRICS).exists():  # steps after the state are done again
         with replacing(out / METRICS) as new:
             new.write_text("".join(read_lines(out, first)), encoding="utf8")
@@ -347,23 +344,24 @@ def updates(
         processes = dict(rank=accelerator.process_index, n_processes=accelerator.num_processes, total=accelerator.reduce)
         return validation_loss(model, validation_rows, tokenizer.pad_token_id, **processes) if validation_rows else None
 
+    if not state:
+        save_state(0)  # before there is any metric: what is in the folder can always be resumed
     wrapped.train()
     started = time.perf_counter()
     with catching_interrupt(alone=accelerator.num_processes == 1) as interrupted:
         for step in range(first, recipe.steps):
             began = time.perf_counter()
-            indices = batch_indices(step, len(rows), recipe.batch_size, recipe.seed)
-            batch = [rows[i] for i in indices]
+            batch = [rows[i] for i in batch_indices(step, len(rows), recipe.batch_size, recipe.seed)]
             update = train_step(accelerator, wrapped, optimizer, recipe, batch, tokenizer.pad_token_id, step)
-            seconds = time.perf_counter() - began
+            speed = sum(len(row) - 1 for row in batch) / (time.perf_counter() - began)
             done = step + 1
+            line = dict(step=done, **given(update), learning_rate=learning_rate_at(step, recipe), tokens_per_second=speed)
             measured = done % evaluate_every == 0 or done == recipe.steps
             if measured:
                 history.append(dict(step=done, train=update.loss, validation=validate()))
+                line["validation_loss"] = history[-1]["validation"]
             if accelerator.is_main_process:
-                line = dict(step=done) | {name: value for name, value in asdict(update).items() if value is not None}
-                line |= dict(learning_rate=learning_rate_at(step, recipe), tokens_per_second=sum(len(row) - 1 for row in batch) / seconds)
-                append_line(out, line | (dict(validation_loss=history[-1]["validation"]) if measured else {}))
+                append_line(out, line)
             if measured:
                 save_state(done)
             left = (time.perf_counter() - started) / (done - first) * (recipe.steps - done)
@@ -412,6 +410,11 @@ def train_step(
         balance_loss=None if parts.balance is None else parts.balance.item(),
         router_load=router_load(whole, counts) if counts else None,
     )
+
+
+def given(update: Update) -> dict:
+    """What an update has, without what this model does not have."""
+    return {name: value for name, value in asdict(update).items() if value is not None}
 
 
 def summed(accelerator: Accelerator, x: Tensor) -> Tensor:
@@ -480,8 +483,6 @@ def read_state(out: Path, recipe: Recipe, data: str, resume: bool) -> dict | Non
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"{out} exists and is not an empty folder: give another --out, or --resume to go on with what is there")
         return None
-    if not path.is_file() and (out / METRICS).is_file():
-        return None  # stopped before its first state was saved
     if not path.is_file():
         raise ValueError(f"{path}: there is nothing to resume: leave --resume out to begin a run")
     try:

@@ -12,15 +12,15 @@ LOSS = "nats per character"
 
 def append_line(out: Path, row: dict) -> None:
     """Adds a step to the metrics in ``out``; it is in the file, whole, before the next one begins."""
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / METRICS, "a", encoding="utf8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def flush(out: Path) -> None:
-    """Waits until the metrics are on the disk: they must not be behind the state that is saved next."""
-    with open(out / METRICS, "a", encoding="utf8") as file:
-        os.fsync(file.fileno())
+    """Waits until the metrics, if there are any, are on the disk: they must not be behind the state that is saved next."""
+    if (out / METRICS).is_file():
+        with open(out / METRICS, "a", encoding="utf8") as file:
+            os.fsync(file.fileno())
 
 
 def read_lines(out: Path, last: int | None = None) -> list[str]:
