@@ -3,7 +3,7 @@
 Shape letters: B batch, T tokens, D hidden, E experts, K experts chosen for a token, N = B·T.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -182,18 +182,25 @@ def squared_variation(x_E: Tensor) -> Tensor:
     return x_E.var(correction=0) / (x_E.mean().square() + 1e-10)
 
 
-def balance_loss(routing: Routing, real_BT: Tensor | None = None, importance: float = 1e-2, load: float = 1e-2) -> Tensor:
+def balance_loss(
+    routing: Routing,
+    real_BT: Tensor | None = None,
+    importance: float = 1e-2,
+    load: float = 1e-2,
+    total: Callable[[Tensor], Tensor] = lambda sums_E: sums_E,
+) -> Tensor:
     """importance·CV²(Σ_x G(x)) + load·CV²(Σ_x P(x, ·)): what keeps a gate from choosing the same few experts always.
 
     The first asks for equal weights, the second for equal numbers of tokens. ``real_BT`` bool leaves padding out; of more
-    tokens than the routing has the last are taken (a prediction further ahead has fewer places).
+    tokens than the routing has the last are taken (a prediction further ahead has fewer places). ``total`` makes the sums
+    over a process's tokens those over all processes' tokens: a squared variation of parts is not that of the whole.
     Source: Shazeer et al. 2017 (arXiv 1701.06538), equations 6, 7, 10 and 11.
     """
     gates_BTE, probability_BTE = routing.gates, routing.probability_BTE
     if real_BT is not None:
         real_BT = real_BT[:, -gates_BTE.shape[1] :]
     gates_NE, probability_NE = (x.flatten(0, 1) if real_BT is None else x[real_BT] for x in (gates_BTE, probability_BTE))
-    return importance * squared_variation(gates_NE.sum(0)) + load * squared_variation(probability_NE.sum(0))
+    return importance * squared_variation(total(gates_NE.sum(0))) + load * squared_variation(total(probability_NE.sum(0)))
 
 
 @torch.no_grad()

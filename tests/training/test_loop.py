@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
 
 from inspector.loading import load
 from inspector.training.loop import (
     IGNORED,
+    MODELS,
     STATE,
     Recipe,
     batch_indices,
@@ -26,6 +28,7 @@ from inspector.training.loop import (
     train,
     validation_loss,
 )
+from inspector.training.report import METRICS
 from inspector.training.tokenizer import character_tokenizer
 from inspector.verifying import verify
 
@@ -37,6 +40,13 @@ KINDS = pytest.mark.parametrize("kind", ["expert", "qwen2"])
 
 def finish(out, recipe=TINY, **options):
     return list(train(recipe, LINES, HELD_OUT, out, **({"evaluate_every": 5} | options)))
+
+
+def timeless(out):
+    """The metrics of a run, without what depends on the machine's mood."""
+    rows = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    assert all(row.pop("tokens_per_second") > 0 for row in rows)
+    return rows
 
 
 def weights(out):
@@ -56,25 +66,33 @@ def test_killed_and_resumed_gives_bitwise_the_weights_of_an_uninterrupted_run(tm
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
     assert (tmp_path / "whole/recipe.json").read_text() == (tmp_path / "cut/recipe.json").read_text()
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
+    assert [row["step"] for row in timeless(tmp_path / "cut")] == list(range(1, 13))
 
 
 def test_a_real_kill_and_a_real_resume(tmp_path):
-    """The same through the command, with SIGKILL."""
+    """The same through the command, with SIGKILL between two validations: every step stands in the metrics once."""
     (tmp_path / "lines.txt").write_text("\n".join(LINES))
     command = [sys.executable, "-m", "inspector", "train", "--corpus", str(tmp_path / "lines.txt"), "--d-model", "16", "--n-layers", "1"]
-    command += ["--n-heads", "2", "--steps", "400", "--batch-size", "3", "--warmup", "3", "--evaluate-every", "20"]
+    command += ["--n-heads", "2", "--steps", "150", "--batch-size", "3", "--warmup", "3", "--evaluate-every", "60"]
+    command += ["--model", "gpt-moe"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--out", tmp_path / "cut"], env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "cut" / STATE).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    metrics = tmp_path / "cut" / METRICS
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 65) and time.monotonic() < deadline:
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (tmp_path / "cut" / STATE).exists() and not (tmp_path / "cut/model.safetensors").exists()
+    assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["step"] == 60 < len(metrics.read_text().splitlines()) < 120
+    assert not (tmp_path / "cut/model.safetensors").exists()
+    metrics.write_text(metrics.read_text() + '{"step": 99, "lo')  # as a kill in the middle of a line leaves it
     for name, more in (("cut", ["--resume"]), ("whole", [])):
         subprocess.run([*command, "--out", tmp_path / name, *more], env=environment, check=True, capture_output=True)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    whole, cut = (timeless(tmp_path / name) for name in ("whole", "cut"))
+    assert [row["step"] for row in cut] == list(range(1, 151)) and cut == whole
 
 
 def test_ctrl_c_ends_the_step_saves_the_state_and_can_be_resumed(tmp_path):
@@ -184,12 +202,132 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
         (dict(d_ff=0), "d_ff=0"),
         (dict(weight_decay=-0.1), "weight_decay=-0.1"),
         (dict(model="qwen2", d_model=6), "odd width"),
+        (dict(mixed_precision="fp8"), "mixed_precision='fp8'"),
+        (dict(w_load=0.1), "w_load=0.1: model expert has no such setting"),
+        (dict(model="gpt", w_mtp=0.1), "w_mtp=0.1: model gpt has no such setting"),
+        (dict(model="gpt-moe", w_importance=-1.0), "w_importance=-1.0"),
+        (dict(model="gpt-moe", bias_speed=0.1), "balanced gate alone"),
+        (dict(model="gpt-moe", gate="balanced", w_load=0.1), "noisy gate alone"),
     ],
 )
 def test_impossible_recipes_are_errors(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         finish(tmp_path / "out", replace(TINY, **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_killed_before_its_first_validation_resumes_from_the_beginning(tmp_path):
+    finish(tmp_path / "whole")
+    next(train(TINY, LINES, HELD_OUT, tmp_path / "cut", evaluate_every=5))
+    assert [p.step for p in finish(tmp_path / "cut", resume=True)] == list(range(1, 13))
+    assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["expert", "qwen2", "gpt", "gpt-mla"])
+def test_a_model_without_experts_and_further_predictions_trains_as_a_plain_loop_bit_for_bit(tmp_path, kind):
+    """The loop as one would write it: one loss, PyTorch's own mean over the real targets, no accelerate."""
+    recipe = replace(TINY, model=kind)
+    progress = finish(tmp_path / "out", recipe)
+    tokenizer = character_tokenizer(LINES)
+    model = build_model(recipe, tokenizer, 64).train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay, betas=(0.9, 0.99))
+    rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(LINES).input_ids]
+    for step in range(recipe.steps):
+        inputs, targets = inputs_and_targets([rows[i] for i in batch_indices(step, 8, 3, recipe.seed)], tokenizer.pad_token_id)
+        torch.manual_seed(recipe.seed * 1_000_003 + step)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, recipe)
+        loss = F.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        assert loss.item() == progress[step].loss
+    state = model.state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in weights(tmp_path / "out").items())
+    assert progress[-1].balance_loss is progress[-1].mtp_loss is progress[-1].router_load is None
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_gradient_checkpointing_changes_no_bit_of_the_weights(tmp_path, kind, precision):
+    """Activations of each block are computed again, with the same draws of dropout and of the gates' noise."""
+    recipe = replace(TINY, model=kind, n_layers=2, mixed_precision=precision)
+    kept = finish(tmp_path / "kept", recipe)
+    again = finish(tmp_path / "again", recipe, gradient_checkpointing=True)
+    assert [p.loss for p in kept] == [p.loss for p in again]
+    kept, again = weights(tmp_path / "kept"), weights(tmp_path / "again")
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert (tmp_path / "kept/config.json").read_text() == (tmp_path / "again/config.json").read_text()
+
+
+def test_gradient_checkpointing_computes_blocks_twice(tmp_path):
+    calls = []
+    handle = register_module_forward_pre_hook(lambda module, *_: calls.append(type(module).__name__))
+    try:
+        for again in (False, True):
+            finish(tmp_path / str(again), replace(TINY, steps=1, n_layers=3), gradient_checkpointing=again)
+            calls.append(again)
+    finally:
+        handle.remove()
+    kept, again = calls[: calls.index(False)], calls[calls.index(False) + 1 :]
+    assert again.count("Block") == kept.count("Block") + 3
+
+
+@pytest.mark.parametrize("kind", ["expert", "gpt-moe-mla-mtp"])
+def test_bf16_trains_in_bf16_with_weights_in_float32(tmp_path, kind):
+    recipe = replace(TINY, model=kind, dropout=0.0, mixed_precision="bf16", steps=60, learning_rate=5e-3)
+    kinds = set()
+    handle = register_module_forward_hook(
+        lambda module, inputs, output: kinds.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
+    )
+    try:
+        mixed = finish(tmp_path / "mixed", recipe, evaluate_every=60)
+    finally:
+        handle.remove()
+    assert kinds == {torch.bfloat16}
+    assert {weight.dtype for weight in weights(tmp_path / "mixed").values()} == {torch.float32}
+    plain = finish(tmp_path / "plain", replace(recipe, mixed_precision="no"), evaluate_every=60)
+    assert 0 < abs(plain[0].loss - mixed[0].loss) < 0.02  # the same weights, read with 8 bits
+    assert mixed[-1].loss < 0.75 * mixed[0].loss
+    assert load(str(tmp_path / "mixed")).dtype == torch.float32
+
+
+def test_a_precision_that_the_device_does_not_have_is_refused(tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("the device has it")
+    with pytest.raises(ValueError, match="mixed_precision='fp16' is not for the device cpu"):
+        finish(tmp_path / "out", replace(TINY, mixed_precision="fp16"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["gpt-moe", "gpt-mtp", "gpt-moe-mla-mtp"])
+@pytest.mark.parametrize("changes", [dict(w_importance=1.0), dict(w_load=1.0), dict(w_mtp=1.0)])
+def test_every_weight_of_a_loss_changes_the_weights_and_not_the_loss_that_is_told(tmp_path, kind, changes):
+    needed = "mtp" if "w_mtp" in changes else "moe"
+    if needed not in kind:
+        pytest.skip("it has no such loss")
+    recipe = replace(TINY, model=kind, steps=2)
+    a, b = finish(tmp_path / "a", recipe), finish(tmp_path / "b", replace(recipe, **changes))
+    assert a[0].loss == b[0].loss and a[0].mtp_loss == b[0].mtp_loss
+    assert (a[0].balance_loss == b[0].balance_loss) == (needed == "mtp")
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_bias_of_the_balanced_gate_moves_against_the_load(tmp_path):
+    """One step from zero: by the speed, down for experts that had more than the mean, up for the others."""
+    progress = finish(tmp_path / "out", replace(TINY, model="gpt-moe", gate="balanced", steps=1, bias_speed=0.25))
+    [load] = progress[0].router_load.values()
+    bias = weights(tmp_path / "out")["backbone.layers.0.mlp.gate.e_score_correction_bias"]
+    assert bias.tolist() == [0.25 * ((share < 0.25) - (share > 0.25)) for share in load]
+    assert len(set(bias.tolist())) > 1 and progress[0].balance_loss == 0.0
+
+
+def test_lines_too_short_for_a_depth_leave_its_experts_without_a_count(tmp_path):
+    recipe = replace(TINY, model="gpt-moe-mla-mtp", gate="balanced", mtp_depth=3, steps=2)
+    *_, last = train(recipe, ["а", "н", "и", "а"], [], tmp_path / "out", evaluate_every=5)
+    assert list(last.router_load) == ["layers.0.mlp", "mtp.0.block.mlp", "mtp.1.block.mlp", "mtp.2.block.mlp"]
+    assert sum(last.router_load["mtp.0.block.mlp"]) == pytest.approx(1) and set(last.router_load["mtp.2.block.mlp"]) == {0.0}
 
 
 def test_nothing_that_exists_is_overwritten_or_mixed_up(tmp_path):
