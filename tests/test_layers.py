@@ -104,6 +104,7 @@ def test_files_are_found():
         ("finding", ["models", "records"]),
         ("structure", ["costs", "heads", "records", "roles", "splitting"]),
         ("decoding", ["heads", "splitting", "sampling", "records"]),
+        ("speculation", ["decoding", "models", "records", "sampling", "splitting"]),
         ("render", ["render", "records"]),
     ],
 )
