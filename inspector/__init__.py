@@ -26,7 +26,7 @@ _HOMES = {
     "tree": "structure",
     "verify": "verifying",
 }
-_MODULES = ("contributions", "interventions")
+_MODULES = ("contributions", "interventions", "speculation")
 __all__ = sorted([*_HOMES, *_MODULES])
 
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from .records import LEVELS, Intervention, Sampling, Trace, to_json
-from .render import effects, inside, parting, terminal
+from .render import effects, inside, parting, speculation, terminal
 from .render.names import names_view
 from .render.screen import LiveSteps, QuietConsole, Screen, check_writable, drop_output, write_whole
 from .render.text import translator, visible
@@ -954,6 +954,54 @@ def bench_names(
             raise
     QuietConsole(highlight=False).print(names_view(result, t))
     print(json.dumps(result, ensure_ascii=False))
+
+
+@bench.command("mtp")
+def bench_mtp(
+    model: ModelArgument,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text to continue, once for each; the model makes some up by default.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Prompts to make up where none is given.")] = 8,
+    max_new_tokens: MaxNewTokens = 40,
+    rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 3,
+    greedy: Greedy = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    min_p: MinP = None,
+    typical_p: TypicalP = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    language: Language = "auto",
+) -> None:
+    """What drafting with multi-token prediction saves: acceptance, tokens per pass, speed beside the plain loops. Greedy by default.
+
+    Exit code 1 if a greedy token differs from the plain loop's by more than rounding.
+    """
+    for name, value in (("--samples", samples), ("--rounds", rounds), ("--max-new-tokens", max_new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: give a whole number from 1 up")
+    t = translator(language)
+    flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size)
+    m = loaded(model, device=device, dtype=dtype)
+    from .bench.mtp import made_up, measure
+    from .speculation import native
+
+    native(m)
+    # A filter that acts on draws alone asks for draws.
+    draws = any(name in flags for name in ("top_k", "top_p", "min_p", "typical_p"))
+    sampling, _ = settings(m, flags, seed, False, None if draws else dict(temperature=0.0))
+    prompts = [m.encode(text, raw=True) for text in prompt] if prompt else made_up(m, samples, sampling.seed)
+    with Console(stderr=True).status(t("measuring …", "измерение …")):
+        result = measure(m, prompts, sampling, max_new_tokens, rounds)
+    QuietConsole(highlight=False).print(speculation.mtp_view(result, t))
+    print(json.dumps(dict(model=model) | result, ensure_ascii=False))
+    if not all(row["near_tie"] for row in result["partings"]):
+        raise typer.Exit(1)
 
 
 def entry(command: Callable[[], None]) -> None:

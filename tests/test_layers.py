@@ -105,6 +105,7 @@ def test_files_are_found():
         ("structure", ["costs", "heads", "records", "roles", "splitting"]),
         ("beam_search", ["sampling", "records"]),
         ("decoding", ["beam_search", "heads", "splitting", "sampling", "records"]),
+        ("speculation", ["decoding", "models", "records", "sampling", "splitting"]),
         ("render", ["render", "records"]),
     ],
 )

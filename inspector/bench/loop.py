@@ -99,13 +99,14 @@ def consume(m, ids: torch.Tensor, sampling: Sampling, steps: int) -> None:
         pass
 
 
-def bare_loop(m, ids: torch.Tensor, sampling: Sampling, steps: int) -> None:
-    """The same computation with nothing written down: what the record is measured against."""
+def bare_loop(m, ids: torch.Tensor, sampling: Sampling, steps: int) -> torch.Tensor:
+    """The same computation with nothing written down: what the record is measured against. Returns prompt and new ids."""
     generator = new_generator(sampling.seed, ids.device)
     for _ in range(steps):
         logits_V = next_logits(m.split, ids)
         token_id, _ = draw(apply_filters(logits_V, ids[0], sampling).scores_V, sampling, generator)
         ids = torch.cat([ids, ids.new_tensor([[token_id]])], dim=1)
+    return ids
 
 
 def flops_per_step(m, length: int) -> float:

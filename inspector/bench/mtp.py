@@ -1,0 +1,89 @@
+"""How many passes and how much time does multi-token prediction save when it drafts for its own model?"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..decoding import loop
+from ..records import Sampling
+from ..speculation import native, plain, rounds, speculate
+from .loop import bare_loop, timed
+
+BEGINNING = 4  # tokens of a prompt that the model makes up
+
+
+def made_up(m, samples: int, seed: int = 0, length: int = BEGINNING) -> list[list[int]]:
+    """Prompts that the model begins itself from its begin symbol, drawn from its own distribution with seeds ``seed``, ``seed`` + 1, ….
+
+    Raises:
+        ValueError: it has no begin symbol.
+    """
+    begin = m.encode("", raw=True)
+    if not begin:
+        raise ValueError(f"{m.origin.name} has no begin symbol to make up prompts from: give --prompt")
+    ids_1T = torch.tensor([begin], device=m.device)
+    limits = dict(stop_ids=m.stop_ids, context_length=m.context_length, listed=0)
+    prompts = []
+    for i in range(samples):
+        steps = [step.token.id for step, _ in loop(m.split, ids_1T, Sampling(seed=seed + i), length, **limits)]
+        prompts.append(begin + [id for id in steps if id not in m.stop_ids])
+    return prompts
+
+
+def measure(m, prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tokens: int = 40, turns: int = 3) -> dict:
+    """Acceptance of each depth, tokens per pass, and speculation's speed beside the loops with and without a cache.
+
+    Prompt i draws with the seed ``sampling.seed + i``. The three ways compute as many tokens, take turns, and ratios are taken
+    within a turn, so that a machine whose speed drifts does not favour one. ``identical`` is None for draws: they use the
+    random numbers otherwise, and only their distribution is the same.
+
+    Raises:
+        ValueError: the model has no multi-token prediction; or as ``decoding.loop`` does.
+    """
+    model = native(m)
+    samplings = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
+    records = [speculate(model, ids, own, max_new_tokens, m.stop_ids, m.origin.name) for ids, own in zip(prompts, samplings, strict=True)]
+    jobs = [(torch.tensor(r.prompt, device=m.device), r.sampling, r.tokens) for r in records]
+    ways = dict(
+        speculation=lambda ids_T, own, tokens: list(rounds(model, ids_T, own, max_new_tokens, m.stop_ids)),
+        cached=lambda ids_T, own, tokens: list(plain(model, ids_T, own, max_new_tokens, m.stop_ids, follow=tokens)),
+        uncached=lambda ids_T, own, tokens: bare_loop(m, ids_T[None], own, len(tokens)),
+    )
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    model.eval()
+    for turn in range(turns):
+        for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
+            times[way].append(timed(lambda run=ways[way]: [run(*job) for job in jobs]))
+    tokens, passes = sum(len(r.tokens) for r in records), sum(len(r.rounds) for r in records)
+    partings = [r.parting for r in records if r.parting is not None]
+    return dict(
+        samples=len(records),
+        greedy=sampling.greedy,
+        dtype=records[0].dtype,
+        depths=[dict(depth=k, **counts) for k, counts in enumerate(acceptance(records), 1)],
+        tokens=tokens,
+        passes=passes,
+        tokens_per_pass=tokens / passes,
+        ms_per_token={way: 1e3 * statistics.median(times[way]) / tokens for way in ways},
+        speed_up={
+            way: statistics.median(other / own for other, own in zip(times[way], times["speculation"], strict=True))
+            for way in ("cached", "uncached")
+        },
+        identical=not partings if sampling.greedy else None,
+        partings=[
+            dict(sample=i, step=r.parting.step, margin=r.parting.margin, error=r.parting.observed_error, near_tie=r.parting.near_tie)
+            for i, r in enumerate(records)
+            if r.parting is not None
+        ],
+    )
+
+
+def acceptance(records) -> list[dict]:
+    """Of each depth over all records: drafts, those reached, those accepted, and the rate (None where none was reached)."""
+    result = []
+    for own in zip(*(r.acceptance for r in records), strict=True):
+        counts = {name: sum(getattr(a, name) for a in own) for name in ("drafted", "reached", "accepted")}
+        result.append(counts | dict(rate=counts["accepted"] / counts["reached"] if counts["reached"] else None))
+    return result

@@ -1,0 +1,50 @@
+"""What ``inspector bench mtp`` measured, on the terminal."""
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from .terminal import table
+from .text import Translate
+
+
+def mtp_view(result: dict, t: Translate) -> RenderableType:
+    """Acceptance of each depth, the time of a token in three ways, and whether the tokens are those of the plain loop."""
+    names = t("depth", "глубина"), t("drafted", "предложено"), t("reached", "дошла очередь"), t("accepted", "принято"), t("rate", "доля")
+    depths = table(*names, numbers=range(5))
+    for row in result["depths"]:
+        rate = "" if row["rate"] is None else f"{row['rate']:.0%}"
+        depths.add_row(*(f"{row[name]:,}" for name in ("depth", "drafted", "reached", "accepted")), rate)
+    ways = table(
+        t("way", "способ"), t("ms per token", "мс на токен"), t("speculation is × as fast", "спекуляция быстрее в … раз"), numbers=(1, 2)
+    )
+    words = dict(
+        speculation=t("speculation", "спекуляция"),
+        cached=t("plain, with the same cache", "обычный цикл, тот же кэш"),
+        uncached=t("plain, without a cache", "обычный цикл без кэша"),
+    )
+    for way, name in words.items():
+        ratio = result["speed_up"].get(way)
+        ways.add_row(name, f"{result['ms_per_token'][way]:.2f}", "" if ratio is None else f"{ratio:.2f}")
+    passes = t(
+        f"{result['tokens']:,} tokens in {result['passes']:,} passes of the main model: {result['tokens_per_pass']:.2f} per pass",
+        f"токенов {result['tokens']:,}, проходов основной модели {result['passes']:,}: {result['tokens_per_pass']:.2f} на проход",
+    )
+    return Group(depths, Text(""), ways, Text(""), Text(passes, "bold"), *map(Text, same(result, t)))
+
+
+def same(result: dict, t: Translate) -> list[str]:
+    """Whether the tokens are the plain loop's, in words, a line for each place where they are not."""
+    if result["identical"] is None:
+        drawn = t(
+            "drawn: the distribution is the plain loop's, the tokens need not be", "сэмплирование: то же распределение, не те же токены"
+        )
+        return [drawn]
+    if result["identical"]:
+        return [t("greedy: token for token the plain loop's", "жадно: токены обычного цикла, один к одному")]
+    lines = []
+    for row in result["partings"]:
+        where = t(f"sample {row['sample']}, token {row['step']}", f"пример {row['sample']}, токен {row['step']}")
+        kind = t("near tie", "почти ничья") if row["near_tie"] else t("DIFFERENT, beyond rounding", "РАЗЛИЧИЕ больше округления")
+        numbers = t(f"margin {row['margin']:.2g}, error {row['error']:.2g}", f"отрыв {row['margin']:.2g}, ошибка {row['error']:.2g}")
+        lines.append(f"{where}: {kind} ({numbers})")
+    return lines
