@@ -12,7 +12,6 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary.
 import sys
 
 import torch
-from inspector.speculation import speculate
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +20,7 @@ from inspector.models import to_native
 from inspector.models.attention import causal_mask
 from inspector.models.backbone import hidden_of
 from inspector.models.mtp import further_logits
+from inspector.speculation import speculate
 from inspector.training.corpus import build
 
 console = Console(highlight=False)
