@@ -3,12 +3,14 @@
 torch and everything that needs it is imported inside the verbs, so that ``--help`` and mistakes answer at once.
 """
 
+import gc
 import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -192,10 +194,25 @@ def quiet_when(json_path: Path | None) -> Console:
     return QuietConsole(highlight=False, quiet=str(json_path) == "-")
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Imports torch, and what needs it, without garbage collection: it would find nothing, and take a quarter of the time."""
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # modules stay to the end: later collections need not look at them
+        gc.enable()
+
+
 def loaded(name: str, **options):
     """``inspector.load`` with a word on the terminal while torch is imported and weights are read."""
     with Console(stderr=True).status(Text(f"loading {visible(name)} …")):
-        from .loading import load
+        with importing():
+            from .loading import load
 
         if spread := options.get("device_map") or options.get("max_memory"):
             # A temporary folder may hold weights now: SIGTERM, which would end the process at once, has to leave it time to go.
@@ -226,7 +243,7 @@ def tree(
         raise ValueError(f"--context {context}: give a whole number from 1 up")
     t = translator(language)
     console = quiet_when(json_path)
-    with Console(stderr=True).status("loading torch …"):
+    with Console(stderr=True).status("loading torch …"), importing():
         from .loading import outline
         from .structure import differences, measured_tree
 
@@ -295,7 +312,7 @@ def run(
     lines = read_prompts(prompts) if prompts is not None else []
     screen = Screen(console=quiet_when(json_path))
     if lines:  # the processes meet before loading: each may have an accelerator of its own
-        with Console(stderr=True).status("loading torch …"):
+        with Console(stderr=True).status("loading torch …"), importing():
             from .batches import join_processes
         processes = join_processes(device, threads)
         if processes.rank > 0:  # one of them speaks and writes
@@ -504,7 +521,7 @@ def coverage(
     """Split a tiny model of every causal LM type of transformers and hold it against generate(): exit code 1 if one is wrong."""
     check_writable(markdown)
     console = quiet_when(json_path)
-    with Console(stderr=True).status("loading torch …"):
+    with Console(stderr=True).status("loading torch …"), importing():
         from .bench import coverage as bench
 
     todo = bench.coverage(types)

@@ -4,6 +4,7 @@ Nothing is computed: a model on the meta device, without weights, will do. Shape
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from .records import Costs
-from .roles import unrecognised
+from .roles import layer_lists, unrecognised
 
 MULTIPLY_ADD = 2
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
@@ -72,8 +73,8 @@ def costs(model: nn.Module, roles: dict[str, str], runs: Counter | None, context
     work = work_per_token(model, roles, runs)
     flops = Counter({name: own.flops(context) for name, own in work.items()})
     parameters = sum(p.numel() for p in model.parameters())
-    left_out = sum(1 for _ in unrecognised(model, roles))
-    kept = None if left_out else kv_numbers_per_token(model, roles, runs)
+    strangers = sum(1 for _ in unrecognised(model, roles))
+    kept = None if strangers else kv_numbers_per_token(model, roles, runs)
     config = text_config(model)
     stored = getattr(config, "quantization_config", None)
     total = Costs(
@@ -85,7 +86,7 @@ def costs(model: nn.Module, roles: dict[str, str], runs: Counter | None, context
         flops=sum(flops.values()),
         attention_flops=MULTIPLY_ADD * context * sum(own.widths for own in work.values()),
         window=window(config),
-        left_out=left_out,
+        left_out=strangers + sum(1 for _ in untold(model, roles, runs)),
         quantised=None if stored is None else str(dict(stored).get("quant_method") if isinstance(stored, dict) else stored.quant_method),
     )
     return total, flops
@@ -95,10 +96,21 @@ def weights(module: nn.Module) -> int:
     """The numbers of a module's own matrix that every token is multiplied with."""
     if isinstance(module, nn.MultiheadAttention):  # it uses the weights of its parts without calling them
         return sum(p.numel() for n, p in module.named_parameters() if n.endswith("weight"))
+    if isinstance(module, nn.RNNBase):  # GRU, LSTM: a pair of matrices for each of its layers and directions
+        return sum(p.numel() for p in module.parameters() if p.dim() == 2)
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or isinstance(module, nn.Embedding):
         return 0
     return weight.numel() if weight.dim() == 2 or isinstance(module, nn.Conv1d) else 0
+
+
+def untold(model: nn.Module, roles: dict[str, str], runs: Counter | None) -> Iterator[str]:
+    """Names of the modules outside the decoder layers that run and hold matrices ``weights`` does not know, as a port's may."""
+    in_layers = tuple(f"{stack}." for stack in layer_lists(model))
+    for name, module in model.named_modules():
+        known = name in roles or name.startswith(in_layers) or isinstance(module, nn.Embedding) or weights(module)
+        if not known and (runs is None or runs[name]) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+            yield name
 
 
 def experts(name: str, module: nn.Module, config, model: nn.Module, runs: Counter | None) -> int:
@@ -159,7 +171,8 @@ def window(config) -> int | None:
 
 def parts(name: str, roles: dict[str, str], model: nn.Module, part: str) -> list[str]:
     """Names of the linear layers that have the role ``part`` in the component ``name``."""
-    named = [n for n, role in roles.items() if role == f"{roles[name]}.{part}" and weights(model.get_submodule(n))]
+    wanted = f"{roles[name]}.{part}"
+    named = [n for n, role in roles.items() if role == wanted and weights(model.get_submodule(n))]
     inside = [n for n in named if n.startswith(f"{name}.")]
     return inside or [n for n in named if n.startswith(f"{name.rpartition('.')[0]}.")]  # BERT's output stands beside its attention
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from .finding import LoadError, first_line
 from .loaded import Loaded, attach
@@ -70,6 +71,8 @@ def as_loaded(name: str, made: object, device: torch.device, dtype: str, finite:
     pair = made if isinstance(made, tuple) else (made, None)
     if len(pair) != 2 or not isinstance(pair[0], nn.Module):
         raise LoadError(f"{name} returned {type(made).__name__}: return a module, (module, tokenizer), or what inspector.attach gives")
+    if pair[1] is not None and not isinstance(pair[1], PreTrainedTokenizerBase):
+        raise LoadError(f"{name} returned a {type(pair[1]).__name__} for a tokenizer: return one of transformers, or the module alone")
     return attach(pair[0].to(**to), pair[1], Origin(name, "python"), finite=finite)
 
 

@@ -285,7 +285,8 @@ class Costs:
         flops: per token in a forward pass over ``context`` tokens, the head at every position; a multiply-add is two.
         attention_flops: of these, the products of queries, keys and values, which grow with the context.
         window: tokens after which the cache of some layers grows no more; None where all go on.
-        left_out: modules with weights in the layers whose role is not known: what they cost is not told.
+        left_out: modules with weights in the layers whose role is not known, and elsewhere those that run and hold matrices
+            of an unknown kind: what they cost is not told.
         quantised: how the checkpoint is stored, where that is not by these dtypes, such as "bitsandbytes".
     """
 

@@ -64,6 +64,23 @@ def test_help_and_mistakes_answer_without_torch(tmp_path):
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
 
 
+def test_torch_is_imported_without_garbage_collection_which_goes_on_afterwards():
+    code = """
+import gc
+from inspector.cli import importing
+with importing():
+    assert not gc.isenabled()
+    import torch
+assert gc.isenabled() and gc.get_freeze_count() > 10_000
+gc.unfreeze()
+with importing():  # torch is there already: nothing that a caller holds is frozen
+    assert gc.isenabled()
+assert gc.get_freeze_count() == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench.tiny import tiny_config, tiny_model
-from inspector.costs import kv_numbers_per_token
+from inspector.costs import costs, kv_numbers_per_token
 from inspector.heads import forward
 from inspector.loading import outline
 from inspector.roles import roles
@@ -90,3 +90,35 @@ def test_a_stored_quantisation_and_a_window_are_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     costs = measured_tree(*outline(str(tmp_path)))[1]
     assert (costs.quantised, costs.window) == ("gptq", 16)
+
+
+class Mixed(torch.nn.Module):
+    """A port: a recurrent backbone, and a head with a bare matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = torch.nn.Embedding(20, 8), torch.nn.LSTM(8, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = Bare()
+
+    def forward(self, ids):
+        return self.head(self.mix(self.embed(ids))[0])
+
+
+class Bare(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = torch.nn.Parameter(torch.ones(12, 20))
+
+    def forward(self, hidden):
+        return hidden @ self.matrix
+
+
+def test_recurrent_modules_are_counted_and_matrices_of_another_kind_are_said_to_be_left_out():
+    model = Mixed()
+    found, runs = {"embed": "embed"}, Running(model).counts
+    total, flops = costs(model, found, runs, 10)
+    gates = 4 * 6
+    assert flops["mix"] == 2 * 2 * gates * ((8 + 6) + (12 + 6))  # two directions, of each the first layer and the second
+    assert (total.flops, total.left_out) == (flops["mix"], 1)
+    model.head = torch.nn.Linear(12, 20)
+    assert costs(model, found, Running(model).counts, 10)[0].left_out == 0

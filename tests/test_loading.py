@@ -253,6 +253,9 @@ def paired():
 def number():
     return 7
 
+def mispaired():
+    return Port(), "gpt2"
+
 def breaks():
     return {}["nothing"]
 """
@@ -289,6 +292,7 @@ def test_a_factory_in_another_dtype(port):
         ("whole", "give split() backbone= and head="),
         ("forgotten", "the parts lack ÷ 8"),
         ("number", "returned int"),
+        ("mispaired", "returned a str for a tokenizer"),
         ("breaks", "KeyError: 'nothing' ("),
         ("absent", "has no function 'absent'"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from inspector.records import LEVELS, Candidate, ModuleNode, Run, Sampling, Setting, Step, Token, Verdict
+from inspector.records import LEVELS, Candidate, Costs, ModuleNode, Run, Sampling, Setting, Step, Token, Verdict
 from inspector.render import terminal
 from inspector.render.screen import LiveSteps, Screen, check_writable, write_whole
 from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
@@ -165,6 +165,19 @@ def test_candidates_through_all_filters_lose_nothing_at_any_width(width):
         assert sum(f" {name} " in f"{head} " for head in heads) == 1, name
     assert sum("0.3600" in line for line in lines) == 1 and "◀ chosen" in console.file.getvalue()
     assert all("«" in line for line in lines if "0.3000" in line)
+
+
+def test_what_costs_do_not_tell_is_said_of_each_of_two_trees():
+    plain = Costs(16, 100, 90, {"float32": 400}, {"float32": 8, "bfloat16": 4}, 200, 20)
+    strange = replace(plain, cache_bytes={}, left_out=3, quantised="gptq")
+    console = Console(width=160, file=io.StringIO(), color_system=None)
+    console.print(terminal.tree_difference([], ("a", HOSTILE), (plain, strange), translator("en")))
+    console.print(terminal.tree_difference([], ("a", "b"), (plain, replace(plain, left_out=3)), translator("ru")))
+    shown = console.file.getvalue()
+    name = visible(HOSTILE)
+    assert f"{name}: modules with weights and no known role: 3; FLOPs may leave them out, and the cache is not told\n" in shown
+    assert f"{name}: the checkpoint is stored quantised (gptq)" in shown and "a: modules" not in shown
+    assert "b: модулей с весами и неизвестной ролью: 3; FLOP могут их не учитывать\n" in shown
 
 
 def test_every_filter_has_a_short_name():

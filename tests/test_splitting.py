@@ -201,6 +201,27 @@ def test_a_cap_far_above_the_logits_is_found_all_the_same():
 
 
 @torch.no_grad()
+def test_a_cap_that_changes_no_bit_of_the_probe_is_found_on_amplified_hidden_states():
+    """A power of two divides and multiplies without rounding, so that only larger logits than the probe's tell of it."""
+    model = build(lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0**14)))
+    model.lm_head.weight.mul_(0.1)
+    ids = torch.arange(20)[None]
+    hidden = model.model(ids).last_hidden_state
+    assert torch.equal(model.lm_head(hidden), model(ids).logits)
+    parts = split(model)
+    assert parts.head is not model.lm_head
+    logits = model.lm_head(hidden * 1e4)
+    assert torch.equal(parts.head(hidden * 1e4), 2**14 * torch.tanh(logits / 2**14)) and not torch.equal(parts.head(hidden * 1e4), logits)
+
+
+@torch.no_grad()
+def test_parts_that_differ_by_the_last_bits_are_refused():
+    model = build(MODELS["qwen2"])
+    with pytest.raises(SplitError, match=r"differ from the model's by up to \d"):
+        split(model, model.model, lambda hidden: torch.nextafter(model.lm_head(hidden), torch.tensor(torch.inf)))
+
+
+@torch.no_grad()
 def test_head_of_several_modules():
     sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
     model = build(lambda: BertLMHeadModel(BertConfig(**sizes, is_decoder=True)))

@@ -272,11 +272,12 @@ def cache_words(costs: Costs, t: Translate) -> str:
 def remarks(costs: Costs, t: Translate) -> list[Text]:
     """What the figures of a model do not tell."""
     said = []
+    cache = ("", "") if costs.cache_bytes else (", and the cache is not told", ", а кэш не назван")
     if costs.left_out:
         said.append(
             t(
-                f"{costs.left_out} modules with weights have no known role: FLOPs may leave them out, and the cache is not told",
-                f"у {costs.left_out} модулей с весами роль неизвестна: FLOP могут их не учитывать, а кэш не назван",
+                f"modules with weights and no known role: {costs.left_out}; FLOPs may leave them out" + cache[0],
+                f"модулей с весами и неизвестной ролью: {costs.left_out}; FLOP могут их не учитывать" + cache[1],
             )
         )
     if costs.quantised:
@@ -297,7 +298,9 @@ def tree_difference(rows: Sequence[RoleDifference], names: Sequence[str], costs:
         result.add_row(Text("=" if row.equal else "≠", style), *(Text(text or "–", style) for text in (row.role, row.a, row.b)))
     different = sum(not row.equal for row in rows)
     said = t(f"{different} of {len(rows)} roles differ", f"различаются роли: {different} из {len(rows)}")
-    return Group(result, Text(said, "bold"), Text(""), costs_table(costs, [visible(name) for name in names], t))
+    names = [visible(name) for name in names]
+    notes = [Text(f"{name}: ", "yellow") + note for name, cost in zip(names, costs, strict=True) for note in remarks(cost, t)]
+    return Group(result, Text(said, "bold"), Text(""), costs_table(costs, names, t), *notes)
 
 
 def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:
