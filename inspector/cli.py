@@ -872,21 +872,28 @@ def bench_loop(
 def bench_trace(
     model: ModelArgument = "names-qwen2",
     rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 5,
+    tokens: Annotated[int, typer.Option(help="Length of the prompt, of random tokens; or what the model reads.")] = 128,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """What watching costs: one pass bare, with hooks that keep references, with statistics of the blocks and of every role."""
-    if rounds < 1:
-        raise ValueError(f"--rounds {rounds}: give a whole number from 1 up")
+    """What watching costs: one pass bare, with hooks that keep references, with statistics of the blocks, of every role; and each role."""
+    for name, value in (("--rounds", rounds), ("--tokens", tokens)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: give a whole number from 1 up")
     m = loaded(model, device=device, dtype=dtype)
-    from .bench.trace import measure
+    from .bench.trace import by_role, measure
 
-    rows = measure(m, rounds=rounds)
+    rows, roles = measure(m, tokens, rounds), by_role(m, tokens, rounds)
     result = terminal.table("way", "tokens", "components", "ms", "to plain", numbers=range(1, 5))
     for row in rows:
         result.add_row(row["way"], str(row["tokens"]), str(row["components"]), f"{row['ms']:.2f}", f"{row['to_plain']:.3f}")
-    QuietConsole(highlight=False).print(result)
-    print(json.dumps(dict(model=model, rows=rows)))
+    own = terminal.table("statistics of", "components", "numbers", "ms", "% of the pass", numbers=range(1, 5))
+    for row in roles:
+        own.add_row(row["role"], str(row["components"]), f"{row['numbers']:,}", f"{row['ms']:.2f}", f"{100 * row['share']:.2f}")
+    console = QuietConsole(highlight=False)
+    console.print(result)
+    console.print(own)
+    print(json.dumps(dict(model=model, rows=rows, roles=roles)))
 
 
 @bench.command("agreement")

@@ -13,7 +13,7 @@ Shape letters: B batch, T tokens, R rows of a tensor (its last dimension left ou
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -27,12 +27,16 @@ from .records import ComponentGap, Divergence, Flip, Gap, Place
 from .roles import modules_by_role, roles
 from .verifying import LiftedCasts
 
+AT_ONCE = 2**24  # numbers of two tensors that are compared in float64 at a time: logits of a long prompt are a gigabyte
 Rows = dict[tuple[str, str], Tensor]  # (role, "input" or "output") → the largest difference [R] of each row of the tensor
 
 
 @dataclass
 class Call:
-    """The only call of a component in a forward pass: the hidden states given to it, and what it made of them."""
+    """The only call of a component in a forward pass: the hidden states given to it, and what it made of them.
+
+    Tensors that are not kept are on the meta device: a shape and a dtype.
+    """
 
     states: list[Tensor]
     output: Tensor | None = None
@@ -56,10 +60,13 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     """
     check_fed(a, b, ids, max_new_tokens)
     ids_1T = torch.as_tensor(ids).reshape(1, -1)
-    own_a, logits_a = record(a, ids_1T)
-    own_b, logits_b = record(b, ids_1T)
+    own_a, logits_a = record(a, ids_1T, keep=())  # forms alone: all activations of a long prompt would be more than the weights
+    own_b, logits_b = record(b, ids_1T, keep=())
     width = min(logits_a.shape[-1], logits_b.shape[-1])  # the head's padding may differ
     own_a["logits"] = Call([logits_a[..., :width]])
+    logits_difference = float(differences(logits_a[..., :width], logits_b[..., :width]).max())
+    last_a, last_b = (logits[0, -1].float().clone() for logits in (logits_a, logits_b))
+    del logits_b
     reshaped = [f"{role} {said}" for role in own_a if role in own_b and (said := other_shapes(own_a[role], own_b[role]))]
     shared = [role for role in own_a if role in own_b and not other_shapes(own_a[role], own_b[role])]
     if not shared:
@@ -73,6 +80,9 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     while True:
         inside = [role for role in shared if around[role] == scope]
         forced += inside
+        kept, _ = record(a, ids_1T, keep=inside)
+        own_a |= {role: kept[role] for role in inside}
+        free = compare(b.model, roles_of(b), own_a, ids_1T, [], inside)
         found = compare(b.model, roles_of(b), own_a, ids_1T, forced, inside)
         own = rounding_of(a, dtypes[1], own_a, ids_1T, forced, inside)
         level = []
@@ -83,8 +93,7 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
                 for side, tensor in (("input", call.states[0]), ("output", call.output))
                 if (role, side) in found
             }
-            free = logits_b[..., :width] if role == "logits" else own_b[role].output
-            together = float(differences(own_a[role].states[0] if role == "logits" else call.output, free).max())
+            together = float(free[role, "input" if role == "logits" else "output"].max())
             level.append(ComponentGap(role, gaps.get("input"), gaps.get("output"), together))
         components += level
         first = next((c for c in level if any(gap and gap.introduced for gap in (c.input, c.output))), None)
@@ -100,7 +109,6 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         break
 
     speaker = a if a.tokenizer is not None or b.tokenizer is None else b
-    last_a, last_b = logits_a[0, -1].float(), logits_b[0, -1].float()
     steps, flip = first_flip(a, b, ids_1T, max_new_tokens, width)
     return Divergence(
         a=a.origin.name,
@@ -113,7 +121,7 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         only_a=condensed(role for role in own_a if role not in own_b and role != "logits"),
         only_b=condensed(role for role in own_b if role not in own_a),
         reshaped=condensed(reshaped),
-        logits_difference=float(differences(own_a["logits"].states[0], logits_b[..., :width]).max()),
+        logits_difference=logits_difference,
         logits_rounding=max(float(rows["logits", "input"].max()) for rows in free_rows),
         margin_a=margin(last_a),
         margin_b=margin(last_b),
@@ -201,16 +209,22 @@ def first_tensor(output: object) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
-def record(m: Loaded, ids_1T: Tensor) -> tuple[dict[str, Call], Tensor]:
-    """The call of each role that runs once, in the order in which they begin, and the logits [1, T, V]."""
+def record(m: Loaded, ids_1T: Tensor, keep: Container[str] | None = None) -> tuple[dict[str, Call], Tensor]:
+    """The call of each role that runs once, in the order in which they begin, and the logits [1, T, V].
+
+    The tensors are kept of the roles in ``keep``, of all by default; of others their form.
+    """
     calls: dict[str, list[Call]] = {}
 
+    def copied(role: str, tensor: Tensor) -> Tensor:
+        return tensor.clone() if keep is None or role in keep else tensor.to("meta")
+
     def given(role: str, tensors: list[Tensor]) -> None:
-        calls.setdefault(role, []).append(Call([tensor.clone() for tensor in tensors]))
+        calls.setdefault(role, []).append(Call([copied(role, tensor) for tensor in tensors]))
 
     def made(role: str, output: Tensor) -> None:
         if role in calls:
-            calls[role][-1].output = output.clone()
+            calls[role][-1].output = copied(role, output)
 
     logits_1TV = watched(m.model, roles_of(m), ids_1T, given, made)
     return {role: once[0] for role, once in calls.items() if len(once) == 1 and once[0].output is not None}, logits_1TV
@@ -231,7 +245,7 @@ def compare(
         if role in inside:
             found[role, "output"] = differences(own[role].output, output)
 
-    logits_1TV = watched(model, {role: modules[role] for role in forced}, ids_1T, given, made)
+    logits_1TV = watched(model, {role: modules[role] for role in dict.fromkeys([*forced, *inside])}, ids_1T, given, made)
     found["logits", "input"] = differences(own["logits"].states[0], logits_1TV[..., : own["logits"].states[0].shape[-1]])
     return found
 
@@ -320,9 +334,15 @@ def other_shapes(a: Call, b: Call) -> str | None:
 
 def differences(a: Tensor, b: Tensor) -> Tensor:
     """The largest |a − b| of each row [R], where equal numbers (infinite ones too) differ by 0 and a NaN by infinity."""
-    b = b.reshape(a.shape).to(a.device)
-    gap = torch.where(a == b, 0.0, (a.double() - b.double()).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return by_row(gap, a).amax(-1)
+    rows_a, rows_b = by_row(a, a), by_row(b.reshape(a.shape).to(a.device), a)
+    at_once = max(1, AT_ONCE // rows_a.shape[-1])
+    return torch.cat([gaps(x, y) for x, y in zip(rows_a.split(at_once), rows_b.split(at_once), strict=True)])
+
+
+def gaps(a: Tensor, b: Tensor) -> Tensor:
+    """``differences`` of two matrices."""
+    gap = torch.where(a == b, 0.0, (a.double() - b.double()).abs())
+    return gap.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(-1)
 
 
 def by_row(values: Tensor, tensor: Tensor) -> Tensor:
@@ -339,7 +359,8 @@ def worst(gap_R: Tensor, own: Sequence[Tensor], tensor: Tensor, step: float, len
     """
     rounding_R = torch.stack([torch.zeros_like(gap_R), *own]).amax(0)
     if tensor.is_floating_point():
-        size_R = by_row(tensor.double().abs().nan_to_num(nan=torch.inf), tensor).amax(-1)
+        low_R, high_R = by_row(tensor, tensor).aminmax(dim=-1)
+        size_R = torch.maximum(-low_R, high_R).double().nan_to_num(nan=torch.inf)
         size_R = torch.maximum(size_R, size_R.median())
         usual = (rounding_R / size_R).nan_to_num(nan=0.0).kthvalue(math.ceil(0.9 * len(size_R))).values
         rounding_R = torch.maximum(rounding_R, size_R * max(float(usual), step / 2))

@@ -130,7 +130,8 @@ def changed(
         result = change(site, old)
         if position is not None:
             only = [position] if isinstance(position, int) else list(position)
-            if wrong := next((p for p in only if old.dim() < 3 or not -old.shape[1] <= p < old.shape[1]), None):
+            wrong = next((p for p in only if old.dim() < 3 or not -old.shape[1] <= p < old.shape[1]), None)
+            if wrong is not None:
                 raise ValueError(f"{site.role} has no position {wrong}: its activation is of shape {tuple(old.shape)}")
             everywhere, result = result, old.clone()
             result[:, only] = everywhere[:, only]

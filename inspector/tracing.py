@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -165,12 +165,19 @@ def chosen(m: Loaded, globs: Sequence[str]) -> dict[str, nn.Module]:
     fits = [{role for role in known if fit(glob, role)} for glob in globs]
     for glob, found in zip(globs, fits, strict=True):
         if not found and glob not in BLOCKS:
-            layer = [role for role in known if role.startswith("layers.0.")]
-            some = [role for role in known if not role.startswith("layers")] + layer[:6]
-            raise ValueError(f"role {glob!r} fits nothing in {m.origin.name}; it has {', '.join(sorted(some)) or 'no roles'} …")
+            raise ValueError(f"role {glob!r} fits nothing in {m.origin.name}; it has {some_of(known)}")
     if not any(fits):
         raise ValueError(f"{m.origin.name}: no module has a role here: the names are not those of a decoder of transformers")
     return {role: module for role, module in known.items() if any(role in found for found in fits)}
+
+
+def some_of(known: Collection[str]) -> str:
+    """The roles of a model in one line: what stands in its first layer stands for all layers."""
+    layers = [role for role in known if re.fullmatch(r"layers\.\d+", role)]
+    inside = sorted({role.split(".", 2)[2] for role in known if role.startswith("layers.0.")}, key=lambda part: (part.count("."), part))
+    outside = sorted(role for role in known if not role.startswith("layers"))
+    in_layers = f"; layers.0 to layers.{len(layers) - 1}, with {', '.join(inside)} in them" if layers and inside else ""
+    return (", ".join(outside) or "no roles") + in_layers
 
 
 def fit(glob: str, role: str) -> bool:

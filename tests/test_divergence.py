@@ -2,14 +2,16 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from inspector import divergence
 from inspector.bench.tiny import tiny_model
-from inspector.divergence import Call, condensed, diverge, in_dtype, record, rounding_of, spans, states, worst
+from inspector.divergence import Call, condensed, differences, diverge, in_dtype, record, rounding_of, spans, states, worst
 from inspector.loaded import Loaded, attach
 from inspector.records import ComponentGap, Divergence, Gap, Origin, Place, from_json, to_json
 
@@ -232,6 +234,38 @@ def test_a_norm_that_computes_in_float32_whatever_it_is_given_has_rounding_too(p
     own["logits"] = Call([logits])
     (rows,) = rounding_of(a, torch.float32, own, torch.tensor([IDS]), ["layers.1.norm_attn"], ["layers.1.norm_attn"])
     assert 1e-9 < rows["layers.1.norm_attn", "output"].max() < 1e-5
+
+
+def test_of_a_model_only_the_components_of_one_level_are_held(pair, monkeypatch):
+    """A prompt of 2,048 tokens has more activations than the model has weights."""
+    a, b = pair("llama")
+    module(b, "down_proj").weight.data.view(-1)[3] += 0.01
+    held = []
+
+    def recorded(m, ids_1T, keep=None):
+        calls, logits_1TV = record(m, ids_1T, keep)
+        assert all(
+            call.output.is_meta is (role not in keep) and call.states[0].is_meta is (role not in keep) for role, call in calls.items()
+        )
+        held.append(keep)
+        return calls, logits_1TV
+
+    monkeypatch.setattr(divergence, "record", recorded)
+    assert diverge(a, b, IDS).place.name == "layers.1.mlp.down"
+    layers = [f"layers.{i}" for i in range(4)]
+    inside = [f"layers.1.{part}" for part in ("norm_attn", "attn", "norm_mlp", "mlp")]
+    assert held[:4] == [(), (), ["embed", *layers, "final_norm", "head"], inside]
+    assert held[4] == [f"layers.1.mlp.{part}" for part in ("gate", "act", "up", "down")] and len(held) == 5
+
+
+@pytest.mark.parametrize("at_once", [1, 20, 10**9])
+def test_differences_are_the_same_however_many_rows_are_compared_at_once(at_once, monkeypatch):
+    monkeypatch.setattr(divergence, "AT_ONCE", at_once)
+    a = torch.tensor([[[1.0, math.inf, 2.0], [math.nan, 0.0, 0.0], [-math.inf, 1.0, 4.0], [1.0, 1.0, 1.0]]])
+    b = torch.tensor([[[1.5, math.inf, 0.0], [0.0, 0.0, 0.0], [math.inf, 1.0, 1.0], [1.0, 1.0, 1.0]]])
+    assert differences(a, b).tolist() == [2.0, math.inf, math.inf, 0.0]
+    assert differences(a, b[0]).tolist() == [2.0, math.inf, math.inf, 0.0]
+    assert differences(torch.tensor([[3, 5]]), torch.tensor([[3, 9]])).tolist() == [0.0, 4.0]  # ids
 
 
 def test_a_padded_vocabulary_is_compared_on_what_both_have(pair):

@@ -215,6 +215,13 @@ def test_wrong_interventions_are_refused(what, said):
         effect(tiny_of("qwen2"), IDS, what)
 
 
+@pytest.mark.parametrize("position", [0, -1, 3])
+def test_an_activation_without_positions_has_none_of_them(position):
+    """The router of Mixtral gives [T, E]: the first of its positions must not be taken for the first expert."""
+    with pytest.raises(ValueError, match=rf"layers.1.mlp.router has no position {position}: its activation is of shape \(7, 4\)"):
+        effect(tiny_of("mixtral"), IDS, [Intervention("ablate", "layers.1.mlp.router", "zero", position)])
+
+
 def test_batches_are_read_row_by_row():
     m = tiny_of("gpt2")
     rows = torch.tensor([IDS, OTHER])

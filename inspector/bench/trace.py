@@ -1,6 +1,9 @@
-"""What does watching cost? The forward pass bare, with hooks alone, and with statistics of some or all components."""
+"""What does watching cost? The forward pass bare, with hooks alone, with statistics of some or all components, and role by role."""
 
+import re
 import statistics
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from ..tracing import BLOCKS, Seen, chosen, observed
@@ -57,3 +60,47 @@ def measure(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
         )
         for name in ways
     ]
+
+
+def by_role(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
+    """A row for each kind of role, that of all layers as one (``layers.*.mlp``): what the statistics of its outputs cost.
+
+    ``ms`` are those of all its components in one pass, ``share`` is their part of the same pass without the watching, medians
+    over ``rounds``; ``numbers`` is how many there are in all its outputs. Kinds stand in running order.
+    """
+    ids = probe_ids(m, min(length, m.context_length or length))
+    every = chosen(m, EVERY)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    passes: list[float] = []
+    for turn in range(rounds + 1):  # the first one warms up
+        calls, numbers, began, spent = Counter(), Counter(), {}, Counter()
+
+        def see(seen: Seen) -> None:
+            started = time.perf_counter()
+            numbers_of(seen.output)
+            kind = kind_of(seen.role)
+            spent[kind] += time.perf_counter() - started  # noqa: B023 - called in this round alone
+            calls[kind] += 1  # noqa: B023
+            numbers[kind] += seen.output.numel()  # noqa: B023
+            began[kind] = min(began.get(kind, seen.index), seen.index)  # noqa: B023
+
+        whole = observed(m, ids, every, see).seconds
+        if turn:
+            passes.append(whole)
+            for kind in calls:
+                seconds[kind].append(spent[kind])
+    return [
+        dict(
+            role=kind,
+            components=calls[kind],
+            numbers=numbers[kind],
+            ms=1e3 * statistics.median(seconds[kind]),
+            share=statistics.median(own / whole for own, whole in zip(seconds[kind], passes, strict=True)),
+        )
+        for kind in sorted(calls, key=began.get)
+    ]
+
+
+def kind_of(role: str) -> str:
+    """A role without the number of its layer, and without that of its call: ``layers.3.mlp#2`` is a ``layers.*.mlp``."""
+    return re.sub(r"^(layers\d*)\.\d+", r"\1.*", role.partition("#")[0])

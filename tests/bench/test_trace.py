@@ -1,6 +1,9 @@
 """What ``inspector bench trace`` measures: one pass watched in four ways, with ratios inside a round."""
 
+import time
+
 from inspector.bench import trace as bench
+from inspector.tracing import trace
 
 
 def test_the_ways_watch_what_they_say(tiny):
@@ -8,6 +11,29 @@ def test_the_ways_watch_what_they_say(tiny):
     assert [row["way"] for row in rows] == ["plain", "references", "blocks", "every role"]
     assert [row["components"] for row in rows][:3] == [0, 9, 9] and rows[3]["components"] > 9
     assert all(row["tokens"] == 24 and row["ms"] > 0 and row["to_plain"] > 0 for row in rows)
+
+
+def test_every_kind_of_role_has_its_cost(tiny):
+    m = tiny("qwen2", context=24)
+    rows = {row["role"]: row for row in bench.by_role(m, rounds=2)}
+    assert list(rows)[:4] == ["embed", "layers.*", "layers.*.norm_attn", "layers.*.attn"] and list(rows)[-1] == "head"
+    assert set(rows) == {bench.kind_of(row.role) for row in trace(m, range(1, 25), ("**",)).components}
+    assert (rows["layers.*"]["components"], rows["embed"]["components"]) == (2, 1)
+    assert rows["layers.*.mlp"]["numbers"] == 2 * 24 * m.model.config.hidden_size
+
+
+def test_a_role_that_costs_more_is_said_to(tiny, monkeypatch):
+    """Statistics that sleep in the head alone."""
+    m = tiny("qwen2", context=24)
+    size = m.vocab_size
+    monkeypatch.setattr(bench, "numbers_of", lambda x: time.sleep(0.05) if x.shape[-1] == size else None)
+    costs = {row["role"]: row for row in bench.by_role(m, rounds=1)}
+    assert costs["head"]["ms"] >= 50 and max(costs, key=lambda role: costs[role]["share"]) == "head"
+
+
+def test_kinds():
+    assert bench.kind_of("layers.13.mlp.down") == "layers.*.mlp.down" and bench.kind_of("layers2.0.attn#2") == "layers2.*.attn"
+    assert bench.kind_of("head") == "head"
 
 
 def test_ratios_are_to_the_bare_pass_and_within_a_round(tiny, monkeypatch):
