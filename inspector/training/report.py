@@ -69,7 +69,8 @@ def draw_losses(axes, rows: Sequence[dict]) -> None:
         axes.annotate(f"{points[-1][1]:.3f}", points[-1], xytext=(0, 6), textcoords="offset points", ha="right", color="tab:red")
     axes.set(xlabel="step", ylabel=LOSS, title="loss")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    if rows:
+        axes.legend(frameon=False)
 
 
 def draw_load(axes, name: str, steps: Sequence[int], shares: Sequence[Sequence[float]]) -> None:
