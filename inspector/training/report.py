@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 METRICS = "metrics.jsonl"
@@ -87,5 +88,6 @@ def draw_load(axes, name: str, steps: Sequence[int], shares: Sequence[Sequence[f
 def smoothed(values: Sequence[float]) -> list[float]:
     """The mean over a window around each value: a fiftieth of the row, at its ends shorter."""
     half = len(values) // 100
-    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
+    sums = [0.0, *accumulate(values)]
+    windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in windows]
