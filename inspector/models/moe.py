@@ -103,12 +103,14 @@ class BalancedGate(nn.Module):
         scale: factor on the weights, which sum to it.
 
     Raises:
-        ValueError: more are to be chosen than there are.
+        ValueError: more are to be chosen than there are, or one only, whose share is always 1: such a gate cannot learn.
     """
 
     def __init__(self, d_model: int, n_experts: int, n_chosen: int, scale: float = 1.0):
         super().__init__()
         self.n_chosen, self.scale = checked_choice(n_experts, n_chosen), scale
+        if n_chosen == 1:
+            raise ValueError("n_chosen=1: the one expert's share would always be 1, and the balanced gate could not learn: give 2 or more")
         self.weight = nn.Parameter(torch.empty(n_experts, d_model))
         nn.init.xavier_uniform_(self.weight)
         self.register_buffer("e_score_correction_bias", torch.zeros(n_experts))

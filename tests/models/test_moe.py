@@ -253,6 +253,11 @@ def test_a_choice_that_cannot_be_is_an_error(n_experts, n_chosen):
         NoisyTopKGate(D, n_experts, n_chosen)
 
 
+def test_a_balanced_gate_of_one_choice_is_an_error():
+    with pytest.raises(ValueError, match="n_chosen=1"):
+        BalancedGate(D, 4, 1)
+
+
 def routing_of(experts: list[list[list[int]]], weights: list[list[list[float]]], n: int) -> Routing:
     experts_BTK = torch.tensor(experts)
     return Routing(experts_BTK, torch.tensor(weights), torch.zeros(*experts_BTK.shape[:2], n).scatter(-1, experts_BTK, 1.0))
