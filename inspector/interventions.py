@@ -25,6 +25,7 @@ from .decoding import next_logits
 from .loaded import Loaded
 from .records import Effect, Intervention, Shift
 from .roles import modules_by_role
+from .tracing import fit
 
 HEAD = re.compile(r"(.+\.attn)\.head\.(\d+)")
 LISTED = 8  # tokens of a distribution that an effect lists
@@ -81,19 +82,18 @@ def with_first(output: object, new: Tensor) -> object:
 def sites(m: Loaded, pattern: str) -> list[Site]:
     """The places that a role, a head of attention (``layers.3.attn.head.2``) or a glob (``layers.*.mlp``) names.
 
-    A star stands for any one part between dots, or for a piece of one.
+    Globs are those of ``tracing.chosen``.
 
     Raises:
         ValueError: there is none; some that there are, are named.
     """
     modules = modules_by_role(m.model, m.split.backbone_name, m.split.head_names)
-    glob = re.compile(r"[^.]*".join(map(re.escape, pattern.split("*"))))
-    found = [Site(role, module) for role, module in modules.items() if glob.fullmatch(role) and not isinstance(module, nn.ModuleList)]
+    found = [Site(role, module) for role, module in modules.items() if fit(pattern, role) and not isinstance(module, nn.ModuleList)]
     # heads are no modules: they are looked for where the pattern asks for them
     for role in [role for role in modules if role.endswith(".attn.o") and ".head." in pattern]:
         heads, K = head_count(m.model, modules[role])
         named = {f"{role.removesuffix('.o')}.head.{h}": slice(h * K, (h + 1) * K) for h in range(heads)}
-        found += [Site(name, modules[role], columns) for name, columns in named.items() if glob.fullmatch(name)]
+        found += [Site(name, modules[role], columns) for name, columns in named.items() if fit(pattern, name)]
     if not found:
         raise ValueError(f"{m.origin.name} has no role {pattern!r}: {hint(m, modules)}")
     return sorted(found, key=lambda site: in_order(site.role))
