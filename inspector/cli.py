@@ -252,7 +252,7 @@ def tree(
         node, costs = trees[0]
         node = node if depth is None else node.cut(depth)
         console.print(terminal.tree_panel(node, model, console.width, t, costs))
-        console.print(terminal.parts_explained(t))
+        console.print(terminal.parts_explained(t, node))
         result = dict(tree=to_json(node), costs=to_json(costs))
     else:
         (a, costs_a), (b, costs_b) = trees

@@ -237,12 +237,14 @@ def compare(
     found: Rows = {}
 
     def given(role: str, tensors: list[Tensor]) -> list[Tensor] | None:
+        if not same_form(own[role].states[0], tensors[0]):  # an expert that was sent other tokens
+            return None
         if role in inside:
             found[role, "input"] = differences(own[role].states[0], tensors[0])
         return [fitted(a, b) for a, b in zip(own[role].states, tensors, strict=False)] if role in forced else None
 
     def made(role: str, output: Tensor) -> None:
-        if role in inside:
+        if role in inside and same_form(own[role].output, output):
             found[role, "output"] = differences(own[role].output, output)
 
     logits_1TV = watched(model, {role: modules[role] for role in dict.fromkeys([*forced, *inside])}, ids_1T, given, made)
@@ -319,6 +321,11 @@ def squeezed(tensor: Tensor) -> list[int]:
     return [n for n in tensor.shape if n != 1]
 
 
+def same_form(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold numbers of the same kind for the same places."""
+    return squeezed(a) == squeezed(b) and a.is_floating_point() == b.is_floating_point()
+
+
 def fitted(a: Tensor, b: Tensor) -> Tensor:
     """A's tensor in the form that B has."""
     return a.reshape(b.shape).to(b.device, b.dtype)
@@ -327,7 +334,7 @@ def fitted(a: Tensor, b: Tensor) -> Tensor:
 def other_shapes(a: Call, b: Call) -> str | None:
     """ "1×8×64 ≠ 1×8×128" where the tensors of two calls cannot be compared; else None."""
     for x, y in ((a.states[0], b.states[0]), (a.output, b.output)):
-        if squeezed(x) != squeezed(y) or x.is_floating_point() != y.is_floating_point():
+        if not same_form(x, y):
             return " ≠ ".join("×".join(map(str, t.shape)) for t in (x, y))
     return None
 

@@ -232,7 +232,7 @@ class ModuleNode:
         bytes: of these parameters as they are stored.
         repeat: how many equal neighbours this node stands for; ``parameters`` and ``bytes`` count them all.
         functional: it is an operation of the forward pass without a module of its own.
-        part: "backbone" or "head" on the root of that part.
+        part: "backbone", "head" or "mtp" (predictions further ahead, not run in a plain pass) on the root of that part.
         tied_to: full name of the weight that this module shares and that is counted there.
         role: its place in any decoder, such as "layers.*.attn.q"; None where its name tells none.
         flops: per token, of it and everything below, in a forward pass over the tree's context; all ``repeat`` of them.
