@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .decoding import check_request, next_logits
 from .heads import forward, logits_of
 from .loaded import Loaded
+from .models import Routing
 from .records import ComponentGap, Divergence, Flip, Gap, Place
 from .roles import modules_by_role, roles
 from .verifying import LiftedCasts
@@ -67,7 +68,10 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     logits_difference = float(differences(logits_a[..., :width], logits_b[..., :width]).max())
     last_a, last_b = (logits[0, -1].float().clone() for logits in (logits_a, logits_b))
     del logits_b
-    reshaped = [f"{role} {said}" for role in own_a if role in own_b and (said := other_shapes(own_a[role], own_b[role]))]
+    rerouted = sent_others(a, b, own_a, own_b)
+    reshaped = [
+        f"{role} {said}" for role in own_a if role in own_b and role not in rerouted and (said := other_shapes(own_a[role], own_b[role]))
+    ]
     shared = [role for role in own_a if role in own_b and not other_shapes(own_a[role], own_b[role])]
     if not shared:
         raise ValueError(f"{a.origin.name} and {b.origin.name} share no component of the same shape: there is nothing to compare")
@@ -118,8 +122,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         tokens=tuple(speaker.texts.token(id) for id in ids),
         place=place,
         components=tuple(components),
-        only_a=condensed(role for role in own_a if role not in own_b and role != "logits"),
-        only_b=condensed(role for role in own_b if role not in own_a),
+        only_a=condensed(role for role in own_a if role not in own_b and role not in rerouted and role != "logits"),
+        only_b=condensed(role for role in own_b if role not in own_a and role not in rerouted),
         reshaped=condensed(reshaped),
         logits_difference=logits_difference,
         logits_rounding=max(float(rows["logits", "input"].max()) for rows in free_rows),
@@ -127,7 +131,7 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         margin_b=margin(last_b),
         compared_steps=steps,
         flip=flip and replace(flip, a=speaker.texts.token(flip.a), b=speaker.texts.token(flip.b)),
-        notes=tuple(remarks(a, b)),
+        notes=(*remarks(a, b), *(["rerouted"] if rerouted else [])),
     )
 
 
@@ -145,6 +149,14 @@ def remarks(a: Loaded, b: Loaded) -> Iterator[str]:
         yield "ids of b"
     elif b.tokenizer is not None and a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
         yield "other vocabulary"
+
+
+def sent_others(a: Loaded, b: Loaded, own_a: dict[str, Call], own_b: dict[str, Call]) -> set[str]:
+    """Roles in experts that both models have, and that are sent other numbers of tokens in them, or none in one of them."""
+    both = {role for role in roles_of(a).keys() & roles_of(b).keys() if ".experts." in role}
+    of_a, of_b = ({role: call.states[0].shape[-1] for role, call in own.items() if role in both} for own in (own_a, own_b))
+    one_sided = of_a.keys() ^ of_b.keys()
+    return one_sided | {role for role in of_a.keys() & of_b.keys() if of_a[role] == of_b[role] and other_shapes(own_a[role], own_b[role])}
 
 
 def roles_of(m: Loaded) -> dict[str, nn.Module]:
@@ -203,7 +215,8 @@ def states(args: tuple, options: dict) -> list[Tensor]:
 
 
 def first_tensor(output: object) -> Tensor | None:
-    """The first tensor of numbers in what a module returned."""
+    """The first tensor of numbers in what a module returned; of a native gate its weights by expert, which tell the choice too."""
+    output = output.gates if isinstance(output, Routing) else output
     values = [output] if isinstance(output, Tensor) else output.values() if isinstance(output, dict) else output
     values = values if isinstance(values, Iterable) else ()
     return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)

@@ -231,7 +231,10 @@ def part_role(path: str, paths: set[str]) -> str | None:
             part = next((part for part, whole in PARTS[component] if re.fullmatch(whole, rest)), None)
             if part == "experts.each" and (one := re.fullmatch(r"experts\.(\d+)(?:\.(.+))?", rest)):
                 inside = next((inner for inner, whole in PARTS[component] if re.fullmatch(whole, one[2] or "")), None)
-                part = f"experts.{one[1]}" if one[2] is None else part if inside is None else f"experts.{one[1]}.{inside}"
+                if one[2] is None or inside is not None:
+                    part = f"experts.{one[1]}" if inside is None else f"experts.{one[1]}.{inside}"
+                elif one[2] == "dropout":
+                    part = None
             return part if part is None else f"{component}.{part}".rstrip(".")
     return None
 

@@ -198,6 +198,11 @@ def short_role(role: str) -> str:
     return role
 
 
+def longest_role(node: ModuleNode) -> int:
+    """Columns that the longest role in a tree takes."""
+    return max([len(short_role(node.role or "")), *map(longest_role, node.children)])
+
+
 def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = False) -> Table:
     """A module tree ``width`` columns wide: names and types as a tree, parameters and memory beside it; roles and FLOPs on request."""
     grid = Table.grid(padding=(0, 1), expand=True)
@@ -208,7 +213,7 @@ def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = Fa
     if with_costs:
         grid.add_column(justify="right", no_wrap=True, min_width=6)
         grid.add_column(no_wrap=True, min_width=12)
-        heads, room = [*heads, "FLOPs", t("role", "роль")], room - 21
+        heads, room = [*heads, "FLOPs", t("role", "роль")], room - 9 - max(12, longest_role(node))
     grid.add_row(*(Text(head, "dim") for head in heads))
 
     def add(node: ModuleNode, guides: str, lead: str) -> None:
