@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
+from .attention_weights import ChangedAttention
 from .divergence import diverge, first_tensor, parents, record, roles_of, watched
 from .heads import forward, logits_of
 from .loaded import Loaded, attach
@@ -412,26 +412,6 @@ def around_attention(patient: Patient, change: Callable) -> str:
         attn.forward = through_torch if interfaces is None else through_interface
 
     return patient.place_of(replaced)
-
-
-class ChangedAttention(TorchFunctionMode):
-    """While it is active, torch's attention is computed by ``change(call, q, k, v, mask, scale)``."""
-
-    def __init__(self, change: Callable):
-        super().__init__()
-        self.change = change
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | (kwargs or {})
-        q, k, v = (given.pop(name) for name in ("query", "key", "value"))
-        mask, scale, causal = given.pop("attn_mask", None), given.pop("scale", None), given.pop("is_causal", False)
-
-        def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-            return func(q, k, v, attn_mask=mask, scale=scale, is_causal=causal and mask is None, **given)
-
-        return self.change(call, q, k, v, mask, scale)
 
 
 @dataclass(frozen=True)
