@@ -111,7 +111,7 @@ def main(
     # 1. What they are made of.
     screen.show(terminal.section(t("1. The module trees", "1. Деревья модулей")))
     nodes = [tree(m.model, m.split) for m in models]
-    screen.show(terminal.trees(nodes, names, screen.console.width, t), terminal.parts_explained(t))
+    screen.show(terminal.trees(nodes, names, screen.console.width, t), terminal.parts_explained(t, *nodes))
 
     # 2. The split, proved when the models were loaded.
     screen.show(terminal.section(t("2. The split and its proof", "2. Разделение и его доказательство")))

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .loaded import Loaded
 from .models import NATIVE_ATTENTION
@@ -32,6 +34,26 @@ def eager(model: nn.Module) -> Iterator[str]:
     finally:
         for config, usual in before:
             setattr(config, IMPLEMENTATION, usual)
+
+
+class ChangedAttention(TorchFunctionMode):
+    """While it is active, torch's attention is computed by ``change(call, q, k, v, mask, scale)``."""
+
+    def __init__(self, change: Callable):
+        super().__init__()
+        self.change = change
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | (kwargs or {})
+        q, k, v = (given.pop(name) for name in ("query", "key", "value"))
+        mask, scale, causal = given.pop("attn_mask", None), given.pop("scale", None), given.pop("is_causal", False)
+
+        def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+            return func(q, k, v, attn_mask=mask, scale=scale, is_causal=causal and mask is None, **given)
+
+        return self.change(call, q, k, v, mask, scale)
 
 
 @torch.no_grad()

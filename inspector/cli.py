@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from .records import LEVELS, Intervention, Sampling, Trace, to_json
-from .render import effects, inside, parting, speculation, terminal
+from .render import effects, inside, mechanisms, parting, speculation, terminal
 from .render.names import names_view
 from .render.screen import LiveSteps, QuietConsole, Screen, check_writable, drop_output, write_whole
 from .render.text import translator, visible
@@ -252,7 +252,7 @@ def tree(
         node, costs = trees[0]
         node = node if depth is None else node.cut(depth)
         console.print(terminal.tree_panel(node, model, console.width, t, costs))
-        console.print(terminal.parts_explained(t))
+        console.print(terminal.parts_explained(t, node))
         result = dict(tree=to_json(node), costs=to_json(costs))
     else:
         (a, costs_a), (b, costs_b) = trees
@@ -430,7 +430,11 @@ def trace(
     prompt: PromptArgument = "",
     role: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Components to show, such as 'layers.*.attn'; ** is any, repeatable. By default the blocks."),
+        typer.Option(
+            metavar="GLOB",
+            help="Components to show, such as 'layers.*.attn'; ** is any, repeatable. By default the blocks, and what experts, latents "
+            "and predictions further ahead did.",
+        ),
     ] = None,
     tensors: Annotated[Path | None, typer.Option(metavar="DIR", help="Save their outputs as safetensors in a new folder.")] = None,
     lens: Annotated[bool, typer.Option("--lens", help="Instead: what the head would say after every layer.")] = False,
@@ -449,7 +453,10 @@ def trace(
     json_path: JsonPath = None,
     language: Language = "auto",
 ) -> None:
-    """Look inside the backbone while it reads a prompt: statistics of every component, the logit lens, or attention."""
+    """Look inside the backbone while it reads a prompt: statistics of every component, the logit lens, or attention.
+
+    Of mixtures of experts it shows where each token went, of latent attention what is kept, of multi-token prediction what was foretold.
+    """
     t = translator(language)
     limits = memory_limits(max_memory)
     maps = [head_number(text) for text in head or []]
@@ -467,8 +474,11 @@ def trace(
     console = quiet_when(json_path)
     with Console(stderr=True).status("loading torch …"):
         from .attention_weights import attention as look
+        from .further_tokens import further
+        from .latent_keys import latents
         from .logit_lens import lens as read
-        from .tracing import BLOCKS, InvariantError, check_folder
+        from .routing import experts
+        from .tracing import BLOCKS, InvariantError, NoPartError, check_folder
         from .tracing import trace as watch
 
     check_folder(tensors)
@@ -477,6 +487,7 @@ def trace(
     )
     ids = m.encode(prompt or "", system, raw)
     fed = terminal.fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t)
+    refused = []
     try:
         with Console(stderr=True).status(t("reading the prompt …", "чтение промпта …")):
             if lens:
@@ -485,9 +496,15 @@ def trace(
                 result = look(m, ids, maps)
             else:
                 result = watch(m, ids, role or BLOCKS, tensors)
+                for name, view in dict(experts=experts, latents=latents, further=further).items() if not role else ():
+                    try:
+                        result = replace(result, **{name: view(m, ids)})
+                    except NoPartError:
+                        pass
+                    except InvariantError as error:
+                        refused.append(str(error))
     except InvariantError as error:  # the view would show what is not so
-        console = Console(stderr=True) if console.quiet else console
-        console.print(terminal.notice([str(error)], t("Not shown", "Не показано")))
+        (Console(stderr=True) if console.quiet else console).print(terminal.notice([str(error)], t("Not shown", "Не показано")))
         raise typer.Exit(1) from None
     console.print(fed)
     if lens:
@@ -495,12 +512,14 @@ def trace(
     elif attention:
         console.print(inside.attention_view(result, console.width, t))
     else:
-        console.print(inside.trace_view(result, t))
+        console.print(inside.trace_view(result, t), *mechanisms.mechanism_views(result, console.width, t))
+        for reason in refused:
+            (Console(stderr=True) if console.quiet else console).print(terminal.notice([reason], t("Not shown", "Не показано")))
     if tensors is not None:
         console.print(Text(t(f"outputs saved in {visible(str(tensors))}", f"выходы сохранены в {visible(str(tensors))}")))
     if json_path:
         write_json(json_path, result)
-    if isinstance(result, Trace) and result.not_finite is not None:
+    if refused or (isinstance(result, Trace) and result.not_finite is not None):
         raise typer.Exit(1)
 
 

@@ -52,7 +52,7 @@ def work_per_token(model: nn.Module, roles: dict[str, str], runs: Counter | None
     work = {}
     for name, module in model.named_modules():
         role = roles.get(name, "")
-        if role.endswith(".experts.each"):
+        if ".experts." in role or role.startswith("mtp."):  # counted with all experts; and not run in a plain pass
             continue
         if role.endswith(".experts"):
             work[name] = Work(experts(name, module, config, model, runs))
@@ -147,7 +147,7 @@ def kv_numbers_per_token(model: nn.Module, roles: dict[str, str], runs: Counter 
     """
     config, total = text_config(model), 0
     for name, role in roles.items():
-        if not role.endswith(".attn") or recurrent(config, role):
+        if not role.endswith(".attn") or role.startswith("mtp.") or recurrent(config, role):
             continue
         width = {
             part: sum(outputs(model.get_submodule(n)) for n in parts(name, roles, model, part)) for part in ("k", "v", "kv", "qkv", "kv_a")

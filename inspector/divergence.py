@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .decoding import check_request, next_logits
 from .heads import forward, logits_of
 from .loaded import Loaded
+from .models import Routing
 from .records import ComponentGap, Divergence, Flip, Gap, Place
 from .roles import modules_by_role, roles
 from .verifying import LiftedCasts
@@ -67,7 +68,10 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     logits_difference = float(differences(logits_a[..., :width], logits_b[..., :width]).max())
     last_a, last_b = (logits[0, -1].float().clone() for logits in (logits_a, logits_b))
     del logits_b
-    reshaped = [f"{role} {said}" for role in own_a if role in own_b and (said := other_shapes(own_a[role], own_b[role]))]
+    rerouted = sent_others(a, b, own_a, own_b)
+    reshaped = [
+        f"{role} {said}" for role in own_a if role in own_b and role not in rerouted and (said := other_shapes(own_a[role], own_b[role]))
+    ]
     shared = [role for role in own_a if role in own_b and not other_shapes(own_a[role], own_b[role])]
     if not shared:
         raise ValueError(f"{a.origin.name} and {b.origin.name} share no component of the same shape: there is nothing to compare")
@@ -118,8 +122,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         tokens=tuple(speaker.texts.token(id) for id in ids),
         place=place,
         components=tuple(components),
-        only_a=condensed(role for role in own_a if role not in own_b and role != "logits"),
-        only_b=condensed(role for role in own_b if role not in own_a),
+        only_a=condensed(role for role in own_a if role not in own_b and role not in rerouted and role != "logits"),
+        only_b=condensed(role for role in own_b if role not in own_a and role not in rerouted),
         reshaped=condensed(reshaped),
         logits_difference=logits_difference,
         logits_rounding=max(float(rows["logits", "input"].max()) for rows in free_rows),
@@ -127,7 +131,7 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         margin_b=margin(last_b),
         compared_steps=steps,
         flip=flip and replace(flip, a=speaker.texts.token(flip.a), b=speaker.texts.token(flip.b)),
-        notes=tuple(remarks(a, b)),
+        notes=(*remarks(a, b), *(["rerouted"] if rerouted else [])),
     )
 
 
@@ -145,6 +149,14 @@ def remarks(a: Loaded, b: Loaded) -> Iterator[str]:
         yield "ids of b"
     elif b.tokenizer is not None and a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
         yield "other vocabulary"
+
+
+def sent_others(a: Loaded, b: Loaded, own_a: dict[str, Call], own_b: dict[str, Call]) -> set[str]:
+    """Roles in experts that both models have, and that are sent other numbers of tokens in them, or none in one of them."""
+    both = {role for role in roles_of(a).keys() & roles_of(b).keys() if ".experts." in role}
+    of_a, of_b = ({role: call.states[0].shape[-1] for role, call in own.items() if role in both} for own in (own_a, own_b))
+    one_sided = of_a.keys() ^ of_b.keys()
+    return one_sided | {role for role in of_a.keys() & of_b.keys() if of_a[role] == of_b[role] and other_shapes(own_a[role], own_b[role])}
 
 
 def roles_of(m: Loaded) -> dict[str, nn.Module]:
@@ -203,7 +215,8 @@ def states(args: tuple, options: dict) -> list[Tensor]:
 
 
 def first_tensor(output: object) -> Tensor | None:
-    """The first tensor of numbers in what a module returned."""
+    """The first tensor of numbers in what a module returned; of a native gate its weights by expert, which tell the choice too."""
+    output = output.gates if isinstance(output, Routing) else output
     values = [output] if isinstance(output, Tensor) else output.values() if isinstance(output, dict) else output
     values = values if isinstance(values, Iterable) else ()
     return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
@@ -237,12 +250,14 @@ def compare(
     found: Rows = {}
 
     def given(role: str, tensors: list[Tensor]) -> list[Tensor] | None:
+        if not same_form(own[role].states[0], tensors[0]):  # an expert that was sent other tokens
+            return None
         if role in inside:
             found[role, "input"] = differences(own[role].states[0], tensors[0])
         return [fitted(a, b) for a, b in zip(own[role].states, tensors, strict=False)] if role in forced else None
 
     def made(role: str, output: Tensor) -> None:
-        if role in inside:
+        if role in inside and same_form(own[role].output, output):
             found[role, "output"] = differences(own[role].output, output)
 
     logits_1TV = watched(model, {role: modules[role] for role in dict.fromkeys([*forced, *inside])}, ids_1T, given, made)
@@ -319,6 +334,11 @@ def squeezed(tensor: Tensor) -> list[int]:
     return [n for n in tensor.shape if n != 1]
 
 
+def same_form(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold numbers of the same kind for the same places."""
+    return squeezed(a) == squeezed(b) and a.is_floating_point() == b.is_floating_point()
+
+
 def fitted(a: Tensor, b: Tensor) -> Tensor:
     """A's tensor in the form that B has."""
     return a.reshape(b.shape).to(b.device, b.dtype)
@@ -327,7 +347,7 @@ def fitted(a: Tensor, b: Tensor) -> Tensor:
 def other_shapes(a: Call, b: Call) -> str | None:
     """ "1×8×64 ≠ 1×8×128" where the tensors of two calls cannot be compared; else None."""
     for x, y in ((a.states[0], b.states[0]), (a.output, b.output)):
-        if squeezed(x) != squeezed(y) or x.is_floating_point() != y.is_floating_point():
+        if not same_form(x, y):
             return " ≠ ".join("×".join(map(str, t.shape)) for t in (x, y))
     return None
 

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .decoding import next_logits
 from .loaded import Loaded
+from .models import Routing
 from .records import Effect, Intervention, Shift
 from .roles import modules_by_role
 from .tracing import fit
@@ -65,6 +66,8 @@ def head_count(model: nn.Module, o: nn.Module) -> tuple[int, int]:
 
 def first_of(output: object) -> Tensor:
     """The activation in what a module returned: a tensor, or the first of several. Raises ``ValueError`` where there is none."""
+    if isinstance(output, Routing):
+        raise ValueError("a gate gives a choice of experts, which is no activation: change the experts, such as layers.0.mlp.experts.1")
     first = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(first, Tensor):
         raise ValueError(f"a component gives {type(output).__name__}, which is no activation: choose a component that gives a tensor")
@@ -264,6 +267,10 @@ def activations(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) 
 
 def never_run(m: Loaded, role: str) -> str:
     """Says that a role's module is not called, so that nothing can be changed there."""
+    if ".experts." in role:
+        return (
+            f"no token of this prompt goes to {role} of {m.origin.name}: nothing can be changed there; inspector trace shows who goes where"
+        )
     return f"{m.origin.name} uses {role} without running it as a module: nothing can be changed there; choose the component around it"
 
 
@@ -304,8 +311,9 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
         after_V = next_logits(m.split, ids_1T)
     again_V = next_logits(m.split, ids_1T)
     roles = {site.role: max(a[site.role] for a in acted) for site in places}
-    if missing := next((role for role in roles if not any(role in a for a in acted)), None):
-        raise ValueError(never_run(m, missing))
+    ran = [role for role in roles if any(role in a for a in acted)]
+    if missing := next((role for role in roles if role not in ran and not (".experts." in role and ran)), None):
+        raise ValueError(never_run(m, missing))  # of several experts some may have no token
     result = shifted(m, ids, before_V, after_V)
     result = replace(result, interventions=tuple(interventions), roles=roles)
     result = replace(result, same_hooked=torch.equal(before_V, hooked_V), same_afterwards=torch.equal(before_V, again_V))

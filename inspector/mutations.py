@@ -17,12 +17,13 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
+from .attention_weights import ChangedAttention
 from .divergence import diverge, first_tensor, parents, record, roles_of, watched
 from .heads import forward, logits_of
 from .loaded import Loaded, attach
+from .models import GroupedQueryAttention, RotaryEmbedding
 from .records import Place, Planted
 from .splitting import input_embedding, probe_ids
 
@@ -91,6 +92,8 @@ def rope_base(patient: Patient) -> str:
     for module in patient.model.modules():
         if isinstance(getattr(module, "inv_freq", None), Tensor):
             module.inv_freq.pow_(1.5)
+        elif isinstance(module, RotaryEmbedding):
+            module.theta **= 1.5
     first = next((role for role in patient.roles if role.endswith(".attn")), None)
     return around_rope(patient, lambda own, *tensors, **options: own(*tensors, **options), first)
 
@@ -113,10 +116,10 @@ def position(patient: Patient) -> str:
         table_TD.copy_(table_TD.roll(-1, 0))
         return "embed_pos" if "embed_pos" in patient.roles else "→ layers.0"
 
-    def queries_earlier(own: Callable, q_BHTK: Tensor, k_BHTK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor, *args, **options):
-        before_T = (torch.arange(cos_BTK.shape[1], device=cos_BTK.device) - 1).clamp(min=0)
-        q, _ = own(q_BHTK, k_BHTK, cos_BTK[:, before_T], sin_BTK[:, before_T], *args, **options)
-        return q, own(q_BHTK, k_BHTK, cos_BTK, sin_BTK, *args, **options)[1]
+    def queries_earlier(own: Callable, q_BHTK: Tensor, k_BHTK: Tensor, *angles, **options):
+        before_T = (torch.arange(angles[0].shape[1], device=q_BHTK.device) - 1).clamp(min=0)
+        q, _ = own(q_BHTK, k_BHTK, *(x[:, before_T] if isinstance(x, Tensor) else x for x in angles), **options)
+        return q, own(q_BHTK, k_BHTK, *angles, **options)[1]
 
     return around_rope(patient, queries_earlier)
 
@@ -138,6 +141,13 @@ def kv_heads(patient: Patient) -> str:
         (out_BTHK, *rest) = call(q_BHTK[:, order_H], k, v, mask, scale)
         return (out_BTHK[:, :, order_H.argsort()], *rest)
 
+    attn = patient.modules[f"{patient.layer('attn')}.attn"]
+    if isinstance(attn, GroupedQueryAttention) and 1 < attn.n_kv_heads < attn.n_heads:
+
+        def planted(mark: Callable[[], None]) -> None:
+            attn.to_all_heads = lambda x_BGSK: [mark(), x_BGSK.repeat(1, attn.n_heads // attn.n_kv_heads, 1, 1)][1]
+
+        return patient.place_of(planted)
     config = getattr(patient.model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads, shared = (getattr(config, name, None) or 0 for name in ("num_attention_heads", "num_key_value_heads"))
@@ -174,13 +184,23 @@ def gate_and_up(patient: Patient) -> str:
         weight = patient.modules[role].weight
         weight.copy_(weight.roll(weight.shape[0] // 2, 0))
         return role
-    layer = patient.layer("mlp.gate", "mlp.up", fits=lambda module: isinstance(module, nn.Linear))
-    gate, up = (patient.modules[f"{layer}.mlp.{part}"] for part in ("gate", "up"))
+    pair = next(experts_pairs(patient), ("mlp.gate", "mlp.up"))
+    layer = patient.layer(*pair, fits=lambda module: isinstance(module, nn.Linear))
+    gate, up = (patient.modules[f"{layer}.{part}"] for part in pair)
     if gate.weight.shape != up.weight.shape:
         raise NotApplicable("gate and up have different shapes", "у gate и up разные размеры")
     gate.weight, up.weight = up.weight, gate.weight
     gate.bias, up.bias = up.bias, gate.bias
-    return min((f"{layer}.mlp.gate", f"{layer}.mlp.up"), key=patient.roles.index)
+    return min((f"{layer}.{part}" for part in pair), key=patient.roles.index)
+
+
+def experts_pairs(patient: Patient) -> Iterator[tuple[str, str]]:
+    """Roles in a layer of gate and up of an expert that is a module and that runs, where no layer has a feed-forward without experts."""
+    if any(role.endswith(".mlp.gate") for role in patient.roles):
+        return
+    for role in patient.roles:
+        if found := re.fullmatch(r"layers\.\d+\.(mlp\.experts\.\d+)\.gate", role):
+            yield f"{found[1]}.gate", f"{found[1]}.up"
 
 
 def activation(patient: Patient) -> str:
@@ -273,7 +293,7 @@ def embedding_scale(patient: Patient) -> str:
         return "embed"
     backbone = patient.model.get_submodule(patient.m.split.backbone_name)
     for name in ("scale", "embed_scale", "embedding_multiplier"):
-        if isinstance(getattr(backbone, name, None), (int, float)):
+        if isinstance(getattr(backbone, name, None), (int, float)) and getattr(backbone, name) != 1:
             setattr(backbone, name, 1.0)
             return "→ layers.0"
     raise NotApplicable("its embeddings are not scaled", "её эмбеддинги не умножаются")
@@ -309,6 +329,8 @@ def transposed(patient: Patient) -> str:
 def around_rope(patient: Patient, change: Callable, attn_role: str | None = None) -> str:
     """Lets an attention turn queries and keys by ``change(own, q, k, cos, sin, …)``, with transformers' function as ``own``."""
     attn = patient.modules[attn_role or f"{patient.layer('attn')}.attn"]
+    if isinstance(getattr(attn, "rope", None), RotaryEmbedding):
+        return around_native_rope(patient, attn, change)
     home, own = sys.modules[type(attn).__module__], attn.forward
     turn = getattr(home, "apply_rotary_pos_emb", None)
     if turn is None or not any(hasattr(module, "inv_freq") for module in patient.model.modules()):
@@ -321,6 +343,29 @@ def around_rope(patient: Patient, change: Callable, attn_role: str | None = None
                 return own(*args, **options)
             finally:
                 home.apply_rotary_pos_emb = turn
+
+        attn.forward = forward
+
+    return patient.place_of(replaced)
+
+
+def around_native_rope(patient: Patient, attn: nn.Module, change: Callable) -> str:
+    """The same for a native attention, whose ``rope`` turns queries and then keys, by their positions; the place is where they meet."""
+    own, turn = attn.forward, attn.rope.forward
+
+    def replaced(mark: Callable[[], None]) -> None:
+        def forward(*args, **options):
+            calls = iter((0, 1))  # queries, keys
+
+            def both(q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+                return turn(q_BHTK, positions_BT), turn(k_BHTK, positions_BT)
+
+            attn.rope.forward = lambda x_BHTK, positions_BT: change(both, x_BHTK, x_BHTK, positions_BT)[next(calls)]
+            try:
+                with ChangedAttention(lambda call, *given: [mark(), call(*given)][1]):
+                    return own(*args, **options)
+            finally:
+                attn.rope.forward = turn
 
         attn.forward = forward
 
@@ -367,26 +412,6 @@ def around_attention(patient: Patient, change: Callable) -> str:
         attn.forward = through_torch if interfaces is None else through_interface
 
     return patient.place_of(replaced)
-
-
-class ChangedAttention(TorchFunctionMode):
-    """While it is active, torch's attention is computed by ``change(call, q, k, v, mask, scale)``."""
-
-    def __init__(self, change: Callable):
-        super().__init__()
-        self.change = change
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | (kwargs or {})
-        q, k, v = (given.pop(name) for name in ("query", "key", "value"))
-        mask, scale, causal = given.pop("attn_mask", None), given.pop("scale", None), given.pop("is_causal", False)
-
-        def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-            return func(q, k, v, attn_mask=mask, scale=scale, is_causal=causal and mask is None, **given)
-
-        return self.change(call, q, k, v, mask, scale)
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ class ModuleNode:
         bytes: of these parameters as they are stored.
         repeat: how many equal neighbours this node stands for; ``parameters`` and ``bytes`` count them all.
         functional: it is an operation of the forward pass without a module of its own.
-        part: "backbone" or "head" on the root of that part.
+        part: "backbone", "head" or "mtp" (predictions further ahead, not run in a plain pass) on the root of that part.
         tied_to: full name of the weight that this module shares and that is counted there.
         role: its place in any decoder, such as "layers.*.attn.q"; None where its name tells none.
         flops: per token, of it and everything below, in a forward pass over the tree's context; all ``repeat`` of them.
@@ -435,23 +435,101 @@ class NotFinite:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One forward pass by hand, backbone and head, as its components saw it.
+class Choice:
+    """The experts that one token went to, the largest weight first, and what their outputs were multiplied with."""
+
+    experts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One mixture of experts while a prompt was read.
 
     Args:
-        prompt: the tokens fed.
-        seconds: of the pass, without the recording.
-        components: in the order in which they began.
-        not_finite: where the first NaN or infinity is, if one of the components gave any.
+        role: its place, such as "layers.3.mlp".
+        choices: one for each token.
+        load: of each expert, its share of all choices.
+        importance: of each expert, its share of all weights.
+        total: what the weights of every token sum to; None where that differs from token to token.
+        shared: there are experts that every token goes to, besides.
+        error: largest difference of a number between the weighted sum of the chosen experts, each asked alone, and the model's.
+        scale: the largest number among the model's.
     """
 
+    role: str
+    choices: tuple[Choice, ...]
+    load: tuple[float, ...]
+    importance: tuple[float, ...]
+    total: float | None
+    shared: bool
+    error: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Which expert each token of a prompt went to, mixture by mixture, in the order in which they ran."""
+
     model: str
-    dtype: str
-    device: str
     prompt: tuple[Token, ...]
-    seconds: float
-    components: tuple[Component, ...]
-    not_finite: NotFinite | None = None
+    mixtures: tuple[Mixture, ...]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class LatentSizes:
+    """One token in a layer with latent attention: root mean squares of what is kept, and of what is made of it.
+
+    Args:
+        latent: of the latent.
+        shared_key: of the turned key that all heads share.
+        keys: of each head's key that is made of the latent.
+        values: of each head's value.
+    """
+
+    latent: float
+    shared_key: float
+    keys: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LatentLayer:
+    """One layer with latent attention: what it keeps of a token, and what that stands for.
+
+    Args:
+        role: its place, such as "layers.3.attn".
+        heads: number of heads.
+        latent, shared_key: how many numbers are kept of a token.
+        key, value: width of a head's whole key, the shared part in it, and of its value.
+        kept_bytes: of the latent and the shared key of one token.
+        full_bytes: of the keys and values of all heads for one token.
+        tokens: the sizes, one for each token.
+        error: largest difference between the heads' outputs and those computed from the latents alone, without keys and values.
+        scale: the largest number among the heads' outputs.
+    """
+
+    role: str
+    heads: int
+    latent: int
+    shared_key: int
+    key: int
+    value: int
+    kept_bytes: int
+    full_bytes: int
+    tokens: tuple[LatentSizes, ...]
+    error: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What latent attention keeps of each token of a prompt, beside the keys that it stands for."""
+
+    model: str
+    prompt: tuple[Token, ...]
+    layers: tuple[LatentLayer, ...]
     schema: int = SCHEMA
 
 
@@ -462,6 +540,83 @@ class Guess:
     token: Token
     logit: float
     probability: float
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """One prediction of one token.
+
+    Args:
+        position: index of the token predicted; that after the prompt has its length.
+        guess: the most probable token, and its probability.
+        truth: probability of the true token; None after the prompt.
+        right: the guess is the true token; None after the prompt.
+    """
+
+    position: int
+    guess: Guess
+    truth: float | None
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What one depth of multi-token prediction said of the tokens of a prompt.
+
+    Args:
+        depth: how much further than the next token it looks; 0 is the main head.
+        foretold: of each token, from the first that it can predict to the one after the prompt.
+        agrees: of how many tokens, that after the prompt included, its guess is the main head's.
+    """
+
+    depth: int
+    foretold: tuple[Foretold, ...]
+    agrees: int
+
+    @property
+    def judged(self) -> int:
+        """Number of predictions whose truth is known."""
+        return sum(one.right is not None for one in self.foretold)
+
+    @property
+    def hits(self) -> int:
+        """Number of predictions that were right."""
+        return sum(one.right is True for one in self.foretold)
+
+
+@dataclass(frozen=True)
+class Further:
+    """What the main head and every depth of multi-token prediction said of each token of a prompt; the main head comes first."""
+
+    model: str
+    prompt: tuple[Token, ...]
+    depths: tuple[Depth, ...]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass by hand, backbone and head, as its components saw it.
+
+    Args:
+        prompt: the tokens fed.
+        seconds: of the pass, without the recording.
+        components: in the order in which they began.
+        not_finite: where the first NaN or infinity is, if one of the components gave any.
+        experts, latents, further: of a model that has such parts, what they did; None where it has none, or was not asked.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    prompt: tuple[Token, ...]
+    seconds: float
+    components: tuple[Component, ...]
+    not_finite: NotFinite | None = None
+    experts: Experts | None = None
+    latents: Latents | None = None
+    further: Further | None = None
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -696,7 +851,7 @@ class ComponentGap:
     Args:
         role: its place, such as "layers.3.attn"; "logits" for what the model returns.
         input: what B would have given it, after components that were given A's inputs; None where it was not compared.
-        output: what B's made of A's input; None for "logits".
+        output: what B's made of A's input; None for "logits", and where it was not compared.
         together: the largest |A − B| of its output where nothing is replaced: what is inherited and what is introduced.
     """
 

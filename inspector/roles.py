@@ -1,7 +1,8 @@
 """Roles: a component's place in any decoder, whatever its module is called.
 
 ``embed``, ``layers.3.attn.q``, ``layers.3.mlp.down``, ``layers.3.norm_attn``, ``final_norm``, ``head``. They align models
-whose module names differ. Everything is read from names: no weights, no forward pass. A new family is a new row or a
+whose module names differ. A mixture's experts are ``layers.3.mlp.experts.0``, modules that predict further ahead
+``mtp.0``, with parts such as ``mtp.0.attn.q``. Everything is read from names: no weights, no forward pass. A new family is a new row or a
 new word in one of these tables.
 """
 
@@ -125,6 +126,8 @@ BESIDE = (
     ("per_layer.norm", r"post_per_layer_input_norm"),
     ("mixer.in", r"linear"),
 )
+# Of a module that predicts further ahead (DeepSeek-V3's names), beside its block: (part, the whole path).
+FURTHER = (("norm_embed", r"enorm"), ("norm_hidden", r"hnorm"), ("join", r"eh_proj"), ("block", r"block"), ("final_norm", r"norm"))
 _BEFORE_MLP = {"pre_feedforward_layernorm", "post_feedforward_layernorm", "pre_mlp_layernorm"}
 NORM = re.compile(r"norm|^ln|LayerNorm")
 NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|patcher|projector")
@@ -148,6 +151,12 @@ def roles(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()
         for index, layer in enumerate(modules[stack]):
             found[f"{stack}.{index}"] = f"{top}.{index}"
             found |= {f"{stack}.{index}.{path}": f"{top}.{index}.{role}" for path, role in layer_roles(layer).items()}
+    for stack in layer_lists(model):
+        if stack not in stacks and stack.rpartition(".")[2] == "mtp":
+            found[stack] = "mtp"
+            for index, depth in enumerate(modules[stack]):
+                found[f"{stack}.{index}"] = f"mtp.{index}"
+                found |= {f"{stack}.{index}.{path}": f"mtp.{index}.{role}" for path, role in depth_roles(depth).items()}
     for name, module in modules.items():
         if name in found or outside_text(name, stacks, backbone_name) or not any(True for _ in module.parameters(recurse=False)):
             continue
@@ -195,6 +204,16 @@ def layer_roles(layer: nn.Module) -> dict[str, str]:
     return found
 
 
+def depth_roles(depth: nn.Module) -> dict[str, str]:
+    """Path in a module that predicts further ahead → role in it: its own parts, and those of its block."""
+    found = {}
+    for path, module in depth.named_children():
+        role = next((role for role, whole in FURTHER if re.fullmatch(whole, path)), None)
+        found |= {} if role is None else {path: role}
+        found |= {f"{path}.{inner}": of for inner, of in layer_roles(module).items()} if role == "block" else {}
+    return found
+
+
 def part_role(path: str, paths: set[str]) -> str | None:
     """The role of a module in a layer whose modules are ``paths``; None where no row fits."""
     if path == "post_attention_layernorm":  # before the feed-forward in Llama, after attention where that has one of its own
@@ -210,6 +229,12 @@ def part_role(path: str, paths: set[str]) -> str | None:
                 inside = (part_role(p, paths) for p in sorted(paths) if component == "mixer" and p.startswith(f"{path}."))
                 return next((role.split(".")[0] for role in inside if role is not None), component)
             part = next((part for part, whole in PARTS[component] if re.fullmatch(whole, rest)), None)
+            if part == "experts.each" and (one := re.fullmatch(r"experts\.(\d+)(?:\.(.+))?", rest)):
+                inside = next((inner for inner, whole in PARTS[component] if re.fullmatch(whole, one[2] or "")), None)
+                if one[2] is None or inside is not None:
+                    part = f"experts.{one[1]}" if inside is None else f"experts.{one[1]}.{inside}"
+                elif one[2] == "dropout":
+                    part = None
             return part if part is None else f"{component}.{part}".rstrip(".")
     return None
 

@@ -20,14 +20,19 @@ from .roles import roles
 from .splitting import Split, context_length, evaluating, input_device, split, tie_again
 
 CONTEXT = 1024
+NUMBERED = r"(?<=^layers)\.\d+|(?<=^layers\d)\.\d+|(?<=^mtp)\.\d+|(?<=\.experts)\.\d+"  # numbers of equal neighbours in a role
 TOTALS = ("parameters", "bytes", "flops")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+LATENT_ATTENTION = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
 # A step of the forward pass that is no module: (children that tell the kind of module, "before" or "after" which child, what it does)
 FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     ({"embed_tokens", "positions"}, "before", "positions", "× √D"),
     (ATTENTION, "before", "o_proj", "RoPE: turn q and k"),
     (ATTENTION, "before", "o_proj", "softmax(q·kᵀ/√K)·v, causal"),
+    (LATENT_ATTENTION, "before", "o_proj", "RoPE: turn q and k"),
+    (LATENT_ATTENTION, "before", "o_proj", "softmax(q·kᵀ/√K)·v, causal"),
     ({"gate_proj", "up_proj", "down_proj"}, "before", "down_proj", "act(gate) × up"),
+    ({"gate", "experts"}, "after", "experts", "Σ weight × chosen expert"),
     ({"self_attn", "mlp"}, "after", "self_attn", "+ residual"),
     ({"self_attn", "mlp"}, "after", "mlp", "+ residual"),
 )
@@ -55,6 +60,7 @@ def measured_tree(model: nn.Module, parts: Split | None, context: int | None = N
     backbone, heads = running.parts() if parts is None else (parts.backbone_name, parts.head_names)
     named = {backbone: "backbone"} | dict.fromkeys(heads, "head")
     found = roles(model, backbone, heads)
+    named |= {name: "mtp" for name, role in found.items() if role == "mtp"}
     total, flops = costs(model, found, running.counts, context)
     rotary = any("Rotary" in type(module).__name__ for module in model.modules())
     node = Builder(running.order, named, found, flops, rotary).node(model, "", "")
@@ -144,12 +150,12 @@ class Builder:
             bytes=bytes_ + sum(child.bytes for child in children),
             part=self.parts.get(full),
             tied_to=tied,
-            role=re.sub(r"^(layers\d*)\.\d+", r"\1.*", self.roles[full]) if full in self.roles else None,
+            role=re.sub(NUMBERED, ".*", self.roles[full]) if full in self.roles else None,
             flops=self.flops[full] + sum(child.flops for child in children),
             children=tuple(children),
         )
         if isinstance(module, nn.ModuleList) and len(children) == 1 and children[0].repeat == len(module):
-            return replace(children[0], name=name)  # "layers: 24 × Qwen2DecoderLayer"
+            return replace(children[0], name=name, part=node.part, flops=node.flops)  # "layers: 24 × Qwen2DecoderLayer"
         return node
 
     def children(self, module: nn.Module, path: str) -> Iterator[ModuleNode]:

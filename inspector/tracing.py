@@ -32,6 +32,10 @@ class InvariantError(RuntimeError):
     """A view is not shown, because what must hold of it does not; the text says what."""
 
 
+class NoPartError(ValueError):
+    """A view is of a part that the model does not have, or not in a form that is known here."""
+
+
 class Seen(NamedTuple):
     """One call of a component.
 

@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from inspector.loaded import Loaded, attach
-from inspector.models import ExpertModel, to_transformers
+from inspector.models import VARIANTS, ExpertModel, to_transformers
 from inspector.records import Origin
 from inspector.training.tokenizer import character_tokenizer
 
@@ -26,6 +26,14 @@ def tiny_model(kind: str, vocab_size: int, context: int = 48):
     if kind == "expert":
         sizes = dict(d_model=16, n_layers=2, n_heads=2, d_ff=32, max_seq_len=context)
         return to_transformers(ExpertModel(vocab_size=vocab_size, **sizes)).eval()
+    if kind in VARIANTS:
+        depths = dict(mtp_depth=2) if kind.endswith("mtp") else {}
+        gate = dict(gate="balanced", n_shared_experts=1) if kind == "gpt-moe-mla-mtp" else {}
+        model = VARIANTS[kind](vocab_size, d_model=32, n_layers=3, n_heads=4, max_seq_len=context, **depths, **gate)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return to_transformers(model).eval()
     config = Qwen2Config(
         vocab_size=vocab_size,
         hidden_size=16,
@@ -47,7 +55,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def tiny():
-    """A function: kind ("expert" or "qwen2") → a tiny ``Loaded`` over the Cyrillic letters."""
+    """A function: kind ("expert", a variant of it, or "qwen2") → a tiny ``Loaded`` over the Cyrillic letters."""
 
     def build(kind: str, context: int = 48) -> Loaded:
         tokenizer = character_tokenizer(["абвгдежзиклмнопрст", "АБВ "])

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench.tiny import tiny_config, tiny_model
 from inspector.costs import costs, kv_numbers_per_token
 from inspector.heads import forward
 from inspector.loading import outline
+from inspector.models import VARIANTS, to_transformers
 from inspector.roles import roles
 from inspector.splitting import split
 from inspector.structure import Running, measured_tree, tree
@@ -83,6 +85,37 @@ def test_the_experts_that_are_chosen_act():
     held = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
     rest = sum(p.numel() for n, p in model.named_parameters() if ".experts." not in n and p.dim() == 2 and "embed" not in n)
     assert measured_tree(model, None, 8)[1].active_parameters == held // 2 + rest
+
+
+SIZES = dict(d_model=32, n_layers=3, n_heads=4, max_seq_len=48)
+ATTENTION, LATENT, FEED_FORWARD, ROUTER = 32 * (32 + 16 + 16 + 32), 32 * 48 + 32 * 20 + 16 * 64 + 32 * 32, 3 * 32 * 85, 4 * 32
+EXPERT = 3 * 32 * 42
+ACTIVE = {  # q, k, v, o or q, kv_a, kv_b, o; gate, up, down, of two chosen experts and a shared one; the head
+    "gpt": 3 * (ATTENTION + FEED_FORWARD) + 32 * 28,
+    "gpt-moe": 3 * (ATTENTION + ROUTER + 3 * EXPERT) + 32 * 28,
+    "gpt-mla": 3 * (LATENT + FEED_FORWARD) + 32 * 28,
+    "gpt-mtp": 3 * (ATTENTION + FEED_FORWARD) + 32 * 28,
+    "gpt-moe-mla-mtp": 3 * (LATENT + ROUTER + 3 * EXPERT) + 32 * 28,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_costs_of_the_native_variants(variant, monkeypatch):
+    """Active parameters written out, the cache against the caches, FLOPs against torch's counter, the outline against the model."""
+    more = dict(n_shared_experts=1) if "moe" in variant else {}
+    native = VARIANTS[variant](28, **SIZES, **more).eval()
+    model = to_transformers(native)
+    node, told = measured_tree(model, None, 40)
+    assert told.active_parameters == ACTIVE[variant] and told.left_out == 0
+    assert told.parameters == node.parameters == native.get_num_params()
+    assert told.cache_bytes["float32"] == sum(cache.bytes_per_token for cache in native.new_caches(1))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward(model, torch.arange(40)[None] % 28)
+    assert told.flops == node.flops == pytest.approx(counter.get_total_flops() / 40, rel=1e-6)
+    mtp = [child for child in node.children if child.part == "mtp"]
+    assert len(mtp) == variant.endswith("mtp") and all(child.flops == 0 and child.parameters > 0 for child in mtp)
+    monkeypatch.setattr("inspector.loading.load_config", lambda *_: model.config)
+    assert measured_tree(*outline(variant, "float32"), 40) == (node, told)
 
 
 def test_a_stored_quantisation_and_a_window_are_said(tmp_path):

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from inspector import mutations
 from inspector.bench.tiny import tiny_model
 from inspector.loaded import Loaded, attach
+from inspector.models.adapter import BUILDERS
 from inspector.mutations import MUTATIONS, NotApplicable, Patient, mutate
 from inspector.records import Place, Planted, from_json, to_json
 
@@ -30,6 +31,18 @@ LLAMA = {
     "activation": "layers.2.mlp.act",
     "norm-eps": "layers.0.norm_attn",
     "norm-order": "layers.2 → norm_attn",
+    "tying": "head",
+}
+VARIANT = {
+    "rope-base": "layers.0.attn → o",
+    "rope-layout": "layers.1.attn → o",
+    "position": "layers.1.attn → o",
+    "softmax-scale": "layers.1.attn → o",
+    "mask": "layers.1.attn → o",
+    "transposed": "layers.1.attn.o",
+    "gate-up": "layers.1.mlp.experts.0.gate",
+    "norm-eps": "layers.0.norm_attn",
+    "norm-order": "layers.1 → norm_attn",
     "tying": "head",
 }
 PLACES = {
@@ -59,6 +72,9 @@ PLACES = {
         "embedding-scale": "→ layers.0",
         "tying": "head",
     },
+    "gpt-moe": VARIANT | {"kv-heads": "layers.1.attn → o"},
+    "gpt-moe-mla-mtp": VARIANT,
+    "gpt-mla": VARIANT | {"gate-up": "layers.1.mlp.gate"},
     "qwen3_moe": {"position": "layers.2.attn → o"},  # its grouped products have no float64
     "bert": {"mask": "layers.2.attn → o", "norm-order": None},  # norms inside of attention and feed-forward
     "hunyuan_v1_dense": {"rope-layout": "layers.2.attn → q_norm", "mask": "layers.2.attn → o"},  # RoPE before the norm of queries
@@ -67,7 +83,7 @@ PLACES = {
 
 
 def model_of(family: str, tiny) -> Loaded:
-    if family != "expert":
+    if family not in BUILDERS:
         return attach(tiny_model(family))
     m = tiny(family)
     for name, bias in m.model.named_parameters():  # they begin as zeros

@@ -42,7 +42,7 @@ BETWEEN = Divergence(
     margin_b=0.25,
     compared_steps=3,
     flip=Flip(2, Token(7, "о"), Token(8, "а"), 0.125, 0.5),
-    notes=("ids of b", "other vocabulary"),
+    notes=("ids of b", "other vocabulary", "rerouted"),
 )
 EQUAL = replace(BETWEEN, place=None, components=COMPONENTS[:2], only_a=(), only_b=(), reshaped=(), flip=None, notes=())
 ROWS = [

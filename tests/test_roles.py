@@ -3,7 +3,7 @@
 import pytest
 
 from inspector.bench.tiny import tiny_model
-from inspector.models import ExpertModel
+from inspector.models import VARIANTS, ExpertModel
 from inspector.roles import layer_lists, roles, unrecognised
 from inspector.splitting import split
 
@@ -100,6 +100,34 @@ def test_the_native_model_has_every_role():
     found = roles_of(model)
     assert not list(unrecognised(model, found))
     assert found["backbone.layers.1.self_attn.q_proj"] == "layers.1.attn.q" and found["backbone.norm"] == "final_norm"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_module_of_a_variant_has_a_role_of_its_own(variant):
+    more = dict(n_shared_experts=1) if "moe" in variant else {}
+    model = VARIANTS[variant](20, d_model=16, n_layers=2, n_heads=2, **more)
+    found = roles_of(model)
+    assert not list(unrecognised(model, found)) and len(set(found.values())) == len(found)  # not even dropout shares one
+    assert all(name in found for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False)))
+    expected = {"backbone.layers.1.self_attn.o_proj": "layers.1.attn.o", "lm_head": "head", "backbone.norm": "final_norm"}
+    if "moe" in variant:
+        expected |= {
+            "backbone.layers.1.mlp.gate": "layers.1.mlp.router",
+            "backbone.layers.1.mlp.experts.3": "layers.1.mlp.experts.3",
+            "backbone.layers.1.mlp.experts.3.up_proj": "layers.1.mlp.experts.3.up",
+            "backbone.layers.1.mlp.shared_experts.down_proj": "layers.1.mlp.shared.down",
+        }
+    if "mtp" in variant:
+        expected |= {
+            "mtp.0": "mtp.0",
+            "mtp.0.enorm": "mtp.0.norm_embed",
+            "mtp.0.hnorm": "mtp.0.norm_hidden",
+            "mtp.0.eh_proj": "mtp.0.join",
+            "mtp.0.block.self_attn.o_proj": "mtp.0.attn.o",
+            "mtp.0.block.norm_mlp": "mtp.0.norm_mlp",
+            "mtp.0.norm": "mtp.0.final_norm",
+        }
+    assert {name: found.get(name) for name in expected} == expected
 
 
 def test_each_role_of_a_plain_layer_stands_for_one_module():

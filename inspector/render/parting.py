@@ -34,6 +34,10 @@ def aligned(d: Divergence, t: Translate) -> list[Text]:
         "other vocabulary": t(
             "the vocabularies differ: both are fed the ids of A's", "словари различаются: обеим поданы номера из словаря A"
         ),
+        "rerouted": t(
+            "some experts are sent other numbers of tokens in B than in A: these are not compared",
+            "некоторым экспертам в B достаётся другое число токенов, чем в A: они не сравнивались",
+        ),
     }
     return [Text(visible(line), "yellow") for line in [*lines, *(words[note] for note in d.notes)]]
 
@@ -50,6 +54,8 @@ def components_table(d: Divergence, t: Translate) -> RenderableType:
     )
     before = d.place and d.place.before
     for c in d.components:
+        if c.output is None and c.input is None:  # an expert that was sent other tokens
+            continue
         if c.output is None:
             gap_row(result, c.role, c.input, c.together)
             continue

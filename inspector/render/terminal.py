@@ -171,6 +171,7 @@ def section(title: str) -> RenderableType:
 FUNCTIONAL_IN_RUSSIAN = {
     "RoPE: turn q and k": "RoPE: поворот q и k",
     "+ residual": "+ вход (residual)",
+    "Σ weight × chosen expert": "Σ вес × выбранный эксперт",
 }
 
 
@@ -178,7 +179,7 @@ def node_label(node: ModuleNode, t: Translate) -> tuple[Text, Text]:
     """A node's name, and what it is: type, shape, marks."""
     if node.functional:
         return Text(f"· {t(node.type, FUNCTIONAL_IN_RUSSIAN.get(node.type, node.type))}", "italic magenta"), Text("")
-    style = {"backbone": "bold blue", "head": "bold green"}.get(node.part, "none")
+    style = {"backbone": "bold blue", "head": "bold green", "mtp": "bold magenta"}.get(node.part, "none")
     what = Text(f"{node.repeat} × " if node.repeat > 1 else "", "bold")
     what.append(node.type, "dim" if node.name else "bold")
     if node.shape:
@@ -186,8 +187,20 @@ def node_label(node: ModuleNode, t: Translate) -> tuple[Text, Text]:
     if node.tied_to:
         what.append(t(" tied", " общие веса"), "yellow")
     if node.part:
-        what.append(" ◀ " + {"backbone": "BACKBONE", "head": "LM_HEAD"}[node.part], style)
+        what.append(" ◀ " + {"backbone": "BACKBONE", "head": "LM_HEAD", "mtp": "MTP"}[node.part], style)
     return Text(node.name, style), what
+
+
+def short_role(role: str) -> str:
+    """A role in a tree, which says itself where it stands: «· attn.q»; of all experts' parts «· mlp.*.gate»."""
+    for long, short in (("layers.*.", "· "), ("mtp.*.", "· "), (".experts.*.", ".*.")):
+        role = role.replace(long, short)
+    return role
+
+
+def longest_role(node: ModuleNode) -> int:
+    """Columns that the longest role in a tree takes."""
+    return max([len(short_role(node.role or "")), *map(longest_role, node.children)])
 
 
 def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = False) -> Table:
@@ -200,7 +213,7 @@ def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = Fa
     if with_costs:
         grid.add_column(justify="right", no_wrap=True, min_width=6)
         grid.add_column(no_wrap=True, min_width=12)
-        heads, room = [*heads, "FLOPs", t("role", "роль")], room - 21
+        heads, room = [*heads, "FLOPs", t("role", "роль")], room - 9 - max(12, longest_role(node))
     grid.add_row(*(Text(head, "dim") for head in heads))
 
     def add(node: ModuleNode, guides: str, lead: str) -> None:
@@ -210,7 +223,7 @@ def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = Fa
             memory(node.bytes) if node.bytes else "",
         ]
         if with_costs:
-            numbers += [count(node.flops) if node.flops else "", Text((node.role or "").replace("layers.*.", "· "), "magenta")]
+            numbers += [count(node.flops) if node.flops else "", Text(short_role(node.role or ""), "magenta")]
         label = Text(lead, "dim") + name + Text(" " if name else "") + what
         if label.cell_len > room and what:  # too long for one line: the name, and below it what it is
             grid.add_row(Text(lead, "dim") + name)
@@ -315,8 +328,8 @@ def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Tra
     return grid
 
 
-def parts_explained(t: Translate) -> RenderableType:
-    """One sentence for each part."""
+def parts_explained(t: Translate, *trees: ModuleNode) -> RenderableType:
+    """One sentence for each part; for predictions further ahead where one of the trees has them."""
     backbone = t(
         "BACKBONE reads token ids and gives every position a hidden state.",
         "BACKBONE читает номера токенов и даёт каждой позиции скрытое состояние.",
@@ -325,7 +338,12 @@ def parts_explained(t: Translate) -> RenderableType:
         "LM_HEAD turns a hidden state into one logit per token of the vocabulary.",
         "LM_HEAD превращает скрытое состояние в логиты: по одному на токен словаря.",
     )
-    return Group(Text(backbone, "blue"), Text(head, "green"))
+    mtp = t(
+        "MTP predicts tokens further ahead, with the same head; a plain pass does not run it, so it costs nothing here.",
+        "MTP той же головой предсказывает токены дальше следующего; обычный проход его не запускает, и здесь он ничего не стоит.",
+    )
+    further = [Text(mtp, "magenta")] if any(child.part == "mtp" for tree in trees for child in tree.children) else []
+    return Group(Text(backbone, "blue"), Text(head, "green"), *further)
 
 
 def table(*columns: str, numbers: Sequence[int] = (), wide: Sequence[int] = ()) -> Table:
