@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from inspector.models import VARIANTS, load_checkpoint, save_checkpoint, to_native, to_transformers, variants
 from inspector.models.adapter import ADAPTERS, CLASSES
+from inspector.models.attention import causal_mask
+from inspector.models.block import apart
 
 SIZES = dict(vocab_size=50, d_model=32, n_layers=2, n_heads=4, max_seq_len=24)
 FLOAT64 = dict(rtol=1e-10, atol=1e-12)
@@ -141,6 +143,23 @@ def test_native_generation_equals_transformers(name):
     model, tokens = built(name).float(), ids(2, 4)
     expected = to_transformers(model).generate(tokens, max_new_tokens=8, do_sample=False, use_cache=False, eos_token_id=None)
     assert torch.equal(model.generate(tokens, 8, temperature=0), expected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_of_a_block_are_those_of_finite_differences(name):
+    """The block as it stands in the model, norms, residuals and feed-forward included."""
+    model = built(name, d_model=8, n_heads=2, n_layers=1, d_ff=6)
+    block = model.backbone.layers[0]
+    x = torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: apart(block(x, causal_mask(3)[None, None]))[0], x)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "mtp" in name])
+def test_gradients_of_a_depth_are_those_of_finite_differences(name):
+    depth = built(name, d_model=8, n_heads=2, n_layers=1, d_ff=6).mtp[0]
+    hidden, embedded = (torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    places = torch.arange(3)[None]
+    assert torch.autograd.gradcheck(lambda h, e: depth(h, e, causal_mask(3)[None, None], places)[0], (hidden, embedded))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
