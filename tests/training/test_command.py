@@ -58,11 +58,11 @@ def test_every_model_trains_and_shows_the_losses_and_the_load_that_it_has(call, 
 
 
 def test_options_reach_the_recipe(call, tmp_path):
-    options = ["--n-experts", "3", "--n-chosen", "1", "--gate", "balanced", "--bias-speed", "0.01", "--w-importance", "0.5"]
+    options = ["--n-experts", "3", "--n-chosen", "2", "--gate", "balanced", "--bias-speed", "0.01", "--w-importance", "0.5"]
     options += ["--mtp-depth", "2", "--w-mtp", "0.1", "--mixed-precision", "bf16", "--gradient-checkpointing", "--kv-lora-rank", "4"]
     assert call("--model", "gpt-moe-mla-mtp", *options)[0] == 0
     recipe = json.loads((tmp_path / "out/recipe.json").read_text())["recipe"]
-    expected = dict(n_experts=3, n_chosen=1, gate="balanced", bias_speed=0.01, w_importance=0.5, mtp_depth=2, w_mtp=0.1, kv_lora_rank=4)
+    expected = dict(n_experts=3, n_chosen=2, gate="balanced", bias_speed=0.01, w_importance=0.5, mtp_depth=2, w_mtp=0.1, kv_lora_rank=4)
     assert expected.items() <= recipe.items() and recipe["mixed_precision"] == "bf16" and "gradient_checkpointing" not in recipe
 
 
