@@ -67,7 +67,7 @@ def draw_losses(axes, rows: Sequence[dict]) -> None:
             axes.plot(steps, smoothed(values), color=colour, linewidth=1.5, label=label)
     if points := [(row["step"], row["validation_loss"]) for row in rows if row.get("validation_loss") is not None]:
         axes.plot(*zip(*points, strict=True), color="tab:red", marker="o", markersize=4, linewidth=1.2, label="validation")
-        axes.annotate(f"{points[-1][1]:.3f}", points[-1], xytext=(0, 6), textcoords="offset points", ha="right", color="tab:red")
+        axes.annotate(f"{points[-1][1]:.3f}", points[-1], xytext=(0, -14), textcoords="offset points", ha="right", color="tab:red")
     axes.set(xlabel="step", ylabel=LOSS, title="loss")
     axes.grid(alpha=0.25)
     if rows:
