@@ -29,7 +29,7 @@ def rope() -> None:
     torch.manual_seed(0)
     turn, q, k = RotaryEmbedding(16), torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
     table = Table("place of the query", "place of the key", "distance", "product", box=None)
-    for at_q, at_k in ((5, 2), (25, 22), (55, 52), (5, 1), (25, 21)):
+    for at_q, at_k in ((12, 10), (32, 30), (62, 60), (12, 1), (32, 21)):
         product = (turn(q, torch.tensor([[at_q]])) * turn(k, torch.tensor([[at_k]]))).sum()
         table.add_row(str(at_q), str(at_k), str(at_q - at_k), f"{float(product):.4f}")
     console.print(table)

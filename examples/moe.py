@@ -91,9 +91,6 @@ def main() -> None:
         table.add_row(str(layer), *(f"{100 * share:.0f} %" for share in (counts / counts.sum()).tolist()))
     console.print(f"shares of the assignments over {len(lines)} lines that training never saw:")
     console.print(table)
-    console.print(
-        f"balance loss of layer 0 on this prompt: {float(balance_loss(routing)):.4f}; all to the same {n_chosen} would give", end=" "
-    )
     same = routing._replace(experts_BTK=torch.arange(n_chosen).expand_as(routing.experts_BTK))
     same = same._replace(probability_BTE=torch.zeros_like(routing.probability_BTE).scatter(-1, same.experts_BTK, 1.0))
     console.print(f"balance loss of layer 0 on this prompt: {float(balance_loss(routing)):.4f}")

@@ -73,6 +73,8 @@ def main() -> None:
             hits[k] += torch.tensor([right_BT.sum(), right_BT.numel()])
     for name, (right, of) in zip(("the next token", "the one after it"), hits.tolist(), strict=True):
         console.print(f"{name}: {right:,.0f} of {of:,.0f}, {100 * right / of:.1f} %")
+    console.print("the depth is no clairvoyant: it is told the token before its target, as the head is of its own; but the first letter,")
+    console.print("the hardest of a line, is none of its targets")
 
     console.rule("4. Drafting and checking, greedy")
     prompt = m.encode(PROMPT)
