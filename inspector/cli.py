@@ -33,7 +33,9 @@ app.add_typer(bench, name="bench")
 TRAINABLE = "expert, qwen2, gpt, gpt-moe, gpt-mla, gpt-mtp, gpt-moe-mla-mtp"
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 BALANCE = "by default 0.01, with the balanced gate 0"
-MODEL_HELP = "An embedded model (names-qwen2, names-expert, gpt-moe, gpt-mla, gpt-mtp), a folder, a hub id, or FILE.py:factory, a function of yours."
+MODEL_HELP = (
+    "An embedded model (names-qwen2, names-expert, gpt-moe, gpt-mla, gpt-mtp), a folder, a hub id, or FILE.py:factory, a function of yours."
+)
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always the most probable token; the same as --temperature 0.")]
