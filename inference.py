@@ -2,7 +2,7 @@
 
 Read it from top to bottom. ``main`` loads a model of transformers and our own ``ExpertModel``; ``one_step`` is one
 generation step written out; after it the loop of ``inspector.decode`` goes on, and ``verify`` asks whether the parts,
-run by hand, are the model. Options are in ``inspector/cli.py``, what the panels look like in ``inspector/render``.
+run by hand, are the model. Options are in ``inspector/cli/options.py``, what the panels look like in ``inspector/render``.
 
 Shape letters: B batch, T tokens, D hidden, V vocabulary.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from inspector import cli
+from inspector.cli import entry, options
 from inspector.render import terminal
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.text import translator
@@ -53,39 +53,39 @@ def one_step(m, ids, sampling, max_new_tokens=20):
 
 
 def main(
-    model: Annotated[str | None, typer.Option(help=f"{cli.MODEL_HELP} By default Qwen2.5-0.5B-Instruct if it can be had.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{options.MODEL_HELP} By default Qwen2.5-0.5B-Instruct if it can be had.")] = None,
     expert: Annotated[str, typer.Option(help="The native model beside it.")] = "names-expert",
     prompt: Annotated[str | None, typer.Option(help="For the language model.")] = None,
     expert_prompt: Annotated[str, typer.Option(help="For the native model.")] = NAMES_PROMPT,
-    greedy: cli.Greedy = False,
-    temperature: cli.Temperature = None,
-    top_k: cli.TopK = None,
-    top_p: cli.TopP = None,
-    repetition_penalty: cli.RepetitionPenalty = None,
-    min_p: cli.MinP = None,
-    typical_p: cli.TypicalP = None,
-    no_repeat_ngram_size: cli.NoRepeatNgramSize = None,
-    bad_words: cli.BadWords = None,
-    force_bos: cli.ForceBos = None,
-    force_eos: cli.ForceEos = None,
-    seed: cli.Seed = None,
-    max_new_tokens: cli.MaxNewTokens = 20,
-    checkpoint_settings: cli.CheckpointSettings = False,
-    system: cli.System = None,
-    raw: cli.Raw = False,
-    device: cli.Device = "auto",
-    dtype: cli.Dtype = "auto",
-    trust_remote_code: cli.TrustRemoteCode = False,
-    json_path: cli.JsonPath = None,
-    save_screen: cli.SaveScreen = None,
-    language: cli.Language = "auto",
+    greedy: options.Greedy = False,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    min_p: options.MinP = None,
+    typical_p: options.TypicalP = None,
+    no_repeat_ngram_size: options.NoRepeatNgramSize = None,
+    bad_words: options.BadWords = None,
+    force_bos: options.ForceBos = None,
+    force_eos: options.ForceEos = None,
+    seed: options.Seed = None,
+    max_new_tokens: options.MaxNewTokens = 20,
+    checkpoint_settings: options.CheckpointSettings = False,
+    system: options.System = None,
+    raw: options.Raw = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    json_path: options.JsonPath = None,
+    save_screen: options.SaveScreen = None,
+    language: options.Language = "auto",
 ) -> None:
     """Take two language models apart, run them by hand, and compare with model.generate()."""
     t = translator(language)
-    flags = cli.sampling_flags(
+    flags = options.sampling_flags(
         greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size, bad_words, force_bos, force_eos
     )
-    screen = Screen(save_screen, cli.quiet_when(json_path))
+    screen = Screen(save_screen, options.quiet_when(json_path))
     screen.show(terminal.title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
@@ -95,13 +95,13 @@ def main(
     from inspector.structure import tree
     from inspector.verifying import by_generate
 
-    options = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    models = [loading.load(model, **options) if model is not None else loading.load_default(**options), loading.load(expert, **options)]
+    how = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    models = [loading.load(model, **how) if model is not None else loading.load_default(**how), loading.load(expert, **how)]
     names = [m.origin.name for m in models]
     default = QWEN_PROMPT if getattr(models[0].tokenizer, "chat_template", None) and not raw else NAMES_PROMPT
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [models[0].encode(prompts[0], system, raw), models[1].encode(prompts[1])]
-    settings = [cli.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
+    settings = [options.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
     screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t))
@@ -166,7 +166,7 @@ def main(
     screen.show(terminal.growth_table(times, t), terminal.closing(t))
     screen.close("python inference.py")
     if json_path:
-        cli.write_json(json_path, dict(runs=runs, verdicts=verdicts))
+        options.write_json(json_path, dict(runs=runs, verdicts=verdicts))
 
 
 def code_lines(source: str) -> int:
@@ -177,4 +177,4 @@ def code_lines(source: str) -> int:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(main)
-    cli.entry(lambda: app(standalone_mode=False))
+    entry(lambda: app(standalone_mode=False))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from inspector.batches import Processes, run_prompts
-from inspector.cli import read_prompts
+from inspector.cli.options import read_prompts
 from inspector.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
 from inspector.records import Run, Sampling, from_json
 from inspector.sampling import new_generator

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from inspector.cli import memory_limits
+from inspector.cli.options import memory_limits
 from inspector.decoding import decode_with_logits
 from inspector.loading import LoadError, load
 from inspector.records import Sampling

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from inspector.cli import settings
+from inspector.cli.options import settings
 from inspector.loaded import OTHER_SETTINGS, as_ids
 from inspector.loading import load
 from inspector.records import Sampling

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from inspector.bench import names
 from inspector.bench.names import CLOCKS, MODELS, Clocks, Parts, equal_recipes, measure, parts, sized
 from inspector.bench.ngrams import NGrams
-from inspector.cli import bench_names, main
+from inspector.cli import main
+from inspector.cli.bench import bench_names
 from inspector.models import load_checkpoint
 from inspector.models.adapter import BUILDERS
 from inspector.render.names import beaten, names_view

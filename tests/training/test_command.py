@@ -10,8 +10,9 @@ from inspect import signature
 
 import pytest
 
-from inspector.cli import TRAINABLE, main
-from inspector.cli import train as command
+from inspector.cli import main
+from inspector.cli.train import TRAINABLE
+from inspector.cli.train import train as command
 from inspector.training.loop import MODELS, PRECISIONS, Recipe
 from inspector.training.report import METRICS, PICTURE
 

@@ -1,0 +1,326 @@
+"""The ``inspector`` command, one thin function per verb: here those of the whole model, in files of their own the others and the options.
+
+torch and everything that needs it is imported inside the verbs, so that ``--help`` and mistakes answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ..records import LEVELS, to_json
+from ..render import terminal
+from ..render.screen import LiveSteps, Screen, check_writable, drop_output, write_whole
+from ..render.text import translator, visible
+from .bench import bench
+from .inside import contributions, diverge, intervene, mutate, trace
+from .options import (
+    BadWords,
+    CheckpointSettings,
+    Device,
+    DeviceMap,
+    Dtype,
+    ForceBos,
+    ForceEos,
+    Greedy,
+    JsonPath,
+    Language,
+    MaxMemory,
+    MaxNewTokens,
+    MinP,
+    ModelArgument,
+    NoRepeatNgramSize,
+    PromptArgument,
+    Raw,
+    RepetitionPenalty,
+    Seed,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    TrustRemoteCode,
+    TypicalP,
+    importing,
+    loaded,
+    memory_limits,
+    quiet_when,
+    read_prompts,
+    sampling_flags,
+    settings,
+    write_json,
+)
+from .train import train
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+
+@app.command()
+def tree(
+    model: ModelArgument,
+    depth: Annotated[int | None, typer.Option(help="Levels to show; all by default.")] = None,
+    diff: Annotated[str | None, typer.Option(metavar="OTHER", help="Align with the tree of another model, role by role.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in the forward pass whose FLOPs are counted; by default 1024, or what the model reads.")
+    ] = None,
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Print the module tree and what the model costs, from its config.json alone: no weights are read or fetched."""
+    if depth is not None and depth < 1:
+        raise ValueError(f"--depth {depth}: give a whole number from 1 up")
+    if context is not None and context < 1:
+        raise ValueError(f"--context {context}: give a whole number from 1 up")
+    t = translator(language)
+    console = quiet_when(json_path)
+    with Console(stderr=True).status("loading torch …"), importing():
+        from ..loading import outline
+        from ..structure import differences, measured_tree
+
+    trees = [measured_tree(*outline(name, dtype, trust_remote_code), context) for name in (model, diff) if name is not None]
+    if diff is None:
+        node, costs = trees[0]
+        node = node if depth is None else node.cut(depth)
+        console.print(terminal.tree_panel(node, model, console.width, t, costs))
+        console.print(terminal.parts_explained(t, node))
+        result = dict(tree=to_json(node), costs=to_json(costs))
+    else:
+        (a, costs_a), (b, costs_b) = trees
+        rows = [row for row in differences(a, b) if depth is None or row.role.count(".") < depth]
+        console.print(terminal.tree_difference(rows, (model, diff), (costs_a, costs_b), t))
+        result = dict(models=[model, diff], roles=[to_json(row) | dict(equal=row.equal) for row in rows], costs=to_json([costs_a, costs_b]))
+    if json_path:
+        write_json(json_path, result)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    model: ModelArgument,
+    prompt: PromptArgument = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Run every line of a text file instead, in batches.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Of --prompts: prompts that go through the model together.")] = 8,
+    threads: Annotated[int, typer.Option(help="Of --prompts: CPU threads of each process. Their number can change the last bits.")] = 1,
+    greedy: Greedy = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    min_p: MinP = None,
+    typical_p: TypicalP = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    bad_words: BadWords = None,
+    force_bos: ForceBos = None,
+    force_eos: ForceEos = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = 20,
+    checkpoint_settings: CheckpointSettings = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="First list every generation setting: its value, where it is from, what generate() would use.")
+    ] = False,
+    system: System = None,
+    raw: Raw = False,
+    device: Device = "auto",
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Continue a prompt by hand, token by token, and show what every step weighed; or all prompts of a file, in batches."""
+    t = translator(language)
+    limits = memory_limits(max_memory)
+    flags = sampling_flags(
+        greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size, bad_words, force_bos, force_eos
+    )
+    if prompt is not None and prompts is not None:
+        raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
+    for name, value in (("--batch-size", batch_size), ("--threads", threads)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: give a whole number from 1 up")
+    lines = read_prompts(prompts) if prompts is not None else []
+    screen = Screen(console=quiet_when(json_path))
+    if lines:  # the processes meet before loading: each may have an accelerator of its own
+        with Console(stderr=True).status("loading torch …"), importing():
+            from ..batches import join_processes
+        processes = join_processes(device, threads)
+        if processes.rank > 0:  # one of them speaks and writes
+            screen.console.quiet, json_path = True, None
+    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits)
+    from ..decoding import check_request
+    from ..decoding import run as generate
+
+    sampling, origins = settings(m, flags, seed, checkpoint_settings)
+    ids = None if lines else m.encode(prompt or "", system, raw)
+    if explain:
+        from ..settings import explained
+
+        limit = "flag" if context.get_parameter_source("max_new_tokens").name == "COMMANDLINE" else "default"
+        rows = explained(m, len(ids or [0]), sampling, max_new_tokens, origins | {"max_new_tokens": limit}, checkpoint_settings)
+        screen.show(terminal.settings_table(rows, t), terminal.settings_remarks(rows, t))
+    if lines:
+        result = run_lines(m, prompts, lines, system, raw, sampling, origins, max_new_tokens, batch_size, processes, screen, t)
+    else:
+        check_request(len(ids), max_new_tokens, m.context_length)
+        screen.show(terminal.fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t))
+        screen.show(terminal.settings_line(sampling, origins, t))
+        with LiveSteps(screen, [model], t) as live:
+            result = generate(m, ids, sampling, max_new_tokens, origins, on_step=lambda step: live.add([step]))
+        screen.show(terminal.text_panel(prompt or "", result, t))
+    if json_path:
+        write_json(json_path, result)
+
+
+def run_lines(m, file, lines, system, raw, sampling, origins, max_new_tokens, batch_size, processes, screen, t) -> list:
+    """Runs the prompts of ``file``, (line number, prompt) each, and shows what they became; returns the runs in their order."""
+    from ..batches import run_prompts
+    from ..decoding import check_request
+
+    ids = []
+    for number, text in lines:
+        try:
+            ids.append(m.encode(text, system, raw))
+            check_request(len(ids[-1]), max_new_tokens, m.context_length)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from None
+    texts = [text for _, text in lines]
+    unknown = list(dict.fromkeys(character for text in texts for character in m.unknown(text)))
+    screen.show(terminal.settings_line(sampling, origins, t))
+    with Console(stderr=True, quiet=processes.rank > 0).status("") as status:
+
+        def show(prompt: int, step) -> None:
+            status.update(Text(f"prompt {prompt + 1} of {len(texts)}, token {step.index + 1}"))
+
+        try:
+            runs = run_prompts(m, ids, sampling, max_new_tokens, batch_size, origins, processes, show)
+        except ValueError:
+            if processes.rank > 0:  # the first process says it
+                raise typer.Exit(2) from None
+            raise
+    screen.show(terminal.continuations(texts, runs, unknown, t))
+    return runs
+
+
+@app.command()
+def verify(
+    model: ModelArgument,
+    prompt: PromptArgument = "",
+    greedy: Greedy = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    min_p: MinP = None,
+    typical_p: TypicalP = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    bad_words: BadWords = None,
+    force_bos: ForceBos = None,
+    force_eos: ForceEos = None,
+    seed: Seed = None,
+    max_new_tokens: MaxNewTokens = 20,
+    checkpoint_settings: CheckpointSettings = False,
+    system: System = None,
+    raw: Raw = False,
+    require: Annotated[
+        str, typer.Option(help="Worst level that exits with 0: bitwise, rounding, tokens, near-tie, different.")
+    ] = "bitwise",
+    device: Device = "auto",
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Compare the manual loop with model.generate(): exit code 0 when the verdict holds, 1 when it does not."""
+    if require not in LEVELS:
+        raise ValueError(f"--require {require}: choose one of {', '.join(LEVELS)}")
+    t = translator(language)
+    limits = memory_limits(max_memory)
+    flags = sampling_flags(
+        greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size, bad_words, force_bos, force_eos
+    )
+    console = quiet_when(json_path)
+    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits)
+    from ..verifying import verify as compare
+
+    sampling, _ = settings(m, flags, seed, checkpoint_settings)
+    verdict = compare(m, m.encode(prompt, system, raw), sampling, max_new_tokens)
+    console.print(terminal.verdict_line(model, verdict, t))
+    if json_path:
+        write_json(json_path, verdict)
+    if not verdict.holds(require):
+        raise typer.Exit(1)
+
+
+@app.command()
+def coverage(
+    types: Annotated[list[str] | None, typer.Argument(metavar="[TYPE]...", help="Model types; all that are registered by default.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown too.")] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Split a tiny model of every causal LM type of transformers and hold it against generate(): exit code 1 if one is wrong."""
+    check_writable(markdown)
+    console = quiet_when(json_path)
+    with Console(stderr=True).status("loading torch …"), importing():
+        from ..bench import coverage as bench
+
+    todo = bench.coverage(types)
+    rows = []
+    with Console(stderr=True).status("") as status:
+        for row in todo:
+            rows.append(row)
+            status.update(Text(f"{len(rows)} types, the last was {row.model_type}"))
+    console.print(terminal.coverage_table(bench.HEADS, [bench.cells(row) for row in rows], console.width))
+    for name, number in bench.totals(rows).items():
+        console.print(f"{number:4} {name}", markup=False)
+    if markdown:
+        write_whole(markdown, bench.markdown(rows))
+    if json_path:
+        write_json(json_path, dict(rows=[to_json(row) for row in rows], totals=bench.totals(rows)))
+    if any(row.wrong for row in rows):
+        raise typer.Exit(1)
+
+
+for verb in (trace, contributions, intervene, diverge, mutate, train):
+    app.command()(verb)
+
+
+def entry(command: Callable[[], None]) -> None:
+    """Runs a command line and ends the process: 0 it holds, 1 it does not, 2 the request was wrong (one line on stderr)."""
+    try:
+        code = command() or 0
+    except typer.TyperException as error:
+        given = " ".join(sys.argv[1:])  # typer does not always name the value that it refuses
+        code = fail(f"{error.format_message()} Given: {given[:200]!r}; --help lists what there is")
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        drop_output()
+        code = 0
+    except (ValueError, OSError) as error:
+        code = fail(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except Exception as error:  # a fault of ours or of a library: not the code for "it does not hold", and not a page of traceback
+        if os.environ.get("INSPECTOR_TRACEBACK"):
+            raise
+        code = fail(f"{type(error).__name__}: {error} (INSPECTOR_TRACEBACK=1 shows where)")
+    sys.exit(code)
+
+
+def fail(message: str) -> int:
+    """One line on stderr, control characters made visible; the exit code for a wrong request."""
+    print(f"inspector: {visible(' '.join(message.split()))}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """The ``inspector`` command."""
+    entry(lambda: app(sys.argv[1:] or ["--help"], standalone_mode=False))

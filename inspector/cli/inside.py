@@ -1,0 +1,315 @@
+"""The verbs that look inside the backbone, change it, and find where two models part: one thin function each."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ..records import Intervention, Trace
+from ..render import effects, inside, mechanisms, parting, terminal
+from ..render.text import translator, visible
+from .options import (
+    DTYPE_HELP,
+    MODEL_HELP,
+    Device,
+    DeviceMap,
+    Dtype,
+    JsonPath,
+    Language,
+    MaxMemory,
+    ModelArgument,
+    PromptArgument,
+    Raw,
+    System,
+    TrustRemoteCode,
+    loaded,
+    memory_limits,
+    quiet_when,
+    write_json,
+)
+
+
+def trace(
+    model: ModelArgument,
+    prompt: PromptArgument = "",
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Components to show, such as 'layers.*.attn'; ** is any, repeatable. By default the blocks, and what experts, latents "
+            "and predictions further ahead did.",
+        ),
+    ] = None,
+    tensors: Annotated[Path | None, typer.Option(metavar="DIR", help="Save their outputs as safetensors in a new folder.")] = None,
+    lens: Annotated[bool, typer.Option("--lens", help="Instead: what the head would say after every layer.")] = False,
+    position: Annotated[int, typer.Option(help="Of --lens: the token whose hidden state is read; -1 is the last.")] = -1,
+    attention: Annotated[bool, typer.Option("--attention", help="Instead: where every head looks, from a separate eager pass.")] = False,
+    head: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER.HEAD", help="Of --attention: show this head as a map, such as 3.2; repeatable.")
+    ] = None,
+    system: System = None,
+    raw: Raw = False,
+    device: Device = "auto",
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Look inside the backbone while it reads a prompt: statistics of every component, the logit lens, or attention.
+
+    Of mixtures of experts it shows where each token went, of latent attention what is kept, of multi-token prediction what was foretold.
+    """
+    t = translator(language)
+    limits = memory_limits(max_memory)
+    maps = [head_number(text) for text in head or []]
+    if lens and attention:
+        raise ValueError("--lens and --attention are two views: give one")
+    for option, given, wrong in (
+        ("--role", role, lens or attention),
+        ("--tensors", tensors, lens or attention),
+        ("--position", position != -1, not lens),
+        ("--head", head, not attention),
+    ):
+        if given and wrong:
+            view = "--lens" if lens else "--attention" if attention else "the statistics"
+            raise ValueError(f"{option} has no part in {view}: leave it out" + (", or give --attention" if option == "--head" else ""))
+    console = quiet_when(json_path)
+    with Console(stderr=True).status("loading torch …"):
+        from ..attention_weights import attention as look
+        from ..further_tokens import further
+        from ..latent_keys import latents
+        from ..logit_lens import lens as read
+        from ..routing import experts
+        from ..tracing import BLOCKS, InvariantError, NoPartError, check_folder
+        from ..tracing import trace as watch
+
+    check_folder(tensors)
+    m = loaded(
+        model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits, finite=False
+    )
+    ids = m.encode(prompt or "", system, raw)
+    fed = terminal.fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t)
+    refused = []
+    try:
+        with Console(stderr=True).status(t("reading the prompt …", "чтение промпта …")):
+            if lens:
+                result = read(m, ids, position)
+            elif attention:
+                result = look(m, ids, maps)
+            else:
+                result = watch(m, ids, role or BLOCKS, tensors)
+                for name, view in dict(experts=experts, latents=latents, further=further).items() if not role else ():
+                    try:
+                        result = replace(result, **{name: view(m, ids)})
+                    except NoPartError:
+                        pass
+                    except InvariantError as error:
+                        refused.append(str(error))
+    except InvariantError as error:  # the view would show what is not so
+        (Console(stderr=True) if console.quiet else console).print(terminal.notice([str(error)], t("Not shown", "Не показано")))
+        raise typer.Exit(1) from None
+    console.print(fed)
+    if lens:
+        console.print(inside.lens_view(result, t))
+    elif attention:
+        console.print(inside.attention_view(result, console.width, t))
+    else:
+        console.print(inside.trace_view(result, t), *mechanisms.mechanism_views(result, console.width, t))
+        for reason in refused:
+            (Console(stderr=True) if console.quiet else console).print(terminal.notice([reason], t("Not shown", "Не показано")))
+    if tensors is not None:
+        console.print(Text(t(f"outputs saved in {visible(str(tensors))}", f"выходы сохранены в {visible(str(tensors))}")))
+    if json_path:
+        write_json(json_path, result)
+    if refused or (isinstance(result, Trace) and result.not_finite is not None):
+        raise typer.Exit(1)
+
+
+def head_number(text: str) -> tuple[int, int]:
+    """``--head``, such as "3.2": the layer's and the head's number. Raises ``ValueError``."""
+    found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", text, re.ASCII)
+    if not found:
+        raise ValueError(f"--head {text!r}: give LAYER.HEAD, two numbers from 0 up, such as 3.2")
+    return int(found[1]), int(found[2])
+
+
+def contributions(
+    model: ModelArgument,
+    prompt: PromptArgument = "",
+    heads: Annotated[bool, typer.Option("--heads", help="Take every attention apart into its heads.")] = False,
+    token: Annotated[
+        str | None, typer.Option(metavar="TEXT|ID", help="The token whose logit is explained; the most probable one by default.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Show the terms that decide most, and the others as one; all by default.")] = None,
+    system: System = None,
+    raw: Raw = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """What each component writes into the next token's logit: a sum that is checked against the model."""
+    if top is not None and top < 1:
+        raise ValueError(f"--top {top}: give a whole number from 1 up")
+    t = translator(language)
+    console = quiet_when(json_path)
+    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    from ..contributions import contributions as sum_up
+    from ..decoding import check_request
+
+    ids = m.encode(prompt, system, raw)
+    check_request(len(ids), 1, m.context_length)
+    record = sum_up(m, ids, None if token is None else m.token_id(token), heads)
+    console.print(terminal.fed_panel(model, record.prompt, m.unknown(prompt), t))
+    console.print(effects.contributions_view(record, console.width, t, top))
+    if json_path:
+        write_json(json_path, record)
+
+
+def intervene(
+    model: ModelArgument,
+    prompt: PromptArgument = "",
+    ablate: Annotated[
+        list[str] | None, typer.Option(metavar="ROLE", help="Take a component out, such as layers.3.mlp or layers.*.attn.head.2.")
+    ] = None,
+    ablate_with: Annotated[str, typer.Option(help="What --ablate puts there: zero, or the mean over the positions.")] = "zero",
+    scale: Annotated[list[str] | None, typer.Option(metavar="ROLE=FACTOR", help="Multiply what a component gives.")] = None,
+    patch: Annotated[list[str] | None, typer.Option(metavar="ROLE", help="Put in what a component gives for the prompt of --from.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="PROMPT", help="Of --patch. If it differs in length, the last position alone is patched."),
+    ] = None,
+    position: Annotated[
+        int | None, typer.Option(help="Change this position alone, counted from 0, or from the end if negative; all by default.")
+    ] = None,
+    system: System = None,
+    raw: Raw = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Change components while the model runs, and show what becomes of the next token. Each option can be given several times."""
+    t = translator(language)
+    wanted = interventions(ablate or [], ablate_with, scale or [], patch or [], source, position)
+    console = quiet_when(json_path)
+    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    from ..decoding import check_request
+    from ..interventions import effect
+
+    ids = m.encode(prompt, system, raw)
+    sources = {} if source is None else {source: m.encode(source, system, raw)}
+    for given in (ids, *sources.values()):
+        check_request(len(given), 1, m.context_length)
+    record = effect(m, ids, wanted, sources)
+    console.print(terminal.fed_panel(model, record.prompt, m.unknown(prompt), t))
+    if sources:
+        console.print(terminal.fed_panel("--from", [m.texts.token(id) for id in sources[source]], m.unknown(source), t))
+        if len(sources[source]) != len(ids):
+            console.print(
+                t(
+                    "The prompts differ in length: only their last positions are patched.",
+                    "Запросы разной длины: подменяется только последняя позиция.",
+                ),
+                style="yellow",
+            )
+    console.print(effects.effect_view(record, t))
+    if json_path:
+        write_json(json_path, record)
+
+
+def interventions(
+    ablate: list[str], ablate_with: str, scale: list[str], patch: list[str], source: str | None, position: int | None
+) -> list[Intervention]:
+    """The interventions that the options of ``intervene`` ask for, ablations first, then scales, then patches.
+
+    Raises:
+        ValueError: there are none, or options that do not belong together.
+    """
+    if ablate_with not in ("zero", "mean"):
+        raise ValueError(f"--ablate-with {ablate_with}: choose zero or mean")
+    if patch and source is None:
+        raise ValueError(f"--patch {patch[0]}: give --from PROMPT, the prompt whose activation is put in")
+    if source is not None and not patch:
+        raise ValueError(f"--from {source!r}: give --patch ROLE, the component that is patched")
+    wanted = [Intervention("ablate", role, ablate_with, position) for role in ablate]
+    for text in scale:
+        role, equals, factor = text.rpartition("=")
+        try:
+            wanted.append(Intervention("scale", role, float(factor), position))
+        except ValueError:
+            equals = ""
+        if not equals or not role:
+            raise ValueError(f"--scale {text!r}: give ROLE=FACTOR, such as layers.0.mlp=0.5")
+    wanted += [Intervention("patch", role, source, position) for role in patch]
+    if not wanted:
+        raise ValueError("nothing to change: give --ablate, --scale or --patch")
+    return wanted
+
+
+def diverge(
+    a: Annotated[str, typer.Argument(metavar="A", help="The model that counts as right. " + MODEL_HELP)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one: another implementation, precision or checkpoint.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text that both are fed, as the token ids of A.")],
+    dtype_a: Annotated[str, typer.Option(help="Of A: " + DTYPE_HELP)] = "auto",
+    dtype_b: Annotated[str, typer.Option(help="Of B: likewise.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(help="Greedy steps in which a flipped token is looked for.")] = 20,
+    system: System = None,
+    raw: Raw = False,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Find where two models part: the first component of B that makes something else of A's input; exit code 1 if one does."""
+    t = translator(language)
+    console = quiet_when(json_path)
+    options = dict(device=device, trust_remote_code=trust_remote_code)
+    models = [loaded(name, dtype=dtype, **options) for name, dtype in ((a, dtype_a), (b, dtype_b))]
+    with Console(stderr=True).status(t("comparing …", "сравнение …")):
+        from ..divergence import diverge as compare
+
+        speaker = models[1] if models[0].tokenizer is None else models[0]
+        result = compare(*models, speaker.encode(prompt, system, raw), max_new_tokens)
+    console.print(parting.divergence_report(result, t))
+    if json_path:
+        write_json(json_path, result)
+    if result.place is not None:
+        raise typer.Exit(1)
+
+
+def mutate(
+    model: ModelArgument = "names-qwen2",
+    names: Annotated[list[str] | None, typer.Argument(metavar="[MUTATION]...", help="Only these; one alone is shown in full.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    json_path: JsonPath = None,
+    language: Language = "auto",
+) -> None:
+    """Plant classic porting mistakes in copies of a model, and have diverge name the place: exit code 1 if it names a wrong one."""
+    t = translator(language)
+    console = quiet_when(json_path)
+    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    from ..mutations import mutate as plant
+
+    rows = []
+    with Console(stderr=True).status("") as status:
+        for row in plant(m, names=names or ()):
+            rows.append(row)
+            status.update(Text(row.name))
+    if len(rows) == 1 and rows[0].divergence:
+        console.print(parting.divergence_report(rows[0].divergence, t))
+    console.print(parting.mutations_table(rows, model, console.width, t))
+    if json_path:
+        write_json(json_path, rows)
+    if not all(row.right for row in rows):
+        raise typer.Exit(1)

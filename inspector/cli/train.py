@@ -1,0 +1,115 @@
+"""``inspector train``: its options, and what it shows while it trains."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..render.screen import QuietConsole
+
+TRAINABLE = "expert, qwen2, gpt, gpt-moe, gpt-mla, gpt-mtp, gpt-moe-mla-mtp"
+FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
+BALANCE = "by default 0.01, with the balanced gate 0"
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist, unless --resume is given.")],
+    corpus: Annotated[
+        str, typer.Option(help="A text file with one item a line, or names: the embedded corpus of Russian names.")
+    ] = "names",
+    validation: Annotated[Path | None, typer.Option(help="A text file held out of training; names brings its own.")] = None,
+    model: Annotated[str, typer.Option(help=f"{TRAINABLE}.")] = "expert",
+    d_model: Annotated[int, typer.Option(help="Width of the hidden states.")] = 128,
+    n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
+    n_heads: Annotated[int, typer.Option(help="Attention heads in each.")] = 4,
+    d_ff: Annotated[int | None, typer.Option(help=FEED_FORWARD_HELP)] = None,
+    n_kv_heads: Annotated[int | None, typer.Option(help="Heads for keys and values (not of mla, expert); by default half.")] = None,
+    n_experts: Annotated[int | None, typer.Option(help="Experts in each block (moe); by default 4.")] = None,
+    n_chosen: Annotated[int | None, typer.Option(help="Experts that a token goes to (moe); by default 2.")] = None,
+    n_shared_experts: Annotated[int | None, typer.Option(help="Experts that every token goes to as well (moe); by default 0.")] = None,
+    gate: Annotated[str | None, typer.Option(help="noisy or balanced: what chooses them (moe); by default noisy.")] = None,
+    kv_lora_rank: Annotated[int | None, typer.Option(help="Width of the latent of keys and values (mla); by default d_model/2.")] = None,
+    q_lora_rank: Annotated[int | None, typer.Option(help="Width of the latent of queries (mla); by default they have none.")] = None,
+    mtp_depth: Annotated[int | None, typer.Option(help="Predictions further ahead (mtp); by default 1.")] = None,
+    max_seq_len: Annotated[int | None, typer.Option(help="Longest sequence; by default what the longest line needs, at least 64.")] = None,
+    dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.1,
+    steps: Annotated[int, typer.Option(help="Number of updates.")] = 1500,
+    batch_size: Annotated[int, typer.Option(help="Lines in an update, of all processes together.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule: warm-up, then a cosine.")] = 2e-3,
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 100,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.1,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    w_importance: Annotated[float | None, typer.Option(help=f"Weight of the loss for equal shares of the gates (moe); {BALANCE}.")] = None,
+    w_load: Annotated[float | None, typer.Option(help="Weight of the loss for equal numbers (moe, noisy); by default 0.01.")] = None,
+    bias_speed: Annotated[float | None, typer.Option(help="Step of the bias of the balanced gate (moe); by default 0.001.")] = None,
+    w_mtp: Annotated[float | None, typer.Option(help="Weight of the predictions further ahead (mtp); by default 0.3.")] = None,
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16, or fp16 (not on the CPU).")] = "no",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time: activations are computed twice.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between validations, each of which also saves the state.")] = 250,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")] = False,
+) -> None:
+    """Train a small model on the lines of a file. Ctrl-C saves the state; the same command with --resume goes on.
+
+    Each process of accelerate launch … -m inspector train … takes its share of every batch. The folder holds the checkpoint,
+    metrics.jsonl with a line for each step, and report.png.
+    """
+    given = locals()
+    with Console(stderr=True).status("loading torch …"):
+        import torch
+
+        from ..batches import join_processes
+        from ..training.corpus import build, read_lines
+        from ..training.loop import STATE, Recipe
+        from ..training.loop import train as start_training
+
+    processes = join_processes("auto", torch.get_num_threads())
+    console = QuietConsole(highlight=False, quiet=processes.rank > 0)  # one of them speaks
+    try:
+        parts = build() if corpus == "names" else None
+        lines, held_out = (parts.train, parts.validation) if parts else (read_lines(corpus), [])
+        if validation is not None:
+            held_out = read_lines(validation)
+        named = given | dict(corpus=corpus if parts else Path(corpus).name)
+        recipe = Recipe(**{field.name: named[field.name] for field in fields(Recipe)})
+        progress = start_training(recipe, lines, held_out, out, resume, evaluate_every, gradient_checkpointing)
+        console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out")
+        for part, kinds in parts.counts().items() if parts else ():
+            console.print(f"  {part}: " + ", ".join(f"{count:,} × {kind}" for kind, count in kinds.items()))
+        show_training(progress, steps, console)
+    except ValueError:
+        if processes.rank > 0:  # the first process says it
+            raise typer.Exit(2) from None
+        raise
+    except KeyboardInterrupt:
+        if (out / STATE).exists():
+            console.print(f"stopped; the state is in {out}: add --resume to go on", markup=False)
+        raise
+    console.print(f"done: inspector run {out if len(out.parts) > 1 else f'./{out}'} PROMPT", markup=False)
+
+
+def show_training(progress, steps: int, console: Console) -> None:
+    """A bar that follows the steps, and a line whenever the held-out part was measured, with the load of each mixture of experts."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    shown = None
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=steps)
+        for done in progress:
+            losses = f"loss {done.loss:.4f}"
+            losses += "" if done.validation_loss is None else f", held out {done.validation_loss:.4f}"
+            losses += "" if done.mtp_loss is None else f", further ahead {done.mtp_loss:.4f}"
+            balance = "" if done.balance_loss is None else f", balance {done.balance_loss:.4f}"
+            loads = done.router_load or {}
+            shares = [share for load in loads.values() for share in load]
+            spread = f", load {min(shares):.0%} to {max(shares):.0%}" if shares else ""
+            bar.update(task, completed=done.step, description=losses + balance + spread)
+            if done.validation_loss != shown or done.step == steps:
+                shown = done.validation_loss
+                console.print(f"step {done.step:,}: {losses} nats per character{balance}, {done.seconds_left:.0f} s left")
+                for name, load in loads.items():
+                    console.print(f"  {name}: load by expert " + ", ".join(f"{share:.1%}" for share in load), markup=False)
