@@ -8,8 +8,9 @@ ARGS ?=
 run: .venv/installed
 	$(BIN)/python inference.py $(ARGS)
 
+# Two processes, each with files of its own: the tests use one thread of torch each.
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -11,6 +11,7 @@ from inspector.models import VARIANTS, load_checkpoint, save_checkpoint, to_nati
 from inspector.models.adapter import ADAPTERS, CLASSES
 from inspector.models.attention import causal_mask
 from inspector.models.block import apart
+from inspector.training.loop import checkpoint_activations
 
 SIZES = dict(vocab_size=50, d_model=32, n_layers=2, n_heads=4, max_seq_len=24)
 FLOAT64 = dict(rtol=1e-10, atol=1e-12)
@@ -188,7 +189,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model)
         torch.manual_seed(1)
         model.zero_grad()
         model(ids()).logits.square().mean().backward()
