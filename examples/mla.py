@@ -55,6 +55,7 @@ def caches(config: dict) -> None:
 
 @torch.no_grad()
 def main() -> None:
+    """The lesson."""
     m = inspector.load("gpt-mla")
     model = to_native(m.model)
     ids_BT = torch.tensor([m.encode(PROMPT)])

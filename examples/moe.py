@@ -35,6 +35,7 @@ def inputs_of_the_mixture(model, ids_BT, layer):
 
 @torch.no_grad()
 def main() -> None:
+    """The lesson."""
     m = inspector.load("gpt-moe")
     model = to_native(m.model)
     ids = m.encode(PROMPT)

@@ -34,6 +34,7 @@ def shown(m, id: int) -> str:
 
 @torch.no_grad()
 def main() -> None:
+    """The lesson."""
     m = inspector.load("gpt-mtp")
     model = to_native(m.model)
 

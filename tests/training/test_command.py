@@ -13,7 +13,7 @@ import pytest
 from inspector.cli import main
 from inspector.cli.train import TRAINABLE
 from inspector.cli.train import train as command
-from inspector.training.loop import MODELS, PRECISIONS, Recipe
+from inspector.training.recipe import MODELS, PRECISIONS, Recipe
 from inspector.training.report import METRICS, PICTURE
 
 
