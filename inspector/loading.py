@@ -1,5 +1,6 @@
 """From a name to a model that can be taken apart: hub id, local folder, native checkpoint, embedded model, file of the user's."""
 
+import ctypes
 import json
 import weakref
 from collections.abc import Sequence
@@ -70,6 +71,7 @@ def load(
     with ExitStack() as until_loaded:
         spread = {}
         if device_map is not None:
+            give_back_freed_weights()
             folder = until_loaded.enter_context(TemporaryDirectory(prefix="inspector-offload-"))
             spread = dict(device_map=device_map, max_memory=max_memory, offload_folder=folder)
         try:
@@ -96,6 +98,18 @@ def load(
         if not spread:
             raise
         raise SplitError(f"{error} (with its weights spread as asked, which not every model of transformers bears)") from error
+
+
+def give_back_freed_weights() -> None:
+    """Has the C library return large blocks to the system as soon as they are freed, where it is glibc.
+
+    By itself it begins to keep them, up to 32 MB each, once some were freed, and the next ones do not always fit into the gaps:
+    of weights that come from disk and go, now and then as much as the whole model stayed (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    try:
+        ctypes.CDLL(None).mallopt(-3, 2**20)
+    except (AttributeError, OSError, TypeError):  # another C library
+        pass
 
 
 def name_ties(model: nn.Module) -> None:
