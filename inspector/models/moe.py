@@ -31,8 +31,13 @@ class Routing(NamedTuple):
 
     def counts(self, real_BT: Tensor | None = None) -> Tensor:
         """How many tokens each expert was chosen for, [E]; ``real_BT`` bool leaves padding out."""
-        chosen_BTE = torch.zeros_like(self.probability_BTE).scatter(-1, self.experts_BTK, 1.0)
+        chosen_BTE = marked(self.experts_BTK, self.probability_BTE)
         return chosen_BTE.flatten(0, 1).sum(0) if real_BT is None else chosen_BTE[real_BT].sum(0)
+
+
+def marked(experts_BTK: Tensor, like_BTE: Tensor) -> Tensor:
+    """1 for the chosen experts and 0 for the others, [B, T, E], in the form of ``like_BTE``."""
+    return torch.zeros_like(like_BTE).scatter(-1, experts_BTK, 1.0)
 
 
 class NoisyTopKGate(nn.Module):
@@ -70,7 +75,7 @@ class NoisyTopKGate(nn.Module):
         weights_BTK = best_BTK.softmax(-1)
         # 3. How probable each choice was.
         if noise_BTE is None:
-            probability_BTE = torch.zeros_like(scores_BTE).scatter(-1, experts_BTK, 1.0)
+            probability_BTE = marked(experts_BTK, scores_BTE)
         else:
             probability_BTE = chosen_probability(clean_BTE, scores_BTE, noise_BTE, self.n_chosen)
         return Routing(experts_BTK, weights_BTK, probability_BTE)
@@ -123,7 +128,7 @@ class BalancedGate(nn.Module):
         weights_BTK = self.scale * weights_BTK / (weights_BTK.sum(-1, keepdim=True) + 1e-20)
         weights_BTK, order = weights_BTK.sort(dim=-1, descending=True)
         experts_BTK = experts_BTK.gather(-1, order)
-        return Routing(experts_BTK, weights_BTK, torch.zeros_like(scores_BTE).scatter(-1, experts_BTK, 1.0))
+        return Routing(experts_BTK, weights_BTK, marked(experts_BTK, scores_BTE))
 
 
 def checked_choice(n_experts: int, n_chosen: int) -> int:

@@ -142,7 +142,7 @@ def new_accelerator(recipe: Recipe) -> Accelerator:
     """
     join_processes("auto", torch.get_num_threads())
     AcceleratorState._reset_state()  # else the first run's precision would be that of all runs of this process
-    # An expert that no token of a step went to has no gradient, and must not be waited for.
+    # A depth that looks further ahead than all lines of a batch are long does not run, has no gradient, and must not be waited for.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     some_unused = recipe.model in BUILDERS and {"n_experts", "mtp_depth"} & signature(BUILDERS[recipe.model]).parameters.keys()
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused] if some_unused else None)
