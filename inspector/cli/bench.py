@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ..records import Sampling
@@ -33,6 +32,7 @@ from .options import (
     sampling_flags,
     settings,
 )
+from .train import bar_of_steps
 
 bench = typer.Typer(help="Measure: each question prints a table and then one line of JSON.")
 
@@ -167,11 +167,7 @@ def bench_names(
         how = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, seed=seed)
         recipes = equal_recipes([name.strip() for name in models.split(",")], parameters, data, **sizes, **how)
     console = Console(stderr=True, highlight=False)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with (
-        TemporaryDirectory(prefix="inspector-names-") as folder,
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
+    with TemporaryDirectory(prefix="inspector-names-") as folder, bar_of_steps(console) as bar:
         tasks = {name: bar.add_task(name, total=steps) for name in recipes}
         shown = dict.fromkeys(recipes)
 

@@ -93,11 +93,16 @@ def train(
     console.print(f"done: inspector run {out if len(out.parts) > 1 else f'./{out}'} PROMPT", markup=False)
 
 
+def bar_of_steps(console: Console) -> Progress:
+    """A progress bar for runs of training; nothing where no terminal shows it."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 def show_training(progress, steps: int, console: Console) -> None:
     """A bar that follows the steps, and a line whenever the held-out part was measured, with the load of each mixture of experts."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     shown = None
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with bar_of_steps(console) as bar:
         task = bar.add_task("", total=steps)
         for done in progress:
             losses = f"loss {done.loss:.4f}"

@@ -144,7 +144,7 @@ def new_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()  # else the first run's precision would be that of all runs of this process
     # A depth that looks further ahead than all lines of a batch are long does not run, has no gradient, and must not be waited for.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    some_unused = recipe.model in BUILDERS and {"n_experts", "mtp_depth"} & signature(BUILDERS[recipe.model]).parameters.keys()
+    some_unused = recipe.model in BUILDERS and "mtp_depth" in signature(BUILDERS[recipe.model]).parameters
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused] if some_unused else None)
     if recipe.mixed_precision != "no" and not accelerator.native_amp:  # accelerate would leave fp16 out on the CPU, silently
         raise ValueError(f"mixed_precision={recipe.mixed_precision!r} is not for the device {accelerator.device.type}: take bf16, or no")
