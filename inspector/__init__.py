@@ -9,11 +9,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Loaded": "loaded",
-    "Run": "records",
-    "Sampling": "records",
+    "Run": "records.generation",
+    "Sampling": "records.generation",
     "Split": "splitting",
-    "Step": "records",
-    "Verdict": "records",
+    "Step": "records.generation",
+    "Verdict": "records.comparison",
     "attach": "loaded",
     "attention": "attention_weights",
     "decode": "decoding",

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from .loaded import Loaded
 from .models import NATIVE_ATTENTION
-from .records import Attention, AttentionHead, AttentionLayer, AttentionMap
+from .records.inside import Attention, AttentionHead, AttentionLayer, AttentionMap
 from .tracing import InvariantError, components, prepared, tokens
 
 # Where a configuration keeps which attention runs. By the public name it would be set in the configurations inside this one, too.

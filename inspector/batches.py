@@ -13,7 +13,7 @@ import torch
 
 from .decoding import LISTED, Row, check_request, make_run, side_by_side
 from .loading import pick_device
-from .records import Run, Sampling, Step
+from .records.generation import Run, Sampling, Step
 from .sampling import new_generator
 
 BATCH_SIZE = 8

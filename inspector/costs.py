@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .records import Costs
+from .records.structure import Costs
 from .roles import layer_lists, unrecognised
 
 MULTIPLY_ADD = 2

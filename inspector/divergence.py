@@ -24,7 +24,7 @@ from .decoding import check_request, next_logits
 from .heads import forward, logits_of
 from .loaded import Loaded
 from .models import Routing
-from .records import ComponentGap, Divergence, Flip, Gap, Place
+from .records.comparison import ComponentGap, Divergence, Flip, Gap, Place
 from .roles import modules_by_role, roles
 from .verifying import LiftedCasts
 
@@ -48,7 +48,7 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
 
     The expected rounding of a component is measured on A alone, so no bug of B's widens it: how far A's component is from
     itself in float64 (with transformers' casts to float32 lifted) and in B's precision, all given the same input. More than
-    ``records.ROUNDINGS`` times that is a difference. Both models stay as they are, bit for bit.
+    ``records.comparison.ROUNDINGS`` times that is a difference. Both models stay as they are, bit for bit.
 
     Args:
         a: the model that counts as right.

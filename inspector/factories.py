@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .finding import LoadError, first_line
 from .loaded import Loaded, attach
-from .records import Origin
+from .records.generation import Origin
 from .splitting import SplitError, evaluating, input_device, probe_ids, proved
 
 FACTORY = re.compile(r"(.+\.py):(\w+)$")

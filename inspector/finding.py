@@ -13,7 +13,7 @@ from huggingface_hub.utils import HFValidationError, get_session, validate_repo_
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from .models.checkpoints import without_bars  # importing models also registers them with the Auto classes
-from .records import Origin
+from .records.generation import Origin
 
 DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
 FALLBACK = "names-qwen2"

@@ -11,7 +11,8 @@ from torch import Tensor
 from .attention_weights import near
 from .loaded import Loaded
 from .models.mtp import further_logits
-from .records import Depth, Foretold, Further, Guess
+from .records.generation import Guess
+from .records.mechanisms import Depth, Foretold, Further
 from .tracing import InvariantError, NoPartError, prepared, tokens
 
 

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from .decoding import next_logits
 from .loaded import Loaded
 from .models import Routing
-from .records import Effect, Intervention, Shift
+from .records.effects import Effect, Intervention, Shift
 from .roles import modules_by_role
 from .tracing import fit
 

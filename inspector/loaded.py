@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from . import splitting
 from .decoding import Texts
-from .records import Origin, Token
+from .records.generation import Origin, Token
 from .splitting import Split, context_length, input_device, input_embedding
 
 OTHER_SETTINGS = (  # of a generation config, that change what is drawn or where it ends, and that Sampling does not have

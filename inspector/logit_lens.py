@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .loaded import Loaded
-from .records import Guess, Lens, LensRow
+from .records.generation import Guess
+from .records.inside import Lens, LensRow
 from .tracing import InvariantError, Seen, components, observed, prepared, tokens
 
 TOP = 5

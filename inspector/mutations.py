@@ -1,7 +1,7 @@
 """Classic mistakes of porting a model, planted in a copy of it: does the search for the first difference name the place?
 
 Each mutation says in words what it does, changes a copy in place, and returns the name of the place where the copy now
-differs (``records.Place.name``), or says why it does not apply. A new one is a function and a row of ``MUTATIONS``.
+differs (``records.comparison.Place.name``), or says why it does not apply. A new one is a function and a row of ``MUTATIONS``.
 
 Shape letters: B batch, T tokens, D hidden, H heads, K head width.
 """
@@ -24,7 +24,7 @@ from .divergence import diverge, first_tensor, parents, record, roles_of, watche
 from .heads import forward, logits_of
 from .loaded import Loaded, attach
 from .models import GroupedQueryAttention, RotaryEmbedding
-from .records import Place, Planted
+from .records.comparison import Place, Planted
 from .splitting import input_embedding, probe_ids
 
 Words = tuple[str, str]  # in English and in Russian

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .attention_weights import near
 from .loaded import Loaded
 from .models import MixtureOfExperts
-from .records import Choice, Experts, Mixture
+from .records.mechanisms import Choice, Experts, Mixture
 from .tracing import InvariantError, NoPartError, components, first_numbers, prepared, tokens
 
 

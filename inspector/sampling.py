@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .records import Sampling
+from .records.generation import Sampling
 
 GREEDY = "greedy"
 

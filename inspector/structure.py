@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .costs import costs
 from .heads import forward, watching
-from .records import Costs, ModuleNode, RoleDifference
+from .records.structure import Costs, ModuleNode, RoleDifference
 from .roles import roles
 from .splitting import Split, context_length, evaluating, input_device, split, tie_again
 

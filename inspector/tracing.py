@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .decoding import check_request
 from .loaded import Loaded
 from .models.checkpoints import replacing
-from .records import Component, NotFinite, Statistics, Token, Trace
+from .records.generation import Token
+from .records.inside import Component, NotFinite, Statistics, Trace
 from .roles import modules_by_role
 from .splitting import alike
 
@@ -41,10 +42,10 @@ class Seen(NamedTuple):
 
     Args:
         index: its place in the order in which the components began.
-        role: as in ``records.Component``.
+        role: as in ``records.inside.Component``.
         output: the first tensor of numbers that it returned.
         inputs: what it was given, first what has no name.
-        seconds: as in ``records.Component``.
+        seconds: as in ``records.inside.Component``.
     """
 
     index: int

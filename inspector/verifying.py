@@ -17,7 +17,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from .decoding import decode_with_logits
 from .heads import logits_of
-from .records import Sampling, Verdict, first_difference
+from .records.comparison import Verdict, first_difference
+from .records.generation import Sampling
 from .sampling import Bounds, apply_filters, bounds_of, draw, new_generator
 
 
@@ -133,7 +134,7 @@ def without_checkpoint_settings(model: nn.Module) -> Iterator[None]:
 
 
 def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, bounds: Bounds = Bounds()) -> Verdict:
-    """The verdict over two sides of the same prompt and settings, by the ladder of ``records.LEVELS``.
+    """The verdict over two sides of the same prompt and settings, by the ladder of ``records.comparison.LEVELS``.
 
     A flipped token is a near tie when the logits that led to it differ by no more than rounding. (Any flip implies that
     the sides differ by more than the decision's margin: a wrong scale, too, so the margin alone would prove nothing.)

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from inspector.loaded import Loaded, attach
 from inspector.models import VARIANTS, ExpertModel, to_transformers
-from inspector.records import Origin
+from inspector.records.generation import Origin
 from inspector.training.tokenizer import character_tokenizer
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives

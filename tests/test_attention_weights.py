@@ -16,7 +16,8 @@ from inspector.loaded import attach
 from inspector.loading import load
 from inspector.models import ExpertModel, MultiHeadAttention, to_transformers
 from inspector.models.attention import causal_mask
-from inspector.records import Attention, from_json, to_json
+from inspector.records.as_json import from_json, to_json
+from inspector.records.inside import Attention
 from inspector.tracing import InvariantError
 
 IDS = [5, 9, 20, 33, 41, 7, 60, 8]

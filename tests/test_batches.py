@@ -12,7 +12,8 @@ import torch
 from inspector.batches import Processes, run_prompts
 from inspector.cli.options import read_prompts
 from inspector.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
-from inspector.records import Run, Sampling, from_json
+from inspector.records.as_json import from_json
+from inspector.records.generation import Run, Sampling
 from inspector.sampling import new_generator
 from inspector.verifying import by_generate
 

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from inspector.beam_search import Beams, Hypothesis, beam_search
 from inspector.decoding import search
 from inspector.models import VARIANTS, ExpertModel, to_transformers
-from inspector.records import Sampling
+from inspector.records.generation import Sampling
 from inspector.sampling import Bounds
 from inspector.splitting import Split, split
 

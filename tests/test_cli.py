@@ -12,22 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from inspector.cli import main
 from inspector.finding import ASSETS
-from inspector.records import (
-    Attention,
-    Contributions,
-    Costs,
-    Divergence,
-    Effect,
-    Intervention,
-    Lens,
-    ModuleNode,
-    Planted,
-    Run,
-    Sampling,
-    Trace,
-    Verdict,
-    from_json,
-)
+from inspector.records.as_json import from_json
+from inspector.records.comparison import Divergence, Planted, Verdict
+from inspector.records.effects import Contributions, Effect, Intervention
+from inspector.records.generation import Run, Sampling
+from inspector.records.inside import Attention, Lens, Trace
+from inspector.records.structure import Costs, ModuleNode
 
 
 @pytest.fixture
@@ -533,5 +523,5 @@ def test_planted_mistakes_are_a_table_and_json(inspector, tmp_path, monkeypatch)
     rows = [from_json(Planted, row) for row in json.loads((tmp_path / "rows.json").read_text())]
     assert [(row.name, row.named) for row in rows] == [("transposed", "layers.2.attn.o"), ("gate-up", None)]
     assert "B begins to differ" not in output and "B begins to differ: head" in inspector("mutate", "names-qwen2", "tying")
-    monkeypatch.setattr("inspector.records.ROUNDINGS", 1e12)  # a search that finds nothing
+    monkeypatch.setattr("inspector.records.comparison.ROUNDINGS", 1e12)  # a search that finds nothing
     assert "nothing" in inspector("mutate", "names-expert", "transposed", "mask", code=1)

@@ -10,7 +10,8 @@ from inspector.bench.tiny import tiny_model
 from inspector.contributions import NoSumError, contributions
 from inspector.loaded import attach
 from inspector.loading import load
-from inspector.records import Contributions, from_json, to_json
+from inspector.records.as_json import from_json, to_json
+from inspector.records.effects import Contributions
 
 IDS = [5, 17, 40, 8, 60, 33, 21]
 # Beside the usual ones: parallel branches (gptj, phi, falcon, cohere), norms behind them (gemma2, olmo2), multipliers (granite),

@@ -13,7 +13,9 @@ from inspector import divergence
 from inspector.bench.tiny import tiny_model
 from inspector.divergence import Call, condensed, differences, diverge, in_dtype, record, rounding_of, spans, states, worst
 from inspector.loaded import Loaded, attach
-from inspector.records import ComponentGap, Divergence, Gap, Origin, Place, from_json, to_json
+from inspector.records.as_json import from_json, to_json
+from inspector.records.comparison import ComponentGap, Divergence, Gap, Place
+from inspector.records.generation import Origin
 
 IDS = [3, 7, 1, 12, 5, 9]
 FAMILIES = ("qwen2", "expert", "gpt2", "llama", "gemma2")

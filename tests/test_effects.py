@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from inspector.records import Check, Contributions, Effect, Intervention, Shift, Term, Token
+from inspector.records.effects import Check, Contributions, Effect, Intervention, Shift, Term
+from inspector.records.generation import Token
 from inspector.render.effects import bar, contributions_view, effect_view, gender_view, shortened
 from inspector.render.text import translator
 

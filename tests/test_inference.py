@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from inspector.loading import load
-from inspector.records import Run, Sampling, Verdict, from_json
+from inspector.records.as_json import from_json
+from inspector.records.comparison import Verdict
+from inspector.records.generation import Run, Sampling
 from inspector.render.text import translator
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,8 @@ from inspector.bench.tiny import tiny_model
 from inspector.loaded import Loaded, attach
 from inspector.models.adapter import BUILDERS
 from inspector.mutations import MUTATIONS, NotApplicable, Patient, mutate
-from inspector.records import Place, Planted, from_json, to_json
+from inspector.records.as_json import from_json, to_json
+from inspector.records.comparison import Place, Planted
 
 IDS = torch.tensor([[3, 7, 1, 12, 5, 9]])
 # What is expected, written out by hand; a mutation that is not listed does not apply.

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from inspector.records import ComponentGap, Divergence, Flip, Gap, Place, Planted, Token
+from inspector.records.comparison import ComponentGap, Divergence, Flip, Gap, Place, Planted
+from inspector.records.generation import Token
 from inspector.render.parting import divergence_report, mutations_table, where
 from inspector.render.text import translator
 

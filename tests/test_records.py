@@ -8,7 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from inspector.records import LEVELS, SCHEMA, Candidate, ModuleNode, Origin, Run, Sampling, Step, Token, Verdict, from_json, to_json
+from inspector.records.as_json import SCHEMA, from_json, to_json
+from inspector.records.comparison import LEVELS, Verdict
+from inspector.records.generation import Candidate, Origin, Run, Sampling, Step, Token
+from inspector.records.structure import ModuleNode
 
 TOKEN = Token(7, "ин")
 GREEDY_STEP = Step(
@@ -228,7 +231,7 @@ def test_chosen_is_the_candidate_of_the_token():
     assert replace(GREEDY_STEP, candidates=()).chosen is None
 
 
-@pytest.mark.parametrize("module", ["inspector", "inspector.records"])
+@pytest.mark.parametrize("module", ["inspector", "inspector.records.generation"])
 def test_import_needs_no_torch(module):
     code = f"import sys, {module}; dir({module}); print(sorted({{'torch', 'transformers', 'numpy', 'rich', 'typer'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

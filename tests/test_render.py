@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from inspector.records import LEVELS, Candidate, Costs, ModuleNode, Run, Sampling, Setting, Step, Token, Verdict
+from inspector.records.comparison import LEVELS, Verdict
+from inspector.records.generation import Candidate, Run, Sampling, Setting, Step, Token
+from inspector.records.structure import Costs, ModuleNode
 from inspector.render import terminal
 from inspector.render.screen import LiveSteps, Screen, check_writable, write_whole
 from inspector.render.text import chance, count, duration, memory, quoted, translator, visible

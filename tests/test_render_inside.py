@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from inspector.records import (
+from inspector.records.generation import Guess, Token
+from inspector.records.inside import (
     Attention,
     AttentionHead,
     AttentionLayer,
     AttentionMap,
     Component,
-    Guess,
     Lens,
     LensRow,
     NotFinite,
     Statistics,
-    Token,
     Trace,
 )
 from inspector.render import inside

@@ -7,20 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from inspector.records import (
-    Choice,
-    Depth,
-    Experts,
-    Foretold,
-    Further,
-    Guess,
-    LatentLayer,
-    Latents,
-    LatentSizes,
-    Mixture,
-    Token,
-    Trace,
-)
+from inspector.records.generation import Guess, Token
+from inspector.records.inside import Trace
+from inspector.records.mechanisms import Choice, Depth, Experts, Foretold, Further, LatentLayer, Latents, LatentSizes, Mixture
 from inspector.render import mechanisms
 from inspector.render.text import translator
 

@@ -9,7 +9,8 @@ import inspector
 from inspector.bench.tiny import tiny_model
 from inspector.loaded import attach
 from inspector.models import MixtureOfExperts, Routing
-from inspector.records import Experts, from_json, to_json
+from inspector.records.as_json import from_json, to_json
+from inspector.records.mechanisms import Experts
 from inspector.routing import checked
 from inspector.tracing import InvariantError, NoPartError
 

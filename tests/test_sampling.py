@@ -22,7 +22,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from inspector.records import Sampling
+from inspector.records.generation import Sampling
 from inspector.sampling import FILTERS, Bounds, apply_filters, bounds_of, draw, new_generator
 
 CPU = torch.device("cpu")

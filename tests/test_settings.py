@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from inspector.cli.options import settings
 from inspector.loaded import OTHER_SETTINGS, as_ids
 from inspector.loading import load
-from inspector.records import Sampling
+from inspector.records.generation import Sampling
 from inspector.sampling import FILTERS
 from inspector.settings import IMPLEMENTED, WITHOUT_EFFECT, explained
 

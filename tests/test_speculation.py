@@ -17,7 +17,9 @@ from inspector.decoding import loop
 from inspector.heads import hidden_states
 from inspector.models import VARIANTS, ExpertModel, to_transformers
 from inspector.models.mtp import further_logits
-from inspector.records import Acceptance, Parting, Round, Sampling, Speculation, from_json, to_json
+from inspector.records.as_json import from_json, to_json
+from inspector.records.generation import Sampling
+from inspector.records.speculation import Acceptance, Parting, Round, Speculation
 from inspector.sampling import apply_filters, bounds_of, new_generator
 from inspector.speculation import Reader, drafted, parted, plain, rounds, settled, speculate
 from inspector.splitting import Split

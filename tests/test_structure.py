@@ -5,7 +5,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from inspector.models import ExpertModel
-from inspector.records import ModuleNode, from_json, to_json
+from inspector.records.as_json import from_json, to_json
+from inspector.records.structure import ModuleNode
 from inspector.splitting import SplitError
 from inspector.structure import tree
 

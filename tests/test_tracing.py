@@ -15,7 +15,8 @@ from inspector.decoding import next_logits
 from inspector.loaded import attach
 from inspector.loading import load
 from inspector.models import ExpertModel
-from inspector.records import Trace, from_json, to_json
+from inspector.records.as_json import from_json, to_json
+from inspector.records.inside import Trace
 from inspector.roles import roles
 from inspector.splitting import SplitError, split
 from inspector.tracing import InvariantError, chosen, components, fit, statistics, trace

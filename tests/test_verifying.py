@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForC
 
 from inspector.decoding import decode
 from inspector.loaded import attach
-from inspector.records import Origin, Sampling
+from inspector.records.generation import Origin, Sampling
 from inspector.sampling import apply_filters, bounds_of
 from inspector.splitting import Split
 from inspector.verifying import (

@@ -5,7 +5,7 @@ from collections import Counter
 import torch
 
 from ..decoding import loop
-from ..records import Sampling
+from ..records.generation import Sampling
 from ..sampling import new_generator
 from ..training.corpus import judge
 

@@ -16,7 +16,7 @@ from ..costs import costs, kv_numbers_per_token
 from ..finding import first_line, quiet
 from ..heads import forward
 from ..loaded import Loaded, attach
-from ..records import Sampling
+from ..records.generation import Sampling
 from ..roles import roles, unrecognised
 from ..splitting import SplitError
 from ..structure import Running

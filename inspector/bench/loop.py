@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..costs import MULTIPLY_ADD, work_per_token
 from ..decoding import LISTED, loop, next_logits
-from ..records import Sampling
+from ..records.generation import Sampling
 from ..roles import roles
 from ..sampling import apply_filters, draw, new_generator
 from ..structure import Running

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..decoding import loop
-from ..records import Sampling
+from ..records.generation import Sampling
 from ..speculation import native, plain, rounds, speculate
 from .loop import bare_loop, timed
 

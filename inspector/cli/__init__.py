@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..records import LEVELS, to_json
+from ..records.as_json import to_json
+from ..records.comparison import LEVELS
 from ..render import terminal
 from ..render.screen import LiveSteps, Screen, check_writable, drop_output, write_whole
 from ..render.text import translator, visible

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..records import Sampling
+from ..records.generation import Sampling
 from ..render import effects, speculation, terminal
 from ..render.names import names_view
 from ..render.screen import QuietConsole

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..records import Intervention, Trace
+from ..records.effects import Intervention
+from ..records.inside import Trace
 from ..render import effects, inside, mechanisms, parting, terminal
 from ..render.text import translator, visible
 from .options import (

@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..records import Sampling, to_json
+from ..records.as_json import to_json
+from ..records.generation import Sampling
 from ..render import terminal
 from ..render.screen import QuietConsole, check_writable, write_whole
 from ..render.text import visible

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..records import Check, Contributions, Effect, Intervention, Term
+from ..records.effects import Check, Contributions, Effect, Intervention, Term
 from .terminal import table
 from .text import Translate, chance, quoted
 

@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from ..records import Attention, AttentionMap, Lens, NotFinite, Statistics, Token, Trace
+from ..records.generation import Token
+from ..records.inside import Attention, AttentionMap, Lens, NotFinite, Statistics, Trace
 from .terminal import table
 from .text import Translate, chance, duration, quoted, tokens_of, visible
 

@@ -6,7 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..records import Choice, Depth, Experts, Further, LatentLayer, Latents, Mixture, Token, Trace
+from ..records.generation import Token
+from ..records.inside import Trace
+from ..records.mechanisms import Choice, Depth, Experts, Further, LatentLayer, Latents, Mixture
 from .inside import LABEL, MAP_ROWS, bar, number
 from .terminal import section, table
 from .text import Translate, chance, memory, quoted, tokens_of

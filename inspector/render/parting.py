@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..records import Divergence, Gap, Place, Planted
+from ..records.comparison import Divergence, Gap, Place, Planted
 from .terminal import WIDE, table
 from .text import Translate, quoted, tokens_of, visible
 

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..records import Step
+from ..records.generation import Step
 from .terminal import WIDE, steps_table
 from .text import Translate
 

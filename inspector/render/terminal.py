@@ -17,7 +17,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..records import Candidate, Costs, ModuleNode, RoleDifference, Run, Sampling, Setting, Step, Token, Verdict
+from ..records.comparison import Verdict
+from ..records.generation import Candidate, Run, Sampling, Setting, Step, Token
+from ..records.structure import Costs, ModuleNode, RoleDifference
 from .text import Translate, chance, count, duration, memory, quoted, tokens_of, visible
 
 WIDE = 110  # columns from which two models stand side by side

@@ -2,7 +2,7 @@
 
 from inspector.bench import agreement
 from inspector.loading import load
-from inspector.records import Sampling
+from inspector.records.generation import Sampling
 
 
 def test_counts_follow_the_judge(monkeypatch):

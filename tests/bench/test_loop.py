@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench import loop as bench
 from inspector.decoding import next_logits
-from inspector.records import Sampling
+from inspector.records.generation import Sampling
 
 
 def test_the_ways_that_are_timed_compute_the_same_tokens(tiny, monkeypatch):

@@ -9,7 +9,8 @@ from inspector.bench import mtp as bench
 from inspector.cli import main
 from inspector.loaded import attach
 from inspector.models import VARIANTS, to_transformers
-from inspector.records import Origin, Parting, Sampling
+from inspector.records.generation import Origin, Sampling
+from inspector.records.speculation import Parting
 from inspector.render.speculation import mtp_view, same
 from inspector.render.text import translator
 from inspector.training.tokenizer import character_tokenizer

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from inspector.cli import main
 from inspector.models import VARIANTS
-from inspector.records import Divergence, Trace, Verdict, from_json
+from inspector.records.as_json import from_json
+from inspector.records.comparison import Divergence, Verdict
+from inspector.records.inside import Trace
 
 PROMPT = "абвга"
 PARTS = {  # the views that inspector trace adds by itself

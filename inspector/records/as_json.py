@@ -1,0 +1,48 @@
+"""Records to JSON and back."""
+
+import math
+import types
+import typing
+from dataclasses import fields, is_dataclass
+
+SCHEMA = 1
+
+
+def to_json(record) -> object:
+    """A record as what ``json.dumps`` takes. Numbers that JSON lacks become the strings "inf", "-inf" and "nan"."""
+    if is_dataclass(record):
+        return {f.name: to_json(getattr(record, f.name)) for f in fields(record)}
+    if isinstance(record, dict):
+        return {key: to_json(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [to_json(value) for value in record]
+    if isinstance(record, float) and not math.isfinite(record):
+        return str(record)
+    return record
+
+
+def from_json(kind, data):
+    """The inverse of ``to_json``: a record of the class ``kind``.
+
+    Raises:
+        ValueError: the data is of another schema, or not a record of this kind.
+    """
+    if is_dataclass(kind):
+        if not isinstance(data, dict):
+            raise ValueError(f"expected a {kind.__name__}, found {str(data)[:40]!r}: give what --json wrote")
+        hints = typing.get_type_hints(kind)
+        if "schema" in hints and (schema := data.get("schema")) != SCHEMA:
+            raise ValueError(f"schema {schema} of {kind.__name__} is not {SCHEMA}: read it with the version that wrote it")
+        if unknown := set(data) - set(hints):
+            raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}: give what --json wrote")
+        try:
+            return kind(**{name: from_json(hints[name], value) for name, value in data.items()})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a whole {kind.__name__} ({error}): give what --json wrote") from error
+    if isinstance(kind, types.UnionType):
+        return None if data is None else from_json(next(k for k in kind.__args__ if k is not type(None)), data)
+    if typing.get_origin(kind) is tuple:
+        return tuple(from_json(kind.__args__[0], value) for value in data)
+    if typing.get_origin(kind) is dict:
+        return {key: from_json(kind.__args__[1], value) for key, value in data.items()}
+    return float(data) if kind is float else data

@@ -1,0 +1,112 @@
+"""What components write into a logit, and what becomes of the next token when they are changed."""
+
+from dataclasses import dataclass
+
+from .as_json import SCHEMA
+from .generation import Token
+
+
+@dataclass(frozen=True)
+class Check:
+    """An invariant of a view, in numbers: what the parts add up to, what the model has, and how far rounding may take them apart."""
+
+    name: str
+    sum: float
+    target: float
+    error: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is allowed; NaN is not."""
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the residual stream: its role, and what it adds to the chosen token's logit and to its lead over the rival."""
+
+    role: str
+    logit: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """The logit of the next token as a sum over what every component wrote into the residual stream.
+
+    Args:
+        model: its name.
+        prompt: the tokens fed.
+        token: the chosen one.
+        rival: the best other one.
+        logit, rival_logit: of the two, before a cap if the head has one.
+        after: what the head does to these logits yet, in words, such as "softcap 30".
+        terms: in the order in which they are written into the stream.
+        checks: "residual" (the dimension that comes nearest to its allowed error), "logit" and "difference".
+    """
+
+    model: str
+    prompt: tuple[Token, ...]
+    token: Token
+    rival: Token
+    logit: float
+    rival_logit: float
+    after: tuple[str, ...]
+    terms: tuple[Term, ...]
+    checks: tuple[Check, ...]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What is changed inside a model while it runs.
+
+    Args:
+        kind: "ablate", "scale" or "patch".
+        role: a role, such as "layers.3.attn", a head, "layers.3.attn.head.2", or a glob: a star stands for one part of a role.
+        value: of ablate "zero" or "mean" (over the positions), of scale the factor, of patch what the activation is from.
+        position: where alone it acts, counted from 0, or from the end if negative; None: everywhere.
+    """
+
+    kind: str
+    role: str
+    value: str | float
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A token's probability and logit before and after an intervention."""
+
+    token: Token
+    probability_before: float
+    probability_after: float
+    logit_before: float
+    logit_after: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What interventions do to the distribution of the next token.
+
+    Args:
+        model: its name.
+        prompt: the tokens fed.
+        interventions: all of them acted at once.
+        roles: of every component that was changed, and how many positions of it.
+        shifts: the tokens that were or became likely, and those that moved most; the largest move first.
+        kl: divergence of the distribution after from the one before, KL(before‖after), in nats.
+        same_hooked: with the same hooks, each giving back what it is given, the logits are the model's bit for bit.
+        same_afterwards: so they are when the hooks are gone.
+    """
+
+    model: str
+    prompt: tuple[Token, ...]
+    interventions: tuple[Intervention, ...]
+    roles: dict[str, int]
+    shifts: tuple[Shift, ...]
+    kl: float
+    same_hooked: bool
+    same_afterwards: bool
+    schema: int = SCHEMA

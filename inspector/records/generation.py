@@ -1,0 +1,233 @@
+"""What a generation leaves behind: the settings, its tokens and candidates, every step, the whole run."""
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+
+from .as_json import SCHEMA
+
+
+def is_id(value: object) -> bool:
+    """Whether it is a whole number from 0 up, as token ids and counts are."""
+    return type(value) is int and value >= 0
+
+
+def are_ids(value: object) -> bool:
+    """Whether it is a tuple of token ids, at least one."""
+    return isinstance(value, tuple) and bool(value) and all(map(is_id, value))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. The defaults draw from the model's own distribution.
+
+    Args:
+        temperature: logits are divided by it; 0 is greedy, the most probable token without a draw.
+        top_k: keep the k most probable tokens, with all ties at the k-th; None keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches p; None keeps all.
+        repetition_penalty: divides positive logits, and multiplies negative ones, of tokens already in the context.
+        seed: of the draws; None takes a new one each time.
+        min_p: keep tokens with at least this share of the best one's probability; None or 0 keeps all.
+        typical_p: keep the most typical tokens until their probability reaches this; None or 1 keeps all.
+        no_repeat_ngram_size: no sequence of so many tokens comes twice, the prompt counted; 0 allows it.
+        bad_words_ids: sequences of token ids that must not be completed.
+        forced_bos_token_id: the token after a context of a single one.
+        forced_eos_token_id: the tokens that may stand at the last place, reached or not before.
+        suppress_tokens: ids that are never generated.
+        begin_suppress_tokens: ids that are not generated first.
+        min_length: no stop token before the prompt and the new tokens are so many; ``min_new_tokens`` stands above it.
+        min_new_tokens: no stop token before so many new ones.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] | None = None
+    suppress_tokens: tuple[int, ...] | None = None
+    begin_suppress_tokens: tuple[int, ...] | None = None
+    min_length: int = 0
+    min_new_tokens: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: give 0 (greedy) or a positive number")
+        if self.top_k is not None and not (type(self.top_k) is int and self.top_k >= 1):
+            raise ValueError(f"top_k={self.top_k}: give a whole number from 1 up, or leave it out to keep every token")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: give a number above 0 and up to 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty={self.repetition_penalty}: give a positive number (1 is none)")
+        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
+            raise ValueError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p}: give a number from 0 (none) to 1")
+        if self.typical_p is not None and not 0 < self.typical_p <= 1:
+            raise ValueError(f"typical_p={self.typical_p}: give a number above 0 and up to 1")
+        for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
+            if not is_id(value := getattr(self, name)):
+                raise ValueError(f"{name}={value}: give a whole number, 0 for none")
+        if self.forced_bos_token_id is not None and not is_id(self.forced_bos_token_id):
+            raise ValueError(f"forced_bos_token_id={self.forced_bos_token_id}: give a token id, a whole number from 0 up")
+        for name in ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+            if (value := getattr(self, name)) is not None and not are_ids(value):
+                raise ValueError(f"{name}={value}: give a tuple of token ids, such as (2,), or leave it out")
+        words = self.bad_words_ids
+        if words is not None and not (isinstance(words, tuple) and words and all(map(are_ids, words))):
+            raise ValueError(f"bad_words_ids={words}: give a tuple of tuples of token ids, such as ((5,), (7, 8)), or leave it out")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuses token ids that a model of so many tokens does not have; a suppressed one that it lacks does no harm.
+
+        Raises:
+            ValueError: a bad word or a forced token is outside of the vocabulary.
+        """
+        for name in ("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id"):
+            value = getattr(self, name)
+            ids = chain(*value or ()) if name == "bad_words_ids" else (value,) if is_id(value) else value or ()
+            if outside := [id for id in ids if id >= vocab_size]:
+                raise ValueError(f"{name}: there is no token {outside[0]}: give ids from 0 to {vocab_size - 1}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether tokens are chosen without a draw."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as it is fed to the model: its id, its text, and whether the tokenizer calls it special."""
+
+    id: int
+    text: str
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that could have been chosen at a step.
+
+    Args:
+        token: the token.
+        logit: as the head gave it.
+        probability_before: softmax of the raw logits.
+        probability_after: softmax of what the filters left; 0 for a token that was removed.
+        removed_by: name of the filter that removed it, or None.
+        draw: its number in the exponential race q; the largest probability_after / q is chosen. None when greedy.
+    """
+
+    token: Token
+    logit: float
+    probability_before: float
+    probability_after: float
+    removed_by: str | None = None
+    draw: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token.
+
+    Args:
+        index: 0 for the first new token.
+        context_length: number of tokens the model read for it.
+        candidates: the most probable tokens by raw logit, best first; the chosen one is always among them.
+        other_mass: raw probability of all tokens that are not listed.
+        entropy: of the raw distribution, in nats.
+        kept: number of tokens left after each filter that was on, in their order.
+        token: the one that was chosen.
+        rank: its place among all tokens after the filters, 1 is the most probable.
+        text: what became readable with it; empty while a character is incomplete.
+        seconds: time for the step: backbone, head, filters, draw and this record.
+        stop_reason: "eos", "max_new_tokens" or "context_full" on the last step, None before.
+    """
+
+    index: int
+    context_length: int
+    candidates: tuple[Candidate, ...]
+    other_mass: float
+    entropy: float
+    kept: dict[str, int]
+    token: Token
+    rank: int
+    text: str
+    seconds: float
+    stop_reason: str | None = None
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The chosen token's candidate; None when the step was recorded without candidates."""
+        return next((c for c in self.candidates if c.token.id == self.token.id), None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
+
+    ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
+    fills in where the checkpoint is silent) or "default" (no filter, unless the program has one of its own).
+    """
+
+    model: str
+    model_type: str
+    dtype: str
+    device: str
+    prompt: tuple[Token, ...]
+    sampling: Sampling
+    origins: dict[str, str]
+    max_new_tokens: int
+    steps: tuple[Step, ...]
+    stop_reason: str
+    text: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One generation setting: what a run by hand takes, and what ``generate()`` takes when it is told nothing.
+
+    Args:
+        name: transformers' name of it; "seed" is not one of its settings, but acts.
+        here: the run's value; None where it has none.
+        origin: where that is from, as in ``Run``, or "fixed": it cannot be otherwise here; None where nothing is.
+        applied: "yes" it acts in this run, "off" it could, "no" this program does not have it.
+        alone: the value in ``generate()`` without arguments; None where it has none.
+        alone_origin: "checkpoint" or "library"; None where there is no value.
+        idle: ``generate()`` has the value and does not use it, as a temperature without do_sample.
+        notes: what the two columns do not say, as names of remarks that ``render`` words.
+    """
+
+    name: str
+    here: object
+    origin: str | None
+    applied: str
+    alone: object
+    alone_origin: str | None
+    idle: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model is from: the name that was asked for, and what stands behind it."""
+
+    name: str
+    kind: str  # "hub", "folder" or "embedded"
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token that a layer would choose, with its logit and probability."""
+
+    token: Token
+    logit: float
+    probability: float

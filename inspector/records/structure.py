@@ -1,0 +1,85 @@
+"""What a model is made of and what it costs."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class ModuleNode:
+    """A module, or a functional step, in a model's tree.
+
+    Args:
+        name: attribute name in the parent; for equal neighbours the first one's.
+        type: class name; for a functional step what it does.
+        shape: sizes in words, such as "896→4864" or "151936×896".
+        parameters: of it and everything below, a tied weight counted where it is first met.
+        bytes: of these parameters as they are stored.
+        repeat: how many equal neighbours this node stands for; ``parameters`` and ``bytes`` count them all.
+        functional: it is an operation of the forward pass without a module of its own.
+        part: "backbone", "head" or "mtp" (predictions further ahead, not run in a plain pass) on the root of that part.
+        tied_to: full name of the weight that this module shares and that is counted there.
+        role: its place in any decoder, such as "layers.*.attn.q"; None where its name tells none.
+        flops: per token, of it and everything below, in a forward pass over the tree's context; all ``repeat`` of them.
+        children: in the order in which they run.
+    """
+
+    name: str
+    type: str
+    shape: str = ""
+    parameters: int = 0
+    bytes: int = 0
+    repeat: int = 1
+    functional: bool = False
+    part: str | None = None
+    tied_to: str | None = None
+    role: str | None = None
+    flops: int = 0
+    children: "tuple[ModuleNode, ...]" = ()
+
+    def cut(self, depth: int) -> "ModuleNode":
+        """The tree without what stands more than ``depth`` levels below this node; sums stay."""
+        return replace(self, children=tuple(child.cut(depth - 1) for child in self.children) if depth > 0 else ())
+
+
+@dataclass(frozen=True)
+class RoleDifference:
+    """One role of two models: what stands there in each, such as "24 × Linear 896→896 +bias"; empty where nothing does."""
+
+    role: str
+    a: str
+    b: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two are alike."""
+        return self.a == self.b
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs, told from the shapes of its modules.
+
+    Args:
+        context: tokens in the forward pass that is counted.
+        parameters: a tied weight counted once.
+        active_parameters: those that act on one token, of experts the chosen ones; look-up tables are left out.
+        bytes: of the parameters, by name of dtype.
+        cache_bytes: of keys and values that the KV-cache keeps for one token, by name of dtype; what layers with a
+            window drop again is counted until they do. Empty where keys and values are not recognised.
+        flops: per token in a forward pass over ``context`` tokens, the head at every position; a multiply-add is two.
+        attention_flops: of these, the products of queries, keys and values, which grow with the context.
+        window: tokens after which the cache of some layers grows no more; None where all go on.
+        left_out: modules with weights in the layers whose role is not known, and elsewhere those that run and hold matrices
+            of an unknown kind: what they cost is not told.
+        quantised: how the checkpoint is stored, where that is not by these dtypes, such as "bitsandbytes".
+    """
+
+    context: int
+    parameters: int
+    active_parameters: int
+    bytes: dict[str, int]
+    cache_bytes: dict[str, int]
+    flops: int
+    attention_flops: int
+    window: int | None = None
+    left_out: int = 0
+    quantised: str | None = None
