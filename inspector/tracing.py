@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .decoding import check_request
+from .files import replacing
 from .loaded import Loaded
-from .models.checkpoints import replacing
 from .records.generation import Token
 from .records.inside import Component, NotFinite, Statistics, Trace
 from .roles import modules_by_role

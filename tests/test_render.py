@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from inspector.files import check_writable, write_whole
 from inspector.records.comparison import LEVELS, Verdict
 from inspector.records.generation import Candidate, Run, Sampling, Setting, Step, Token
 from inspector.records.structure import Costs, ModuleNode
 from inspector.render import terminal
-from inspector.render.screen import LiveSteps, Screen, check_writable, write_whole
+from inspector.render.screen import LiveSteps, Screen
 from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -17,8 +17,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..costs import BITS, costs, kv_numbers_per_token
+from ..files import replacing
 from ..loading import load
-from ..models.checkpoints import replacing
 from ..roles import roles
 from ..structure import Running
 from ..training.corpus import build, read_lines

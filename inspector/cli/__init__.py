@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..files import check_writable, write_whole
 from ..records.as_json import to_json
 from ..records.comparison import LEVELS
 from ..render import terminal
-from ..render.screen import LiveSteps, Screen, check_writable, drop_output, write_whole
+from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.text import translator, visible
 from .bench import bench
 from .inside import contributions, diverge, intervene, mutate, trace

@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..files import check_writable, write_whole
 from ..records.as_json import to_json
 from ..records.generation import Sampling
 from ..render import terminal
-from ..render.screen import QuietConsole, check_writable, write_whole
+from ..render.screen import QuietConsole
 from ..render.text import visible
 
 MODEL_HELP = (

@@ -1,9 +1,6 @@
 """Saving and loading native models: a folder with safetensors (default) or the documents' single ``.pt`` file."""
 
-import os
 import pickle
-import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,40 +10,9 @@ from safetensors.torch import load_model
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..files import replacing
 from .adapter import BUILDERS, NativeConfig, to_transformers
 from .language_model import LanguageModel
-
-
-@contextmanager
-def replacing(path: Path):
-    """Yields a new path beside ``path`` to write a file or folder to; on success it takes the place of ``path``, whole.
-
-    Everything is on disk before the old one goes; on an error the old one stays and the new one is removed. Only of a
-    folder that takes the place of another one, killing the process between two renamings leaves the old one beside it,
-    in a hidden folder.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        new = scratch / path.name
-        yield new
-        for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
-            fd = os.open(file, os.O_RDONLY)
-            os.fsync(fd)
-            os.close(fd)
-        if not path.is_dir():
-            new.replace(path)
-            return
-        old = scratch / "old"  # a folder that is not empty cannot be replaced in one step
-        path.rename(old)
-        try:
-            new.replace(path)
-        except BaseException:
-            old.rename(path)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def save_checkpoint(model: LanguageModel, path: str | Path) -> None:

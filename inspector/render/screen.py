@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..files import check_writable, write_whole
 from ..records.generation import Step
 from .terminal import WIDE, steps_table
 from .text import Translate
@@ -94,28 +95,3 @@ class LiveSteps:
             self.live.update(Text(""), refresh=True)
             self.live.stop()
         self.screen.show(self.table())
-
-
-def check_writable(path: Path | None) -> None:
-    """Says before a long run, and not after it, that its result could not be written.
-
-    Raises:
-        ValueError: the folder does not exist or cannot be written to, or ``path`` is a folder.
-    """
-    if path is None or str(path) == "-":
-        return
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path} cannot be written: give a file in a folder that exists and that you may write to")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is either the old one or the whole new one, whatever happens meanwhile."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(new, "w", encoding="utf8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

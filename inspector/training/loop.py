@@ -28,8 +28,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..batches import join_processes
+from ..files import replacing
 from ..models.adapter import BUILDERS
-from ..models.checkpoints import replacing, save_pretrained
+from ..models.checkpoints import save_pretrained
 from ..models.moe import MixtureOfExperts, update_biases
 from .losses import IGNORED, inputs_and_targets, losses, validation_loss
 from .recipe import MODELS, Recipe, build_model

@@ -1,0 +1,64 @@
+"""Files and folders written whole: to a temporary one, to the disk, and then in the place of the old one."""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path):
+    """Yields a new path beside ``path`` to write a file or folder to; on success it takes the place of ``path``, whole.
+
+    Everything is on disk before the old one goes; on an error the old one stays and the new one is removed. Only of a
+    folder that takes the place of another one, killing the process between two renamings leaves the old one beside it,
+    in a hidden folder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        new = scratch / path.name
+        yield new
+        for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
+            fd = os.open(file, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+        if not path.is_dir():
+            new.replace(path)
+            return
+        old = scratch / "old"  # a folder that is not empty cannot be replaced in one step
+        path.rename(old)
+        try:
+            new.replace(path)
+        except BaseException:
+            old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_writable(path: Path | None) -> None:
+    """Says before a long run, and not after it, that its result could not be written.
+
+    Raises:
+        ValueError: the folder does not exist or cannot be written to, or ``path`` is a folder.
+    """
+    if path is None or str(path) == "-":
+        return
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: give a file in a folder that exists and that you may write to")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that is either the old one or the whole new one, whatever happens meanwhile."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(new, "w", encoding="utf8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
