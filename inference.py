@@ -92,7 +92,7 @@ def main(
     from inspector import decode, loading, verify
     from inspector.bench.loop import estimate_qwen, seconds_per_step
     from inspector.decoding import make_run
-    from inspector.structure import tree
+    from inspector.parts.structure import tree
     from inspector.verifying import by_generate
 
     how = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)

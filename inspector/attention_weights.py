@@ -15,8 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from .loaded import Loaded
 from .models import NATIVE_ATTENTION
+from .parts.errors import InvariantError
+from .parts.roles import components
 from .records.inside import Attention, AttentionHead, AttentionLayer, AttentionMap
-from .tracing import InvariantError, components, prepared, tokens
+from .tracing import prepared, tokens
 
 # Where a configuration keeps which attention runs. By the public name it would be set in the configurations inside this one, too.
 IMPLEMENTATION = "_attn_implementation_internal"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .beam_search import Beams, Hypothesis, beam_search
-from .heads import hidden_states
+from .parts.heads import hidden_states
+from .parts.splitting import Split, context_length, evaluating
 from .records.generation import Candidate, Run, Sampling, Step, Token
 from .sampling import GREEDY, Filtered, apply_filters, bounds_of, draw, new_generator
-from .splitting import Split, context_length, evaluating
 
 LISTED = 10
 

@@ -13,20 +13,19 @@ Shape letters: B batch, T tokens, R rows of a tensor (its last dimension left ou
 
 import math
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from .decoding import check_request, next_logits
-from .heads import forward, logits_of
 from .loaded import Loaded
-from .models import Routing
+from .parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
+from .parts.roles import modules_by_role, roles
+from .parts.watching import watched
 from .records.comparison import ComponentGap, Divergence, Flip, Gap, Place
-from .roles import modules_by_role, roles
-from .verifying import LiftedCasts
 
 AT_ONCE = 2**24  # numbers of two tensors that are compared in float64 at a time: logits of a long prompt are a gigabyte
 Rows = dict[tuple[str, str], Tensor]  # (role, "input" or "output") → the largest difference [R] of each row of the tensor
@@ -164,64 +163,6 @@ def roles_of(m: Loaded) -> dict[str, nn.Module]:
     return modules_by_role(m.model, m.split.backbone_name, m.split.head_names)
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The precision of a model: that of its first weight."""
-    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
-
-
-@torch.no_grad()
-def watched(
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    ids_1T: Tensor,
-    given: Callable[[str, list[Tensor]], list[Tensor] | None],
-    made: Callable[[str, Tensor], None],
-) -> Tensor:
-    """Runs a model, and gives its logits [1, T, V].
-
-    ``given`` is told each component's hidden states, and may return others, which then take their place; ``made`` is told
-    what the component made of them.
-    """
-
-    def before(role: str, args: tuple, options: dict) -> tuple[tuple, dict] | None:
-        own = states(args, options)
-        other = given(role, own) if own else None
-        if other is None:
-            return None
-        new = {id(old): tensor for old, tensor in zip(own, other, strict=False)}
-        return tuple(new.get(id(v), v) for v in args), {name: new.get(id(v), v) for name, v in options.items()}
-
-    def after(role: str, output: object) -> None:
-        if (tensor := first_tensor(output)) is not None:
-            made(role, tensor)
-
-    with ExitStack() as hooks:
-        for role, module in modules.items():
-            begin = module.register_forward_pre_hook(lambda m, args, options, role=role: before(role, args, options), with_kwargs=True)
-            hooks.callback(begin.remove)
-            end = module.register_forward_hook(lambda m, args, output, role=role: after(role, output))
-            hooks.callback(end.remove)
-        return logits_of(forward(model, ids_1T.to(next(model.parameters()).device)))
-
-
-def states(args: tuple, options: dict) -> list[Tensor]:
-    """What a module works on among its arguments: the first tensor of numbers, and others of its shape, such as a residual.
-
-    For an embedding it is the ids.
-    """
-    tensors = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
-    numbers = [tensor for tensor in tensors if tensor.is_floating_point()]
-    return [tensor for tensor in numbers if tensor.shape == numbers[0].shape] if numbers else tensors[:1]
-
-
-def first_tensor(output: object) -> Tensor | None:
-    """The first tensor of numbers in what a module returned; of a native gate its weights by expert, which tell the choice too."""
-    output = output.gates if isinstance(output, Routing) else output
-    values = [output] if isinstance(output, Tensor) else output.values() if isinstance(output, dict) else output
-    values = values if isinstance(values, Iterable) else ()
-    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
-
-
 def record(m: Loaded, ids_1T: Tensor, keep: Container[str] | None = None) -> tuple[dict[str, Call], Tensor]:
     """The call of each role that runs once, in the order in which they begin, and the logits [1, T, V].
 
@@ -287,46 +228,6 @@ def rounding_of(
                 f"{a.origin.name} does not run in {name}, by which rounding is measured ({error}): name the other model first"
             ) from error
     return found
-
-
-@contextmanager
-def plain_experts(model: nn.Module) -> Iterator[None]:
-    """A mixture of experts by products that every precision has: transformers' grouped ones have no float64."""
-    own = model.get_experts_implementation() if hasattr(model, "get_experts_implementation") else {}
-    if not any(own.values()):
-        yield
-        return
-    try:
-        model.set_experts_implementation("batched_mm")
-        yield
-    finally:
-        model.set_experts_implementation(own)
-
-
-@contextmanager
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """The model in another precision, in place; afterwards its own tensors are there again.
-
-    Constants that are not saved, such as RoPE's frequencies, stay in float32, as where transformers loads a checkpoint. In
-    float64 they are one step of their own precision off: they were rounded when they were computed, and another formula of
-    the same rounds them otherwise, which a thousand tokens on makes an angle of its own.
-    """
-    saved = {id(weight): weight for weight in model.parameters() if weight.is_floating_point()}
-    constants = {}
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                (constants if name in module._non_persistent_buffers_set else saved)[id(buffer)] = buffer
-    own = [(tensor, tensor.data) for tensor in (*saved.values(), *constants.values())]
-    try:
-        for tensor in saved.values():
-            tensor.data = tensor.data.to(dtype)
-        for tensor in constants.values() if dtype == torch.float64 else ():
-            tensor.data = tensor.data.double() * (1 + torch.finfo(tensor.dtype).eps)
-        yield
-    finally:
-        for tensor, data in own:
-            tensor.data = data
 
 
 def squeezed(tensor: Tensor) -> list[int]:

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .finding import LoadError, first_line
 from .loaded import Loaded, attach
+from .parts.splitting import SplitError, evaluating, input_device, probe_ids, proved
 from .records.generation import Origin
-from .splitting import SplitError, evaluating, input_device, probe_ids, proved
 
 FACTORY = re.compile(r"(.+\.py):(\w+)$")
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from .attention_weights import near
 from .loaded import Loaded
 from .models.mtp import further_logits
+from .parts.errors import InvariantError, NoPartError
 from .records.generation import Guess
 from .records.mechanisms import Depth, Foretold, Further
-from .tracing import InvariantError, NoPartError, prepared, tokens
+from .tracing import prepared, tokens
 
 
 @torch.no_grad()

@@ -24,9 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from .decoding import next_logits
 from .loaded import Loaded
 from .models import Routing
+from .parts.roles import fit, modules_by_role
 from .records.effects import Effect, Intervention, Shift
-from .roles import modules_by_role
-from .tracing import fit
 
 HEAD = re.compile(r"(.+\.attn)\.head\.(\d+)")
 LISTED = 8  # tokens of a distribution that an effect lists

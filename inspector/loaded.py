@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from . import splitting
 from .decoding import Texts
+from .parts import splitting
+from .parts.splitting import Split, context_length, input_device, input_embedding
 from .records.generation import Origin, Token
-from .splitting import Split, context_length, input_device, input_embedding
 
 OTHER_SETTINGS = (  # of a generation config, that change what is drawn or where it ends, and that Sampling does not have
     *("top_h", "epsilon_cutoff", "eta_cutoff", "sequence_bias", "exponential_decay_length_penalty", "guidance_scale"),

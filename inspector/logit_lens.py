@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from .loaded import Loaded
+from .parts.errors import InvariantError
+from .parts.roles import components
+from .parts.watching import Seen, observed
 from .records.generation import Guess
 from .records.inside import Lens, LensRow
-from .tracing import InvariantError, Seen, components, observed, prepared, tokens
+from .tracing import prepared, tokens
 
 TOP = 5
 

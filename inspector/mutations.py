@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .attention_weights import ChangedAttention
-from .divergence import diverge, first_tensor, parents, record, roles_of, watched
-from .heads import forward, logits_of
+from .divergence import diverge, parents, record, roles_of
 from .loaded import Loaded, attach
 from .models import GroupedQueryAttention, RotaryEmbedding
+from .parts.heads import forward, logits_of
+from .parts.splitting import input_embedding, probe_ids
+from .parts.watching import first_tensor, watched
 from .records.comparison import Place, Planted
-from .splitting import input_embedding, probe_ids
 
 Words = tuple[str, str]  # in English and in Russian
 

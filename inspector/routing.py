@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from .attention_weights import near
 from .loaded import Loaded
 from .models import MixtureOfExperts
+from .parts.errors import InvariantError, NoPartError
+from .parts.roles import components
+from .parts.watching import first_numbers
 from .records.mechanisms import Choice, Experts, Mixture
-from .tracing import InvariantError, NoPartError, components, first_numbers, prepared, tokens
+from .tracing import prepared, tokens
 
 
 @torch.no_grad()

@@ -6,122 +6,23 @@ D hidden, V vocabulary.
 
 import json
 import math
-import re
-import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .decoding import check_request
 from .files import replacing
 from .loaded import Loaded
+from .parts.errors import InvariantError
+from .parts.roles import BLOCKS, chosen, components
+from .parts.splitting import alike
+from .parts.watching import Seen, first_numbers, observed
 from .records.generation import Token
 from .records.inside import Component, NotFinite, Statistics, Trace
-from .roles import modules_by_role
-from .splitting import alike
-
-BLOCKS = ("embed", "layers*.*", "layers*.*.attn", "layers*.*.mixer", "layers*.*.mlp", "final_norm", "head")
-
-
-class InvariantError(RuntimeError):
-    """A view is not shown, because what must hold of it does not; the text says what."""
-
-
-class NoPartError(ValueError):
-    """A view is of a part that the model does not have, or not in a form that is known here."""
-
-
-class Seen(NamedTuple):
-    """One call of a component.
-
-    Args:
-        index: its place in the order in which the components began.
-        role: as in ``records.inside.Component``.
-        output: the first tensor of numbers that it returned.
-        inputs: what it was given, first what has no name.
-        seconds: as in ``records.inside.Component``.
-    """
-
-    index: int
-    role: str
-    output: Tensor
-    inputs: tuple
-    seconds: float
-
-
-class Pass(NamedTuple):
-    """What a forward pass by hand gave: final hidden states [1, T, D], logits [1, 1 or T, V], and its time without the watching."""
-
-    hidden_1TD: Tensor
-    logits_BTV: Tensor
-    seconds: float
-
-
-@torch.no_grad()
-def observed(m: Loaded, ids_1T: Tensor, modules: dict[str, nn.Module], see: Callable[[Seen], None]) -> Pass:
-    """One forward pass, computed as a step of the loop is, with every call of ``modules`` (role → module) shown to ``see``.
-
-    The role "head" stands for the head of the split as a whole, with its caps and scales. What ``see`` does is counted in
-    no time; where an accelerator computes, it is waited for at both ends of every component. Hooks are gone afterwards,
-    after an exception, too.
-    """
-    calls, running = Counter(), []
-    paused, started = 0.0, 0
-
-    def now() -> float:
-        if m.device.type != "cpu":
-            torch.accelerator.synchronize()
-        return time.perf_counter()
-
-    def begin(role: str) -> None:
-        nonlocal started
-        calls[role] += 1
-        running.append((started, role if calls[role] == 1 else f"{role}#{calls[role]}", now() - paused))
-        started += 1
-
-    def end(module: nn.Module | None, inputs: tuple, options: dict, output: object) -> None:
-        nonlocal paused
-        stopped = now()
-        index, role, began = running.pop()
-        if (tensor := first_numbers(output)) is not None:
-            see(Seen(index, role, tensor, (*inputs, *options.values()), stopped - paused - began))
-        paused += now() - stopped
-
-    hooks = []
-    try:
-        for role, module in modules.items():
-            if role != "head":
-                hooks.append(module.register_forward_pre_hook(lambda module, inputs, role=role: begin(role)))
-                hooks.append(module.register_forward_hook(end, with_kwargs=True))
-        first = now()
-        hidden_1TD = m.split.backbone(ids_1T)
-        fed = hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD
-        if "head" in modules:
-            begin("head")
-        logits_BTV = m.split.head(fed)
-        if "head" in modules:
-            end(None, (fed,), {}, logits_BTV)
-        return Pass(hidden_1TD, logits_BTV, now() - first - paused)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def first_numbers(values: object) -> Tensor | None:
-    """The first tensor of floating-point numbers in what a module took or gave; None where there is none."""
-    if isinstance(values, Tensor):
-        return values if values.is_floating_point() else None
-    if isinstance(values, dict):
-        values = tuple(values.values())
-    if isinstance(values, (tuple, list)):
-        return next((found for value in values if (found := first_numbers(value)) is not None), None)
-    return None
 
 
 def statistics(x: Tensor) -> Statistics:
@@ -149,46 +50,6 @@ def four(x: Tensor) -> tuple[float, float, float, float]:
     if x.dtype == torch.float32 and math.isfinite(largest) and lost:
         return four(x.cpu().double())
     return low, high, mean, norm / math.sqrt(x.numel())
-
-
-def components(m: Loaded) -> dict[str, nn.Module]:
-    """Role → module, for the components of a model that a forward pass can call; one that stands in several places by its first role."""
-    found: dict[nn.Module, str] = {}
-    for role, module in modules_by_role(m.model, m.split.backbone_name, m.split.head_names).items():
-        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            found.setdefault(module, role)
-    return {role: module for module, role in found.items()}
-
-
-def chosen(m: Loaded, globs: Sequence[str]) -> dict[str, nn.Module]:
-    """The components whose roles fit one of ``globs``: ``*`` stands for anything between two dots, ``**`` for dots, too.
-
-    Raises:
-        ValueError: a glob of the caller's own fits nothing.
-    """
-    known = components(m)
-    fits = [{role for role in known if fit(glob, role)} for glob in globs]
-    for glob, found in zip(globs, fits, strict=True):
-        if not found and glob not in BLOCKS:
-            raise ValueError(f"role {glob!r} fits nothing in {m.origin.name}; it has {some_of(known)}")
-    if not any(fits):
-        raise ValueError(f"{m.origin.name}: no module has a role here: the names are not those of a decoder of transformers")
-    return {role: module for role, module in known.items() if any(role in found for found in fits)}
-
-
-def some_of(known: Collection[str]) -> str:
-    """The roles of a model in one line: what stands in its first layer stands for all layers."""
-    layers = [role for role in known if re.fullmatch(r"layers\.\d+", role)]
-    inside = sorted({role.split(".", 2)[2] for role in known if role.startswith("layers.0.")}, key=lambda part: (part.count("."), part))
-    outside = sorted(role for role in known if not role.startswith("layers"))
-    in_layers = f"; layers.0 to layers.{len(layers) - 1}, with {', '.join(inside)} in them" if layers and inside else ""
-    return (", ".join(outside) or "no roles") + in_layers
-
-
-def fit(glob: str, role: str) -> bool:
-    """Whether a role fits a glob, as in ``chosen``."""
-    signs = {"**": r".*", "*": r"[^.]*", "?": r"[^.]"}
-    return re.fullmatch("".join(signs.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*|\?)", glob)), role) is not None
 
 
 def prepared(m: Loaded, ids: Sequence[int]) -> Tensor:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from .decoding import decode_with_logits
-from .heads import logits_of
+from .parts.heads import logits_of
+from .parts.precision import LiftedCasts, in_float64
 from .records.comparison import Verdict, first_difference
 from .records.generation import Sampling
 from .sampling import Bounds, apply_filters, bounds_of, draw, new_generator
@@ -227,39 +227,6 @@ def fed_otherwise(m, ids_1T: Tensor, sampling: Sampling) -> str | None:
             values = value.flatten().tolist()
             return f"generate() gives the model {name}={values[:4]}…, the model by itself counts otherwise"
     return None
-
-
-class LiftedCasts(TorchFunctionMode):
-    """While it is active, code that asks torch for float32 gets float64.
-
-    A view is no cast: it says what bits mean, as when safetensors reads a weight from the disk.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.view:
-            return func(*args, **(kwargs or {}))
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        args = [torch.float64 if a is torch.float32 else a for a in args]
-        return func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()})
-
-
-@contextmanager
-def in_float64(model: nn.Module) -> Iterator[None]:
-    """The model in float64, in place, and afterwards as it was: widening and narrowing back changes no value.
-
-    A weight on disk has a placeholder in the model, and accelerate reads it in the placeholder's dtype. Every forward pass
-    puts new placeholders there, so each is looked up by its module and name.
-    """
-    homes = [home for module in model.modules() for home in (module._parameters, module._buffers)]
-    dtypes = [(home, name, t.dtype) for home in homes for name, t in home.items() if t is not None and t.is_floating_point()]
-    try:
-        for home, name, _ in dtypes:
-            home[name].data = home[name].data.double()
-        yield
-    finally:
-        for home, name, dtype in dtypes:
-            home[name].data = home[name].data.to(dtype)
 
 
 def decision(hand: Side, reference: Side, flip: int, ids_1T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> tuple[float, float]:

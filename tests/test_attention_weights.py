@@ -16,9 +16,9 @@ from inspector.loaded import attach
 from inspector.loading import load
 from inspector.models import ExpertModel, MultiHeadAttention, to_transformers
 from inspector.models.attention import causal_mask
+from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.inside import Attention
-from inspector.tracing import InvariantError
 
 IDS = [5, 9, 20, 33, 41, 7, 60, 8]
 FAMILIES = ("qwen2", "gpt2", "llama", "gemma2", "gemma3", "bloom", "bert", "deepseek_v3")

@@ -54,7 +54,7 @@ def test_rows_of_a_model_that_reads_both_ways_run_one_by_one(tiny):
 @pytest.mark.slow
 def test_rows_of_any_length_have_the_logits_that_they_have_alone_in_every_type_of_model():
     from inspector.bench.tiny import tiny_model, types
-    from inspector.splitting import split
+    from inspector.parts.splitting import split
 
     checked = 0
     for kind in types():

@@ -8,13 +8,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench.tiny import tiny_config, tiny_model
-from inspector.costs import costs, kv_numbers_per_token
-from inspector.heads import forward
 from inspector.loading import outline
 from inspector.models import VARIANTS, to_transformers
-from inspector.roles import roles
-from inspector.splitting import split
-from inspector.structure import Running, measured_tree, tree
+from inspector.parts.costs import costs, kv_numbers_per_token
+from inspector.parts.heads import forward
+from inspector.parts.roles import roles
+from inspector.parts.splitting import split
+from inspector.parts.structure import Running, measured_tree, tree
 
 DENSE = "apertus bart bloom codegen cohere2 falcon gemma2 gemma3_text glm4 gpt2 gpt_bigcode gpt_neo gptj granite llama minicpm3"
 TYPES = f"{DENSE} mistral modernbert-decoder mpt olmo2 opt phi3 qwen2 qwen3 stablelm starcoder2 xglm".split()

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qw
 from inspector.decoding import Texts, decode, decode_with_logits, loop, newly_readable, run, stop_reason
 from inspector.loaded import Loaded, attach, token_of
 from inspector.models import ExpertModel, to_transformers
+from inspector.parts.splitting import Split
 from inspector.records.as_json import from_json, to_json
 from inspector.records.generation import Origin, Run, Sampling
-from inspector.splitting import Split
 
 V, CONTEXT = 40, 24
 GREEDY = Sampling(temperature=0.0)

@@ -8,9 +8,9 @@ import torch
 import inspector
 from inspector import further_tokens
 from inspector.models import MultiTokenPrediction
+from inspector.parts.errors import InvariantError, NoPartError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.mechanisms import Further
-from inspector.tracing import InvariantError, NoPartError
 
 IDS = [3, 7, 11, 5, 6]
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inspector.bench.tiny import tiny_model
-from inspector.heads import UNKNOWN, RestOfForward, hidden_states, logits_of, recognise, watching
-from inspector.splitting import split
+from inspector.parts.heads import UNKNOWN, RestOfForward, hidden_states, logits_of, recognise, watching
+from inspector.parts.splitting import split
 
 X = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0)) * 3
 

@@ -14,9 +14,9 @@ from inspector.decoding import next_logits
 from inspector.interventions import ablate, activations, effect, head_count, patch, scale, sites
 from inspector.loaded import attach
 from inspector.loading import load
+from inspector.parts.roles import modules_by_role
 from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Effect, Intervention
-from inspector.roles import modules_by_role
 
 IDS, OTHER, SHORTER = [5, 17, 40, 8, 60, 33, 21], [9, 80, 3, 8, 60, 33, 21], [7, 70, 31]
 FAMILIES = ["qwen2", "gpt2", "llama", "gemma2", "granite", "phi", "falcon", "cohere", "bert"]

@@ -22,8 +22,8 @@ from inspector import finding, loading
 from inspector.decoding import run as generate
 from inspector.finding import ASSETS, DEFAULT, FALLBACK, LoadError, embedded, find, hub_answers, is_cached
 from inspector.loading import load, load_default, outline
+from inspector.parts.splitting import SplitError
 from inspector.records.generation import Origin, Sampling
-from inspector.splitting import SplitError
 from inspector.verifying import verify
 
 EMBEDDED = pytest.mark.parametrize("name", ["names-expert", "names-qwen2"])

@@ -11,9 +11,9 @@ from inspector.loaded import attach
 from inspector.loading import load
 from inspector.logit_lens import lens
 from inspector.models import ExpertModel
+from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.inside import Lens
-from inspector.tracing import InvariantError
 
 IDS = [5, 9, 20, 33, 41, 7, 60]
 

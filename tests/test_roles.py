@@ -4,8 +4,8 @@ import pytest
 
 from inspector.bench.tiny import tiny_model
 from inspector.models import VARIANTS, ExpertModel
-from inspector.roles import layer_lists, roles, unrecognised
-from inspector.splitting import split
+from inspector.parts.roles import layer_lists, roles, unrecognised
+from inspector.parts.splitting import split
 
 LLAMA = {
     "model.embed_tokens": "embed",

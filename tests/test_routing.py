@@ -9,10 +9,10 @@ import inspector
 from inspector.bench.tiny import tiny_model
 from inspector.loaded import attach
 from inspector.models import MixtureOfExperts, Routing
+from inspector.parts.errors import InvariantError, NoPartError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.mechanisms import Experts
 from inspector.routing import checked
-from inspector.tracing import InvariantError, NoPartError
 
 IDS = [3, 7, 11, 5, 6]
 

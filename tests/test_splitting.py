@@ -26,7 +26,7 @@ from transformers import (
 
 from inspector.bench import tiny
 from inspector.models import ExpertModel, to_transformers
-from inspector.splitting import SplitError, split
+from inspector.parts.splitting import SplitError, split
 
 SIZES = dict(
     vocab_size=60,

@@ -5,10 +5,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from inspector.models import ExpertModel
+from inspector.parts.splitting import SplitError
+from inspector.parts.structure import tree
 from inspector.records.as_json import from_json, to_json
 from inspector.records.structure import ModuleNode
-from inspector.splitting import SplitError
-from inspector.structure import tree
 
 
 def flat(node: ModuleNode, depth: int = 0):

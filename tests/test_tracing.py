@@ -15,11 +15,13 @@ from inspector.decoding import next_logits
 from inspector.loaded import attach
 from inspector.loading import load
 from inspector.models import ExpertModel
+from inspector.parts.errors import InvariantError
+from inspector.parts.roles import BLOCKS, chosen, components, fit, roles
+from inspector.parts.splitting import SplitError, split
+from inspector.parts.watching import observed
 from inspector.records.as_json import from_json, to_json
 from inspector.records.inside import Trace
-from inspector.roles import roles
-from inspector.splitting import SplitError, split
-from inspector.tracing import InvariantError, chosen, components, fit, statistics, trace
+from inspector.tracing import statistics, trace
 
 IDS = [5, 9, 20, 33, 41, 7, 60]
 SHORT = [3, 7, 11, 5]  # for the models over a few letters
@@ -133,7 +135,7 @@ def test_a_role_that_fits_nothing_is_refused_with_some_that_would(tiny):
         ValueError, match=r"fits nothing in tiny; it has embed, final_norm, head; layers.0 to layers.1, with attn, mlp, .* attn.q, "
     ):
         trace(m, SHORT, ("layers.*", "layers.9.*"))
-    assert "head" in chosen(m, tracing.BLOCKS)  # a default that this model lacks is no mistake: layers.*.mixer
+    assert "head" in chosen(m, BLOCKS)  # a default that this model lacks is no mistake: layers.*.mixer
     m.model.model.layers[0].mlp.forward = lambda x: x
     with pytest.raises(ValueError, match="calls none of these modules"):
         trace(m, SHORT, ("layers.0.mlp.act",))
@@ -186,7 +188,7 @@ def test_hooks_are_gone_afterwards_also_after_an_exception(tiny):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tracing.observed(m, torch.tensor([SHORT]), components(m), broken)
+        observed(m, torch.tensor([SHORT]), components(m), broken)
     assert hooks(m.model) == 0
 
 
@@ -198,7 +200,7 @@ def test_what_watching_takes_is_counted_in_no_time(tiny):
         seconds.append(seen.seconds)
 
     m = tiny("qwen2")
-    whole = tracing.observed(m, torch.tensor([SHORT]), chosen(m, tracing.BLOCKS), slow).seconds
+    whole = observed(m, torch.tensor([SHORT]), chosen(m, BLOCKS), slow).seconds
     assert len(seconds) == 9 and whole < 9 * 0.05 and max(seconds) <= whole
 
 
@@ -211,7 +213,7 @@ def test_a_pass_that_does_not_repeat_is_not_shown(tiny):
         trace(m, SHORT)
 
 
-def traced_with_nan(model, globs=tracing.BLOCKS):
+def traced_with_nan(model, globs=BLOCKS):
     with pytest.raises(SplitError, match="inspector trace"):
         split(model)
     m = attach(model, finite=False)

@@ -10,17 +10,16 @@ from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForC
 
 from inspector.decoding import decode
 from inspector.loaded import attach
+from inspector.parts.precision import LiftedCasts, in_float64
+from inspector.parts.splitting import Split
 from inspector.records.generation import Origin, Sampling
 from inspector.sampling import apply_filters, bounds_of
-from inspector.splitting import Split
 from inspector.verifying import (
-    LiftedCasts,
     Side,
     compare,
     decision,
     explicit_settings,
     first_difference,
-    in_float64,
     largest_difference,
     verify,
     without_checkpoint_settings,

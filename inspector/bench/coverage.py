@@ -12,14 +12,14 @@ import transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..costs import costs, kv_numbers_per_token
 from ..finding import first_line, quiet
-from ..heads import forward
 from ..loaded import Loaded, attach
+from ..parts.costs import costs, kv_numbers_per_token
+from ..parts.heads import forward
+from ..parts.roles import roles, unrecognised
+from ..parts.splitting import SplitError
+from ..parts.structure import Running
 from ..records.generation import Sampling
-from ..roles import roles, unrecognised
-from ..splitting import SplitError
-from ..structure import Running
 from ..verifying import verify
 from .tiny import NOT_ALONE, tiny_model, types
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from ..costs import BITS, costs, kv_numbers_per_token
 from ..files import replacing
 from ..loading import load
-from ..roles import roles
-from ..structure import Running
+from ..parts.costs import BITS, costs, kv_numbers_per_token
+from ..parts.roles import roles
+from ..parts.structure import Running
 from ..training.corpus import build, read_lines
 from ..training.loop import STATE, Progress, Recipe, build_model, encode, fingerprint, fitting_length, is_finished, train, validation_loss
 from ..training.tokenizer import character_tokenizer

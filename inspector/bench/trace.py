@@ -6,7 +6,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from ..tracing import BLOCKS, Seen, chosen, observed
+from ..parts.roles import BLOCKS, chosen
+from ..parts.watching import Seen, observed
 from ..tracing import statistics as numbers_of
 from .loop import probe_ids, timed
 

@@ -84,7 +84,7 @@ def tree(
     console = quiet_when(json_path)
     with Console(stderr=True).status("loading torch …"), importing():
         from ..loading import outline
-        from ..structure import differences, measured_tree
+        from ..parts.structure import differences, measured_tree
 
     trees = [measured_tree(*outline(name, dtype, trust_remote_code), context) for name in (model, diff) if name is not None]
     if diff is None:

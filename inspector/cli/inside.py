@@ -86,8 +86,10 @@ def trace(
         from ..further_tokens import further
         from ..latent_keys import latents
         from ..logit_lens import lens as read
+        from ..parts.errors import InvariantError, NoPartError
+        from ..parts.roles import BLOCKS
         from ..routing import experts
-        from ..tracing import BLOCKS, InvariantError, NoPartError, check_folder
+        from ..tracing import check_folder
         from ..tracing import trace as watch
 
     check_folder(tensors)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.moe import Routing, balance_loss
-from ..splitting import evaluating
+from ..parts.splitting import evaluating
 
 IGNORED = -100  # a target that counts in no loss: padding
 

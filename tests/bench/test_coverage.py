@@ -7,7 +7,7 @@ import torch
 
 from inspector.bench import coverage as bench
 from inspector.bench.tiny import tiny_model, types
-from inspector.splitting import split
+from inspector.parts.splitting import split
 
 PAGE = Path(__file__).parents[2] / "docs/coverage.md"
 

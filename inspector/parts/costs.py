@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .records.structure import Costs
+from ..records.structure import Costs
 from .roles import layer_lists, unrecognised
 
 MULTIPLY_ADD = 2
@@ -46,7 +46,7 @@ def work_per_token(model: nn.Module, roles: dict[str, str], runs: Counter | None
     A product of matrices counts two for each multiply-add; norms, activations and look-ups count nothing, as in torch's
     ``FlopCounterMode``. Attention is counted as eager attention computes it, the whole square with the part that the
     mask hides. Of experts the chosen ones count. ``runs`` says how often each module is called in a forward pass
-    (None: once each); ``roles`` as ``inspector.roles.roles`` gives them.
+    (None: once each); ``roles`` as ``inspector.parts.roles.roles`` gives them.
     """
     config = text_config(model)
     work = {}

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..records.structure import Costs, ModuleNode, RoleDifference
 from .costs import costs
 from .heads import forward, watching
-from .records.structure import Costs, ModuleNode, RoleDifference
 from .roles import roles
 from .splitting import Split, context_length, evaluating, input_device, split, tie_again
 

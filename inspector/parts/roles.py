@@ -7,9 +7,11 @@ new word in one of these tables.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
+
+from ..loaded import Loaded
 
 # Where in a layer a module stands: (role, the beginnings of its path). The first that fits; what follows goes to PARTS.
 COMPONENTS = (
@@ -259,3 +261,46 @@ def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
             owns = any(True for _ in module.parameters(recurse=False))
             if owns and name not in found:
                 yield name
+
+
+BLOCKS = ("embed", "layers*.*", "layers*.*.attn", "layers*.*.mixer", "layers*.*.mlp", "final_norm", "head")
+
+
+def components(m: Loaded) -> dict[str, nn.Module]:
+    """Role → module, for the components of a model that a forward pass can call; one that stands in several places by its first role."""
+    found: dict[nn.Module, str] = {}
+    for role, module in modules_by_role(m.model, m.split.backbone_name, m.split.head_names).items():
+        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            found.setdefault(module, role)
+    return {role: module for module, role in found.items()}
+
+
+def chosen(m: Loaded, globs: Sequence[str]) -> dict[str, nn.Module]:
+    """The components whose roles fit one of ``globs``: ``*`` stands for anything between two dots, ``**`` for dots, too.
+
+    Raises:
+        ValueError: a glob of the caller's own fits nothing.
+    """
+    known = components(m)
+    fits = [{role for role in known if fit(glob, role)} for glob in globs]
+    for glob, found in zip(globs, fits, strict=True):
+        if not found and glob not in BLOCKS:
+            raise ValueError(f"role {glob!r} fits nothing in {m.origin.name}; it has {some_of(known)}")
+    if not any(fits):
+        raise ValueError(f"{m.origin.name}: no module has a role here: the names are not those of a decoder of transformers")
+    return {role: module for role, module in known.items() if any(role in found for found in fits)}
+
+
+def some_of(known: Collection[str]) -> str:
+    """The roles of a model in one line: what stands in its first layer stands for all layers."""
+    layers = [role for role in known if re.fullmatch(r"layers\.\d+", role)]
+    inside = sorted({role.split(".", 2)[2] for role in known if role.startswith("layers.0.")}, key=lambda part: (part.count("."), part))
+    outside = sorted(role for role in known if not role.startswith("layers"))
+    in_layers = f"; layers.0 to layers.{len(layers) - 1}, with {', '.join(inside)} in them" if layers and inside else ""
+    return (", ".join(outside) or "no roles") + in_layers
+
+
+def fit(glob: str, role: str) -> bool:
+    """Whether a role fits a glob, as in ``chosen``."""
+    signs = {"**": r".*", "*": r"[^.]*", "?": r"[^.]"}
+    return re.fullmatch("".join(signs.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*|\?)", glob)), role) is not None

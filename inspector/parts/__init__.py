@@ -1,0 +1,1 @@
+"""A model taken apart: backbone and head, roles, structure, costs, and how a forward pass is watched."""
