@@ -89,9 +89,10 @@ def main(
     screen.show(terminal.title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
-    from inspector import decode, loading, verify
+    from inspector import decode, verify
     from inspector.bench.loop import estimate_qwen, seconds_per_step
     from inspector.decoding import make_run
+    from inspector.loading import loading
     from inspector.parts.structure import tree
     from inspector.verifying import by_generate
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .decoding import LISTED, Row, check_request, make_run, side_by_side
-from .loading import pick_device
+from .decoding import LISTED, Row, make_run, side_by_side
+from .loading.loading import pick_device
+from .loading.texts import check_request
 from .records.generation import Run, Sampling, Step
 from .sampling import new_generator
 

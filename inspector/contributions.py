@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .interventions import first_of, head_count, with_first
-from .loaded import Loaded
+from .loading.loaded import Loaded
 from .parts.heads import recognise, watching
 from .parts.roles import modules_by_role
 from .records.effects import Check, Contributions, Term

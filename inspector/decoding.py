@@ -5,27 +5,20 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .beam_search import Beams, Hypothesis, beam_search
+from .loading.texts import Texts, check_request
 from .parts.heads import hidden_states
 from .parts.splitting import Split, context_length, evaluating
-from .records.generation import Candidate, Run, Sampling, Step, Token
+from .records.generation import Candidate, Run, Sampling, Step
 from .sampling import GREEDY, Filtered, apply_filters, bounds_of, draw, new_generator
 
 LISTED = 10
-
-
-@dataclass(frozen=True)
-class Texts:
-    """How ids become text. The default is for models without a tokenizer: every token is its number."""
-
-    token: Callable[[int], Token] = lambda id: Token(id, str(id))
-    whole: Callable[[Sequence[int]], str] = lambda ids: " ".join(map(str, ids))
 
 
 def stop_reason(
@@ -95,16 +88,6 @@ def loop(
     check_request(ids_1T.shape[1], max_new_tokens, context_length)
     generator = generator or new_generator(sampling.seed, ids_1T.device)
     return steps(split, ids_1T, sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed)
-
-
-def check_request(length: int, max_new_tokens: int, context_length: int | None) -> None:
-    """Refuses what cannot be generated, before anything is computed. Raises as ``loop`` does."""
-    if length == 0:
-        raise ValueError("the prompt holds no tokens: give at least one, such as the tokenizer's begin symbol")
-    if context_length is not None and length > context_length:
-        raise ValueError(f"the prompt holds {length:,} tokens, the model reads at most {context_length:,}: shorten it")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: give a whole number from 1 up")
 
 
 def steps(split: Split, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, stop_ids, context_length, texts, generator, listed):

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from .attention_weights import near
-from .loaded import Loaded
+from .loading.loaded import Loaded, prepared, tokens
 from .models.mtp import further_logits
 from .parts.errors import InvariantError, NoPartError
 from .records.generation import Guess
 from .records.mechanisms import Depth, Foretold, Further
-from .tracing import prepared, tokens
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .decoding import next_logits
-from .loaded import Loaded
+from .loading.loaded import Loaded
 from .models import Routing
 from .parts.roles import fit, modules_by_role
 from .records.effects import Effect, Intervention, Shift

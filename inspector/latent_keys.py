@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .attention_weights import ChangedAttention, near
-from .loaded import Loaded
+from .loading.loaded import Loaded, prepared, tokens
 from .parts.errors import InvariantError, NoPartError
 from .parts.roles import components
 from .records.mechanisms import LatentLayer, Latents, LatentSizes
-from .tracing import prepared, tokens
 
 WIDTHS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")  # DeepSeek's names, which all have
 

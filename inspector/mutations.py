@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .attention_weights import ChangedAttention
 from .divergence import diverge, parents, record, roles_of
-from .loaded import Loaded, attach
+from .loading.loaded import Loaded, attach
 from .models import GroupedQueryAttention, RotaryEmbedding
 from .parts.heads import forward, logits_of
 from .parts.splitting import input_embedding, probe_ids

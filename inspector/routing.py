@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .attention_weights import near
-from .loaded import Loaded
+from .loading.loaded import Loaded, prepared, tokens
 from .models import MixtureOfExperts
 from .parts.errors import InvariantError, NoPartError
 from .parts.roles import components
 from .parts.watching import first_numbers
 from .records.mechanisms import Choice, Experts, Mixture
-from .tracing import prepared, tokens
 
 
 @torch.no_grad()

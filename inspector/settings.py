@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from transformers import GenerationConfig
 
-from .loaded import Loaded, as_ids
+from .loading.loaded import Loaded, as_ids
 from .records.generation import Sampling, Setting
 from .sampling import FILTERS, bounds_of
 

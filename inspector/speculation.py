@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .decoding import check_request, stop_reason
+from .decoding import stop_reason
+from .loading.texts import check_request
 from .models.adapter import NativeForCausalLM, to_native
 from .models.attention import attendable, positions_of
 from .models.backbone import hidden_of

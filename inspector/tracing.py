@@ -14,14 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .decoding import check_request
 from .files import replacing
-from .loaded import Loaded
+from .loading.loaded import Loaded, prepared, tokens
 from .parts.errors import InvariantError
 from .parts.roles import BLOCKS, chosen, components
 from .parts.splitting import alike
 from .parts.watching import Seen, first_numbers, observed
-from .records.generation import Token
 from .records.inside import Component, NotFinite, Statistics, Trace
 
 
@@ -50,12 +48,6 @@ def four(x: Tensor) -> tuple[float, float, float, float]:
     if x.dtype == torch.float32 and math.isfinite(largest) and lost:
         return four(x.cpu().double())
     return low, high, mean, norm / math.sqrt(x.numel())
-
-
-def prepared(m: Loaded, ids: Sequence[int]) -> Tensor:
-    """A prompt as the model takes it, [1, T]. Raises ``ValueError`` where it is empty or longer than the model reads."""
-    check_request(len(ids), 1, m.context_length)
-    return torch.tensor([list(ids)], device=m.device)
 
 
 def check_folder(folder: Path | None) -> None:
@@ -121,11 +113,6 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         components=rows,
         not_finite=None if all(row.output.finite for row in rows) else first_not_finite(m, ids_1T),
     )
-
-
-def tokens(m: Loaded, ids: Sequence[int]) -> tuple[Token, ...]:
-    """The tokens of a prompt."""
-    return tuple(m.texts.token(id) for id in ids)
 
 
 def first_not_finite(m: Loaded, ids_1T: Tensor) -> NotFinite | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from inspector.loaded import Loaded, attach
+from inspector.loading.loaded import Loaded, attach
 from inspector.models import VARIANTS, ExpertModel, to_transformers
 from inspector.records.generation import Origin
 from inspector.training.tokenizer import character_tokenizer

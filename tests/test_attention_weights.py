@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from inspector import attention_weights
 from inspector.attention_weights import attention, eager, summary, watched
 from inspector.bench.tiny import tiny_model
-from inspector.loaded import attach
-from inspector.loading import load
+from inspector.loading.loaded import attach
+from inspector.loading.loading import load
 from inspector.models import ExpertModel, MultiHeadAttention, to_transformers
 from inspector.models.attention import causal_mask
 from inspector.parts.errors import InvariantError

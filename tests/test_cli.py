@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from inspector.cli import main
-from inspector.finding import ASSETS
+from inspector.loading.finding import ASSETS
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Divergence, Planted, Verdict
 from inspector.records.effects import Contributions, Effect, Intervention

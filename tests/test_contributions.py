@@ -8,8 +8,8 @@ import torch
 from inspector import contributions as module
 from inspector.bench.tiny import tiny_model
 from inspector.contributions import NoSumError, contributions
-from inspector.loaded import attach
-from inspector.loading import load
+from inspector.loading.loaded import attach
+from inspector.loading.loading import load
 from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Contributions
 

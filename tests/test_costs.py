@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench.tiny import tiny_config, tiny_model
-from inspector.loading import outline
+from inspector.loading.loading import outline
 from inspector.models import VARIANTS, to_transformers
 from inspector.parts.costs import costs, kv_numbers_per_token
 from inspector.parts.heads import forward
@@ -52,7 +52,7 @@ def test_a_tree_of_shapes_says_what_the_tree_of_the_model_says(monkeypatch):
     """The same configuration with weights and without: order, repeats, counts, FLOPs."""
     for name in ("qwen2", "gpt2", "gemma2", "mixtral", "mamba", "deepseek_v3", "bert"):
         config = tiny_config(name)
-        monkeypatch.setattr("inspector.loading.load_config", lambda *_, config=config: config)
+        monkeypatch.setattr("inspector.loading.loading.load_config", lambda *_, config=config: config)
         skeleton, _ = outline(name, "float32")
         assert all(p.is_meta for p in skeleton.parameters())
         assert tree(skeleton, context=16) == tree(tiny_model(name), context=16)
@@ -114,7 +114,7 @@ def test_the_costs_of_the_native_variants(variant, monkeypatch):
     assert told.flops == node.flops == pytest.approx(counter.get_total_flops() / 40, rel=1e-6)
     mtp = [child for child in node.children if child.part == "mtp"]
     assert len(mtp) == variant.endswith("mtp") and all(child.flops == 0 and child.parameters > 0 for child in mtp)
-    monkeypatch.setattr("inspector.loading.load_config", lambda *_: model.config)
+    monkeypatch.setattr("inspector.loading.loading.load_config", lambda *_: model.config)
     assert measured_tree(*outline(variant, "float32"), 40) == (node, told)
 
 

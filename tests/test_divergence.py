@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from inspector import divergence
 from inspector.bench.tiny import tiny_model
 from inspector.divergence import Call, condensed, differences, diverge, record, rounding_of, spans, worst
-from inspector.loaded import Loaded, attach
+from inspector.loading.loaded import Loaded, attach
 from inspector.parts.precision import in_dtype
 from inspector.parts.watching import states
 from inspector.records.as_json import from_json, to_json

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from inspector.finding import ASSETS, DEFAULT
+from inspector.loading.finding import ASSETS, DEFAULT
 
 ROOT = Path(__file__).parents[1]
 FILES = {file.name: file.read_bytes() for file in (ASSETS / "names-qwen2").iterdir()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inspector.loading import load
+from inspector.loading.loading import load
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Verdict
 from inspector.records.generation import Run, Sampling

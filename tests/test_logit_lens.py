@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from inspector.bench.tiny import tiny_model
-from inspector.loaded import attach
-from inspector.loading import load
+from inspector.loading.loaded import attach
+from inspector.loading.loading import load
 from inspector.logit_lens import lens
 from inspector.models import ExpertModel
 from inspector.parts.errors import InvariantError

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from inspector import mutations
 from inspector.bench.tiny import tiny_model
-from inspector.loaded import Loaded, attach
+from inspector.loading.loaded import Loaded, attach
 from inspector.models.adapter import BUILDERS
 from inspector.mutations import MUTATIONS, NotApplicable, Patient, mutate
 from inspector.records.as_json import from_json, to_json

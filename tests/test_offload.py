@@ -15,7 +15,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForC
 
 from inspector.cli.options import memory_limits
 from inspector.decoding import decode_with_logits
-from inspector.loading import LoadError, load
+from inspector.loading.loading import LoadError, load
 from inspector.parts.structure import tree
 from inspector.records.generation import Sampling
 from inspector.training.tokenizer import character_tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from inspector.cli import main
-from inspector.finding import ASSETS
+from inspector.loading.finding import ASSETS
 from inspector.training.corpus import build
 from inspector.training.loop import Recipe
 

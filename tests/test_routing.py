@@ -7,7 +7,7 @@ import torch
 
 import inspector
 from inspector.bench.tiny import tiny_model
-from inspector.loaded import attach
+from inspector.loading.loaded import attach
 from inspector.models import MixtureOfExperts, Routing
 from inspector.parts.errors import InvariantError, NoPartError
 from inspector.records.as_json import from_json, to_json

@@ -7,8 +7,8 @@ import torch
 from transformers import GenerationConfig
 
 from inspector.cli.options import settings
-from inspector.loaded import OTHER_SETTINGS, as_ids
-from inspector.loading import load
+from inspector.loading.loaded import OTHER_SETTINGS, as_ids
+from inspector.loading.loading import load
 from inspector.records.generation import Sampling
 from inspector.sampling import FILTERS
 from inspector.settings import IMPLEMENTED, WITHOUT_EFFECT, explained

@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_split_has_no_tree():
 
 @pytest.mark.slow
 def test_the_full_size_qwen_has_the_published_count(standin):
-    from inspector.loading import load
+    from inspector.loading.loading import load
 
     root = tree(load(str(standin)).model)
     assert root.parameters == 494_032_768

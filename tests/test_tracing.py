@@ -12,8 +12,8 @@ from torch import nn
 from inspector import tracing
 from inspector.bench.tiny import tiny_model
 from inspector.decoding import next_logits
-from inspector.loaded import attach
-from inspector.loading import load
+from inspector.loading.loaded import attach
+from inspector.loading.loading import load
 from inspector.models import ExpertModel
 from inspector.parts.errors import InvariantError
 from inspector.parts.roles import BLOCKS, chosen, components, fit, roles

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForCausalLM
 
 from inspector.decoding import decode
-from inspector.loaded import attach
+from inspector.loading.loaded import attach
 from inspector.parts.precision import LiftedCasts, in_float64
 from inspector.parts.splitting import Split
 from inspector.records.generation import Origin, Sampling

@@ -12,8 +12,8 @@ import transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..finding import first_line, quiet
-from ..loaded import Loaded, attach
+from ..loading.finding import first_line, quiet
+from ..loading.loaded import Loaded, attach
 from ..parts.costs import costs, kv_numbers_per_token
 from ..parts.heads import forward
 from ..parts.roles import roles, unrecognised

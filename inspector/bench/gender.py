@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..decoding import next_logits_of_rows
 from ..interventions import ablate, patch, sites
-from ..loaded import Loaded
+from ..loading.loaded import Loaded
 from ..records.generation import Sampling
 from ..training.corpus import MASCULINE_NOUN_ENDINGS, build, gender, read_names
 from .agreement import measure as agreement

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..files import replacing
-from ..loading import load
+from ..loading.loading import load
 from ..parts.costs import BITS, costs, kv_numbers_per_token
 from ..parts.roles import roles
 from ..parts.structure import Running

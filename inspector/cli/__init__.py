@@ -83,7 +83,7 @@ def tree(
     t = translator(language)
     console = quiet_when(json_path)
     with Console(stderr=True).status("loading torch …"), importing():
-        from ..loading import outline
+        from ..loading.loading import outline
         from ..parts.structure import differences, measured_tree
 
     trees = [measured_tree(*outline(name, dtype, trust_remote_code), context) for name in (model, diff) if name is not None]
@@ -157,8 +157,8 @@ def run(
         if processes.rank > 0:  # one of them speaks and writes
             screen.console.quiet, json_path = True, None
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits)
-    from ..decoding import check_request
     from ..decoding import run as generate
+    from ..loading.texts import check_request
 
     sampling, origins = settings(m, flags, seed, checkpoint_settings)
     ids = None if lines else m.encode(prompt or "", system, raw)
@@ -184,7 +184,7 @@ def run(
 def run_lines(m, file, lines, system, raw, sampling, origins, max_new_tokens, batch_size, processes, screen, t) -> list:
     """Runs the prompts of ``file``, (line number, prompt) each, and shows what they became; returns the runs in their order."""
     from ..batches import run_prompts
-    from ..decoding import check_request
+    from ..loading.texts import check_request
 
     ids = []
     for number, text in lines:

@@ -165,7 +165,7 @@ def contributions(
     console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     from ..contributions import contributions as sum_up
-    from ..decoding import check_request
+    from ..loading.texts import check_request
 
     ids = m.encode(prompt, system, raw)
     check_request(len(ids), 1, m.context_length)
@@ -205,8 +205,8 @@ def intervene(
     wanted = interventions(ablate or [], ablate_with, scale or [], patch or [], source, position)
     console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    from ..decoding import check_request
     from ..interventions import effect
+    from ..loading.texts import check_request
 
     ids = m.encode(prompt, system, raw)
     sources = {} if source is None else {source: m.encode(source, system, raw)}

@@ -203,7 +203,7 @@ def loaded(name: str, **options):
     """``inspector.load`` with a word on the terminal while torch is imported and weights are read."""
     with Console(stderr=True).status(Text(f"loading {visible(name)} …")):
         with importing():
-            from ..loading import load
+            from ..loading.loading import load
 
         if spread := options.get("device_map") or options.get("max_memory"):
             # A temporary folder may hold weights now: SIGTERM, which would end the process at once, has to leave it time to go.

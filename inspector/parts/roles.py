@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
-from ..loaded import Loaded
+from ..loading.loaded import Loaded
 
 # Where in a layer a module stands: (role, the beginnings of its path). The first that fits; what follows goes to PARTS.
 COMPONENTS = (

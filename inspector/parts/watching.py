@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..loaded import Loaded
+from ..loading.loaded import Loaded
 from ..models import Routing
 from .heads import forward, logits_of
 

@@ -1,7 +1,7 @@
 """What ``inspector bench agreement`` counts."""
 
 from inspector.bench import agreement
-from inspector.loading import load
+from inspector.loading.loading import load
 from inspector.records.generation import Sampling
 
 

@@ -7,7 +7,7 @@ import torch
 
 from inspector.bench import mtp as bench
 from inspector.cli import main
-from inspector.loaded import attach
+from inspector.loading.loaded import attach
 from inspector.models import VARIANTS, to_transformers
 from inspector.records.generation import Origin, Sampling
 from inspector.records.speculation import Parting

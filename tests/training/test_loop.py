@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
 
-from inspector.loading import load
+from inspector.loading.loading import load
 from inspector.training.loop import (
     IGNORED,
     MODELS,

@@ -12,8 +12,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from .models.checkpoints import without_bars  # importing models also registers them with the Auto classes
-from .records.generation import Origin
+from ..models.checkpoints import without_bars  # importing models also registers them with the Auto classes
+from ..records.generation import Origin
 
 DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
 FALLBACK = "names-qwen2"

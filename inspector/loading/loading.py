@@ -14,10 +14,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from ..parts.splitting import Split, SplitError
 from .factories import FACTORY, from_file
 from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet
 from .loaded import Loaded, attach
-from .parts.splitting import Split, SplitError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from .decoding import Texts
-from .parts import splitting
-from .parts.splitting import Split, context_length, input_device, input_embedding
-from .records.generation import Origin, Token
+from ..parts import splitting
+from ..parts.splitting import Split, context_length, input_device, input_embedding
+from ..records.generation import Origin, Token
+from .texts import Texts, check_request
 
 OTHER_SETTINGS = (  # of a generation config, that change what is drawn or where it ends, and that Sampling does not have
     *("top_h", "epsilon_cutoff", "eta_cutoff", "sequence_bias", "exponential_decay_length_penalty", "guidance_scale"),
@@ -267,3 +267,14 @@ def byte_characters() -> dict[int, str]:
     as_is = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in as_is]
     return {byte: chr(byte) for byte in as_is} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def prepared(m: Loaded, ids: Sequence[int]) -> Tensor:
+    """A prompt as the model takes it, [1, T]. Raises ``ValueError`` where it is empty or longer than the model reads."""
+    check_request(len(ids), 1, m.context_length)
+    return torch.tensor([list(ids)], device=m.device)
+
+
+def tokens(m: Loaded, ids: Sequence[int]) -> tuple[Token, ...]:
+    """The tokens of a prompt."""
+    return tuple(m.texts.token(id) for id in ids)

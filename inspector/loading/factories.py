@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..parts.splitting import SplitError, evaluating, input_device, probe_ids, proved
+from ..records.generation import Origin
 from .finding import LoadError, first_line
 from .loaded import Loaded, attach
-from .parts.splitting import SplitError, evaluating, input_device, probe_ids, proved
-from .records.generation import Origin
 
 FACTORY = re.compile(r"(.+\.py):(\w+)$")
 
