@@ -30,7 +30,7 @@ def one_step(m, ids, sampling, max_new_tokens=20):
     """One step by hand. Returns the token, and after each filter the probabilities [V] of all tokens."""
     import torch
 
-    from inspector.sampling import FILTERS, bounds_of
+    from inspector.loop.sampling import FILTERS, bounds_of
 
     ids_1T = torch.tensor([ids], device=m.device)
     with torch.no_grad():
@@ -91,8 +91,8 @@ def main(
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
     from inspector import decode, verify
     from inspector.bench.loop import estimate_qwen, seconds_per_step
-    from inspector.decoding import make_run
     from inspector.loading import loading
+    from inspector.loop.decoding import make_run
     from inspector.parts.structure import tree
     from inspector.verifying import by_generate
 

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 import inspector
+from inspector.loop.speculation import speculate
 from inspector.models import to_native
 from inspector.models.attention import causal_mask
 from inspector.models.backbone import hidden_of
 from inspector.models.mtp import further_logits
-from inspector.speculation import speculate
 from inspector.training.corpus import build
 
 console = Console(highlight=False)

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .decoding import next_logits
 from .loading.loaded import Loaded
 from .loading.texts import check_request
+from .loop.decoding import next_logits
 from .parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
 from .parts.roles import modules_by_role, roles
 from .parts.watching import watched

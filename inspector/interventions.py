@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .decoding import next_logits
 from .loading.loaded import Loaded
+from .loop.decoding import next_logits
 from .models import Routing
 from .parts.roles import fit, modules_by_role
 from .records.effects import Effect, Intervention, Shift

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inspector.batches import Processes, run_prompts
 from inspector.cli.options import read_prompts
-from inspector.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
+from inspector.loop.batches import Processes, run_prompts
+from inspector.loop.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
+from inspector.loop.sampling import new_generator
 from inspector.records.as_json import from_json
 from inspector.records.generation import Run, Sampling
-from inspector.sampling import new_generator
 from inspector.verifying import by_generate
 
 PROMPTS = ["аба", "в", "где", "жзиклмн", "", "прст", "ба"]

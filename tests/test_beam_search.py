@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from inspector.beam_search import Beams, Hypothesis, beam_search
-from inspector.decoding import search
+from inspector.loop.beam_search import Beams, Hypothesis, beam_search
+from inspector.loop.decoding import search
+from inspector.loop.sampling import Bounds
 from inspector.models import VARIANTS, ExpertModel, to_transformers
 from inspector.parts.splitting import Split, split
 from inspector.records.generation import Sampling
-from inspector.sampling import Bounds
 
 CONTEXT = 24
 PAD = 99  # outside of every vocabulary here: transformers fills with the end symbol where the padding is 0

@@ -12,9 +12,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from inspector.decoding import decode, decode_with_logits, loop, newly_readable, run, stop_reason
 from inspector.loading.loaded import Loaded, attach, token_of
 from inspector.loading.texts import Texts
+from inspector.loop.decoding import decode, decode_with_logits, loop, newly_readable, run, stop_reason
 from inspector.models import ExpertModel, to_transformers
 from inspector.parts.splitting import Split
 from inspector.records.as_json import from_json, to_json

@@ -66,7 +66,7 @@ def test_everything_is_on_the_screen_in_order(output):
 def test_the_default_seed_shows_top_p_removing_the_runner_up():
     m = load("names-qwen2")
     sampling = Sampling(**inference.DEFAULTS, seed=0)
-    from inspector.decoding import decode
+    from inspector.loop.decoding import decode
 
     step = next(decode(m, m.encode("Крас"), sampling))
     assert step.candidates[1].removed_by == "top_p"

@@ -10,10 +10,10 @@ from transformers.pytorch_utils import Conv1D
 
 from inspector.bench.gender import PLACES, batches, measure
 from inspector.bench.tiny import tiny_model
-from inspector.decoding import next_logits
 from inspector.interventions import ablate, activations, effect, head_count, patch, scale, sites
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
+from inspector.loop.decoding import next_logits
 from inspector.parts.roles import modules_by_role
 from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Effect, Intervention

@@ -80,7 +80,7 @@ class C:
         ("inspector.three.g", False),
         ("inspector.four", False),
         ("inspector.five", False),
-        ("inspector.decoding.generate", True),
+        ("inspector.loop.decoding.generate", True),
         ("six", False),
         ("seven", True),
     ]
@@ -120,7 +120,7 @@ def test_models_import_only_themselves_and_decoding_from_inside_a_function():
     wrong = []
     for path in room("models"):
         for name, inside in imports_of(path):
-            fine = below(name, "inspector.models") or (below(name, "inspector.decoding") and inside)
+            fine = below(name, "inspector.models") or (below(name, "inspector.loop.decoding") and inside)
             if below(name, "inspector") and not fine:
                 wrong.append((module_of(path), name))
     assert wrong == []

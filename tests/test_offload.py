@@ -14,8 +14,8 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from inspector.cli.options import memory_limits
-from inspector.decoding import decode_with_logits
 from inspector.loading.loading import LoadError, load
+from inspector.loop.decoding import decode_with_logits
 from inspector.parts.structure import tree
 from inspector.records.generation import Sampling
 from inspector.training.tokenizer import character_tokenizer

@@ -184,7 +184,7 @@ def test_what_costs_do_not_tell_is_said_of_each_of_two_trees():
 
 
 def test_every_filter_has_a_short_name():
-    from inspector.sampling import FILTERS, GREEDY
+    from inspector.loop.sampling import FILTERS, GREEDY
 
     assert list(terminal.FILTER_NAMES) == [*FILTERS, GREEDY]
 

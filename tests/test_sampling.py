@@ -22,8 +22,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from inspector.loop.sampling import FILTERS, Bounds, apply_filters, bounds_of, draw, new_generator
 from inspector.records.generation import Sampling
-from inspector.sampling import FILTERS, Bounds, apply_filters, bounds_of, draw, new_generator
 
 CPU = torch.device("cpu")
 INF = math.inf

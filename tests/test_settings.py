@@ -9,9 +9,9 @@ from transformers import GenerationConfig
 from inspector.cli.options import settings
 from inspector.loading.loaded import OTHER_SETTINGS, as_ids
 from inspector.loading.loading import load
+from inspector.loop.sampling import FILTERS
+from inspector.loop.settings import IMPLEMENTED, WITHOUT_EFFECT, explained
 from inspector.records.generation import Sampling
-from inspector.sampling import FILTERS
-from inspector.settings import IMPLEMENTED, WITHOUT_EFFECT, explained
 
 QWEN = dict(do_sample=True, repetition_penalty=1.1, temperature=0.7, top_p=0.8, top_k=20, eos_token_id=[2, 3])
 

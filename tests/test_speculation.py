@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 
 import inspector
-from inspector import speculation
-from inspector.decoding import loop
+from inspector.loop import speculation
+from inspector.loop.decoding import loop
+from inspector.loop.sampling import apply_filters, bounds_of, new_generator
+from inspector.loop.speculation import Reader, drafted, parted, plain, rounds, settled, speculate
 from inspector.models import VARIANTS, ExpertModel, to_transformers
 from inspector.models.mtp import further_logits
 from inspector.parts.heads import hidden_states
@@ -21,8 +23,6 @@ from inspector.parts.splitting import Split
 from inspector.records.as_json import from_json, to_json
 from inspector.records.generation import Sampling
 from inspector.records.speculation import Acceptance, Parting, Round, Speculation
-from inspector.sampling import apply_filters, bounds_of, new_generator
-from inspector.speculation import Reader, drafted, parted, plain, rounds, settled, speculate
 
 GREEDY = Sampling(temperature=0)
 WITH_MTP = ("gpt-mtp", "gpt-moe-mla-mtp")

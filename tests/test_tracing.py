@@ -11,9 +11,9 @@ from torch import nn
 
 from inspector import tracing
 from inspector.bench.tiny import tiny_model
-from inspector.decoding import next_logits
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
+from inspector.loop.decoding import next_logits
 from inspector.models import ExpertModel
 from inspector.parts.errors import InvariantError
 from inspector.parts.roles import BLOCKS, chosen, components, fit, roles

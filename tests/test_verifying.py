@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForCausalLM
 
-from inspector.decoding import decode
 from inspector.loading.loaded import attach
+from inspector.loop.decoding import decode
+from inspector.loop.sampling import apply_filters, bounds_of
 from inspector.parts.precision import LiftedCasts, in_float64
 from inspector.parts.splitting import Split
 from inspector.records.generation import Origin, Sampling
-from inspector.sampling import apply_filters, bounds_of
 from inspector.verifying import (
     Side,
     compare,

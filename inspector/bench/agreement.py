@@ -4,9 +4,9 @@ from collections import Counter
 
 import torch
 
-from ..decoding import loop
+from ..loop.decoding import loop
+from ..loop.sampling import new_generator
 from ..records.generation import Sampling
-from ..sampling import new_generator
 from ..training.corpus import judge
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..decoding import next_logits_of_rows
 from ..interventions import ablate, patch, sites
 from ..loading.loaded import Loaded
+from ..loop.decoding import next_logits_of_rows
 from ..records.generation import Sampling
 from ..training.corpus import MASCULINE_NOUN_ENDINGS, build, gender, read_names
 from .agreement import measure as agreement

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from ..decoding import loop
+from ..loop.decoding import loop
+from ..loop.speculation import native, plain, rounds, speculate
 from ..records.generation import Sampling
-from ..speculation import native, plain, rounds, speculate
 from .loop import bare_loop, timed
 
 BEGINNING = 4  # tokens of a prompt that the model makes up

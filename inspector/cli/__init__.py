@@ -152,18 +152,18 @@ def run(
     screen = Screen(console=quiet_when(json_path))
     if lines:  # the processes meet before loading: each may have an accelerator of its own
         with Console(stderr=True).status("loading torch …"), importing():
-            from ..batches import join_processes
+            from ..loop.batches import join_processes
         processes = join_processes(device, threads)
         if processes.rank > 0:  # one of them speaks and writes
             screen.console.quiet, json_path = True, None
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits)
-    from ..decoding import run as generate
     from ..loading.texts import check_request
+    from ..loop.decoding import run as generate
 
     sampling, origins = settings(m, flags, seed, checkpoint_settings)
     ids = None if lines else m.encode(prompt or "", system, raw)
     if explain:
-        from ..settings import explained
+        from ..loop.settings import explained
 
         limit = "flag" if context.get_parameter_source("max_new_tokens").name == "COMMANDLINE" else "default"
         rows = explained(m, len(ids or [0]), sampling, max_new_tokens, origins | {"max_new_tokens": limit}, checkpoint_settings)
@@ -183,8 +183,8 @@ def run(
 
 def run_lines(m, file, lines, system, raw, sampling, origins, max_new_tokens, batch_size, processes, screen, t) -> list:
     """Runs the prompts of ``file``, (line number, prompt) each, and shows what they became; returns the runs in their order."""
-    from ..batches import run_prompts
     from ..loading.texts import check_request
+    from ..loop.batches import run_prompts
 
     ids = []
     for number, text in lines:

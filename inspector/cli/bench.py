@@ -224,7 +224,7 @@ def bench_mtp(
     flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size)
     m = loaded(model, device=device, dtype=dtype)
     from ..bench.mtp import made_up, measure
-    from ..speculation import native
+    from ..loop.speculation import native
 
     native(m)
     # A filter that acts on draws alone asks for draws.

@@ -63,7 +63,7 @@ def train(
     with Console(stderr=True).status("loading torch …"):
         import torch
 
-        from ..batches import join_processes
+        from ..loop.batches import join_processes
         from ..training.corpus import build, read_lines
         from ..training.loop import STATE, Recipe
         from ..training.loop import train as start_training

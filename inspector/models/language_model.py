@@ -68,12 +68,12 @@ class LanguageModel(nn.Module):
 
         With ``num_beams`` above 1 each row is the best continuation that a beam search finds. It draws nothing, so the default
         temperature stands for 0 there, and other settings of draws are refused; ``length_penalty`` and ``early_stopping``,
-        which act with beams alone, are explained at ``inspector.beam_search.Beams``.
+        which act with beams alone, are explained at ``inspector.loop.beam_search.Beams``.
 
         Raises:
             ValueError: settings that cannot be, or not together, or a prompt longer than ``max_seq_len``.
         """
-        from ..decoding import generate  # here, because there is one loop: models import nothing else of the project
+        from ..loop.decoding import generate  # here, because there is one loop: models import nothing else of the project
 
         return generate(
             self,

@@ -27,8 +27,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..batches import join_processes
 from ..files import replacing
+from ..loop.batches import join_processes
 from ..models.adapter import BUILDERS
 from ..models.checkpoints import save_pretrained
 from ..models.moe import MixtureOfExperts, update_biases

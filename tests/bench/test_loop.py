@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench import loop as bench
-from inspector.decoding import next_logits
+from inspector.loop.decoding import next_logits
 from inspector.records.generation import Sampling
 
 
@@ -20,7 +20,7 @@ def test_the_ways_that_are_timed_compute_the_same_tokens(tiny, monkeypatch):
     monkeypatch.setattr(bench, "draw", noting)
     ids = bench.probe_ids(m, 8)
     bench.bare_loop(m, ids, sampling, 4)
-    from inspector.decoding import loop
+    from inspector.loop.decoding import loop
 
     assert drawn == [step.token.id for step, _ in loop(m.split, ids, sampling, 4)]
 

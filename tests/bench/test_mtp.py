@@ -144,6 +144,6 @@ def test_a_model_without_depths_is_refused_with_a_line(command):
 def test_tokens_that_differ_by_more_than_rounding_are_exit_code_1(command, monkeypatch):
     for rounding, code in ((1.0, 0), (1e-9, 1)):
         parting = Parting(0, 1, 2, 0.1, 0.2, 0.2, rounding)
-        monkeypatch.setattr("inspector.speculation.parted", lambda *_, parting=parting: parting)
+        monkeypatch.setattr("inspector.loop.speculation.parted", lambda *_, parting=parting: parting)
         result = json.loads(command("gpt-mtp", *SHORT, code=code).splitlines()[-1])
         assert result["identical"] is False and result["partings"][0]["near_tie"] == (code == 0)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..loading.loading import pick_device
+from ..loading.texts import check_request
+from ..records.generation import Run, Sampling, Step
 from .decoding import LISTED, Row, make_run, side_by_side
-from .loading.loading import pick_device
-from .loading.texts import check_request
-from .records.generation import Run, Sampling, Step
 from .sampling import new_generator
 
 BATCH_SIZE = 8

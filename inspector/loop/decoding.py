@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..loading.texts import Texts, check_request
+from ..parts.heads import hidden_states
+from ..parts.splitting import Split, context_length, evaluating
+from ..records.generation import Candidate, Run, Sampling, Step
 from .beam_search import Beams, Hypothesis, beam_search
-from .loading.texts import Texts, check_request
-from .parts.heads import hidden_states
-from .parts.splitting import Split, context_length, evaluating
-from .records.generation import Candidate, Run, Sampling, Step
 from .sampling import GREEDY, Filtered, apply_filters, bounds_of, draw, new_generator
 
 LISTED = 10

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .records.generation import Sampling
+from ..records.generation import Sampling
 
 GREEDY = "greedy"
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from transformers import GenerationConfig
 
-from .loading.loaded import Loaded, as_ids
-from .records.generation import Sampling, Setting
+from ..loading.loaded import Loaded, as_ids
+from ..records.generation import Sampling, Setting
 from .sampling import FILTERS, bounds_of
 
 IMPLEMENTED = ("do_sample", *FILTERS, "seed", "max_new_tokens", "max_length", "eos_token_id", "use_cache")

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..loading.texts import check_request
+from ..models.adapter import NativeForCausalLM, to_native
+from ..models.attention import attendable, positions_of
+from ..models.backbone import hidden_of
+from ..models.language_model import LanguageModel
+from ..parts.splitting import evaluating
+from ..records.generation import Sampling
+from ..records.speculation import Parting, Round, Speculation
 from .decoding import stop_reason
-from .loading.texts import check_request
-from .models.adapter import NativeForCausalLM, to_native
-from .models.attention import attendable, positions_of
-from .models.backbone import hidden_of
-from .models.language_model import LanguageModel
-from .parts.splitting import evaluating
-from .records.generation import Sampling
-from .records.speculation import Parting, Round, Speculation
 from .sampling import Bounds, apply_filters, bounds_of, draw, new_generator
 
 

@@ -1,0 +1,1 @@
+"""The autoregressive loop by hand: from logits to a token, token after token, many prompts, beams, drafts."""
