@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .attention_weights import ChangedAttention
 from .divergence import diverge, parents, record, roles_of
+from .inside.attention import ChangedAttention
 from .loading.loaded import Loaded, attach
 from .models import GroupedQueryAttention, RotaryEmbedding
 from .parts.heads import forward, logits_of

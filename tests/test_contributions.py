@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from inspector import contributions as module
 from inspector.bench.tiny import tiny_model
-from inspector.contributions import NoSumError, contributions
+from inspector.inside import contributions as module
+from inspector.inside.contributions import NoSumError, contributions
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
 from inspector.records.as_json import from_json, to_json

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from inspector.bench.gender import PLACES, batches, measure
 from inspector.bench.tiny import tiny_model
-from inspector.interventions import ablate, activations, effect, head_count, patch, scale, sites
+from inspector.inside.interventions import ablate, activations, effect, head_count, patch, scale, sites
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
 from inspector.loop.decoding import next_logits

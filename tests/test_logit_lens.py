@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from inspector.bench.tiny import tiny_model
+from inspector.inside.lens import lens
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
-from inspector.logit_lens import lens
 from inspector.models import ExpertModel
 from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json, to_json

@@ -7,12 +7,12 @@ import torch
 
 import inspector
 from inspector.bench.tiny import tiny_model
+from inspector.inside.experts import checked
 from inspector.loading.loaded import attach
 from inspector.models import MixtureOfExperts, Routing
 from inspector.parts.errors import InvariantError, NoPartError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.mechanisms import Experts
-from inspector.routing import checked
 
 IDS = [3, 7, 11, 5, 6]
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from inspector import tracing
 from inspector.bench.tiny import tiny_model
+from inspector.inside import tracing
+from inspector.inside.tracing import statistics, trace
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
 from inspector.loop.decoding import next_logits
@@ -21,7 +22,6 @@ from inspector.parts.splitting import SplitError, split
 from inspector.parts.watching import observed
 from inspector.records.as_json import from_json, to_json
 from inspector.records.inside import Trace
-from inspector.tracing import statistics, trace
 
 IDS = [5, 9, 20, 33, 41, 7, 60]
 SHORT = [3, 7, 11, 5]  # for the models over a few letters

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..interventions import ablate, patch, sites
+from ..inside.interventions import ablate, patch, sites
 from ..loading.loaded import Loaded
 from ..loop.decoding import next_logits_of_rows
 from ..records.generation import Sampling

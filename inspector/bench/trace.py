@@ -6,9 +6,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
+from ..inside.tracing import statistics as numbers_of
 from ..parts.roles import BLOCKS, chosen
 from ..parts.watching import Seen, observed
-from ..tracing import statistics as numbers_of
 from .loop import probe_ids, timed
 
 LENGTH = 128

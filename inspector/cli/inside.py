@@ -82,15 +82,15 @@ def trace(
             raise ValueError(f"{option} has no part in {view}: leave it out" + (", or give --attention" if option == "--head" else ""))
     console = quiet_when(json_path)
     with Console(stderr=True).status("loading torch …"):
-        from ..attention_weights import attention as look
-        from ..further_tokens import further
-        from ..latent_keys import latents
-        from ..logit_lens import lens as read
+        from ..inside.attention import attention as look
+        from ..inside.experts import experts
+        from ..inside.further import further
+        from ..inside.latents import latents
+        from ..inside.lens import lens as read
+        from ..inside.tracing import check_folder
+        from ..inside.tracing import trace as watch
         from ..parts.errors import InvariantError, NoPartError
         from ..parts.roles import BLOCKS
-        from ..routing import experts
-        from ..tracing import check_folder
-        from ..tracing import trace as watch
 
     check_folder(tensors)
     m = loaded(
@@ -164,7 +164,7 @@ def contributions(
     t = translator(language)
     console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    from ..contributions import contributions as sum_up
+    from ..inside.contributions import contributions as sum_up
     from ..loading.texts import check_request
 
     ids = m.encode(prompt, system, raw)
@@ -205,7 +205,7 @@ def intervene(
     wanted = interventions(ablate or [], ablate_with, scale or [], patch or [], source, position)
     console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    from ..interventions import effect
+    from ..inside.interventions import effect
     from ..loading.texts import check_request
 
     ids = m.encode(prompt, system, raw)

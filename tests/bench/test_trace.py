@@ -3,7 +3,7 @@
 import time
 
 from inspector.bench import trace as bench
-from inspector.tracing import trace
+from inspector.inside.tracing import trace
 
 
 def test_the_ways_watch_what_they_say(tiny):

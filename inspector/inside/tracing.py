@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import replacing
-from .loading.loaded import Loaded, prepared, tokens
-from .parts.errors import InvariantError
-from .parts.roles import BLOCKS, chosen, components
-from .parts.splitting import alike
-from .parts.watching import Seen, first_numbers, observed
-from .records.inside import Component, NotFinite, Statistics, Trace
+from ..files import replacing
+from ..loading.loaded import Loaded, prepared, tokens
+from ..parts.errors import InvariantError
+from ..parts.roles import BLOCKS, chosen, components
+from ..parts.splitting import alike
+from ..parts.watching import Seen, first_numbers, observed
+from ..records.inside import Component, NotFinite, Statistics, Trace
 
 
 def statistics(x: Tensor) -> Statistics:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .attention_weights import ChangedAttention, near
-from .loading.loaded import Loaded, prepared, tokens
-from .parts.errors import InvariantError, NoPartError
-from .parts.roles import components
-from .records.mechanisms import LatentLayer, Latents, LatentSizes
+from ..loading.loaded import Loaded, prepared, tokens
+from ..parts.errors import InvariantError, NoPartError
+from ..parts.roles import components
+from ..records.mechanisms import LatentLayer, Latents, LatentSizes
+from .attention import ChangedAttention, near
 
 WIDTHS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")  # DeepSeek's names, which all have
 

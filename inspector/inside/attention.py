@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .loading.loaded import Loaded, prepared, tokens
-from .models import NATIVE_ATTENTION
-from .parts.errors import InvariantError
-from .parts.roles import components
-from .records.inside import Attention, AttentionHead, AttentionLayer, AttentionMap
+from ..loading.loaded import Loaded, prepared, tokens
+from ..models import NATIVE_ATTENTION
+from ..parts.errors import InvariantError
+from ..parts.roles import components
+from ..records.inside import Attention, AttentionHead, AttentionLayer, AttentionMap
 
 # Where a configuration keeps which attention runs. By the public name it would be set in the configurations inside this one, too.
 IMPLEMENTATION = "_attn_implementation_internal"

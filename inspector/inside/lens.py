@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .loading.loaded import Loaded, prepared, tokens
-from .parts.errors import InvariantError
-from .parts.roles import components
-from .parts.watching import Seen, observed
-from .records.generation import Guess
-from .records.inside import Lens, LensRow
+from ..loading.loaded import Loaded, prepared, tokens
+from ..parts.errors import InvariantError
+from ..parts.roles import components
+from ..parts.watching import Seen, observed
+from ..records.generation import Guess
+from ..records.inside import Lens, LensRow
 
 TOP = 5
 

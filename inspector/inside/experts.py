@@ -13,13 +13,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .attention_weights import near
-from .loading.loaded import Loaded, prepared, tokens
-from .models import MixtureOfExperts
-from .parts.errors import InvariantError, NoPartError
-from .parts.roles import components
-from .parts.watching import first_numbers
-from .records.mechanisms import Choice, Experts, Mixture
+from ..loading.loaded import Loaded, prepared, tokens
+from ..models import MixtureOfExperts
+from ..parts.errors import InvariantError, NoPartError
+from ..parts.roles import components
+from ..parts.watching import first_numbers
+from ..records.mechanisms import Choice, Experts, Mixture
+from .attention import near
 
 
 @torch.no_grad()

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .loading.loaded import Loaded
-from .loop.decoding import next_logits
-from .models import Routing
-from .parts.roles import fit, modules_by_role
-from .records.effects import Effect, Intervention, Shift
+from ..loading.loaded import Loaded
+from ..loop.decoding import next_logits
+from ..models import Routing
+from ..parts.roles import fit, modules_by_role
+from ..records.effects import Effect, Intervention, Shift
 
 HEAD = re.compile(r"(.+\.attn)\.head\.(\d+)")
 LISTED = 8  # tokens of a distribution that an effect lists

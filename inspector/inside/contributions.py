@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..loading.loaded import Loaded
+from ..parts.heads import recognise, watching
+from ..parts.roles import modules_by_role
+from ..records.effects import Check, Contributions, Term
 from .interventions import first_of, head_count, with_first
-from .loading.loaded import Loaded
-from .parts.heads import recognise, watching
-from .parts.roles import modules_by_role
-from .records.effects import Check, Contributions, Term
 
 BRANCHES = {  # of a layer, in the order in which they are looked for: role → where else it ends, if the module holds the stream too
     "attn": "attn.o",

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .attention_weights import near
-from .loading.loaded import Loaded, prepared, tokens
-from .models.mtp import further_logits
-from .parts.errors import InvariantError, NoPartError
-from .records.generation import Guess
-from .records.mechanisms import Depth, Foretold, Further
+from ..loading.loaded import Loaded, prepared, tokens
+from ..models.mtp import further_logits
+from ..parts.errors import InvariantError, NoPartError
+from ..records.generation import Guess
+from ..records.mechanisms import Depth, Foretold, Further
+from .attention import near
 
 
 @torch.no_grad()
