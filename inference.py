@@ -91,10 +91,10 @@ def main(
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
     from inspector import decode, verify
     from inspector.bench.loop import estimate_qwen, seconds_per_step
+    from inspector.compare.verifying import by_generate
     from inspector.loading import loading
     from inspector.loop.decoding import make_run
     from inspector.parts.structure import tree
-    from inspector.verifying import by_generate
 
     how = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     models = [loading.load(model, **how) if model is not None else loading.load_default(**how), loading.load(expert, **how)]

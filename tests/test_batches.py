@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from inspector.cli.options import read_prompts
+from inspector.compare.verifying import by_generate
 from inspector.loop.batches import Processes, run_prompts
 from inspector.loop.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
 from inspector.loop.sampling import new_generator
 from inspector.records.as_json import from_json
 from inspector.records.generation import Run, Sampling
-from inspector.verifying import by_generate
 
 PROMPTS = ["аба", "в", "где", "жзиклмн", "", "прст", "ба"]
 SAMPLED = Sampling(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.1, seed=5)

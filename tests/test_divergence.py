@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from inspector import divergence
 from inspector.bench.tiny import tiny_model
-from inspector.divergence import Call, condensed, differences, diverge, record, rounding_of, spans, worst
+from inspector.compare import divergence
+from inspector.compare.divergence import Call, condensed, differences, diverge, record, rounding_of, spans, worst
 from inspector.loading.loaded import Loaded, attach
 from inspector.parts.precision import in_dtype
 from inspector.parts.watching import states

@@ -18,13 +18,13 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
+from inspector.compare.verifying import verify
 from inspector.loading import finding, loading
 from inspector.loading.finding import ASSETS, DEFAULT, FALLBACK, LoadError, embedded, find, hub_answers, is_cached
 from inspector.loading.loading import load, load_default, outline
 from inspector.loop.decoding import run as generate
 from inspector.parts.splitting import SplitError
 from inspector.records.generation import Origin, Sampling
-from inspector.verifying import verify
 
 EMBEDDED = pytest.mark.parametrize("name", ["names-expert", "names-qwen2"])
 

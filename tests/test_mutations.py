@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inspector import mutations
 from inspector.bench.tiny import tiny_model
+from inspector.compare import mutations
+from inspector.compare.mutations import MUTATIONS, NotApplicable, Patient, mutate
 from inspector.loading.loaded import Loaded, attach
 from inspector.models.adapter import BUILDERS
-from inspector.mutations import MUTATIONS, NotApplicable, Patient, mutate
 from inspector.records.as_json import from_json, to_json
 from inspector.records.comparison import Place, Planted
 

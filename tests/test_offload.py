@@ -14,12 +14,12 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from inspector.cli.options import memory_limits
+from inspector.compare.verifying import verify
 from inspector.loading.loading import LoadError, load
 from inspector.loop.decoding import decode_with_logits
 from inspector.parts.structure import tree
 from inspector.records.generation import Sampling
 from inspector.training.tokenizer import character_tokenizer
-from inspector.verifying import verify
 
 KINDS = pytest.mark.parametrize("kind", ["qwen2", "gemma2"])
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

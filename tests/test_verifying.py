@@ -8,13 +8,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForCausalLM
 
-from inspector.loading.loaded import attach
-from inspector.loop.decoding import decode
-from inspector.loop.sampling import apply_filters, bounds_of
-from inspector.parts.precision import LiftedCasts, in_float64
-from inspector.parts.splitting import Split
-from inspector.records.generation import Origin, Sampling
-from inspector.verifying import (
+from inspector.compare.verifying import (
     Side,
     compare,
     decision,
@@ -24,6 +18,12 @@ from inspector.verifying import (
     verify,
     without_checkpoint_settings,
 )
+from inspector.loading.loaded import attach
+from inspector.loop.decoding import decode
+from inspector.loop.sampling import apply_filters, bounds_of
+from inspector.parts.precision import LiftedCasts, in_float64
+from inspector.parts.splitting import Split
+from inspector.records.generation import Origin, Sampling
 
 GREEDY = Sampling(temperature=0)
 DRAWN_SETTINGS = dict(temperature=0.8, top_k=12, top_p=0.9, repetition_penalty=1.2, seed=3)

@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..compare.verifying import verify
 from ..loading.finding import first_line, quiet
 from ..loading.loaded import Loaded, attach
 from ..parts.costs import costs, kv_numbers_per_token
@@ -20,7 +21,6 @@ from ..parts.roles import roles, unrecognised
 from ..parts.splitting import SplitError
 from ..parts.structure import Running
 from ..records.generation import Sampling
-from ..verifying import verify
 from .tiny import NOT_ALONE, tiny_model, types
 
 PROMPT = (5, 17, 29, 41, 53)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from ..compare.verifying import explicit_settings, with_generate, without_checkpoint_settings
 from ..loop.decoding import LISTED, loop, next_logits
 from ..loop.sampling import apply_filters, draw, new_generator
 from ..parts.costs import MULTIPLY_ADD, work_per_token
 from ..parts.roles import roles
 from ..parts.structure import Running
 from ..records.generation import Sampling
-from ..verifying import explicit_settings, with_generate, without_checkpoint_settings
 
 LENGTHS = (32, 128, 512)
 # Qwen2.5-0.5B: (in, out) of a layer's q, k, v, o, gate, up and down, and of the head

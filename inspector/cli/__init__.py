@@ -252,7 +252,7 @@ def verify(
     )
     console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits)
-    from ..verifying import verify as compare
+    from ..compare.verifying import verify as compare
 
     sampling, _ = settings(m, flags, seed, checkpoint_settings)
     verdict = compare(m, m.encode(prompt, system, raw), sampling, max_new_tokens)

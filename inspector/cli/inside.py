@@ -278,7 +278,7 @@ def diverge(
     options = dict(device=device, trust_remote_code=trust_remote_code)
     models = [loaded(name, dtype=dtype, **options) for name, dtype in ((a, dtype_a), (b, dtype_b))]
     with Console(stderr=True).status(t("comparing …", "сравнение …")):
-        from ..divergence import diverge as compare
+        from ..compare.divergence import diverge as compare
 
         speaker = models[1] if models[0].tokenizer is None else models[0]
         result = compare(*models, speaker.encode(prompt, system, raw), max_new_tokens)
@@ -302,7 +302,7 @@ def mutate(
     t = translator(language)
     console = quiet_when(json_path)
     m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    from ..mutations import mutate as plant
+    from ..compare.mutations import mutate as plant
 
     rows = []
     with Console(stderr=True).status("") as status:

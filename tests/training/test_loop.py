@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
 
+from inspector.compare.verifying import verify
 from inspector.loading.loading import load
 from inspector.training.loop import (
     IGNORED,
@@ -30,7 +31,6 @@ from inspector.training.loop import (
 )
 from inspector.training.report import METRICS
 from inspector.training.tokenizer import character_tokenizer
-from inspector.verifying import verify
 
 LINES = ["анна", "инна", "нина", "нинина", "ана", "инан", "аннина", "на"]
 HELD_OUT = ["нан", "иннан"]

@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .loading.loaded import Loaded
-from .loading.texts import check_request
-from .loop.decoding import next_logits
-from .parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
-from .parts.roles import modules_by_role, roles
-from .parts.watching import watched
-from .records.comparison import ComponentGap, Divergence, Flip, Gap, Place
+from ..loading.loaded import Loaded
+from ..loading.texts import check_request
+from ..loop.decoding import next_logits
+from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
+from ..parts.roles import modules_by_role, roles
+from ..parts.watching import watched
+from ..records.comparison import ComponentGap, Divergence, Flip, Gap, Place
 
 AT_ONCE = 2**24  # numbers of two tensors that are compared in float64 at a time: logits of a long prompt are a gigabyte
 Rows = dict[tuple[str, str], Tensor]  # (role, "input" or "output") → the largest difference [R] of each row of the tensor

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..inside.attention import ChangedAttention
+from ..loading.loaded import Loaded, attach
+from ..models import GroupedQueryAttention, RotaryEmbedding
+from ..parts.heads import forward, logits_of
+from ..parts.splitting import input_embedding, probe_ids
+from ..parts.watching import first_tensor, watched
+from ..records.comparison import Place, Planted
 from .divergence import diverge, parents, record, roles_of
-from .inside.attention import ChangedAttention
-from .loading.loaded import Loaded, attach
-from .models import GroupedQueryAttention, RotaryEmbedding
-from .parts.heads import forward, logits_of
-from .parts.splitting import input_embedding, probe_ids
-from .parts.watching import first_tensor, watched
-from .records.comparison import Place, Planted
 
 Words = tuple[str, str]  # in English and in Russian
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from .loop.decoding import decode_with_logits
-from .loop.sampling import Bounds, apply_filters, bounds_of, draw, new_generator
-from .parts.heads import logits_of
-from .parts.precision import LiftedCasts, in_float64
-from .records.comparison import Verdict, first_difference
-from .records.generation import Sampling
+from ..loop.decoding import decode_with_logits
+from ..loop.sampling import Bounds, apply_filters, bounds_of, draw, new_generator
+from ..parts.heads import logits_of
+from ..parts.precision import LiftedCasts, in_float64
+from ..records.comparison import Verdict, first_difference
+from ..records.generation import Sampling
 
 
 @dataclass(frozen=True)
