@@ -17,7 +17,12 @@ import typer
 from inspector.cli import entry, options
 from inspector.render import terminal
 from inspector.render.screen import LiveSteps, Screen
+from inspector.render.settings import settings_line
+from inspector.render.steps import candidate_table, fed_panel, text_panel
+from inspector.render.tables import notice, section, title
 from inspector.render.text import translator
+from inspector.render.trees import parts_explained, split_table, trees
+from inspector.render.verdicts import comparison_table, growth_table, verdict_line
 
 QWEN_PROMPT = "Назови одну русскую фамилию, которая начинается на «Крас». Ответь только фамилией."
 NAMES_PROMPT = "Крас"
@@ -86,7 +91,7 @@ def main(
         greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size, bad_words, force_bos, force_eos
     )
     screen = Screen(save_screen, options.quiet_when(json_path))
-    screen.show(terminal.title(t))
+    screen.show(title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
     from inspector import decode, verify
@@ -110,32 +115,32 @@ def main(
         screen.show(terminal.stand_in(loading.DEFAULT, names[0], t))
 
     # 1. What they are made of.
-    screen.show(terminal.section(t("1. The module trees", "1. Деревья модулей")))
+    screen.show(section(t("1. The module trees", "1. Деревья модулей")))
     nodes = [tree(m.model, m.split) for m in models]
-    screen.show(terminal.trees(nodes, names, screen.console.width, t), terminal.parts_explained(t, *nodes))
+    screen.show(trees(nodes, names, screen.console.width, t), parts_explained(t, *nodes))
 
     # 2. The split, proved when the models were loaded.
-    screen.show(terminal.section(t("2. The split and its proof", "2. Разделение и его доказательство")))
-    screen.show(terminal.split_table([(m.origin.name, m.split.backbone_name, m.split.describe(), m.split.probe) for m in models], t))
+    screen.show(section(t("2. The split and its proof", "2. Разделение и его доказательство")))
+    screen.show(split_table([(m.origin.name, m.split.backbone_name, m.split.describe(), m.split.probe) for m in models], t))
 
     # 3. From text to token ids.
-    screen.show(terminal.section(t("3. The tokens that are fed", "3. Токены на входе")))
+    screen.show(section(t("3. The tokens that are fed", "3. Токены на входе")))
     for m, text, row in zip(models, prompts, ids, strict=True):
-        screen.show(terminal.fed_panel(m.origin.name, [m.texts.token(i) for i in row], m.unknown(text), t))
+        screen.show(fed_panel(m.origin.name, [m.texts.token(i) for i in row], m.unknown(text), t))
 
     # 4. One step by hand, and the proof that the loop does the same.
-    screen.show(terminal.section(t("4. One step by hand", "4. Один шаг вручную")))
+    screen.show(section(t("4. One step by hand", "4. Один шаг вручную")))
     first = []
     for m, row, (sampling, origins), steps in zip(models, ids, settings, loops, strict=True):
         token_id, stages = one_step(m, row, sampling, max_new_tokens)
         first.append(next(steps))
         assert token_id == first[-1].token.id, "the step by hand and the loop chose different tokens"
         listed = {name: [float(p_V[c.token.id]) for c in first[-1].candidates] for name, p_V in stages.items()}
-        screen.show(terminal.section(m.origin.name), terminal.settings_line(sampling, origins, t))
-        screen.show(terminal.candidate_table(first[-1], listed, t, screen.console.width))
+        screen.show(section(m.origin.name), settings_line(sampling, origins, t))
+        screen.show(candidate_table(first[-1], listed, t, screen.console.width))
 
     # 5. The loop: the same step again and again, until the models end it.
-    screen.show(terminal.section(t("5. The loop, step by step", "5. Цикл по шагам")))
+    screen.show(section(t("5. The loop, step by step", "5. Цикл по шагам")))
     rows = []
     try:
         with LiveSteps(screen, names, t) as live:
@@ -143,28 +148,28 @@ def main(
                 rows.append(row)
                 live.add(row)
     except KeyboardInterrupt:
-        screen.show(terminal.notice([t("stopped; what there is follows", "остановлено; дальше то, что есть")], "Ctrl-C"))
+        screen.show(notice([t("stopped; what there is follows", "остановлено; дальше то, что есть")], "Ctrl-C"))
     runs = []
     for i, m in enumerate(models):
         steps = [row[i] for row in rows if row[i] is not None]
         runs.append(make_run(m, ids[i], samplings[i], max_new_tokens, steps, settings[i][1]))
 
     # 6. Are the parts, run by hand, the model?
-    screen.show(terminal.section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
+    screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
     verdicts = [verify(m, row, run.sampling, len(run.steps)) for m, row, run in zip(models, ids, runs, strict=True)]
     for name, verdict in zip(names, verdicts, strict=True):
-        screen.show(terminal.verdict_line(name, verdict, t))
+        screen.show(verdict_line(name, verdict, t))
     lines = [code_lines(getsource(by_generate)), code_lines(Path(__file__).read_text(encoding="utf8"))]
-    screen.show(terminal.comparison_table(models[0].split.backbone_name, models[0].split.head_name, verdicts[0], lines, t))
+    screen.show(comparison_table(models[0].split.backbone_name, models[0].split.head_name, verdicts[0], lines, t))
 
     # 7. What came out, and what it cost.
-    screen.show(terminal.section(t("7. Texts and times", "7. Тексты и время")))
+    screen.show(section(t("7. Texts and times", "7. Тексты и время")))
     for text, run in zip(prompts, runs, strict=True):
-        screen.show(terminal.text_panel(text, run, t))
+        screen.show(text_panel(text, run, t))
     times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
     if nodes[0].parameters != QWEN_PARAMETERS:
         times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
-    screen.show(terminal.growth_table(times, t), terminal.closing(t))
+    screen.show(growth_table(times, t), terminal.closing(t))
     screen.close("python inference.py")
     if json_path:
         options.write_json(json_path, dict(runs=runs, verdicts=verdicts))

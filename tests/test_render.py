@@ -13,7 +13,12 @@ from inspector.records.generation import Candidate, Run, Sampling, Setting, Step
 from inspector.records.structure import Costs, ModuleNode
 from inspector.render import terminal
 from inspector.render.screen import LiveSteps, Screen
+from inspector.render.settings import FILTER_NAMES, settings_line, settings_remarks, settings_table
+from inspector.render.steps import candidate_table, fed_panel, steps_table, text_panel
+from inspector.render.tables import notice, section, title
 from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
+from inspector.render.trees import parts_explained, split_table, tree_difference, tree_panel, trees
+from inspector.render.verdicts import LEVEL_STYLES, comparison_table, growth_table, verdict_line
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "[bold]\x1b[31m\u202e\n"
@@ -112,34 +117,34 @@ def everything(width: int, language: str) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     stages = {"temperature": [0.6, 0.3, 0.05], "top_p": [0.66, 0.34, 0.0]}
     for renderable in (
-        terminal.title(t),
+        title(t),
         terminal.origins([("names", "embedded", "torch.float32", "cpu")], t),
         terminal.stand_in("a/b", "names", t),
-        terminal.trees([TREE, TREE], ["one", "two"], width, t),
-        terminal.parts_explained(t),
-        terminal.split_table([("names", "model", "Linear(32→65, tied)", 8)], t),
-        terminal.fed_panel("names", RUN.prompt, ["q"], t),
-        terminal.fed_panel("long", [Token(i, "а") for i in range(100)], [], t),
-        terminal.settings_line(
+        trees([TREE, TREE], ["one", "two"], width, t),
+        parts_explained(t),
+        split_table([("names", "model", "Linear(32→65, tied)", 8)], t),
+        fed_panel("names", RUN.prompt, ["q"], t),
+        fed_panel("long", [Token(i, "а") for i in range(100)], [], t),
+        settings_line(
             Sampling(temperature=0.8, top_k=5, seed=1),
             dict.fromkeys(("repetition_penalty", "temperature", "top_k", "top_p", "seed"), "flag"),
             t,
         ),
-        terminal.settings_line(
+        settings_line(
             Sampling(temperature=0, no_repeat_ngram_size=3, bad_words_ids=((5,), (7, 8)), suppress_tokens=(1, 2, 3, 4, 5), min_p=0.1),
             dict.fromkeys(vars(Sampling()), "checkpoint"),
             t,
         ),
-        terminal.settings_table(ROWS, t),
-        terminal.settings_remarks(ROWS, t),
-        terminal.candidate_table(STEP, stages, t),
-        terminal.candidate_table(BANNED, dict(no_repeat_ngram_size=[0.5, 0.3, 0.0], bad_words_ids=[0.5, 0.3, 0.0]) | stages, t, width),
-        terminal.steps_table(["one"], [[BANNED]], width, t),
-        terminal.steps_table(["one", "two"], [[STEP, STEP], [LAST, None]], width, t),
-        *(terminal.verdict_line("names", v, t) for v in VERDICTS),
-        terminal.comparison_table("model", "lm_head", VERDICTS[0], [11, 135], t),
-        terminal.growth_table({"names": {8: 0.0012, 32: 1.5}, "other": {8: 0.2}}, t),
-        terminal.text_panel("К", RUN, t),
+        settings_table(ROWS, t),
+        settings_remarks(ROWS, t),
+        candidate_table(STEP, stages, t),
+        candidate_table(BANNED, dict(no_repeat_ngram_size=[0.5, 0.3, 0.0], bad_words_ids=[0.5, 0.3, 0.0]) | stages, t, width),
+        steps_table(["one"], [[BANNED]], width, t),
+        steps_table(["one", "two"], [[STEP, STEP], [LAST, None]], width, t),
+        *(verdict_line("names", v, t) for v in VERDICTS),
+        comparison_table("model", "lm_head", VERDICTS[0], [11, 135], t),
+        growth_table({"names": {8: 0.0012, 32: 1.5}, "other": {8: 0.2}}, t),
+        text_panel("К", RUN, t),
     ):
         console.print(renderable)
     return console.file.getvalue()
@@ -158,13 +163,13 @@ def test_golden(width, language, request):
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_candidates_through_all_filters_lose_nothing_at_any_width(width):
-    stages = {name: [0.5 - 0.01 * i, 0.3, 0.0] for i, name in enumerate(terminal.FILTER_NAMES)}
+    stages = {name: [0.5 - 0.01 * i, 0.3, 0.0] for i, name in enumerate(FILTER_NAMES)}
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(terminal.candidate_table(STEP, stages, translator("en"), width))
+    console.print(candidate_table(STEP, stages, translator("en"), width))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     heads = [line for line in lines if line.startswith("token")]
-    for name in ("logit", "p before", *terminal.FILTER_NAMES.values(), "q", "p/q"):
+    for name in ("logit", "p before", *FILTER_NAMES.values(), "q", "p/q"):
         assert sum(f" {name} " in f"{head} " for head in heads) == 1, name
     assert sum("0.3600" in line for line in lines) == 1 and "◀ chosen" in console.file.getvalue()
     assert all("«" in line for line in lines if "0.3000" in line)
@@ -174,8 +179,8 @@ def test_what_costs_do_not_tell_is_said_of_each_of_two_trees():
     plain = Costs(16, 100, 90, {"float32": 400}, {"float32": 8, "bfloat16": 4}, 200, 20)
     strange = replace(plain, cache_bytes={}, left_out=3, quantised="gptq")
     console = Console(width=160, file=io.StringIO(), color_system=None)
-    console.print(terminal.tree_difference([], ("a", HOSTILE), (plain, strange), translator("en")))
-    console.print(terminal.tree_difference([], ("a", "b"), (plain, replace(plain, left_out=3)), translator("ru")))
+    console.print(tree_difference([], ("a", HOSTILE), (plain, strange), translator("en")))
+    console.print(tree_difference([], ("a", "b"), (plain, replace(plain, left_out=3)), translator("ru")))
     shown = console.file.getvalue()
     name = visible(HOSTILE)
     assert f"{name}: modules with weights and no known role: 3; FLOPs may leave them out, and the cache is not told\n" in shown
@@ -186,11 +191,11 @@ def test_what_costs_do_not_tell_is_said_of_each_of_two_trees():
 def test_every_filter_has_a_short_name():
     from inspector.loop.sampling import FILTERS, GREEDY
 
-    assert list(terminal.FILTER_NAMES) == [*FILTERS, GREEDY]
+    assert list(FILTER_NAMES) == [*FILTERS, GREEDY]
 
 
 def test_every_level_has_a_style():
-    assert set(terminal.LEVEL_STYLES) == set(LEVELS)
+    assert set(LEVEL_STYLES) == set(LEVELS)
 
 
 @pytest.mark.parametrize(
@@ -219,20 +224,20 @@ def test_hostile_text_is_shown_in_every_panel_and_never_obeyed(terminal_output):
     step = Step(0, 1, (Candidate(token, 1.0, 1.0, 1.0),), 0.0, 0.0, {}, token, 1, HOSTILE, 0.1, "eos")
     run = Run(HOSTILE, HOSTILE, "float32", "cpu", (token,), Sampling(seed=0), {}, 1, (step,), "eos", HOSTILE)
     for renderable in (
-        terminal.fed_panel(HOSTILE, [token], [HOSTILE], t),
-        terminal.steps_table([HOSTILE], [[step]], 100, t),
-        terminal.steps_table([HOSTILE, HOSTILE], [[step, step]], 120, t),
-        terminal.candidate_table(step, {}, t),
-        terminal.text_panel(HOSTILE, run, t),
-        terminal.verdict_line(HOSTILE, VERDICTS[0], t),
-        terminal.tree_panel(TREE, HOSTILE, 100, t),
-        terminal.split_table([(HOSTILE, "m", "h", 8)], t),
+        fed_panel(HOSTILE, [token], [HOSTILE], t),
+        steps_table([HOSTILE], [[step]], 100, t),
+        steps_table([HOSTILE, HOSTILE], [[step, step]], 120, t),
+        candidate_table(step, {}, t),
+        text_panel(HOSTILE, run, t),
+        verdict_line(HOSTILE, VERDICTS[0], t),
+        tree_panel(TREE, HOSTILE, 100, t),
+        split_table([(HOSTILE, "m", "h", 8)], t),
         terminal.origins([(HOSTILE, "hub", "f", "cpu")], t),
-        terminal.growth_table({HOSTILE: {1: 1.0}}, t),
-        terminal.section(HOSTILE),
-        terminal.notice([HOSTILE], HOSTILE),
-        terminal.settings_table([Setting("stop_strings", None, None, "no", (HOSTILE,), "checkpoint")], t),
-        terminal.settings_remarks([Setting("stop_strings", None, None, "no", HOSTILE, "checkpoint", notes=("missing",))], t),
+        growth_table({HOSTILE: {1: 1.0}}, t),
+        section(HOSTILE),
+        notice([HOSTILE], HOSTILE),
+        settings_table([Setting("stop_strings", None, None, "no", (HOSTILE,), "checkpoint")], t),
+        settings_remarks([Setting("stop_strings", None, None, "no", HOSTILE, "checkpoint", notes=("missing",))], t),
     ):
         console.file = io.StringIO()
         console.print(renderable)

@@ -18,7 +18,11 @@ from ..records.as_json import to_json
 from ..records.comparison import LEVELS
 from ..render import terminal
 from ..render.screen import LiveSteps, Screen, drop_output
+from ..render.settings import settings_line, settings_remarks, settings_table
+from ..render.steps import continuations, fed_panel, text_panel
 from ..render.text import translator, visible
+from ..render.trees import parts_explained, tree_difference, tree_panel
+from ..render.verdicts import coverage_table, verdict_line
 from .bench import bench
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
@@ -90,13 +94,13 @@ def tree(
     if diff is None:
         node, costs = trees[0]
         node = node if depth is None else node.cut(depth)
-        console.print(terminal.tree_panel(node, model, console.width, t, costs))
-        console.print(terminal.parts_explained(t, node))
+        console.print(tree_panel(node, model, console.width, t, costs))
+        console.print(parts_explained(t, node))
         result = dict(tree=to_json(node), costs=to_json(costs))
     else:
         (a, costs_a), (b, costs_b) = trees
         rows = [row for row in differences(a, b) if depth is None or row.role.count(".") < depth]
-        console.print(terminal.tree_difference(rows, (model, diff), (costs_a, costs_b), t))
+        console.print(tree_difference(rows, (model, diff), (costs_a, costs_b), t))
         result = dict(models=[model, diff], roles=[to_json(row) | dict(equal=row.equal) for row in rows], costs=to_json([costs_a, costs_b]))
     if json_path:
         write_json(json_path, result)
@@ -167,16 +171,16 @@ def run(
 
         limit = "flag" if context.get_parameter_source("max_new_tokens").name == "COMMANDLINE" else "default"
         rows = explained(m, len(ids or [0]), sampling, max_new_tokens, origins | {"max_new_tokens": limit}, checkpoint_settings)
-        screen.show(terminal.settings_table(rows, t), terminal.settings_remarks(rows, t))
+        screen.show(settings_table(rows, t), settings_remarks(rows, t))
     if lines:
         result = run_lines(m, prompts, lines, system, raw, sampling, origins, max_new_tokens, batch_size, processes, screen, t)
     else:
         check_request(len(ids), max_new_tokens, m.context_length)
-        screen.show(terminal.fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t))
-        screen.show(terminal.settings_line(sampling, origins, t))
+        screen.show(fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t))
+        screen.show(settings_line(sampling, origins, t))
         with LiveSteps(screen, [model], t) as live:
             result = generate(m, ids, sampling, max_new_tokens, origins, on_step=lambda step: live.add([step]))
-        screen.show(terminal.text_panel(prompt or "", result, t))
+        screen.show(text_panel(prompt or "", result, t))
     if json_path:
         write_json(json_path, result)
 
@@ -195,7 +199,7 @@ def run_lines(m, file, lines, system, raw, sampling, origins, max_new_tokens, ba
             raise ValueError(f"{file}, line {number}: {error}") from None
     texts = [text for _, text in lines]
     unknown = list(dict.fromkeys(character for text in texts for character in m.unknown(text)))
-    screen.show(terminal.settings_line(sampling, origins, t))
+    screen.show(settings_line(sampling, origins, t))
     with Console(stderr=True, quiet=processes.rank > 0).status("") as status:
 
         def show(prompt: int, step) -> None:
@@ -207,7 +211,7 @@ def run_lines(m, file, lines, system, raw, sampling, origins, max_new_tokens, ba
             if processes.rank > 0:  # the first process says it
                 raise typer.Exit(2) from None
             raise
-    screen.show(terminal.continuations(texts, runs, unknown, t))
+    screen.show(continuations(texts, runs, unknown, t))
     return runs
 
 
@@ -256,7 +260,7 @@ def verify(
 
     sampling, _ = settings(m, flags, seed, checkpoint_settings)
     verdict = compare(m, m.encode(prompt, system, raw), sampling, max_new_tokens)
-    console.print(terminal.verdict_line(model, verdict, t))
+    console.print(verdict_line(model, verdict, t))
     if json_path:
         write_json(json_path, verdict)
     if not verdict.holds(require):
@@ -281,7 +285,7 @@ def coverage(
         for row in todo:
             rows.append(row)
             status.update(Text(f"{len(rows)} types, the last was {row.model_type}"))
-    console.print(terminal.coverage_table(bench.HEADS, [bench.cells(row) for row in rows], console.width))
+    console.print(coverage_table(bench.HEADS, [bench.cells(row) for row in rows], console.width))
     for name, number in bench.totals(rows).items():
         console.print(f"{number:4} {name}", markup=False)
     if markdown:

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.text import Text
 
 from ..records.generation import Sampling
-from ..render import effects, speculation, terminal
+from ..render import effects, speculation
 from ..render.names import names_view
 from ..render.screen import QuietConsole
+from ..render.tables import table
 from ..render.text import translator
 from .options import (
     Device,
@@ -76,7 +77,7 @@ def bench_loop(
     if not rows:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
     heads = ("context", "hand ms", "generate ms", "ratio", "recording %", "limit ms", "to limit")
-    result = terminal.table(*heads, numbers=range(len(heads)))
+    result = table(*heads, numbers=range(len(heads)))
     for row in rows:
         result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     QuietConsole(highlight=False).print(result)
@@ -99,10 +100,10 @@ def bench_trace(
     from ..bench.trace import by_role, measure
 
     rows, roles = measure(m, tokens, rounds), by_role(m, tokens, rounds)
-    result = terminal.table("way", "tokens", "components", "ms", "to plain", numbers=range(1, 5))
+    result = table("way", "tokens", "components", "ms", "to plain", numbers=range(1, 5))
     for row in rows:
         result.add_row(row["way"], str(row["tokens"]), str(row["components"]), f"{row['ms']:.2f}", f"{row['to_plain']:.3f}")
-    own = terminal.table("statistics of", "components", "numbers", "ms", "% of the pass", numbers=range(1, 5))
+    own = table("statistics of", "components", "numbers", "ms", "% of the pass", numbers=range(1, 5))
     for row in roles:
         own.add_row(row["role"], str(row["components"]), f"{row['numbers']:,}", f"{row['ms']:.2f}", f"{100 * row['share']:.2f}")
     console = QuietConsole(highlight=False)

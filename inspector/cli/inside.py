@@ -11,7 +11,9 @@ from rich.text import Text
 
 from ..records.effects import Intervention
 from ..records.inside import Trace
-from ..render import effects, inside, mechanisms, parting, terminal
+from ..render import effects, inside, mechanisms, parting
+from ..render.steps import fed_panel
+from ..render.tables import notice
 from ..render.text import translator, visible
 from .options import (
     DTYPE_HELP,
@@ -97,7 +99,7 @@ def trace(
         model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits, finite=False
     )
     ids = m.encode(prompt or "", system, raw)
-    fed = terminal.fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t)
+    fed = fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t)
     refused = []
     try:
         with Console(stderr=True).status(t("reading the prompt …", "чтение промпта …")):
@@ -115,7 +117,7 @@ def trace(
                     except InvariantError as error:
                         refused.append(str(error))
     except InvariantError as error:  # the view would show what is not so
-        (Console(stderr=True) if console.quiet else console).print(terminal.notice([str(error)], t("Not shown", "Не показано")))
+        (Console(stderr=True) if console.quiet else console).print(notice([str(error)], t("Not shown", "Не показано")))
         raise typer.Exit(1) from None
     console.print(fed)
     if lens:
@@ -125,7 +127,7 @@ def trace(
     else:
         console.print(inside.trace_view(result, t), *mechanisms.mechanism_views(result, console.width, t))
         for reason in refused:
-            (Console(stderr=True) if console.quiet else console).print(terminal.notice([reason], t("Not shown", "Не показано")))
+            (Console(stderr=True) if console.quiet else console).print(notice([reason], t("Not shown", "Не показано")))
     if tensors is not None:
         console.print(Text(t(f"outputs saved in {visible(str(tensors))}", f"выходы сохранены в {visible(str(tensors))}")))
     if json_path:
@@ -170,7 +172,7 @@ def contributions(
     ids = m.encode(prompt, system, raw)
     check_request(len(ids), 1, m.context_length)
     record = sum_up(m, ids, None if token is None else m.token_id(token), heads)
-    console.print(terminal.fed_panel(model, record.prompt, m.unknown(prompt), t))
+    console.print(fed_panel(model, record.prompt, m.unknown(prompt), t))
     console.print(effects.contributions_view(record, console.width, t, top))
     if json_path:
         write_json(json_path, record)
@@ -213,9 +215,9 @@ def intervene(
     for given in (ids, *sources.values()):
         check_request(len(given), 1, m.context_length)
     record = effect(m, ids, wanted, sources)
-    console.print(terminal.fed_panel(model, record.prompt, m.unknown(prompt), t))
+    console.print(fed_panel(model, record.prompt, m.unknown(prompt), t))
     if sources:
-        console.print(terminal.fed_panel("--from", [m.texts.token(id) for id in sources[source]], m.unknown(source), t))
+        console.print(fed_panel("--from", [m.texts.token(id) for id in sources[source]], m.unknown(source), t))
         if len(sources[source]) != len(ids):
             console.print(
                 t(

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..records.effects import Check, Contributions, Effect, Intervention, Term
-from .terminal import table
+from .tables import table
 from .text import Translate, chance, quoted
 
 

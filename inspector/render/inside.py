@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..records.generation import Token
 from ..records.inside import Attention, AttentionMap, Lens, NotFinite, Statistics, Trace
-from .terminal import table
+from .tables import table
 from .text import Translate, chance, duration, quoted, tokens_of, visible
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -6,7 +6,7 @@ Texts come in English and Russian: every function takes ``t``, which picks one o
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .terminal import table
+from .tables import table
 from .text import Translate, visible
 
 

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..records.comparison import Divergence, Gap, Place, Planted
-from .terminal import WIDE, table
+from .tables import WIDE, table
 from .text import Translate, quoted, tokens_of, visible
 
 

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from ..files import check_writable, write_whole
 from ..records.generation import Step
-from .terminal import WIDE, steps_table
+from .steps import steps_table
+from .tables import WIDE
 from .text import Translate
 
 

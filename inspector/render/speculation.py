@@ -3,7 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .terminal import table
+from .tables import table
 from .text import Translate
 
 

@@ -1,0 +1,111 @@
+"""Verdicts and measurements for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from ..records.comparison import Verdict
+from .tables import table
+from .text import Translate, duration, tokens_of, visible
+
+LEVEL_STYLES = {"bitwise": "bold green", "rounding": "green", "tokens": "yellow", "near-tie": "yellow", "different": "bold red"}
+
+
+def verdict_line(name: str, verdict: Verdict, t: Translate) -> RenderableType:
+    """A comparison with ``model.generate()``: the level and the numbers it rests on."""
+    sampling = verdict.sampling
+    how = t("greedy", "жадно") if sampling.greedy else f"T={sampling.temperature:g}, seed {sampling.seed}"
+    line = Text.assemble((verdict.level, LEVEL_STYLES[verdict.level]), f" · {visible(name)} · {how} · ")
+    n = len(verdict.tokens_hand)
+    if verdict.level == "bitwise":
+        return line + Text(
+            t(
+                f"{tokens_of(n, t)} and every logit equal generate()'s, bit for bit",
+                f"{tokens_of(n, t)} и все логиты равны generate() бит в бит",
+            )
+        )
+    if verdict.level in ("rounding", "tokens"):
+        line.append(t(f"{tokens_of(n, t)}, all equal", f"{tokens_of(n, t)}, все равны"))
+    else:
+        line.append(
+            t(
+                f"the tokens part at step {verdict.first_token_difference + 1}",
+                f"токены расходятся на шаге {verdict.first_token_difference + 1}",
+            )
+        )
+    if verdict.margin is None and verdict.level == "different":
+        line.append(t(", where one side has stopped", ", где одна сторона остановилась"))
+    elif verdict.margin is not None:
+        line.append(
+            t(
+                f": the margin was {verdict.margin:.2g}, the sides differ on it by {verdict.observed_error:.2g}",
+                f": запас был {verdict.margin:.2g}, стороны разошлись в нём на {verdict.observed_error:.2g}",
+            )
+        )
+    if verdict.cause:
+        line.append(f"; {visible(verdict.cause)}")
+    where, size = verdict.first_difference + 1, f"{verdict.max_difference:.2g}"
+    hand, generate, floor = (f"{error:.2g}" for error in (verdict.error_hand, verdict.error_generate, verdict.floor))
+    line.append(t(f"; logits first differ at step {where}, by up to {size}", f"; логиты впервые различаются на шаге {where}, до {size}"))
+    line.append(
+        t(
+            f"; own rounding errors: by hand {hand}, generate() {generate}; floor of the float64 reference {floor}",
+            f"; свои ошибки округления: вручную {hand}, generate() {generate}; предел эталона float64 {floor}",
+        )
+    )
+    return line
+
+
+def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence[int], t: Translate) -> RenderableType:
+    """By hand beside ``model.generate()``, with what this run measured; ``lines`` of code, of generate's call and of the lesson."""
+    n_hand, n_generate = len(verdict.tokens_hand), len(verdict.tokens_generate)
+    own = t("our own, with a ledger", "своё, с протоколом")
+    off = t("off here, to compare like with like; on by default", "здесь выключен для равных условий; по умолчанию включён")
+    rows = (
+        (
+            t("calls", "вызовы"),
+            t("1, the loop is inside", "1, цикл внутри"),
+            t(f"{n_hand} × backbone, {n_hand} × head", f"{n_hand} × backbone, {n_hand} × голова"),
+        ),
+        (
+            t("forward pass", "прямой проход"),
+            t("model(ids), a black box", "model(ids), чёрный ящик"),
+            f"model.{backbone}(ids) → model.{head}(…)",
+        ),
+        (t("sampling", "сэмплирование"), t("built in", "встроенное"), own),
+        ("KV-cache", off, t("none", "нет")),
+        (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
+        (t("lines of code", "строк кода"), t(f"{lines[0]}, the call", f"{lines[0]}, вызов"), f"{lines[1]}, inference.py"),
+        (t("time per token", "время на токен"), duration(verdict.seconds_generate / n_generate), duration(verdict.seconds_hand / n_hand)),
+    )
+    result = table(t("aspect", "аспект"), "model.generate()", t("by hand", "вручную"), wide=(1, 2))
+    for row in rows:
+        result.add_row(*(Text(cell) for cell in row))
+    return result
+
+
+def growth_table(times: dict[str, dict[int, float]], t: Translate) -> RenderableType:
+    """Seconds per step by hand at several context lengths: model → length → seconds."""
+    lengths = sorted({length for row in times.values() for length in row})
+    result = table(t("backbone + head at N tokens", "backbone + голова, N токенов"), *map(str, lengths), numbers=range(1, len(lengths) + 1))
+    for name, row in times.items():
+        result.add_row(Text(visible(name)), *(duration(row[length]) if length in row else "–" for length in lengths))
+    return result
+
+
+def coverage_table(heads: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> RenderableType:
+    """What became of each model type: (type, head, …figures…, reason) a row; on a narrow terminal head and reason below the figures."""
+    if width >= 140:
+        result = table(*heads, wide=(1, len(heads) - 1))
+        for row in rows:
+            result.add_row(*map(Text, row))
+        return result
+    lines = []
+    for name, head, *figures, reason in rows:
+        labels = ("", "", "", *(f"{head} " for head in heads[5:-1]))  # levels speak for themselves
+        said = " · ".join(f"{label}{value}" for label, value in zip(labels, figures, strict=True) if value != "–")
+        lines.append(Text.assemble((name, "bold"), "  ", (said, "dim")))
+        lines += [Padding(Text(text, style), (0, 0, 0, 4)) for text, style in ((head, "green"), (reason, "yellow")) if text != "–"]
+    return Group(*lines)
