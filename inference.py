@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from inspector.cli import entry, options
-from inspector.render import terminal
+from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import settings_line
 from inspector.render.steps import candidate_table, fed_panel, text_panel
@@ -110,9 +110,9 @@ def main(
     settings = [options.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
-    screen.show(terminal.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t))
+    screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t))
     if model is None and names[0] != loading.DEFAULT:
-        screen.show(terminal.stand_in(loading.DEFAULT, names[0], t))
+        screen.show(lesson.stand_in(loading.DEFAULT, names[0], t))
 
     # 1. What they are made of.
     screen.show(section(t("1. The module trees", "1. Деревья модулей")))
@@ -169,7 +169,7 @@ def main(
     times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
     if nodes[0].parameters != QWEN_PARAMETERS:
         times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
-    screen.show(growth_table(times, t), terminal.closing(t))
+    screen.show(growth_table(times, t), lesson.closing(t))
     screen.close("python inference.py")
     if json_path:
         options.write_json(json_path, dict(runs=runs, verdicts=verdicts))

@@ -8,37 +8,42 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Loaded": "loaded",
+    "Loaded": "loading.loaded",
     "Run": "records.generation",
     "Sampling": "records.generation",
-    "Split": "splitting",
+    "Split": "parts.splitting",
     "Step": "records.generation",
     "Verdict": "records.comparison",
-    "attach": "loaded",
-    "attention": "attention_weights",
-    "decode": "decoding",
-    "experts": "routing",
-    "further": "further_tokens",
-    "latents": "latent_keys",
-    "lens": "logit_lens",
-    "diverge": "divergence",
-    "load": "loading",
-    "run": "decoding",
-    "split": "splitting",
-    "trace": "tracing",
-    "tree": "structure",
-    "verify": "verifying",
+    "ablate": "inside.interventions",
+    "attach": "loading.loaded",
+    "attention": "inside.attention",
+    "contributions": "inside.contributions",
+    "decode": "loop.decoding",
+    "diverge": "compare.divergence",
+    "experts": "inside.experts",
+    "further": "inside.further",
+    "latents": "inside.latents",
+    "lens": "inside.lens",
+    "load": "loading.loading",
+    "patch": "inside.interventions",
+    "run": "loop.decoding",
+    "scale": "inside.interventions",
+    "speculate": "loop.speculation",
+    "split": "parts.splitting",
+    "trace": "inside.tracing",
+    "tree": "parts.structure",
+    "verify": "compare.verifying",
 }
-_MODULES = ("contributions", "interventions", "speculation")
+_MODULES = {"interventions": "inside.interventions", "speculation": "loop.speculation"}
 __all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str):
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'inspector' has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = (
+        import_module(f".{_MODULES[name]}", __name__) if name in _MODULES else getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    )
     globals()[name] = value
     return value
 

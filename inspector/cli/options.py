@@ -18,7 +18,7 @@ from rich.text import Text
 from ..files import check_writable, write_whole
 from ..records.as_json import to_json
 from ..records.generation import Sampling
-from ..render import terminal
+from ..render import lesson
 from ..render.screen import QuietConsole
 from ..render.text import visible
 
@@ -210,5 +210,5 @@ def loaded(name: str, **options):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         m = load(name, **options)
     if spread:
-        Console(stderr=True).print(terminal.places(m.places()))
+        Console(stderr=True).print(lesson.places(m.places()))
     return m

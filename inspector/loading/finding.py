@@ -17,7 +17,7 @@ from ..records.generation import Origin
 
 DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
 FALLBACK = "names-qwen2"
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 PROBE_SECONDS = 2.5
 
 

@@ -78,8 +78,8 @@ def test_trace_shows_by_itself_what_the_variant_has(inspector, saved, tmp_path):
 
 def test_what_is_not_so_is_explained_and_the_rest_is_shown(inspector, saved, monkeypatch):
     variant, folder = saved
-    for name, home in (("experts", "routing"), ("latents", "latent_keys"), ("further", "further_tokens")):
-        monkeypatch.setattr(f"inspector.{home}.near", lambda a, b: False)
+    for name in ("experts", "latents", "further"):
+        monkeypatch.setattr(f"inspector.inside.{name}.near", lambda a, b: False)
         text = inspector("trace", folder, PROMPT, code=int(name in PARTS[variant]))
         assert ("Not shown" in text) == (name in PARTS[variant]) and "final_norm" in text
         assert tuple(other for other, title in TITLES.items() if title in text) == tuple(o for o in PARTS[variant] if o != name)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import inspector
-from inspector.inside import further
 from inspector.models import MultiTokenPrediction
 from inspector.parts.errors import InvariantError, NoPartError
 from inspector.records.as_json import from_json, to_json
@@ -59,7 +58,7 @@ def test_a_depth_that_changes_the_heads_logits_is_not_shown(tiny, monkeypatch):
         hidden += 1
         return own(model, ids, hidden, mask)
 
-    monkeypatch.setattr(further_tokens, "further_logits", spoiling)
+    monkeypatch.setattr("inspector.inside.further.further_logits", spoiling)
     with pytest.raises(InvariantError, match="the main head gives other logits after the depths have run"):
         inspector.further(m, IDS)
 

@@ -65,7 +65,7 @@ def drawn(width: int, language: str) -> str:
 @pytest.mark.parametrize("language", ["en", "ru"])
 @pytest.mark.parametrize("width", [80, 120])
 def test_golden(width, language, request):
-    """Rewritten by ``pytest tests/test_render_mechanisms.py --rewrite-golden``: read the difference before you commit it."""
+    """Rewritten by ``pytest tests/render/test_mechanisms.py --rewrite-golden``: read the difference before you commit it."""
     file = GOLDEN / f"mechanisms-{language}-{width}.txt"
     text = drawn(width, language)
     if request.config.getoption("--rewrite-golden"):

@@ -92,7 +92,7 @@ def drawn(width: int, language: str) -> str:
 @pytest.mark.parametrize("language", ["en", "ru"])
 @pytest.mark.parametrize("width", [80, 120])
 def test_golden(width, language, request):
-    """Rewritten by ``pytest tests/test_render_inside.py --rewrite-golden``: read the difference before you commit it."""
+    """Rewritten by ``pytest tests/render/test_inside.py --rewrite-golden``: read the difference before you commit it."""
     file = GOLDEN / f"inside-{language}-{width}.txt"
     text = drawn(width, language)
     if request.config.getoption("--rewrite-golden"):

@@ -14,7 +14,7 @@ import pytest
 
 from inspector.loading.finding import ASSETS, DEFAULT
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = {file.name: file.read_bytes() for file in (ASSETS / "names-qwen2").iterdir()}
 COMMIT = "a" * 40
 

@@ -24,7 +24,7 @@ V, CONTEXT = 40, 24
 GREEDY = Sampling(temperature=0.0)
 DRAWN = Sampling(temperature=0.8, top_k=12, top_p=0.9, repetition_penalty=1.2, seed=3)
 PROMPT = [3, 14, 15, 9]
-QWEN_TOKENIZER = Path(__file__).parent.parent.parent / "shared" / "qwen2.5-0.5b-instruct"
+QWEN_TOKENIZER = Path(__file__).parents[3] / "shared" / "qwen2.5-0.5b-instruct"
 
 
 def words() -> PreTrainedTokenizerFast:

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from inspector.bench.tiny import tiny_model
-from inspector.inside import attention
-from inspector.inside.attention import attention, eager, summary, watched
+from inspector.inside.attention import attention, eager, spans, summary, watched
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
 from inspector.models import ExpertModel, MultiHeadAttention, to_transformers
@@ -181,4 +180,4 @@ def test_a_head_that_is_not_there_is_refused_with_those_that_are(tiny):
 
 
 def test_numbers_in_words():
-    assert attention.spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"

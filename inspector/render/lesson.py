@@ -1,4 +1,4 @@
-"""Records as tables and panels for rich. Nothing here prints: a ``Screen`` or any rich console does.
+"""Where models are from, and what the lesson says at its beginning and its end.
 
 Texts come in English and Russian: every function takes ``t``, which picks one of the two.
 """

@@ -11,7 +11,7 @@ from inspector.files import check_writable, write_whole
 from inspector.records.comparison import LEVELS, Verdict
 from inspector.records.generation import Candidate, Run, Sampling, Setting, Step, Token
 from inspector.records.structure import Costs, ModuleNode
-from inspector.render import terminal
+from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import FILTER_NAMES, settings_line, settings_remarks, settings_table
 from inspector.render.steps import candidate_table, fed_panel, steps_table, text_panel
@@ -118,8 +118,8 @@ def everything(width: int, language: str) -> str:
     stages = {"temperature": [0.6, 0.3, 0.05], "top_p": [0.66, 0.34, 0.0]}
     for renderable in (
         title(t),
-        terminal.origins([("names", "embedded", "torch.float32", "cpu")], t),
-        terminal.stand_in("a/b", "names", t),
+        lesson.origins([("names", "embedded", "torch.float32", "cpu")], t),
+        lesson.stand_in("a/b", "names", t),
         trees([TREE, TREE], ["one", "two"], width, t),
         parts_explained(t),
         split_table([("names", "model", "Linear(32→65, tied)", 8)], t),
@@ -153,7 +153,7 @@ def everything(width: int, language: str) -> str:
 @pytest.mark.parametrize("language", ["en", "ru"])
 @pytest.mark.parametrize("width", [80, 120])
 def test_golden(width, language, request):
-    """Rewritten by ``pytest tests/test_render.py --rewrite-golden``: read the difference before you commit it."""
+    """Rewritten by ``pytest tests/render/test_render.py --rewrite-golden``: read the difference before you commit it."""
     path = GOLDEN / f"{language}-{width}.txt"
     text = everything(width, language)
     if request.config.getoption("--rewrite-golden"):
@@ -232,7 +232,7 @@ def test_hostile_text_is_shown_in_every_panel_and_never_obeyed(terminal_output):
         verdict_line(HOSTILE, VERDICTS[0], t),
         tree_panel(TREE, HOSTILE, 100, t),
         split_table([(HOSTILE, "m", "h", 8)], t),
-        terminal.origins([(HOSTILE, "hub", "f", "cpu")], t),
+        lesson.origins([(HOSTILE, "hub", "f", "cpu")], t),
         growth_table({HOSTILE: {1: 1.0}}, t),
         section(HOSTILE),
         notice([HOSTILE], HOSTILE),
