@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 import inspector
-from inspector.loop.speculation import speculate
 from inspector.models import to_native
 from inspector.models.attention import causal_mask
 from inspector.models.backbone import hidden_of
@@ -79,7 +78,7 @@ def main() -> None:
 
     console.rule("4. Drafting and checking, greedy")
     prompt = m.encode(PROMPT)
-    record = speculate(m, prompt, inspector.Sampling(temperature=0), max_new_tokens=24)
+    record = inspector.speculate(m, prompt, inspector.Sampling(temperature=0), max_new_tokens=24)
     table = Table("pass", "drafted", "accepted", "emitted", box=None)
     for number, round in enumerate(record.rounds, 1):
         drafted, emitted = (" ".join(shown(m, id) for id in ids) for ids in (round.drafted, round.emitted))
@@ -93,7 +92,7 @@ def main() -> None:
 
     console.rule("5. Names, drawn with drafts: the same distribution")
     for seed in range(5):
-        record = speculate(m, prompt, inspector.Sampling(temperature=0.8, top_p=0.9, seed=seed), max_new_tokens=24)
+        record = inspector.speculate(m, prompt, inspector.Sampling(temperature=0.8, top_p=0.9, seed=seed), max_new_tokens=24)
         accepted = sum(round.accepted for round in record.rounds)
         console.print(f"{PROMPT}|{m.texts.whole(record.tokens)}   {accepted} drafts accepted", markup=False)
 

@@ -23,14 +23,14 @@ def measure(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
     take longer, and the ratios would be smaller.
     """
     ids = probe_ids(m, min(length, m.context_length or length))
-    blocks, every = chosen(m, BLOCKS), chosen(m, EVERY)
+    blocks, every = chosen(m.components, BLOCKS, m.origin.name), chosen(m.components, EVERY, m.origin.name)
     kept: list = []
     counts: dict[str, int] = {}
 
     def way(name: str, modules: dict, see: Callable[[Seen], object]) -> Callable[[], None]:
         def run() -> None:
             kept.clear()
-            observed(m, ids, modules, lambda seen: kept.append(see(seen)))
+            observed(m.split, m.device, ids, modules, lambda seen: kept.append(see(seen)))
             counts[name] = len(kept)
 
         return run
@@ -70,7 +70,7 @@ def by_role(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
     over ``rounds``; ``numbers`` is how many there are in all its outputs. Kinds stand in running order.
     """
     ids = probe_ids(m, min(length, m.context_length or length))
-    every = chosen(m, EVERY)
+    every = chosen(m.components, EVERY, m.origin.name)
     seconds: dict[str, list[float]] = defaultdict(list)
     passes: list[float] = []
     for turn in range(rounds + 1):  # the first one warms up
@@ -85,7 +85,7 @@ def by_role(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
             numbers[kind] += seen.output.numel()  # noqa: B023
             began[kind] = min(began.get(kind, seen.index), seen.index)  # noqa: B023
 
-        whole = observed(m, ids, every, see).seconds
+        whole = observed(m.split, m.device, ids, every, see).seconds
         if turn:
             passes.append(whole)
             for kind in calls:

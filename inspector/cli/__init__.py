@@ -16,7 +16,6 @@ from rich.text import Text
 from ..files import check_writable, write_whole
 from ..records.as_json import to_json
 from ..records.comparison import LEVELS
-from ..render import lesson
 from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
 from ..render.steps import continuations, fed_panel, text_panel

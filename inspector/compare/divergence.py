@@ -24,7 +24,7 @@ from ..loading.loaded import Loaded
 from ..loading.texts import check_request
 from ..loop.decoding import next_logits
 from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
-from ..parts.roles import modules_by_role, roles
+from ..parts.roles import roles
 from ..parts.watching import watched
 from ..records.comparison import ComponentGap, Divergence, Flip, Gap, Place
 
@@ -86,8 +86,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         forced += inside
         kept, _ = record(a, ids_1T, keep=inside)
         own_a |= {role: kept[role] for role in inside}
-        free = compare(b.model, roles_of(b), own_a, ids_1T, [], inside)
-        found = compare(b.model, roles_of(b), own_a, ids_1T, forced, inside)
+        free = compare(b.model, b.roles, own_a, ids_1T, [], inside)
+        found = compare(b.model, b.roles, own_a, ids_1T, forced, inside)
         own = rounding_of(a, dtypes[1], own_a, ids_1T, forced, inside)
         level = []
         for role in [*inside, *(["logits"] if not scope else [])]:
@@ -153,15 +153,10 @@ def remarks(a: Loaded, b: Loaded) -> Iterator[str]:
 
 def sent_others(a: Loaded, b: Loaded, own_a: dict[str, Call], own_b: dict[str, Call]) -> set[str]:
     """Roles in experts that both models have, and that are sent other numbers of tokens in them, or none in one of them."""
-    both = {role for role in roles_of(a).keys() & roles_of(b).keys() if ".experts." in role}
+    both = {role for role in a.roles.keys() & b.roles.keys() if ".experts." in role}
     of_a, of_b = ({role: call.states[0].shape[-1] for role, call in own.items() if role in both} for own in (own_a, own_b))
     one_sided = of_a.keys() ^ of_b.keys()
     return one_sided | {role for role in of_a.keys() & of_b.keys() if of_a[role] == of_b[role] and other_shapes(own_a[role], own_b[role])}
-
-
-def roles_of(m: Loaded) -> dict[str, nn.Module]:
-    """Role → module of a model."""
-    return modules_by_role(m.model, m.split.backbone_name, m.split.head_names)
 
 
 def record(m: Loaded, ids_1T: Tensor, keep: Container[str] | None = None) -> tuple[dict[str, Call], Tensor]:
@@ -181,7 +176,7 @@ def record(m: Loaded, ids_1T: Tensor, keep: Container[str] | None = None) -> tup
         if role in calls:
             calls[role][-1].output = copied(role, output)
 
-    logits_1TV = watched(m.model, roles_of(m), ids_1T, given, made)
+    logits_1TV = watched(m.model, m.roles, ids_1T, given, made)
     return {role: once[0] for role, once in calls.items() if len(once) == 1 and once[0].output is not None}, logits_1TV
 
 
@@ -222,7 +217,7 @@ def rounding_of(
         lifted = LiftedCasts() if dtype == torch.float64 else nullcontext()
         try:
             with in_dtype(a.model, dtype), plain_experts(a.model), lifted:
-                found.append(compare(a.model, roles_of(a), own, ids_1T, forced, inside))
+                found.append(compare(a.model, a.roles, own, ids_1T, forced, inside))
         except (RuntimeError, TypeError, ValueError) as error:  # what torch raises where dtypes do not fit
             name = str(dtype).removeprefix("torch.")
             raise ValueError(

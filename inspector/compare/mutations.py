@@ -26,7 +26,7 @@ from ..parts.heads import forward, logits_of
 from ..parts.splitting import input_embedding, probe_ids
 from ..parts.watching import first_tensor, watched
 from ..records.comparison import Place, Planted
-from .divergence import diverge, parents, record, roles_of
+from .divergence import diverge, parents, record
 
 Words = tuple[str, str]  # in English and in Russian
 
@@ -45,7 +45,7 @@ class Patient:
     def __init__(self, m: Loaded):
         self.m = replace(m, model=copy.deepcopy(m.model))
         self.model = self.m.model
-        self.modules = roles_of(self.m)
+        self.modules = self.m.roles
         self.calls, _ = record(self.m, probe_ids(self.model))
         self.roles = list(self.calls)  # those that run, in that order
         self.parents = parents(self.m, self.roles)

@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from ..loading.loaded import Loaded, prepared, tokens
 from ..models import NATIVE_ATTENTION
 from ..parts.errors import InvariantError
-from ..parts.roles import components
 from ..records.inside import Attention, AttentionHead, AttentionLayer, AttentionMap
 
 # Where a configuration keeps which attention runs. By the public name it would be set in the configurations inside this one, too.
@@ -68,7 +67,7 @@ def watched(m: Loaded, ids_1T: Tensor, see: Callable[[str, Tensor], None]) -> tu
         InvariantError: no layer gave weights, or those of a native layer do not make its output.
     """
     length = ids_1T.shape[1]
-    modules = {role: module for role, module in components(m).items() if re.fullmatch(r"layers\d*\.\d+\.attn", role)}
+    modules = {role: module for role, module in m.components.items() if re.fullmatch(r"layers\d*\.\d+\.attn", role)}
     given = []
 
     def end(role: str, module: nn.Module, inputs: tuple, options: dict, output: object) -> None:

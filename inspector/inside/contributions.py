@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ..loading.loaded import Loaded
 from ..parts.heads import recognise, watching
-from ..parts.roles import modules_by_role
 from ..records.effects import Check, Contributions, Term
 from .interventions import first_of, head_count, with_first
 
@@ -109,7 +108,7 @@ def contributions(m: Loaded, ids: Sequence[int], token: int | None = None, heads
             out, by more than rounding.
         ValueError: there is no such token.
     """
-    found = modules_by_role(m.model, m.split.backbone_name, m.split.head_names)
+    found = m.roles
     modules = {role: module for role, module in found.items() if role != "head" and not isinstance(module, nn.ModuleList)}
     ids_1T = torch.tensor([list(ids)], device=m.device)
     seen, hidden_1TD = run_watched(m, modules, ids_1T)

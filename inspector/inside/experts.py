@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded, prepared, tokens
 from ..models import MixtureOfExperts
 from ..parts.errors import InvariantError, NoPartError
-from ..parts.roles import components
 from ..parts.watching import first_numbers
 from ..records.mechanisms import Choice, Experts, Mixture
 from .attention import near
@@ -56,7 +55,7 @@ def experts(m: Loaded, ids: Sequence[int]) -> Experts:
         name = role if calls[role] == 1 else f"{role}#{calls[role]}"
         found.append(checked(name, experts_NK, weights_NK, count, shared, total, of.reshape(whole.shape).to(whole.dtype), whole))
 
-    known = components(m)
+    known = m.components
     hooks = []
     try:
         for role, module in known.items():

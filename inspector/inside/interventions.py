@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from ..loading.loaded import Loaded
 from ..loop.decoding import next_logits
 from ..models import Routing
-from ..parts.roles import fit, modules_by_role
+from ..parts.roles import fit
 from ..records.effects import Effect, Intervention, Shift
 
 HEAD = re.compile(r"(.+\.attn)\.head\.(\d+)")
@@ -89,7 +89,7 @@ def sites(m: Loaded, pattern: str) -> list[Site]:
     Raises:
         ValueError: there is none; some that there are, are named.
     """
-    modules = modules_by_role(m.model, m.split.backbone_name, m.split.head_names)
+    modules = m.roles
     found = [Site(role, module) for role, module in modules.items() if fit(pattern, role) and not isinstance(module, nn.ModuleList)]
     # heads are no modules: they are looked for where the pattern asks for them
     for role in [role for role in modules if role.endswith(".attn.o") and ".head." in pattern]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..loading.loaded import Loaded, prepared, tokens
 from ..parts.errors import InvariantError, NoPartError
-from ..parts.roles import components
 from ..records.mechanisms import LatentLayer, Latents, LatentSizes
 from .attention import ChangedAttention, near
 
@@ -45,7 +44,7 @@ def latents(m: Loaded, ids: Sequence[int]) -> Latents:
 
     hooks = []
     try:
-        for role, module in components(m).items():
+        for role, module in m.components.items():
             if re.fullmatch(r"layers\d*\.\d+\.attn", role) and all(hasattr(module, name) for name in (*WIDTHS, "kv_b_proj")):
                 hooks.append(module.register_forward_pre_hook(lambda module, inputs, role=role: running.append((role, module))))
                 hooks.append(module.register_forward_hook(end))

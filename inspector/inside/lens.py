@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..loading.loaded import Loaded, prepared, tokens
 from ..parts.errors import InvariantError
-from ..parts.roles import components
 from ..parts.watching import Seen, observed
 from ..records.generation import Guess
 from ..records.inside import Lens, LensRow
@@ -42,7 +41,7 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
     if top < 1:
         raise ValueError(f"top={top}: give a whole number from 1 up")
     at = position % length
-    modules = components(m)
+    modules = m.components
     blocks = {role: module for role, module in modules.items() if re.fullmatch(r"layers\d*\.\d+", role)}
     norm = modules.get("final_norm")
     states: list[tuple[str, dict[bool, Tensor]]] = []  # of every layer: with the norm or without → [1, 1, D]
@@ -58,7 +57,7 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
                 pass
         states.append((seen.role, {way: x[:, at : at + 1].clone() for way, x in last.items()}))
 
-    hidden_1TD = observed(m, ids_1T, blocks, see).hidden_1TD
+    hidden_1TD = observed(m.split, m.device, ids_1T, blocks, see).hidden_1TD
     way = checked(m, hidden_1TD, last, [role for role, _ in states], norm is not None)
     logits_V = read(m, hidden_1TD[:, at : at + 1])
     if logits_V.isnan().any():

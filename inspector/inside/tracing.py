@@ -17,7 +17,7 @@ from torch import Tensor
 from ..files import replacing
 from ..loading.loaded import Loaded, prepared, tokens
 from ..parts.errors import InvariantError
-from ..parts.roles import BLOCKS, chosen, components
+from ..parts.roles import BLOCKS, chosen
 from ..parts.splitting import alike
 from ..parts.watching import Seen, first_numbers, observed
 from ..records.inside import Component, NotFinite, Statistics, Trace
@@ -75,7 +75,7 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         ValueError: the prompt, a role, or the folder is wrong.
         InvariantError: the watched pass did not give the bits of the unwatched one.
     """
-    ids_1T, modules = prepared(m, ids), chosen(m, roles)
+    ids_1T, modules = prepared(m, ids), chosen(m.components, roles, m.origin.name)
     tensors = None if tensors is None else Path(tensors)
     check_folder(tensors)
     names = {module: name for name, module in m.model.named_modules()}
@@ -95,8 +95,8 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
                 save_file({seen.role: seen.output.contiguous()}, folder / file)
                 index[seen.role] = dict(file=file, shape=list(stats.shape), dtype=stats.dtype)
 
-        plain = observed(m, ids_1T, {}, see)
-        watched = observed(m, ids_1T, modules, see)
+        plain = observed(m.split, m.device, ids_1T, {}, see)
+        watched = observed(m.split, m.device, ids_1T, modules, see)
         if not (alike(plain.hidden_1TD, watched.hidden_1TD) and alike(plain.logits_BTV, watched.logits_BTV)):
             raise InvariantError(f"two passes of {m.origin.name} over the same prompt, one of them watched, did not give the same bits")
         if not found:
@@ -117,7 +117,7 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
 
 def first_not_finite(m: Loaded, ids_1T: Tensor) -> NotFinite | None:
     """Where the first NaN or infinity of a forward pass comes from, among all components that have a role; None if all is finite."""
-    modules = components(m)
+    modules = m.components
     names = {module: name for name, module in m.model.named_modules()}
     found: list[NotFinite] = []
 
@@ -139,7 +139,7 @@ def first_not_finite(m: Loaded, ids_1T: Tensor) -> NotFinite | None:
             )
         )
 
-    observed(m, ids_1T, modules, see)
+    observed(m.split, m.device, ids_1T, modules, see)
     return found[0] if found else None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..parts import splitting
+from ..parts.roles import components, modules_by_role
 from ..parts.splitting import Split, context_length, input_device, input_embedding
 from ..records.generation import Origin, Token
 from .texts import Texts, check_request
@@ -66,6 +67,16 @@ class Loaded:
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": prompt})
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    @property
+    def roles(self) -> dict[str, nn.Module]:
+        """Role → module, lists of layers included (``parts.roles``)."""
+        return modules_by_role(self.model, self.split.backbone_name, self.split.head_names)
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """Role → module, for what a forward pass can call."""
+        return components(self.model, self.split.backbone_name, self.split.head_names)
 
     @property
     def dtype(self) -> torch.dtype:

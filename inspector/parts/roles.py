@@ -11,8 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
-from ..loading.loaded import Loaded
-
 # Where in a layer a module stands: (role, the beginnings of its path). The first that fits; what follows goes to PARTS.
 COMPONENTS = (
     ("cross", r"encoder_attn|cross_attn|crossattention"),
@@ -266,28 +264,27 @@ def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
 BLOCKS = ("embed", "layers*.*", "layers*.*.attn", "layers*.*.mixer", "layers*.*.mlp", "final_norm", "head")
 
 
-def components(m: Loaded) -> dict[str, nn.Module]:
+def components(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()) -> dict[str, nn.Module]:
     """Role → module, for the components of a model that a forward pass can call; one that stands in several places by its first role."""
     found: dict[nn.Module, str] = {}
-    for role, module in modules_by_role(m.model, m.split.backbone_name, m.split.head_names).items():
+    for role, module in modules_by_role(model, backbone_name, head_names).items():
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             found.setdefault(module, role)
     return {role: module for module, role in found.items()}
 
 
-def chosen(m: Loaded, globs: Sequence[str]) -> dict[str, nn.Module]:
-    """The components whose roles fit one of ``globs``: ``*`` stands for anything between two dots, ``**`` for dots, too.
+def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict[str, nn.Module]:
+    """The components of the model ``name`` whose roles fit one of ``globs``: ``*`` stands for anything between two dots, ``**`` for dots, too.
 
     Raises:
         ValueError: a glob of the caller's own fits nothing.
     """
-    known = components(m)
     fits = [{role for role in known if fit(glob, role)} for glob in globs]
     for glob, found in zip(globs, fits, strict=True):
         if not found and glob not in BLOCKS:
-            raise ValueError(f"role {glob!r} fits nothing in {m.origin.name}; it has {some_of(known)}")
+            raise ValueError(f"role {glob!r} fits nothing in {name}; it has {some_of(known)}")
     if not any(fits):
-        raise ValueError(f"{m.origin.name}: no module has a role here: the names are not those of a decoder of transformers")
+        raise ValueError(f"{name}: no module has a role here: the names are not those of a decoder of transformers")
     return {role: module for role, module in known.items() if any(role in found for found in fits)}
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..loading.loaded import Loaded
 from ..models import Routing
 from .heads import forward, logits_of
+from .splitting import Split
 
 
 class Seen(NamedTuple):
@@ -41,7 +41,7 @@ class Pass(NamedTuple):
 
 
 @torch.no_grad()
-def observed(m: Loaded, ids_1T: Tensor, modules: dict[str, nn.Module], see: Callable[[Seen], None]) -> Pass:
+def observed(split: Split, device: torch.device, ids_1T: Tensor, modules: dict[str, nn.Module], see: Callable[[Seen], None]) -> Pass:
     """One forward pass, computed as a step of the loop is, with every call of ``modules`` (role → module) shown to ``see``.
 
     The role "head" stands for the head of the split as a whole, with its caps and scales. What ``see`` does is counted in
@@ -52,7 +52,7 @@ def observed(m: Loaded, ids_1T: Tensor, modules: dict[str, nn.Module], see: Call
     paused, started = 0.0, 0
 
     def now() -> float:
-        if m.device.type != "cpu":
+        if device.type != "cpu":
             torch.accelerator.synchronize()
         return time.perf_counter()
 
@@ -77,11 +77,11 @@ def observed(m: Loaded, ids_1T: Tensor, modules: dict[str, nn.Module], see: Call
                 hooks.append(module.register_forward_pre_hook(lambda module, inputs, role=role: begin(role)))
                 hooks.append(module.register_forward_hook(end, with_kwargs=True))
         first = now()
-        hidden_1TD = m.split.backbone(ids_1T)
-        fed = hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD
+        hidden_1TD = split.backbone(ids_1T)
+        fed = hidden_1TD[:, -1:] if split.last_alone else hidden_1TD
         if "head" in modules:
             begin("head")
-        logits_BTV = m.split.head(fed)
+        logits_BTV = split.head(fed)
         if "head" in modules:
             end(None, (fed,), {}, logits_BTV)
         return Pass(hidden_1TD, logits_BTV, now() - first - paused)

@@ -373,7 +373,7 @@ def test_verify_exits_with_1_when_the_verdict_does_not_hold():
     code = """
 import sys
 from dataclasses import replace
-import inspector.loading as loading
+import inspector.loading.loading as loading
 attach = loading.attach
 def wrong(*arguments, **options):
     m = attach(*arguments, **options)

@@ -7,6 +7,7 @@ import torch
 
 import inspector
 from inspector.models import MultiTokenPrediction
+from inspector.models.mtp import further_logits
 from inspector.parts.errors import InvariantError, NoPartError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.mechanisms import Further
@@ -52,7 +53,7 @@ def test_a_short_prompt_has_fewer_depths(tiny, length, depths):
 
 def test_a_depth_that_changes_the_heads_logits_is_not_shown(tiny, monkeypatch):
     m = tiny("gpt-mtp")
-    own = further.further_logits
+    own = further_logits
 
     def spoiling(model, ids, hidden, mask=None):
         hidden += 1

@@ -14,7 +14,6 @@ from inspector.inside.interventions import ablate, activations, effect, head_cou
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
 from inspector.loop.decoding import next_logits
-from inspector.parts.roles import modules_by_role
 from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Effect, Intervention
 
@@ -41,7 +40,7 @@ def hook_count(model):
 
 
 def module_of(m, role):
-    return modules_by_role(m.model, m.split.backbone_name, m.split.head_names)[role]
+    return m.roles[role]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "names-expert"])

@@ -17,7 +17,7 @@ from inspector.loading.loading import load
 from inspector.loop.decoding import next_logits
 from inspector.models import ExpertModel
 from inspector.parts.errors import InvariantError
-from inspector.parts.roles import BLOCKS, chosen, components, fit, roles
+from inspector.parts.roles import BLOCKS, chosen, fit, roles
 from inspector.parts.splitting import SplitError, split
 from inspector.parts.watching import observed
 from inspector.records.as_json import from_json, to_json
@@ -77,7 +77,7 @@ def test_every_role_of_many_families_is_traced():
     for family in ("gemma3", "jamba", "deepseek_v3", "rwkv"):
         m = attach(tiny_model(family))
         seen = {row.role for row in trace(m, IDS, ("**",)).components}
-        assert seen <= {*components(m), *(role for role in seen if "#" in role)} and {"layers.0", "final_norm", "head"} <= seen
+        assert seen <= {*m.components, *(role for role in seen if "#" in role)} and {"layers.0", "final_norm", "head"} <= seen
 
 
 def test_a_component_that_runs_twice_has_two_rows():
@@ -135,7 +135,7 @@ def test_a_role_that_fits_nothing_is_refused_with_some_that_would(tiny):
         ValueError, match=r"fits nothing in tiny; it has embed, final_norm, head; layers.0 to layers.1, with attn, mlp, .* attn.q, "
     ):
         trace(m, SHORT, ("layers.*", "layers.9.*"))
-    assert "head" in chosen(m, BLOCKS)  # a default that this model lacks is no mistake: layers.*.mixer
+    assert "head" in chosen(m.components, BLOCKS, m.origin.name)  # a default that this model lacks is no mistake: layers.*.mixer
     m.model.model.layers[0].mlp.forward = lambda x: x
     with pytest.raises(ValueError, match="calls none of these modules"):
         trace(m, SHORT, ("layers.0.mlp.act",))
@@ -188,7 +188,7 @@ def test_hooks_are_gone_afterwards_also_after_an_exception(tiny):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        observed(m, torch.tensor([SHORT]), components(m), broken)
+        observed(m.split, m.device, torch.tensor([SHORT]), m.components, broken)
     assert hooks(m.model) == 0
 
 
@@ -200,7 +200,7 @@ def test_what_watching_takes_is_counted_in_no_time(tiny):
         seconds.append(seen.seconds)
 
     m = tiny("qwen2")
-    whole = observed(m, torch.tensor([SHORT]), chosen(m, BLOCKS), slow).seconds
+    whole = observed(m.split, m.device, torch.tensor([SHORT]), chosen(m.components, BLOCKS, m.origin.name), slow).seconds
     assert len(seconds) == 9 and whole < 9 * 0.05 and max(seconds) <= whole
 
 

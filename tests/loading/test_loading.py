@@ -453,7 +453,7 @@ def watch():
         peak = max(peak, anonymous())
         time.sleep(0.002)
 thread = threading.Thread(target=watch); thread.start()
-m = inspector.loading.load({str(standin)!r})
+m = inspector.load({str(standin)!r})
 done = True; thread.join()
 print(json.dumps([peak - before, sum(p.numel() * p.element_size() for p in m.model.parameters())]))
 """

@@ -205,11 +205,11 @@ def test_an_error_in_one_process_ends_the_other(launch, tmp_path, error):
     (tmp_path / "prompts.txt").write_text("Крас\nМар\nПет\n", encoding="utf8")
     code = f"""
 import os
-import inspector.batches
+import inspector.loop.batches
 if os.environ["RANK"] == "1":
     def broken(*arguments):
         raise {error}("planted")
-    inspector.batches.side_by_side = broken
+    inspector.loop.batches.side_by_side = broken
 from inspector.cli import main
 main()
 """
@@ -245,7 +245,7 @@ def test_ctrl_c_during_a_run_of_many_prompts_writes_what_there_is(tmp_path):
     arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--json", "-", "--batch-size", "1"]
     code = """
 import os, signal, sys
-import inspector.decoding as decoding
+import inspector.loop.decoding as decoding
 take, calls = decoding.Row.take, []
 def stop(self, *arguments):
     calls.append(1)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from inspector import files
 from inspector.models import ExpertModel, load_checkpoint, save_checkpoint
-from inspector.models import checkpoints as module
 
 BLOCK_KEYS = [
     "self_attn.q_proj.weight",
@@ -281,18 +281,18 @@ def test_save_that_fails_while_writing_keeps_the_old_checkpoint(tmp_path, name, 
     old = tiny(seed=1)
     save_checkpoint(old, tmp_path / name)
     before = files_below(tmp_path)
-    real_save, real_fsync = torch.save, module.os.fsync
+    real_save, real_fsync = torch.save, files.os.fsync
 
     def disk_full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", disk_full)  # all is written but not yet on disk
+    monkeypatch.setattr(files.os, "fsync", disk_full)  # all is written but not yet on disk
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tiny(seed=2), tmp_path / name)
     assert same_weights(load_checkpoint(tmp_path / name), old)
     assert files_below(tmp_path) == before
 
-    monkeypatch.setattr(module.os, "fsync", real_fsync)
+    monkeypatch.setattr(files.os, "fsync", real_fsync)
 
     def half_written(content, path):
         real_save(content, path)
