@@ -274,7 +274,7 @@ def components(model: nn.Module, backbone_name: str, head_names: tuple[str, ...]
 
 
 def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict[str, nn.Module]:
-    """The components of the model ``name`` whose roles fit one of ``globs``: ``*`` stands for anything between two dots, ``**`` for dots, too.
+    """Of the components of the model ``name`` those whose roles fit a glob: ``*`` is anything between two dots, ``**`` dots, too.
 
     Raises:
         ValueError: a glob of the caller's own fits nothing.
