@@ -2,13 +2,15 @@
 
 import re
 import statistics
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from ..inside.tracing import statistics as numbers_of
+import torch
+from torch import Tensor
+
+from ..inside.tracing import fetched, numbers
 from ..parts.roles import BLOCKS, chosen
-from ..parts.watching import Seen, observed
+from ..parts.watching import Call, Clock, by_hand, first_tensor
 from .loop import probe_ids, timed
 
 LENGTH = 128
@@ -24,24 +26,31 @@ def measure(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
     """
     ids = probe_ids(m, min(length, m.context_length or length))
     blocks, every = chosen(m.components, BLOCKS, m.origin.name), chosen(m.components, EVERY, m.origin.name)
-    kept: list = []
     counts: dict[str, int] = {}
 
-    def way(name: str, modules: dict, see: Callable[[Seen], object]) -> Callable[[], None]:
+    def way(name: str, parts: dict, keep: Callable[[Tensor], object]) -> Callable[[], None]:
         def run() -> None:
-            kept.clear()
-            observed(m.split, m.device, ids, modules, lambda seen: kept.append(see(seen)))
+            kept = []
+
+            def see(call: Call) -> None:
+                kept.append(keep(first_tensor(call.output)))
+
+            by_hand(m.split, ids, parts, after=see)
             counts[name] = len(kept)
+            if keep is numbers and kept:
+                fetched(kept)
+            elif m.device.type != "cpu":
+                torch.accelerator.synchronize()
 
         return run
 
     ways = {
-        name: way(name, modules, see)
-        for name, modules, see in (
-            ("plain", {}, lambda seen: None),
-            ("references", blocks, lambda seen: seen.output),
-            ("blocks", blocks, lambda seen: numbers_of(seen.output)),
-            ("every role", every, lambda seen: numbers_of(seen.output)),
+        name: way(name, parts, keep)
+        for name, parts, keep in (
+            ("plain", {}, lambda output: None),
+            ("references", blocks, lambda output: output),
+            ("blocks", blocks, numbers),
+            ("every role", every, numbers),
         )
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -73,19 +82,21 @@ def by_role(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
     every = chosen(m.components, EVERY, m.origin.name)
     seconds: dict[str, list[float]] = defaultdict(list)
     passes: list[float] = []
+    clock = Clock(m.device)
     for turn in range(rounds + 1):  # the first one warms up
-        calls, numbers, began, spent = Counter(), Counter(), {}, Counter()
+        calls, sizes, began, spans = Counter(), Counter(), {}, defaultdict(list)
 
-        def see(seen: Seen) -> None:
-            started = time.perf_counter()
-            numbers_of(seen.output)
-            kind = kind_of(seen.role)
-            spent[kind] += time.perf_counter() - started  # noqa: B023 - called in this round alone
+        def see(call: Call) -> None:
+            output, kind = first_tensor(call.output), kind_of(call.role)
+            started = clock.now()
+            numbers(output)
+            spans[kind].append((started, clock.now()))  # noqa: B023 - called in this round alone
             calls[kind] += 1  # noqa: B023
-            numbers[kind] += seen.output.numel()  # noqa: B023
-            began[kind] = min(began.get(kind, seen.index), seen.index)  # noqa: B023
+            sizes[kind] += output.numel()  # noqa: B023
+            began[kind] = min(began.get(kind, call.index), call.index)  # noqa: B023
 
-        whole = observed(m.split, m.device, ids, every, see).seconds
+        whole = by_hand(m.split, ids, every, after=see, clock=clock).seconds[""]
+        spent = {kind: sum(clock.seconds(pairs)) for kind, pairs in spans.items()}
         if turn:
             passes.append(whole)
             for kind in calls:
@@ -94,7 +105,7 @@ def by_role(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
         dict(
             role=kind,
             components=calls[kind],
-            numbers=numbers[kind],
+            numbers=sizes[kind],
             ms=1e3 * statistics.median(seconds[kind]),
             share=statistics.median(own / whole for own, whole in zip(seconds[kind], passes, strict=True)),
         )

@@ -13,19 +13,18 @@ Shape letters: B batch, T tokens, R rows of a tensor (its last dimension left ou
 
 import math
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..loading.loaded import Loaded
-from ..loading.texts import check_request
 from ..loop.decoding import next_logits
-from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
-from ..parts.roles import roles
-from ..parts.watching import watched
+from ..parts.heads import forward, logits_of
+from ..parts.precision import LiftedCasts, in_dtype, plain_experts
+from ..parts.watching import Call, Watch, first_tensor, states, substituted
 from ..records.comparison import ComponentGap, Divergence, Flip, Gap, Place
 
 AT_ONCE = 2**24  # numbers of two tensors that are compared in float64 at a time: logits of a long prompt are a gigabyte
@@ -33,7 +32,7 @@ Rows = dict[tuple[str, str], Tensor]  # (role, "input" or "output") → the larg
 
 
 @dataclass
-class Call:
+class Kept:
     """The only call of a component in a forward pass: the hidden states given to it, and what it made of them.
 
     Tensors that are not kept are on the meta device: a shape and a dtype.
@@ -59,12 +58,13 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     Raises:
         ValueError: ids that one of them cannot read, models that share no component, or an A that does not run in float64.
     """
-    check_fed(a, b, ids, max_new_tokens)
-    ids_1T = torch.as_tensor(ids).reshape(1, -1)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: give a whole number from 1 up")
+    ids_1T, _ = a.prompt(ids), b.prompt(ids)  # both must be able to read them
     own_a, logits_a = record(a, ids_1T, keep=())  # forms alone: all activations of a long prompt would be more than the weights
     own_b, logits_b = record(b, ids_1T, keep=())
     width = min(logits_a.shape[-1], logits_b.shape[-1])  # the head's padding may differ
-    own_a["logits"] = Call([logits_a[..., :width]])
+    own_a["logits"] = Kept([logits_a[..., :width]])
     logits_difference = float(differences(logits_a[..., :width], logits_b[..., :width]).max())
     last_a, last_b = (logits[0, -1].float().clone() for logits in (logits_a, logits_b))
     del logits_b
@@ -76,7 +76,7 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     if not shared:
         raise ValueError(f"{a.origin.name} and {b.origin.name} share no component of the same shape: there is nothing to compare")
 
-    dtypes = dtype_of(a.model), dtype_of(b.model)
+    dtypes = a.dtype, b.dtype
     step = max(torch.finfo(dtype).eps for dtype in dtypes)
     around = parents(a, shared)
     free_rows = rounding_of(a, dtypes[1], own_a, ids_1T, [], [])
@@ -86,14 +86,14 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         forced += inside
         kept, _ = record(a, ids_1T, keep=inside)
         own_a |= {role: kept[role] for role in inside}
-        free = compare(b.model, b.roles, own_a, ids_1T, [], inside)
-        found = compare(b.model, b.roles, own_a, ids_1T, forced, inside)
+        free = compare(b, own_a, ids_1T, [], inside)
+        found = compare(b, own_a, ids_1T, forced, inside)
         own = rounding_of(a, dtypes[1], own_a, ids_1T, forced, inside)
         level = []
         for role in [*inside, *(["logits"] if not scope else [])]:
             call = own_a[role]
             gaps = {
-                side: worst(found[role, side], [rows[role, side] for rows in own if (role, side) in rows], tensor, step, len(ids))
+                side: worst(found[role, side], [rows[role, side] for rows in own if (role, side) in rows], tensor, step, ids_1T.shape[1])
                 for side, tensor in (("input", call.states[0]), ("output", call.output))
                 if (role, side) in found
             }
@@ -119,7 +119,7 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         b=b.origin.name,
         dtype_a=str(dtypes[0]).removeprefix("torch."),
         dtype_b=str(dtypes[1]).removeprefix("torch."),
-        tokens=tuple(speaker.texts.token(id) for id in ids),
+        tokens=speaker.tokens(ids),
         place=place,
         components=tuple(components),
         only_a=condensed(role for role in own_a if role not in own_b and role not in rerouted and role != "logits"),
@@ -135,14 +135,6 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     )
 
 
-def check_fed(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int) -> None:
-    """Refuses ids that one of the models cannot read. Raises ``ValueError``."""
-    for m in (a, b):
-        check_request(len(ids), max_new_tokens, m.context_length)
-        if outside := [id for id in ids if not 0 <= id < m.vocab_size]:
-            raise ValueError(f"token id {outside[0]}: {m.origin.name} has the ids 0 to {m.vocab_size - 1}, so both cannot be fed the same")
-
-
 def remarks(a: Loaded, b: Loaded) -> Iterator[str]:
     """What to know about the tokens that both are fed."""
     if a.tokenizer is None and b.tokenizer is not None:
@@ -151,38 +143,60 @@ def remarks(a: Loaded, b: Loaded) -> Iterator[str]:
         yield "other vocabulary"
 
 
-def sent_others(a: Loaded, b: Loaded, own_a: dict[str, Call], own_b: dict[str, Call]) -> set[str]:
+def sent_others(a: Loaded, b: Loaded, own_a: dict[str, Kept], own_b: dict[str, Kept]) -> set[str]:
     """Roles in experts that both models have, and that are sent other numbers of tokens in them, or none in one of them."""
-    both = {role for role in a.roles.keys() & b.roles.keys() if ".experts." in role}
+    both = {role for role in a.modules.keys() & b.modules.keys() if ".experts." in role}
     of_a, of_b = ({role: call.states[0].shape[-1] for role, call in own.items() if role in both} for own in (own_a, own_b))
     one_sided = of_a.keys() ^ of_b.keys()
     return one_sided | {role for role in of_a.keys() & of_b.keys() if of_a[role] == of_b[role] and other_shapes(own_a[role], own_b[role])}
 
 
-def record(m: Loaded, ids_1T: Tensor, keep: Container[str] | None = None) -> tuple[dict[str, Call], Tensor]:
+@torch.no_grad()
+def run(m: Loaded, ids_1T: Tensor, roles: Iterable[str], given: Callable, made: Callable[[str, Tensor], None]) -> Tensor:
+    """Runs a model, and gives its logits [1, T, V].
+
+    ``given(role, states)`` is told each component's hidden states, and may return others, which then take their place; ``made``
+    is told what the component made of them.
+    """
+
+    def before(call: Call) -> tuple[tuple, dict] | None:
+        own = states(call)
+        other = given(call.role, own) if own else None
+        new = {} if other is None else {id(old): tensor for old, tensor in zip(own, other, strict=False)}
+        return (substituted(call.args, new), substituted(call.options, new)) if new else None
+
+    def after(call: Call) -> None:
+        tensor = first_tensor(call.output)
+        if tensor is not None and tensor.is_floating_point():
+            made(call.role, tensor)
+
+    modules = m.modules
+    with Watch({role: modules[role] for role in roles}, before, after):
+        return logits_of(forward(m.model, ids_1T.to(m.device)))
+
+
+def record(m: Loaded, ids_1T: Tensor, keep: Container[str] | None = None) -> tuple[dict[str, Kept], Tensor]:
     """The call of each role that runs once, in the order in which they begin, and the logits [1, T, V].
 
     The tensors are kept of the roles in ``keep``, of all by default; of others their form.
     """
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[Kept]] = {}
 
     def copied(role: str, tensor: Tensor) -> Tensor:
         return tensor.clone() if keep is None or role in keep else tensor.to("meta")
 
     def given(role: str, tensors: list[Tensor]) -> None:
-        calls.setdefault(role, []).append(Call([copied(role, tensor) for tensor in tensors]))
+        calls.setdefault(role, []).append(Kept([copied(role, tensor) for tensor in tensors]))
 
     def made(role: str, output: Tensor) -> None:
         if role in calls:
             calls[role][-1].output = copied(role, output)
 
-    logits_1TV = watched(m.model, m.roles, ids_1T, given, made)
+    logits_1TV = run(m, ids_1T, m.modules, given, made)
     return {role: once[0] for role, once in calls.items() if len(once) == 1 and once[0].output is not None}, logits_1TV
 
 
-def compare(
-    model: nn.Module, modules: dict[str, nn.Module], own: dict[str, Call], ids_1T: Tensor, forced: Sequence[str], inside: Sequence[str]
-) -> Rows:
+def compare(m: Loaded, own: dict[str, Kept], ids_1T: Tensor, forced: Sequence[str], inside: Sequence[str]) -> Rows:
     """Runs a model with the inputs of the ``forced`` roles replaced by A's, and compares those ``inside`` a scope, and the logits."""
     found: Rows = {}
 
@@ -197,13 +211,13 @@ def compare(
         if role in inside and same_form(own[role].output, output):
             found[role, "output"] = differences(own[role].output, output)
 
-    logits_1TV = watched(model, {role: modules[role] for role in dict.fromkeys([*forced, *inside])}, ids_1T, given, made)
+    logits_1TV = run(m, ids_1T, dict.fromkeys([*forced, *inside]), given, made)
     found["logits", "input"] = differences(own["logits"].states[0], logits_1TV[..., : own["logits"].states[0].shape[-1]])
     return found
 
 
 def rounding_of(
-    a: Loaded, dtype_b: torch.dtype, own: dict[str, Call], ids_1T: Tensor, forced: Sequence[str], inside: Sequence[str]
+    a: Loaded, dtype_b: torch.dtype, own: dict[str, Kept], ids_1T: Tensor, forced: Sequence[str], inside: Sequence[str]
 ) -> list[Rows]:
     """How far A is from itself in float64, and in B's precision where that is another one.
 
@@ -212,12 +226,12 @@ def rounding_of(
     """
     found = []
     for dtype in dict.fromkeys((torch.float64, dtype_b)):
-        if dtype == dtype_of(a.model) and dtype != torch.float64:
+        if dtype == a.dtype and dtype != torch.float64:
             continue
         lifted = LiftedCasts() if dtype == torch.float64 else nullcontext()
         try:
-            with in_dtype(a.model, dtype), plain_experts(a.model), lifted:
-                found.append(compare(a.model, a.roles, own, ids_1T, forced, inside))
+            with in_dtype(a.model, dtype, constants=False), plain_experts(a.model), lifted:
+                found.append(compare(a, own, ids_1T, forced, inside))
         except (RuntimeError, TypeError, ValueError) as error:  # what torch raises where dtypes do not fit
             name = str(dtype).removeprefix("torch.")
             raise ValueError(
@@ -241,7 +255,7 @@ def fitted(a: Tensor, b: Tensor) -> Tensor:
     return a.reshape(b.shape).to(b.device, b.dtype)
 
 
-def other_shapes(a: Call, b: Call) -> str | None:
+def other_shapes(a: Kept, b: Kept) -> str | None:
     """ "1×8×64 ≠ 1×8×128" where the tensors of two calls cannot be compared; else None."""
     for x, y in ((a.states[0], b.states[0]), (a.output, b.output)):
         if not same_form(x, y):
@@ -289,9 +303,7 @@ def worst(gap_R: Tensor, own: Sequence[Tensor], tensor: Tensor, step: float, len
 
 def parents(m: Loaded, shared: Sequence[str]) -> dict[str, str]:
     """Role → the innermost of the shared roles whose module its own stands in; "" for the model itself."""
-    names: dict[str, str] = {}
-    for name, role in roles(m.model, m.split.backbone_name, m.split.head_names).items():
-        names.setdefault(role, name)
+    names = m.names
     around = {role: [other for other in shared if names[role].startswith(f"{names[other]}.")] for role in shared}
     return {role: max(others, key=lambda other: len(names[other]), default="") for role, others in around.items()}
 

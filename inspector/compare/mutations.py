@@ -24,7 +24,7 @@ from ..loading.loaded import Loaded, attach
 from ..models import GroupedQueryAttention, RotaryEmbedding
 from ..parts.heads import forward, logits_of
 from ..parts.splitting import input_embedding, probe_ids
-from ..parts.watching import first_tensor, watched
+from ..parts.watching import Call, Watch, first_tensor
 from ..records.comparison import Place, Planted
 from .divergence import diverge, parents, record
 
@@ -45,7 +45,7 @@ class Patient:
     def __init__(self, m: Loaded):
         self.m = replace(m, model=copy.deepcopy(m.model))
         self.model = self.m.model
-        self.modules = self.m.roles
+        self.modules = self.m.modules
         self.calls, _ = record(self.m, probe_ids(self.model))
         self.roles = list(self.calls)  # those that run, in that order
         self.parents = parents(self.m, self.roles)
@@ -75,8 +75,9 @@ class Patient:
         events: list[tuple[str, str]] = []
         run(lambda: events.append(("here", "")))
         modules = {role: self.modules[role] for role in self.roles}
-        begin, end = (lambda role, _, kind=kind: events.append((kind, role)) for kind in ("begin", "end"))
-        watched(self.model, modules, probe_ids(self.model), begin, end)
+        begin, end = (lambda call, kind=kind: events.append((kind, call.role)) for kind in ("begin", "end"))
+        with Watch(modules, begin, end):
+            forward(self.model, probe_ids(self.model))
         if ("here", "") not in events:
             raise NotApplicable("it computes this in another way", "она вычисляет это иначе")
         here = events.index(("here", ""))
@@ -256,13 +257,10 @@ def norm_order(patient: Patient) -> str:
             x_BTD = x_BTD + part(norm(x_BTD)) if before else norm(x_BTD + part(x_BTD))
         return x_BTD
 
-    seen = []
-    hook = layer.register_forward_hook(lambda module, args, options, output: seen.append((args, options, output)), with_kwargs=True)
-    try:
+    seen: list[Call] = []
+    with Watch({index: layer}, before=seen.append):
         forward(patient.model, probe_ids(patient.model))
-    finally:
-        hook.remove()
-    args, options, output = seen[0]
+    args, options, output = seen[0].args, seen[0].options, seen[0].output
     fits = {before: alike(first_tensor(output), lambda before=before: wired(before, *args, **options)) for before in (True, False)}
     if True not in fits.values():
         raise NotApplicable("its layers are not two norms, both before or both after", "в её слоях не две нормы, обе до или обе после")

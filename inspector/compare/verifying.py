@@ -17,7 +17,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from ..loop.decoding import decode_with_logits
 from ..loop.sampling import Bounds, apply_filters, bounds_of, draw, new_generator
 from ..parts.heads import logits_of
-from ..parts.precision import LiftedCasts, in_float64
+from ..parts.precision import LiftedCasts, in_dtype
+from ..parts.watching import Call, Watch
 from ..records.comparison import Verdict, first_difference
 from ..records.generation import Sampling
 
@@ -185,7 +186,7 @@ def own_errors(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Sid
     change when these casts are lifted.
     """
     errors_hand, errors_generate, floors = [], [], []
-    with in_float64(m.model), torch.no_grad():
+    with in_dtype(m.model, torch.float64), torch.no_grad():
         for step in range(steps):
             context_1T = torch.cat([ids_1T, ids_1T.new_tensor([hand.tokens[:step]])], dim=1) if step else ids_1T
             hand64_V = m.split.head(m.split.backbone(context_1T)[:, -1:])[0, -1]
@@ -205,13 +206,10 @@ def first_logits_of_generate(m, ids_1T: Tensor, sampling: Sampling) -> Tensor:
 
 def first_call_of_generate(m, ids_1T: Tensor, sampling: Sampling) -> tuple[dict, Tensor]:
     """What generate() gives the model at its first step, by name, and the logits that it gets back."""
-    seen = []
-    hook = m.model.register_forward_hook(lambda module, args, given, output: seen.append((given, output.logits)), with_kwargs=True)
-    try:
+    seen: list[Call] = []
+    with Watch({"": m.model}, before=seen.append):
         by_generate(m, ids_1T, sampling, 1)
-    finally:
-        hook.remove()
-    return seen[0]
+    return seen[0].options, seen[0].output.logits
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ They come from a pass of its own: the fused attention that a model usually runs 
 D hidden, H heads.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..loading.loaded import Loaded, prepared, tokens
+from ..loading.loaded import Loaded
 from ..models import NATIVE_ATTENTION
 from ..parts.errors import InvariantError
+from ..parts.roles import layers
+from ..parts.watching import Call, Watch
 from ..records.inside import Attention, AttentionHead, AttentionLayer, AttentionMap
 
 # Where a configuration keeps which attention runs. By the public name it would be set in the configurations inside this one, too.
@@ -66,44 +67,35 @@ def watched(m: Loaded, ids_1T: Tensor, see: Callable[[str, Tensor], None]) -> tu
     Raises:
         InvariantError: no layer gave weights, or those of a native layer do not make its output.
     """
-    length = ids_1T.shape[1]
-    modules = {role: module for role, module in m.components.items() if re.fullmatch(r"layers\d*\.\d+\.attn", role)}
+    length, modules = ids_1T.shape[1], layers(m.components, "attn")
     given = []
 
-    def end(role: str, module: nn.Module, inputs: tuple, options: dict, output: object) -> None:
-        if isinstance(module, NATIVE_ATTENTION):
-            weights_1HTT = native_weights(role, module, inputs, options, output)
+    def end(call: Call) -> None:
+        if isinstance(call.module, NATIVE_ATTENTION):
+            weights_1HTT = native_weights(call)
         else:
-            parts = output if isinstance(output, tuple) else ()
+            parts = call.output if isinstance(call.output, tuple) else ()
             fitting = (x for x in parts if isinstance(x, Tensor) and x.dim() == 4 and tuple(x.shape[-2:]) == (length, length))
             weights_1HTT = next(fitting, None)
         if weights_1HTT is not None:
-            given.append(role)
-            see(role, weights_1HTT[0])
+            given.append(call.role)
+            see(call.role, weights_1HTT[0])
 
-    hooks = []
-    try:
-        for role, module in modules.items():
-            hook = lambda module, inputs, options, output, role=role: end(role, module, inputs, options, output)  # noqa: E731
-            hooks.append(module.register_forward_hook(hook, with_kwargs=True))
-        with eager(m.model) as usual:
-            hidden_1TD = m.split.backbone(ids_1T)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eager(m.model) as usual, Watch(modules, after=end):
+        hidden_1TD = m.split.backbone(ids_1T)
     if not given:
         why = "its attention hands out no weights" if modules else "no layer has a module that is recognised as attention"
         raise InvariantError(f"{m.origin.name}: {why}")
     return hidden_1TD, usual
 
 
-def native_weights(role: str, module: nn.Module, inputs: tuple, options: dict, output: Tensor) -> Tensor:
+def native_weights(call: Call) -> Tensor:
     """The weights [B, H, T, T] of a native attention, computed beside it. Raises ``InvariantError`` if they do not make its output."""
-    x_BTD, *mask_and_positions = inputs[:3]  # the fourth is a cache, of which there is none here
-    weights_BHTT = module.weights(x_BTD, *mask_and_positions, **options)
-    again_BTD = module.o_proj((weights_BHTT @ module.values(x_BTD)).transpose(1, 2).flatten(2))
-    if not near(again_BTD, output):
-        raise InvariantError(f"{role}: the weights times the values are not what the attention gives")
+    x_BTD, *mask_and_positions = call.args[:3]  # the fourth is a cache, of which there is none here
+    weights_BHTT = call.module.weights(x_BTD, *mask_and_positions, **call.options)
+    again_BTD = call.module.o_proj((weights_BHTT @ call.module.values(x_BTD)).transpose(1, 2).flatten(2))
+    if not near(again_BTD, call.output):
+        raise InvariantError(f"{call.role}: the weights times the values are not what the attention gives")
     return weights_BHTT
 
 
@@ -119,7 +111,7 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
         ValueError: the prompt is wrong, or there is no such head.
         InvariantError: a row of weights does not sum to 1, a token looks at a later one, or the eager pass is not the usual one.
     """
-    ids_1T = prepared(m, ids)
+    ids_1T = m.prompt(ids)
     layers: list[AttentionLayer] = []
     kept: dict[tuple[int, int], AttentionMap] = {}
     shapes: dict[int, int] = {}
@@ -149,7 +141,7 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
             f"{m.origin.name}: the eager pass is not the usual one ({usual}): hidden states up to {scale:.3g} differ by {difference:.3g}"
         )
     in_order = tuple(kept[pair] for pair in dict.fromkeys(maps))
-    return Attention(m.origin.name, tokens(m, ids), usual, difference, scale, m.split.causal, tuple(layers), in_order)
+    return Attention(m.origin.name, m.tokens(ids), usual, difference, scale, m.split.causal, tuple(layers), in_order)
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -12,16 +12,16 @@ Shape letters: B batch, T tokens, D hidden, H heads, K head width, V vocabulary.
 import copy
 import re
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..loading.loaded import Loaded
-from ..parts.heads import recognise, watching
+from ..parts.heads import recognise
+from ..parts.watching import Call, Watch, first_tensor, submodules, substituted
 from ..records.effects import Check, Contributions, Term
-from .interventions import first_of, head_count, with_first
+from .interventions import activation, head_count
 
 BRANCHES = {  # of a layer, in the order in which they are looked for: role → where else it ends, if the module holds the stream too
     "attn": "attn.o",
@@ -108,9 +108,9 @@ def contributions(m: Loaded, ids: Sequence[int], token: int | None = None, heads
             out, by more than rounding.
         ValueError: there is no such token.
     """
-    found = m.roles
+    found = m.modules
     modules = {role: module for role, module in found.items() if role != "head" and not isinstance(module, nn.ModuleList)}
-    ids_1T = torch.tensor([list(ids)], device=m.device)
+    ids_1T = m.prompt(ids)
     seen, hidden_1TD = run_watched(m, modules, ids_1T)
     refuse_post_norm(m, modules, seen)
     stream, end_D = as_sum(m, modules, seen, hidden_1TD, ids_1T, heads)
@@ -148,7 +148,7 @@ def contributions(m: Loaded, ids: Sequence[int], token: int | None = None, heads
     require(m, checks)
     return Contributions(
         model=m.origin.name,
-        prompt=tuple(m.texts.token(id) for id in ids),
+        prompt=m.tokens(ids),
         token=m.texts.token(token),
         rival=m.texts.token(rival),
         logit=logit,
@@ -175,47 +175,28 @@ def require(m: Loaded, checks: Sequence[Check]) -> None:
             )
 
 
-def first_tensor(inputs: tuple, options: dict) -> Tensor | None:
-    """The first tensor of a call's arguments."""
-    return next((value for value in (*inputs, *options.values()) if isinstance(value, Tensor)), None)
-
-
-@contextmanager
-def hooked(hooks: Sequence):
-    """Removes hooks at the end, however it comes."""
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 @torch.no_grad()
 def run_watched(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor) -> tuple[dict[str, Seen], Tensor]:
     """Role → the last position of what its module was given and gave, [1, T, …] or [T, …]; and the final hidden states [1, T, D]."""
     seen: dict[str, Seen] = {}
-    given: dict[str, Tensor] = {}
+    given: dict[Call, Tensor] = {}
     length = ids_1T.shape[1]
 
-    def last(value: object) -> Tensor | None:
-        value = value[0] if isinstance(value, (tuple, list)) and value else value
-        fits = isinstance(value, Tensor) and value.dim() in (2, 3) and value.shape[-2] == length and value.is_floating_point()
+    def last(values: object) -> Tensor | None:
+        value = first_tensor(values)
+        fits = value is not None and value.dim() in (2, 3) and value.shape[-2] == length and value.is_floating_point()
         return value.flatten(0, -2)[-1].double().cpu().clone() if fits else None  # a model may go on writing into its own
 
-    def keep(role: str, output: object) -> None:
-        before, after = given.pop(role, None), last(output)
+    def note(call: Call) -> None:
+        if (before := last(call.given)) is not None:
+            given[call] = before
+
+    def keep(call: Call) -> None:
+        before, after = given.pop(call, None), last(call.output)
         if after is not None:
-            seen[role] = Seen(after if before is None else before, after)
+            seen[call.role] = Seen(after if before is None else before, after)
 
-    def note(role: str, inputs: tuple, options: dict) -> None:
-        if (before := last(first_tensor(inputs, options))) is not None:
-            given[role] = before
-
-    hooks = []
-    for role, module in modules.items():
-        hooks.append(module.register_forward_pre_hook(lambda _, i, o, role=role: note(role, i, o), with_kwargs=True))
-        hooks.append(module.register_forward_hook(lambda _, i, output, role=role: keep(role, output)))
-    with hooked(hooks):
+    with Watch(modules, note, keep):
         return seen, m.split.backbone(ids_1T)
 
 
@@ -297,20 +278,23 @@ def wiring(m: Loaded, modules: dict[str, nn.Module], outlets: Sequence[str], ids
         leaves[at] = value.detach().requires_grad_()
         return leaves[at].clone()  # a leaf itself must not be written into, as Falcon's layer does
 
-    def begin(module: nn.Module, inputs: tuple, options: dict) -> tuple[tuple, dict]:
-        first = first_tensor(inputs, options)
-        fresh = leaf(0, first)
-        return tuple(fresh if v is first else v for v in inputs), {k: fresh if v is first else v for k, v in options.items()}
+    def begin(call: Call) -> tuple[tuple, dict] | None:
+        first = first_tensor(call.given)
+        if call.role == "final_norm":
+            end.append(first)
+        if call.role != "layers.0":
+            return None
+        fresh = {id(first): leaf(0, first)}
+        return substituted(call.args, fresh), substituted(call.options, fresh)
 
-    def cut(at: int, output: object) -> object:
-        return with_first(output, leaf(at, first_of(output)))
+    def cut(call: Call) -> object:
+        if call.role not in outlets:
+            return None
+        own = activation(call.output)
+        return substituted(call.output, {id(own): leaf(1 + outlets.index(call.role), own)})
 
-    hooks = [modules["layers.0"].register_forward_pre_hook(begin, with_kwargs=True)]
-    for at, role in enumerate(outlets, 1):
-        hooks.append(modules[role].register_forward_hook(lambda _, i, output, at=at: cut(at, output)))
-    if "final_norm" in modules:
-        hooks.append(modules["final_norm"].register_forward_pre_hook(lambda _, i, o: end.append(first_tensor(i, o)), with_kwargs=True))
-    with hooked(hooks), torch.enable_grad():
+    parts = {role: modules[role] for role in dict.fromkeys(["layers.0", *outlets, *(["final_norm"] if "final_norm" in modules else [])])}
+    with Watch(parts, begin, cut), torch.enable_grad():
         hidden = m.split.backbone(ids_1T[:, -1:])
     end_11D = end[-1] if end else hidden
     if any(x is None for x in leaves) or not end_11D.requires_grad:
@@ -383,20 +367,20 @@ def frozen(m: Loaded, norm: nn.Module | None, x_D: Tensor, y_D: Tensor) -> Froze
 
 def rounding(m: Loaded) -> float:
     """The relative size of one rounding: of the model's dtype, or of float32, in which transformers computes its norms."""
-    dtype = next(parameter.dtype for parameter in m.model.parameters() if parameter.is_floating_point())
-    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    return max(torch.finfo(m.dtype).eps, torch.finfo(torch.float32).eps)
 
 
 @torch.no_grad()
 def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
     """How the head makes logits of hidden states. Raises ``NoSumError`` where it is more than one linear map before a cap."""
     last = hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD
-    with watching(m.model) as calls:
+    calls: list[Call] = []
+    with Watch(submodules(m.model), before=calls.append):
         output = m.split.head(last)
     call = next((c for c in reversed(calls) if isinstance(c.module, nn.Linear)), None)
     if call is None or call.module.in_features != last.shape[-1]:
         raise NoSumError(f"{m.origin.name}: its head, {m.split.describe()}, is not one linear map of the hidden states")
-    before = one_factor(m, last[0, -1], call.input[0, -1])
+    before = one_factor(m, last[0, -1], first_tensor(call.given)[0, -1])
     if before is None:
         raise NoSumError(f"{m.origin.name}: its head, {m.split.describe()}, is not linear in the hidden states")
     logits_V = output[0, -1]

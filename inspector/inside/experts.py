@@ -6,17 +6,15 @@ experts chosen for a token.
 """
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..loading.loaded import Loaded, prepared, tokens
+from ..loading.loaded import Loaded
 from ..models import MixtureOfExperts
 from ..parts.errors import InvariantError, NoPartError
-from ..parts.watching import first_numbers
+from ..parts.watching import Call, Watch, first_tensor
 from ..records.mechanisms import Choice, Experts, Mixture
 from .attention import near
 
@@ -30,44 +28,36 @@ def experts(m: Loaded, ids: Sequence[int]) -> Experts:
         InvariantError: a choice is none, weights do not sum to what they should, or the chosen experts, each asked alone,
             do not add up to what the model's mixture gave.
     """
-    ids_1T = prepared(m, ids)
-    length = ids_1T.shape[1]
+    ids_1T, known = m.prompt(ids), m.components
     found: list[Mixture] = []
-    calls = Counter()
 
-    def end(role: str, module: nn.Module, inputs: tuple, options: dict, output: object) -> None:
-        values = (*inputs, *options.values())
+    def see(call: Call) -> None:
+        module = call.module
         if isinstance(module, MixtureOfExperts):
-            whole, routing = output
-            parts, of = routing[:2], native_sum(module, values[0], *routing[:2])
+            whole, routing = call.output
+            parts, of = routing[:2], native_sum(module, call.given[0], *routing[:2])
             count, shared, total = len(module.experts), module.shared_experts is not None, getattr(module.gate, "scale", 1.0)
         else:
-            parts = handed_choice(values)
+            parts = handed_choice(call.given)
             if parts is None:
                 return
-            whole, of = first_numbers(output), stacked_sum(module, values[0], *parts)
+            whole, of = first_tensor(call.output), stacked_sum(module, call.given[0], *parts)
             count, total = number_of(module), None
-            shared = any(re.fullmatch(rf"{re.escape(role)}\.shared(\..+)?", other) for other in known)
+            shared = any(re.fullmatch(rf"{re.escape(call.role)}\.shared(\..+)?", other) for other in known)
         experts_NK, weights_NK = (x.reshape(-1, x.shape[-1]) for x in parts)
-        if len(experts_NK) != length:
-            return
-        calls[role] += 1
-        name = role if calls[role] == 1 else f"{role}#{calls[role]}"
-        found.append(checked(name, experts_NK, weights_NK, count, shared, total, of.reshape(whole.shape).to(whole.dtype), whole))
+        if len(experts_NK) == ids_1T.shape[1]:
+            found.append(checked(call.name, experts_NK, weights_NK, count, shared, total, of.reshape(whole.shape).to(whole.dtype), whole))
 
-    known = m.components
-    hooks = []
-    try:
-        for role, module in known.items():
-            if isinstance(module, MixtureOfExperts) or role.endswith(".mlp.experts"):
-                hooks.append(module.register_forward_hook(partial(end, role.removesuffix(".experts")), with_kwargs=True))
+    mixtures = {
+        role.removesuffix(".experts"): module
+        for role, module in known.items()
+        if isinstance(module, MixtureOfExperts) or role.endswith(".mlp.experts")
+    }
+    with Watch(mixtures, after=see):
         m.split.backbone(ids_1T)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not found:
         raise NoPartError(f"{m.origin.name} has no mixture of experts, or none whose choice is handed on in a form that is known here")
-    return Experts(m.origin.name, tokens(m, ids), tuple(found))
+    return Experts(m.origin.name, m.tokens(ids), tuple(found))
 
 
 def handed_choice(values: Sequence[object]) -> tuple[Tensor, Tensor] | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..loading.loaded import Loaded, prepared, tokens
+from ..loading.loaded import Loaded
 from ..models.mtp import further_logits
 from ..parts.errors import InvariantError, NoPartError
 from ..records.generation import Guess
@@ -26,7 +26,7 @@ def further(m: Loaded, ids: Sequence[int]) -> Further:
         ValueError: the prompt is wrong; ``NoPartError``: it has no depths.
         InvariantError: running the depths changes the main head's logits, or one of them has seen the token that it predicts.
     """
-    ids_1T = prepared(m, ids)
+    ids_1T = m.prompt(ids)
     if not hasattr(m.model, "mtp"):
         raise NoPartError(f"{m.origin.name} has no native multi-token prediction")
     main, *ahead = all_logits(m, ids_1T)
@@ -45,7 +45,7 @@ def further(m: Loaded, ids: Sequence[int]) -> Further:
     for k, logits_TV in enumerate((main, *ahead)):
         agrees = sum(mine == theirs for mine, theirs in zip(best[k], best[0][k:], strict=True))
         depths.append(Depth(k, tuple(foretold(m, ids, k, logits_TV)), agrees))
-    return Further(m.origin.name, tokens(m, ids), tuple(depths))
+    return Further(m.origin.name, m.tokens(ids), tuple(depths))
 
 
 def all_logits(m: Loaded, ids_1T: Tensor) -> list[Tensor]:

@@ -25,6 +25,7 @@ from ..loading.loaded import Loaded
 from ..loop.decoding import next_logits
 from ..models import Routing
 from ..parts.roles import fit
+from ..parts.watching import Call, Watch, first_tensor, substituted
 from ..records.effects import Effect, Intervention, Shift
 
 HEAD = re.compile(r"(.+\.attn)\.head\.(\d+)")
@@ -63,22 +64,14 @@ def head_count(model: nn.Module, o: nn.Module) -> tuple[int, int]:
     return heads, width // heads
 
 
-def first_of(output: object) -> Tensor:
-    """The activation in what a module returned: a tensor, or the first of several. Raises ``ValueError`` where there is none."""
+def activation(output: object) -> Tensor:
+    """The activation in what a module returned. Raises ``ValueError`` where there is none."""
     if isinstance(output, Routing):
         raise ValueError("a gate gives a choice of experts, which is no activation: change the experts, such as layers.0.mlp.experts.1")
-    first = output[0] if isinstance(output, (tuple, list)) and output else output
-    if not isinstance(first, Tensor):
+    found = first_tensor(output)
+    if found is None:
         raise ValueError(f"a component gives {type(output).__name__}, which is no activation: choose a component that gives a tensor")
-    return first
-
-
-def with_first(output: object, new: Tensor) -> object:
-    """What a module returned, with another activation in it."""
-    if isinstance(output, Tensor):
-        return new
-    rest = new, *output[1:]
-    return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+    return found
 
 
 def sites(m: Loaded, pattern: str) -> list[Site]:
@@ -89,7 +82,7 @@ def sites(m: Loaded, pattern: str) -> list[Site]:
     Raises:
         ValueError: there is none; some that there are, are named.
     """
-    modules = m.roles
+    modules = m.modules
     found = [Site(role, module) for role, module in modules.items() if fit(pattern, role) and not isinstance(module, nn.ModuleList)]
     # heads are no modules: they are looked for where the pattern asks for them
     for role in [role for role in modules if role.endswith(".attn.o") and ".head." in pattern]:
@@ -124,9 +117,9 @@ def changed(
 ) -> Iterator[Acted]:
     """While it is active, every place's activation x [B, T, …] is ``change(place, x)``; with ``position``, one or several, there alone.
 
-    Gives what has acted. The hooks are removed however the block ends.
+    Gives what has acted.
     """
-    acted, hooks = Acted(), []
+    acted, sites_by_role = Acted(), {site.role: site for site in places}
 
     def new(site: Site, old: Tensor) -> Tensor:
         result = change(site, old)
@@ -141,30 +134,23 @@ def changed(
         acted[site.role] = int((changed_BT.any(0) if old.dim() > 2 else changed_BT).sum())
         return result
 
-    def after(site: Site) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: object) -> object:
-            return with_first(output, new(site, first_of(output)))
+    def before(call: Call) -> tuple[tuple, dict] | None:
+        site = sites_by_role[call.role]
+        if site.columns is None:
+            return None
+        mixed = call.args[0].clone()
+        mixed[..., site.columns] = new(site, call.args[0][..., site.columns])
+        return (mixed, *call.args[1:]), call.options
 
-        return hook
+    def after(call: Call) -> object:
+        site = sites_by_role[call.role]
+        if site.columns is not None:
+            return None
+        old = activation(call.output)
+        return substituted(call.output, {id(old): new(site, old)})
 
-    def before(site: Site) -> Callable:
-        def hook(module: nn.Module, inputs: tuple) -> tuple:
-            mixed = inputs[0].clone()
-            mixed[..., site.columns] = new(site, inputs[0][..., site.columns])
-            return (mixed, *inputs[1:])
-
-        return hook
-
-    try:
-        for site in places:
-            if site.columns is None:
-                hooks.append(site.module.register_forward_hook(after(site)))
-            else:
-                hooks.append(site.module.register_forward_pre_hook(before(site)))
+    with Watch({site.role: site.module for site in places}, before, after):
         yield acted
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def ablate(m: Loaded, role: str, fill: str = "zero", position: int | Sequence[int] | None = None):
@@ -299,7 +285,7 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
     """
     if not interventions:
         raise ValueError("nothing to change: give --ablate, --scale or --patch")
-    ids_1T = torch.tensor([list(ids)], device=m.device)
+    ids_1T = m.prompt(ids)
     before_V = next_logits(m.split, ids_1T)
     places = list({site.role: site for what in interventions for site in sites(m, what.role)}.values())
     with changed(places, lambda site, x: x.clone()):
@@ -335,5 +321,4 @@ def shifted(m: Loaded, ids: Sequence[int], before_V: Tensor, after_V: Tensor) ->
         for i in sorted(listed, key=lambda i: (-moved[i], i))
     ]
     kl = torch.where(before.exp() > 0, before.exp() * (before - after), 0.0).sum()
-    fed = tuple(m.texts.token(id) for id in ids)
-    return Effect(m.origin.name, fed, (), {}, tuple(shifts), max(0.0, float(kl)), False, False)
+    return Effect(m.origin.name, m.tokens(ids), (), {}, tuple(shifts), max(0.0, float(kl)), False, False)

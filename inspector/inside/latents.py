@@ -4,14 +4,15 @@ Native attention and transformers' of DeepSeek's kind are seen where they call t
 tokens, H heads, C latent, N width of a key made of the latent, R width of the shared key, K = N + R, V value width.
 """
 
-import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..loading.loaded import Loaded, prepared, tokens
+from ..loading.loaded import Loaded
 from ..parts.errors import InvariantError, NoPartError
+from ..parts.roles import layers
+from ..parts.watching import Call, Watch
 from ..records.mechanisms import LatentLayer, Latents, LatentSizes
 from .attention import ChangedAttention, near
 
@@ -26,43 +27,45 @@ def latents(m: Loaded, ids: Sequence[int]) -> Latents:
         ValueError: the prompt is wrong; ``NoPartError``: no attention with latents is recognised.
         InvariantError: the keys and values are not made of the latents, or the heads' outputs cannot be had from latents alone.
     """
-    ids_1T = prepared(m, ids)
+    ids_1T = m.prompt(ids)
     found: list[LatentLayer] = []
-    running: list[tuple[str, nn.Module]] = []
+    running: list[Call] = []
     latent_TC: list[Tensor] = []
 
     def attend(call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
         out = call(q, k, v, mask, scale)
         if running and latent_TC:
             given = latent_TC.pop().flatten(0, -2)
-            found.append(layer(*running[-1], given, q[0], k[0], v[0], mask, scale or q.shape[-1] ** -0.5, out[0]))
+            found.append(layer(running[-1], given, q[0], k[0], v[0], mask, scale or q.shape[-1] ** -0.5, out[0]))
         return out
 
-    def end(*call) -> None:
-        running.pop()
-        latent_TC.clear()
+    def begin(call: Call) -> None:
+        if call.role in parts:
+            running.append(call)
+        else:
+            latent_TC.append(call.given[0])
 
-    hooks = []
-    try:
-        for role, module in m.components.items():
-            if re.fullmatch(r"layers\d*\.\d+\.attn", role) and all(hasattr(module, name) for name in (*WIDTHS, "kv_b_proj")):
-                hooks.append(module.register_forward_pre_hook(lambda module, inputs, role=role: running.append((role, module))))
-                hooks.append(module.register_forward_hook(end))
-                hooks.append(module.kv_b_proj.register_forward_pre_hook(lambda _, inputs: latent_TC.append(inputs[0])))
-        with ChangedAttention(attend):
-            m.split.backbone(ids_1T)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def end(call: Call) -> None:
+        if call.role in parts:
+            running.pop()
+            latent_TC.clear()
+
+    parts = {
+        role: module
+        for role, module in layers(m.components, "attn").items()
+        if all(hasattr(module, name) for name in (*WIDTHS, "kv_b_proj"))
+    }
+    makers = {f"{role}.kv_b": module.kv_b_proj for role, module in parts.items()}
+    with Watch(parts | makers, begin, end), ChangedAttention(attend):
+        m.split.backbone(ids_1T)
     if not found:
         raise NoPartError(f"{m.origin.name} has no attention with latents, or none that is seen at torch's fused attention")
-    return Latents(m.origin.name, tokens(m, ids), tuple(found))
+    return Latents(m.origin.name, m.tokens(ids), tuple(found))
 
 
-def layer(
-    role: str, attn: nn.Module, c_TC: Tensor, q_HTK: Tensor, k_HTK: Tensor, v_HTV: Tensor, mask, scale: float, out_HTV: Tensor
-) -> LatentLayer:
+def layer(call: Call, c_TC: Tensor, q_HTK: Tensor, k_HTK: Tensor, v_HTV: Tensor, mask, scale: float, out_HTV: Tensor) -> LatentLayer:
     """The record of one layer. Raises ``InvariantError`` as ``latents`` does."""
+    role, attn = call.name, call.module
     heads, length = k_HTK.shape[:2]
     widths = [attn.qk_nope_head_dim, attn.qk_rope_head_dim]
     # The matrices W_UK and W_UV, asked of the module: weights that lie on disk are read only while it runs.

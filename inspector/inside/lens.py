@@ -3,15 +3,15 @@
 Source: nostalgebraist 2020, "interpreting GPT: the logit lens". Shape letters: T tokens, D hidden, V vocabulary.
 """
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..loading.loaded import Loaded, prepared, tokens
+from ..loading.loaded import Loaded
 from ..parts.errors import InvariantError
-from ..parts.watching import Seen, observed
+from ..parts.roles import layers
+from ..parts.watching import Call, by_hand, first_tensor
 from ..records.generation import Guess
 from ..records.inside import Lens, LensRow
 
@@ -34,7 +34,7 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
         ValueError: the prompt is wrong, or has no such position.
         InvariantError: the last row would not be the model's own logits, and why.
     """
-    ids_1T = prepared(m, ids)
+    ids_1T = m.prompt(ids)
     length = ids_1T.shape[1]
     if not -length <= position < length:
         raise ValueError(f"position {position}: the prompt has {length} tokens: give a number from {-length} to {length - 1}")
@@ -42,22 +42,22 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
         raise ValueError(f"top={top}: give a whole number from 1 up")
     at = position % length
     modules = m.components
-    blocks = {role: module for role, module in modules.items() if re.fullmatch(r"layers\d*\.\d+", role)}
     norm = modules.get("final_norm")
     states: list[tuple[str, dict[bool, Tensor]]] = []  # of every layer: with the norm or without → [1, 1, D]
     last: dict[bool, Tensor] = {}  # of the last layer that ran, at every position
 
-    def see(seen: Seen) -> None:
+    def see(call: Call) -> None:
+        output = first_tensor(call.output)
         last.clear()
-        last[False] = seen.output
+        last[False] = output
         if norm is not None:
             try:  # at every position, as the model does it: of one position alone the last bits could differ
-                last[True] = norm(seen.output)
+                last[True] = norm(output)
             except Exception:  # a norm that is not for what the layers give: said below
                 pass
-        states.append((seen.role, {way: x[:, at : at + 1].clone() for way, x in last.items()}))
+        states.append((call.name, {way: x[:, at : at + 1].clone() for way, x in last.items()}))
 
-    hidden_1TD = observed(m.split, m.device, ids_1T, blocks, see).hidden_1TD
+    hidden_1TD = by_hand(m.split, ids_1T, layers(modules), after=see).hidden_1TD
     way = checked(m, hidden_1TD, last, [role for role, _ in states], norm is not None)
     logits_V = read(m, hidden_1TD[:, at : at + 1])
     if logits_V.isnan().any():
@@ -69,7 +69,7 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
         rows.append(row(m, role, row_V, choice, top))
     if not torch.equal(row_V, logits_V):
         raise InvariantError(f"the last row is not the logits of {m.origin.name}: {float((row_V - logits_V).abs().max()):.3g} between them")
-    return Lens(m.origin.name, tokens(m, ids), at, m.texts.token(choice), way, tuple(rows))
+    return Lens(m.origin.name, m.tokens(ids), at, m.texts.token(choice), way, tuple(rows))
 
 
 def checked(m: Loaded, hidden_1TD: Tensor, last: dict[bool, Tensor], roles: list[str], has_norm: bool) -> bool:

@@ -8,46 +8,63 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import replacing
-from ..loading.loaded import Loaded, prepared, tokens
-from ..parts.errors import InvariantError
+from ..loading.loaded import Loaded
 from ..parts.roles import BLOCKS, chosen
-from ..parts.splitting import alike
-from ..parts.watching import Seen, first_numbers, observed
+from ..parts.watching import Call, Clock, apart, by_hand, first_tensor
 from ..records.inside import Component, NotFinite, Statistics, Trace
 
 
-def statistics(x: Tensor) -> Statistics:
-    """The statistics of a tensor: four passes over its numbers, and more only where one is not finite."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    numbers, nan, inf = four(wide), 0, 0
-    if not (math.isfinite(numbers[0]) and math.isfinite(numbers[1])):  # torch.aminmax hands NaN on
-        finite = wide[wide.isfinite()]
-        nan = int(wide.isnan().sum())
-        inf = wide.numel() - nan - finite.numel()
-        numbers = four(finite)
-    low, high, mean, rms = numbers
-    dtype = str(x.dtype).removeprefix("torch.")
-    return Statistics(tuple(x.shape), dtype, mean, rms, low, high, nan, inf)
-
-
-def four(x: Tensor) -> tuple[float, float, float, float]:
-    """Smallest, largest, mean and root mean square of a tensor's numbers."""
-    if x.numel() == 0:
-        return (math.nan,) * 4
+def numbers(x: Tensor) -> tuple[Tensor, ...]:
+    """Smallest, largest and mean number of a tensor and its norm, as float32 or float64 on its device: nobody waits for them."""
+    wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     low, high = torch.aminmax(x)
-    low, high, mean, norm = torch.stack([low, high, x.mean(), torch.linalg.vector_norm(x)]).tolist()
+    return low.to(wide), high.to(wide), x.mean(dtype=wide), torch.linalg.vector_norm(x, dtype=wide)
+
+
+def usable(low: float, high: float, mean: float, norm: float) -> bool:
+    """Whether these say what the numbers are like: all are finite, and their squares and sum stayed in the range of float32."""
     largest = max(abs(low), abs(high))
-    lost = largest > norm or not math.isfinite(mean + norm)  # the squares or the sum left the range of float32
-    if x.dtype == torch.float32 and math.isfinite(largest) and lost:
-        return four(x.cpu().double())
-    return low, high, mean, norm / math.sqrt(x.numel())
+    return math.isfinite(largest + mean + norm) and largest <= norm  # torch.aminmax hands NaN on
+
+
+def statistics(x: Tensor) -> Statistics:
+    """The statistics of a tensor whose numbers may be anything, even none."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    finite = wide[wide.isfinite()]
+    nan = int(wide.isnan().sum())
+    found = (math.nan,) * 4
+    if finite.numel():
+        found = fetched([numbers(finite)])[0]
+        if not usable(*found):
+            found = fetched([numbers(finite.cpu().double())])[0]
+    return as_record(x.shape, x.dtype, found, finite.numel(), nan, x.numel() - nan - finite.numel())
+
+
+def as_record(shape: Sequence[int], dtype: torch.dtype, found: Sequence[float], count: int, nan: int = 0, inf: int = 0) -> Statistics:
+    """What ``numbers`` found of ``count`` finite ones."""
+    low, high, mean, norm = found
+    rms = norm / math.sqrt(count) if count else norm
+    return Statistics(tuple(shape), str(dtype).removeprefix("torch."), mean, rms, low, high, nan, inf)
+
+
+def fetched(rows: Sequence[tuple[Tensor, ...]]) -> list[tuple[float, ...]]:
+    """Rows of single numbers that lie on a device, waited for once: once for each device and precision that they have."""
+    flat = [number for row in rows for number in row]
+    kinds: dict[tuple, list[int]] = {}
+    for i, number in enumerate(flat):
+        kinds.setdefault((number.device, number.dtype), []).append(i)
+    values = dict(pair for places in kinds.values() for pair in zip(places, torch.stack([flat[i] for i in places]).tolist(), strict=True))
+    ends = [*accumulate(len(row) for row in rows)]
+    return [tuple(values[i] for i in range(end - len(row), end)) for row, end in zip(rows, ends, strict=True)]
 
 
 def check_folder(folder: Path | None) -> None:
@@ -60,10 +77,21 @@ def check_folder(folder: Path | None) -> None:
         raise ValueError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: give a folder that is new or empty")
 
 
+class Seen(NamedTuple):
+    """What is kept of one call of a component: its place in the order of calls, its name, and what its output is like."""
+
+    index: int
+    name: str
+    shape: Sequence[int]
+    dtype: torch.dtype
+    numbers: tuple[Tensor, ...]
+
+
 def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors: str | Path | None = None) -> Trace:
     """The statistics of what the components give while the model reads a prompt, and where the first NaN or infinity is.
 
-    The pass runs twice, first unwatched: that warms the machine up, and the watched one must give the same bits.
+    The pass runs twice, first unwatched: that is the model, and it warms the machine up. The watched one must give the same
+    bits; of models that hooks alone drive to another way of computing the same, the difference is in the record.
 
     Args:
         ids: the prompt.
@@ -73,73 +101,90 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
 
     Raises:
         ValueError: the prompt, a role, or the folder is wrong.
-        InvariantError: the watched pass did not give the bits of the unwatched one.
+        InvariantError: the watched pass is not the unwatched one (``watching.apart``).
     """
-    ids_1T, modules = prepared(m, ids), chosen(m.components, roles, m.origin.name)
+    ids_1T, modules = m.prompt(ids), chosen(m.components, roles, m.origin.name)
     tensors = None if tensors is None else Path(tensors)
     check_folder(tensors)
-    names = {module: name for name, module in m.model.named_modules()}
-    found: list[tuple[int, Component]] = []
-    index: dict[str, dict] = {}
+    found: list[Seen] = []
     with nullcontext() if tensors is None else replacing(tensors) as folder:
         if folder is not None:
             folder.mkdir()
 
-        def see(seen: Seen) -> None:
-            role = seen.role.partition("#")[0]
-            name = m.split.head_name if role == "head" else names[modules[role]]
-            stats = statistics(seen.output)
-            found.append((seen.index, Component(seen.role, name, stats, seen.seconds)))
+        def see(call: Call) -> None:
+            output = first_tensor(call.output)
+            if output is None or not output.is_floating_point():
+                return
+            of_output = numbers(output) if output.numel() else (output.new_tensor(math.nan, dtype=torch.float32),) * 4
+            found.append(Seen(call.index, call.name, output.shape, output.dtype, of_output))
             if folder is not None:
-                file = f"{seen.role}.safetensors"
-                save_file({seen.role: seen.output.contiguous()}, folder / file)
-                index[seen.role] = dict(file=file, shape=list(stats.shape), dtype=stats.dtype)
+                save_file({call.name: output.contiguous()}, folder / f"{call.name}.safetensors")
 
-        plain = observed(m.split, m.device, ids_1T, {}, see)
-        watched = observed(m.split, m.device, ids_1T, modules, see)
-        if not (alike(plain.hidden_1TD, watched.hidden_1TD) and alike(plain.logits_BTV, watched.logits_BTV)):
-            raise InvariantError(f"two passes of {m.origin.name} over the same prompt, one of them watched, did not give the same bits")
+        plain = by_hand(m.split, ids_1T)
+        watched = by_hand(m.split, ids_1T, modules, after=see, clock=Clock(m.device))
         if not found:
             raise ValueError(f"roles {', '.join(roles)}: the forward pass of {m.origin.name} calls none of these modules: choose others")
+        differ = apart(m.origin.name, plain.logits_BTV, watched.logits_BTV, lambda: by_hand(m.split, ids_1T).logits_BTV)
         if folder is not None:
-            (folder / "index.json").write_text(json.dumps(index), encoding="utf8")
-    rows = tuple(component for _, component in sorted(found, key=lambda pair: pair[0]))
+            files = {s.name: dict(file=f"{s.name}.safetensors", shape=[*s.shape], dtype=str(s.dtype).removeprefix("torch.")) for s in found}
+            (folder / "index.json").write_text(json.dumps(files), encoding="utf8")
+    found.sort(key=lambda seen: seen.index)
+    rows = components(m, modules, ids_1T, found, watched.seconds)
     return Trace(
         model=m.origin.name,
         dtype=str(watched.hidden_1TD.dtype).removeprefix("torch."),
         device=str(m.device),
-        prompt=tokens(m, ids),
-        seconds=watched.seconds,
+        prompt=m.tokens(ids),
+        seconds=watched.seconds[""],
         components=rows,
         not_finite=None if all(row.output.finite for row in rows) else first_not_finite(m, ids_1T),
+        apart=differ,
     )
+
+
+def components(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor, found: Sequence[Seen], seconds: dict[str, float]) -> tuple:
+    """The records of what was seen. Where quick numbers do not tell (``usable``), another pass looks at the whole output."""
+    values = dict(zip([seen.name for seen in found], fetched([seen.numbers for seen in found]), strict=True))
+    closely = {name.partition("#")[0] for name, four in values.items() if not usable(*four)}
+    careful: dict[str, Statistics] = {}
+
+    def look(call: Call) -> None:
+        if call.name in values:
+            careful[call.name] = statistics(first_tensor(call.output))
+
+    if closely:
+        by_hand(m.split, ids_1T, {role: modules[role] for role in closely}, after=look)
+    names = m.names | {"head": m.split.head_name}
+    rows = []
+    for seen in found:
+        output = careful.get(seen.name) or as_record(seen.shape, seen.dtype, values[seen.name], math.prod(seen.shape))
+        rows.append(Component(seen.name, names[seen.name.partition("#")[0]], output, seconds[seen.name]))
+    return tuple(rows)
 
 
 def first_not_finite(m: Loaded, ids_1T: Tensor) -> NotFinite | None:
     """Where the first NaN or infinity of a forward pass comes from, among all components that have a role; None if all is finite."""
-    modules = m.components
-    names = {module: name for name, module in m.model.named_modules()}
+    modules, names = m.components, m.names
     found: list[NotFinite] = []
 
-    def see(seen: Seen) -> None:
-        if found or bool(seen.output.isfinite().all()):
+    def see(call: Call) -> None:
+        output, given = first_tensor(call.output), first_tensor(call.given)
+        if found or output is None or bool(output.isfinite().all()):
             return
-        role = seen.role.partition("#")[0]
-        given = first_numbers(seen.inputs)
-        position = first_position(seen.output, ids_1T.shape[1])
+        position = first_position(output, ids_1T.shape[1])
         found.append(
             NotFinite(
-                role=seen.role,
-                name=names[modules[role]],
-                output=statistics(seen.output),
+                role=call.name,
+                name=names[call.role],
+                output=statistics(output),
                 position=position,
                 token=None if position is None else m.texts.token(int(ids_1T[0, position])),
-                input=None if given is None else statistics(given),
-                weights=tuple(n for n, w in modules[role].named_parameters() if not w.is_meta and not bool(w.isfinite().all())),
+                input=None if given is None or not given.is_floating_point() else statistics(given),
+                weights=tuple(n for n, w in modules[call.role].named_parameters() if not w.is_meta and not bool(w.isfinite().all())),
             )
         )
 
-    observed(m.split, m.device, ids_1T, modules, see)
+    by_hand(m.split, ids_1T, modules, after=see)
     return found[0] if found else None
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..parts import splitting
-from ..parts.roles import components, modules_by_role
+from ..parts.precision import dtype_of
+from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
 from ..records.generation import Origin, Token
 from .texts import Texts, check_request
@@ -69,7 +70,7 @@ class Loaded:
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
 
     @property
-    def roles(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """Role → module, lists of layers included (``parts.roles``)."""
         return modules_by_role(self.model, self.split.backbone_name, self.split.head_names)
 
@@ -79,9 +80,38 @@ class Loaded:
         return components(self.model, self.split.backbone_name, self.split.head_names)
 
     @property
+    def names(self) -> dict[str, str]:
+        """Role → name of its module in the model; of several the first."""
+        found: dict[str, str] = {}
+        for name, role in roles(self.model, self.split.backbone_name, self.split.head_names).items():
+            found.setdefault(role, name)
+        return found
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.model.parameters()).dtype
+        """Of the weights, or of buffers where a model has nothing else."""
+        return dtype_of(self.model)
+
+    def prompt(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """A prompt as the model takes it, [1, T]: every entry point has it from here. ``ids`` are [T] or [1, T].
+
+        Raises:
+            ValueError: no tokens, or more than the model reads; several rows; ids that it does not have.
+        """
+        given = torch.as_tensor(ids)
+        if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != 1):
+            raise ValueError(f"ids of shape {list(given.shape)}: give one prompt, [T] or [1, T]; several go one by one, or to run_prompts")
+        check_request(given.numel(), 1, self.context_length)
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise ValueError(f"ids of {str(given.dtype).removeprefix('torch.')}: give whole numbers")
+        low, high = (int(end) for end in given.aminmax())
+        if low < 0 or high >= self.vocab_size:
+            raise ValueError(f"token id {low if low < 0 else high}: {self.origin.name} has the ids 0 to {self.vocab_size - 1}")
+        return given.reshape(1, -1).to(self.device, torch.long)
+
+    def tokens(self, ids: Sequence[int] | Tensor) -> tuple[Token, ...]:
+        """The tokens of a prompt, or of any ids."""
+        return tuple(self.texts.token(id) for id in torch.as_tensor(ids).flatten().tolist())
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -278,14 +308,3 @@ def byte_characters() -> dict[int, str]:
     as_is = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in as_is]
     return {byte: chr(byte) for byte in as_is} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-
-
-def prepared(m: Loaded, ids: Sequence[int]) -> Tensor:
-    """A prompt as the model takes it, [1, T]. Raises ``ValueError`` where it is empty or longer than the model reads."""
-    check_request(len(ids), 1, m.context_length)
-    return torch.tensor([list(ids)], device=m.device)
-
-
-def tokens(m: Loaded, ids: Sequence[int]) -> tuple[Token, ...]:
-    """The tokens of a prompt."""
-    return tuple(m.texts.token(id) for id in ids)

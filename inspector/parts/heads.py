@@ -6,49 +6,12 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a submodule during a forward pass: its name, what it was given first, what it returned, and how deep it stood."""
-
-    name: str
-    module: nn.Module
-    input: object
-    output: object
-    depth: int
-
-
-@contextmanager
-def watching(model: nn.Module) -> Iterator[list[Call]]:
-    """The submodule calls of the forward passes inside, in the order in which they begin; what breaks off has no output."""
-    calls: list[Call] = []
-    open_calls: list[int] = []
-
-    def begin(name: str, module: nn.Module, inputs: tuple, options: dict) -> None:
-        first = next((value for value in (*inputs, *options.values()) if isinstance(value, Tensor)), None)
-        open_calls.append(len(calls))
-        calls.append(Call(name, module, first, None, len(open_calls) - 1))
-
-    def end(module: nn.Module, inputs: tuple, output: object) -> None:
-        at = open_calls.pop()
-        calls[at] = Call(calls[at].name, module, calls[at].input, output, calls[at].depth)
-
-    hooks = []
-    for name, module in model.named_modules():
-        if module is not model:
-            before = module.register_forward_pre_hook(lambda m, i, o, name=name: begin(name, m, i, o), with_kwargs=True)
-            hooks += [before, module.register_forward_hook(end, always_call=True)]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
+from .watching import Call, first_tensor
 
 
 @contextmanager
@@ -134,10 +97,11 @@ def operations(hidden_BTD: Tensor, calls: list[Call], logits_BTV: Tensor, tied: 
     said: list[str] = []
     last = hidden_BTD
     for call in leaves:
-        if isinstance(call.input, Tensor) and call.input.shape[-1] == last.shape[-1] and call.input.shape[:2] == last.shape[:2]:
-            said += recognise(last, call.input)
+        given = first_tensor(call.given)
+        if given is not None and given.shape[-1:] == last.shape[-1:] and given.shape[:2] == last.shape[:2]:
+            said += recognise(last, given)
         said += in_words(call, tied(call.module))
-        last = call.output[0] if isinstance(call.output, tuple) else call.output
+        last = first_tensor(call.output)
     return (*said, *recognise(last, logits_BTV))
 
 
@@ -146,8 +110,9 @@ def in_words(call: Call, tied: bool) -> list[str]:
     if isinstance(call.module, nn.Linear):
         notes = ", bias" * (call.module.bias is not None) + ", tied" * tied
         return [f"Linear({call.module.in_features}→{call.module.out_features}{notes})"]
-    if not list(call.module.parameters()) and isinstance(call.input, Tensor) and isinstance(call.output, Tensor):
-        said = recognise(call.input, call.output)
+    given = first_tensor(call.given)
+    if not list(call.module.parameters()) and given is not None and isinstance(call.output, Tensor):
+        said = recognise(given, call.output)
         return said if UNKNOWN not in said else [type(call.module).__name__]
     return [type(call.module).__name__]
 

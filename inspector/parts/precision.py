@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import nn
@@ -23,27 +24,40 @@ class LiftedCasts(TorchFunctionMode):
         return func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()})
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The precision of a model: that of its first weight, or else of its first buffer of numbers."""
+    numbers = (tensor.dtype for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())
+    return next(numbers, torch.get_default_dtype())
+
+
 @contextmanager
-def in_float64(model: nn.Module) -> Iterator[None]:
-    """The model in float64, in place, and afterwards as it was: widening and narrowing back changes no value.
+def in_dtype(model: nn.Module, dtype: torch.dtype, constants: bool = True) -> Iterator[None]:
+    """The model in another precision, in place; afterwards its own tensors are there again, bit for bit.
+
+    With ``constants`` all is cast. Without, buffers that are not saved, such as RoPE's frequencies, stay in float32, as where
+    transformers loads a checkpoint. In float64 they are then one step of their own precision off: they were rounded when they
+    were computed, and another formula of the same rounds them otherwise, which a thousand tokens on makes an angle of its own.
 
     A weight on disk has a placeholder in the model, and accelerate reads it in the placeholder's dtype. Every forward pass
     puts new placeholders there, so each is looked up by its module and name.
     """
+    kept = [] if constants else [module._buffers.get(name) for module in model.modules() for name in module._non_persistent_buffers_set]
+    kept = {id(tensor) for tensor in kept if tensor is not None}
     homes = [home for module in model.modules() for home in (module._parameters, module._buffers)]
-    dtypes = [(home, name, t.dtype) for home in homes for name, t in home.items() if t is not None and t.is_floating_point()]
+    places = [(home, name, t, t.data) for home in homes for name, t in home.items() if t is not None and t.is_floating_point()]
     try:
-        for home, name, _ in dtypes:
-            home[name].data = home[name].data.double()
+        for _, _, tensor, data in places:
+            if id(tensor) not in kept:
+                tensor.data = data.to(dtype)
+            elif dtype == torch.float64:
+                tensor.data = data.double() * (1 + torch.finfo(data.dtype).eps)
         yield
     finally:
-        for home, name, dtype in dtypes:
-            home[name].data = home[name].data.to(dtype)
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The precision of a model: that of its first weight."""
-    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+        for home, name, tensor, data in places:
+            if home[name] is tensor:
+                tensor.data = data  # not cast back: where numbers lie in memory can decide the last bits of a product
+            else:
+                home[name].data = home[name].data.to(data.dtype)
 
 
 @contextmanager
@@ -58,29 +72,3 @@ def plain_experts(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.set_experts_implementation(own)
-
-
-@contextmanager
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """The model in another precision, in place; afterwards its own tensors are there again.
-
-    Constants that are not saved, such as RoPE's frequencies, stay in float32, as where transformers loads a checkpoint. In
-    float64 they are one step of their own precision off: they were rounded when they were computed, and another formula of
-    the same rounds them otherwise, which a thousand tokens on makes an angle of its own.
-    """
-    saved = {id(weight): weight for weight in model.parameters() if weight.is_floating_point()}
-    constants = {}
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                (constants if name in module._non_persistent_buffers_set else saved)[id(buffer)] = buffer
-    own = [(tensor, tensor.data) for tensor in (*saved.values(), *constants.values())]
-    try:
-        for tensor in saved.values():
-            tensor.data = tensor.data.to(dtype)
-        for tensor in constants.values() if dtype == torch.float64 else ():
-            tensor.data = tensor.data.double() * (1 + torch.finfo(tensor.dtype).eps)
-        yield
-    finally:
-        for tensor, data in own:
-            tensor.data = data

@@ -7,7 +7,7 @@ new word in one of these tables.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -271,6 +271,12 @@ def components(model: nn.Module, backbone_name: str, head_names: tuple[str, ...]
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             found.setdefault(module, role)
     return {role: module for module, role in found.items()}
+
+
+def layers(known: Mapping[str, nn.Module], part: str = "") -> dict[str, nn.Module]:
+    """Of components by role the layers, or of every layer a part, such as "attn"."""
+    pattern = r"layers\d*\.\d+" + (re.escape(f".{part}") if part else "")
+    return {role: module for role, module in known.items() if re.fullmatch(pattern, role)}
 
 
 def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict[str, nn.Module]:

@@ -12,7 +12,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from .heads import UNKNOWN, RestOfForward, forward, hidden_states, logits_of, operations, recognise, watching
+from .heads import UNKNOWN, RestOfForward, forward, hidden_states, logits_of, operations, recognise
+from .watching import Call, Watch, alike, close, submodules
 
 PROBE_LENGTH = 8
 LONG_PROBE = 32
@@ -89,7 +90,8 @@ def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:
     """The split of a model whose parts are not named: proved, unless it gives NaN and that is allowed."""
     kind = type(model).__name__
     try:
-        with watching(model) as calls:
+        calls: list[Call] = []
+        with Watch(submodules(model), before=calls.append):
             own = logits_of(forward(model, probe_1T))
     except Exception as error:  # a module of the user's can raise anything
         raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {type(error).__name__}: {error}") from error
@@ -101,7 +103,7 @@ def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:
     outer = [call for call in calls if call.depth == 0]
     first = next((i for i, call in enumerate(outer) if is_hidden(hidden_states(call.output), probe_1T)), len(outer))
     if len(outer) < first + 2 or own.shape[:2] != probe_1T.shape:
-        called = ", ".join(call.name for call in outer) or "no module"
+        called = ", ".join(call.role for call in outer) or "no module"
         raise SplitError(f"{kind} has no backbone of its own: it calls {called}; give split() backbone= and head=")
     base, after = outer[first], outer[first + 1 :]
     hidden = hidden_states(base.output)
@@ -111,8 +113,8 @@ def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:
     parts = Split(
         backbone=lambda ids_BT: hidden_states(forward(base.module, ids_BT)),
         head=rest,
-        backbone_name=base.name,
-        head_names=tuple(call.name for call in after),
+        backbone_name=base.role,
+        head_names=tuple(call.role for call in after),
         operations=operations(hidden, inner, own, lambda m: is_tied(m, embedding)),
         tied=any(is_tied(call.module, embedding) for call in inner),
         probe=probe_1T.shape[1],
@@ -138,11 +140,6 @@ def is_whole_head(module: nn.Module, rest: RestOfForward, hidden_1TD: Tensor) ->
         return all(alike(module(h), rest(h)) for h in (hidden_1TD, hidden_1TD * AMPLIFIED))
     except (RuntimeError, TypeError):  # it wants a cast, or more than hidden states: the forward knows
         return False
-
-
-def alike(a, b: Tensor) -> bool:
-    """Bit for bit equal, where an overflow on both sides (float16, amplified) counts as equal."""
-    return isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def slices(model: nn.Module) -> bool:
@@ -230,12 +227,6 @@ def is_causal(parts: Split, model: nn.Module, probe_1T: Tensor, hidden_1TD: Tens
             f"{kind} is not causal: generate() appends a token to be predicted, so the last position's logits are not the next token's"
         )
     return False
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors differ by no more than rounding could make of their largest number."""
-    share = 1e-5 if a.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(a.dtype).eps
-    return float((a.double() - b.double()).abs().max()) <= share * float(a.abs().max()) if a.numel() else True
 
 
 def by_position(parts: Split, kind: str, hidden_1TD: Tensor) -> None:

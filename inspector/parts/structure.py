@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..records.structure import Costs, ModuleNode, RoleDifference
 from .costs import costs
-from .heads import forward, watching
+from .heads import forward
 from .roles import roles
 from .splitting import Split, context_length, evaluating, input_device, split, tie_again
+from .watching import Call, Watch, submodules
 
 CONTEXT = 1024
 NUMBERED = r"(?<=^layers)\.\d+|(?<=^layers\d)\.\d+|(?<=^mtp)\.\d+|(?<=\.experts)\.\d+"  # numbers of equal neighbours in a role
@@ -86,7 +87,8 @@ class Running:
     def __init__(self, model: nn.Module):
         self.model = model
         broken = False
-        with watching(model) as calls:
+        calls: list[Call] = []
+        with Watch(submodules(model), before=calls.append):
             try:
                 with evaluating(model), torch.no_grad(), Answers() if on_meta(model) else nullcontext():
                     forward(model, torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
@@ -95,8 +97,8 @@ class Running:
                     raise
                 broken = True
         tie_again(model)
-        self.outer = [call.name for call in calls if call.depth == 0]
-        self.counts = None if broken else Counter(call.name for call in calls)
+        self.outer = [call.role for call in calls if call.depth == 0]
+        self.counts = None if broken else Counter(call.role for call in calls)
         self.order: dict[nn.Module, int] = {model: 0}
         for call in calls:
             self.order.setdefault(call.module, len(self.order))

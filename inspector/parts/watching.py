@@ -1,154 +1,272 @@
-"""One forward pass with its components watched."""
+"""The one way to watch a forward pass, or to change it: hooks on chosen parts of a model, gone when the block ends.
 
+Hooks can change bits by themselves (torch's own encoder layers leave their fast path for them): the model is the pass without
+any, and ``apart`` says how far a watched one is from it. Shape letters: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..models import Routing
-from .heads import forward, logits_of
-from .splitting import Split
+from .errors import InvariantError
+
+if TYPE_CHECKING:
+    from .splitting import Split
 
 
-class Seen(NamedTuple):
-    """One call of a component.
+@dataclass(eq=False)
+class Call:
+    """One call of a watched part.
 
     Args:
-        index: its place in the order in which the components began.
-        role: as in ``records.inside.Component``.
-        output: the first tensor of numbers that it returned.
-        inputs: what it was given, first what has no name.
-        seconds: as in ``records.inside.Component``.
+        role: what the part is called: its role, or its name in the model where roles are not known yet.
+        module: the part; None where it is no single module.
+        args, options: what it was given, without a name and with one.
+        number: 1 for the first call of the part.
+        index: its place in the order in which calls began.
+        depth: how many watched calls it began in.
+        output: what it gave; None before that, and where it broke off.
     """
 
-    index: int
     role: str
-    output: Tensor
-    inputs: tuple
-    seconds: float
+    module: nn.Module | None
+    args: tuple
+    options: dict
+    number: int
+    index: int
+    depth: int
+    output: object = None
+
+    @property
+    def name(self) -> str:
+        """The role; of a second call "layers.0.attn#2"."""
+        return self.role if self.number == 1 else f"{self.role}#{self.number}"
+
+    @property
+    def given(self) -> tuple:
+        """All that it was given, first what has no name."""
+        return (*self.args, *self.options.values())
+
+
+class Clock:
+    """Moments on a device. They are read together when all is done, so that nobody waits for an accelerator in between."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def now(self) -> "float | torch.Event":
+        """This moment: of the CPU, or of the work that was handed to an accelerator so far."""
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(device=self.device, enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, pairs: Iterable[tuple]) -> list[float]:
+        """The time from one moment to the other of each pair; waits for the device once."""
+        if self.device.type == "cpu":
+            return [end - begin for begin, end in pairs]
+        torch.accelerator.synchronize()
+        return [begin.elapsed_time(end) / 1000 for begin, end in pairs]
+
+
+class Watch:
+    """While it is active, ``before`` and ``after`` are shown every call of the parts, as it begins and when it has ended.
+
+    ``before`` may return (args, options), which the part is given instead of its own, and ``after`` an output, which takes the
+    place of its own; None leaves things as they are. Watches nest: one that begins later sees what earlier ones have put in.
+    The forward pass is the caller's: by hand, inside ``generate()``, with caches or without.
+
+    Args:
+        parts: role → module. Several roles may name one module.
+        before, after: left out, nothing is done there.
+        clock: measures every call, from its beginning to its end, without what ``before`` and ``after`` do meanwhile.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module],
+        before: Callable[[Call], tuple[tuple, dict] | None] | None = None,
+        after: Callable[[Call], object] | None = None,
+        clock: Clock | None = None,
+    ):
+        self.parts, self.before, self.after, self.clock = parts, before, after, clock
+        self.calls = Counter()  # role → how often it was called
+        self.running: list[Call] = []
+        self.spans: dict[str, list] = {}  # name of a call → when it began and ended, and how many pauses there were before
+        self.pauses: list[tuple] = []
+        self.hooks: list = []
+
+    def __enter__(self) -> "Watch":
+        for role, module in self.parts.items():
+            begin = lambda module, args, options, role=role: self.begin(role, module, args, options)  # noqa: E731
+            self.hooks.append(module.register_forward_pre_hook(begin, with_kwargs=True))
+            self.hooks.append(module.register_forward_hook(lambda module, args, output: self.end(output), always_call=True))
+        self.spans[""] = [self.now(), len(self.pauses)]
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.spans[""] += [self.now(), len(self.pauses)]
+        for hook in self.hooks:
+            hook.remove()
+
+    def call(self, role: str, function: Callable, *args):
+        """``function(*args)`` as a call of a part that is no single module, such as a head with its caps."""
+        args, options = self.begin(role, None, args, {}) or (args, {})
+        output = function(*args, **options)
+        new = self.end(output)
+        return output if new is None else new
+
+    def begin(self, role: str, module: nn.Module | None, args: tuple, options: dict) -> tuple[tuple, dict] | None:
+        """What happens before a call."""
+        paused = self.now()
+        self.calls[role] += 1
+        call = Call(role, module, args, options, self.calls[role], self.calls.total() - 1, len(self.running))
+        self.running.append(call)
+        new = self.before(call) if self.before else None
+        if new is not None:
+            call.args, call.options = new
+        self.pauses.append((paused, self.now()))
+        self.spans[call.name] = [self.pauses[-1][1], len(self.pauses)]
+        return new
+
+    def end(self, output: object) -> object:
+        """What happens after a call. One that broke off has no output, and is not shown."""
+        paused = self.now()
+        call = self.running.pop()
+        if output is None:
+            return None
+        call.output = output
+        self.spans[call.name] += [paused, len(self.pauses)]
+        new = self.after(call) if self.after else None
+        self.pauses.append((paused, self.now()))
+        return new
+
+    def now(self):
+        """This moment, if there is a clock."""
+        return self.clock and self.clock.now()
+
+    def seconds(self) -> dict[str, float]:
+        """Name of each call that gave something → how long it took, with everything inside it; "" for the whole block."""
+        paused = [0.0, *accumulate(self.clock.seconds(self.pauses))]
+        spans = {name: span for name, span in self.spans.items() if len(span) == 4}
+        whole = self.clock.seconds([(began, ended) for began, _, ended, _ in spans.values()])
+        return {
+            name: seconds - (paused[last] - paused[first])
+            for (name, (_, first, _, last)), seconds in zip(spans.items(), whole, strict=True)
+        }
 
 
 class Pass(NamedTuple):
-    """What a forward pass by hand gave: final hidden states [1, T, D], logits [1, 1 or T, V], and its time without the watching."""
+    """What a forward pass by hand gave.
+
+    Args:
+        hidden_1TD: final hidden states.
+        logits_BTV: [1, T, V], or [1, 1, V] of the last token alone.
+        seconds: name of each watched call → its time, "" for the whole pass; empty without a clock.
+    """
 
     hidden_1TD: Tensor
     logits_BTV: Tensor
-    seconds: float
+    seconds: dict[str, float]
 
 
 @torch.no_grad()
-def observed(split: Split, device: torch.device, ids_1T: Tensor, modules: dict[str, nn.Module], see: Callable[[Seen], None]) -> Pass:
-    """One forward pass, computed as a step of the loop is, with every call of ``modules`` (role → module) shown to ``see``.
+def by_hand(split: "Split", ids_1T: Tensor, parts: Mapping[str, nn.Module] | None = None, before=None, after=None, clock=None) -> Pass:
+    """One forward pass over a prompt, computed as a step of the loop is; arguments as in ``Watch``.
 
-    The role "head" stands for the head of the split as a whole, with its caps and scales. What ``see`` does is counted in
-    no time; where an accelerator computes, it is waited for at both ends of every component. Hooks are gone afterwards,
-    after an exception, too.
+    "head" among the parts stands for the head of the split as a whole, with its caps and scales.
     """
-    calls, running = Counter(), []
-    paused, started = 0.0, 0
-
-    def now() -> float:
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
-        return time.perf_counter()
-
-    def begin(role: str) -> None:
-        nonlocal started
-        calls[role] += 1
-        running.append((started, role if calls[role] == 1 else f"{role}#{calls[role]}", now() - paused))
-        started += 1
-
-    def end(module: nn.Module | None, inputs: tuple, options: dict, output: object) -> None:
-        nonlocal paused
-        stopped = now()
-        index, role, began = running.pop()
-        if (tensor := first_numbers(output)) is not None:
-            see(Seen(index, role, tensor, (*inputs, *options.values()), stopped - paused - began))
-        paused += now() - stopped
-
-    hooks = []
-    try:
-        for role, module in modules.items():
-            if role != "head":
-                hooks.append(module.register_forward_pre_hook(lambda module, inputs, role=role: begin(role)))
-                hooks.append(module.register_forward_hook(end, with_kwargs=True))
-        first = now()
+    parts = parts or {}
+    with Watch({role: module for role, module in parts.items() if role != "head"}, before, after, clock) as watch:
         hidden_1TD = split.backbone(ids_1T)
         fed = hidden_1TD[:, -1:] if split.last_alone else hidden_1TD
-        if "head" in modules:
-            begin("head")
-        logits_BTV = split.head(fed)
-        if "head" in modules:
-            end(None, (fed,), {}, logits_BTV)
-        return Pass(hidden_1TD, logits_BTV, now() - first - paused)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        logits_BTV = watch.call("head", split.head, fed) if "head" in parts else split.head(fed)
+    return Pass(hidden_1TD, logits_BTV, watch.seconds() if clock else {})
 
 
-def first_numbers(values: object) -> Tensor | None:
-    """The first tensor of floating-point numbers in what a module took or gave; None where there is none."""
-    if isinstance(values, Tensor):
-        return values if values.is_floating_point() else None
-    if isinstance(values, dict):
-        values = tuple(values.values())
-    if isinstance(values, (tuple, list)):
-        return next((found for value in values if (found := first_numbers(value)) is not None), None)
-    return None
+def alike(a, b: Tensor) -> bool:
+    """Bit for bit equal, where an overflow on both sides (float16, amplified) counts as equal."""
+    return isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-@torch.no_grad()
-def watched(
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    ids_1T: Tensor,
-    given: Callable[[str, list[Tensor]], list[Tensor] | None],
-    made: Callable[[str, Tensor], None],
-) -> Tensor:
-    """Runs a model, and gives its logits [1, T, V].
+def apart(name: str, plain: Tensor, watched: Tensor, again: Callable[[], Tensor]) -> float:
+    """How far hooks alone, which change nothing, take the model ``name`` from its own pass, which is the plain one; nearly always 0.
 
-    ``given`` is told each component's hidden states, and may return others, which then take their place; ``made`` is told
-    what the component made of them.
+    Raises:
+        InvariantError: by more than rounding, or the model does not repeat itself: ``again`` runs it once more without hooks.
     """
-
-    def before(role: str, args: tuple, options: dict) -> tuple[tuple, dict] | None:
-        own = states(args, options)
-        other = given(role, own) if own else None
-        if other is None:
-            return None
-        new = {id(old): tensor for old, tensor in zip(own, other, strict=False)}
-        return tuple(new.get(id(v), v) for v in args), {name: new.get(id(v), v) for name, v in options.items()}
-
-    def after(role: str, output: object) -> None:
-        if (tensor := first_tensor(output)) is not None:
-            made(role, tensor)
-
-    with ExitStack() as hooks:
-        for role, module in modules.items():
-            begin = module.register_forward_pre_hook(lambda m, args, options, role=role: before(role, args, options), with_kwargs=True)
-            hooks.callback(begin.remove)
-            end = module.register_forward_hook(lambda m, args, output, role=role: after(role, output))
-            hooks.callback(end.remove)
-        return logits_of(forward(model, ids_1T.to(next(model.parameters()).device)))
+    if alike(plain, watched):
+        return 0.0
+    if not alike(plain, again()):
+        raise InvariantError(f"two passes of {name} over the same prompt did not give the same bits: it does not repeat itself")
+    difference = float((plain.double() - watched.double()).abs().max())
+    if not close(plain, watched):
+        raise InvariantError(f"{name} computes something else when it is watched: numbers differ by up to {difference:.3g}")
+    return difference
 
 
-def states(args: tuple, options: dict) -> list[Tensor]:
-    """What a module works on among its arguments: the first tensor of numbers, and others of its shape, such as a residual.
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ by no more than rounding could make of their largest number."""
+    share = 1e-5 if a.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(a.dtype).eps
+    return float((a.double() - b.double()).abs().max()) <= share * float(a.abs().max()) if a.numel() else True
+
+
+def submodules(model: nn.Module) -> dict[str, nn.Module]:
+    """Name → module, of all that a model is made of."""
+    return {name: module for name, module in model.named_modules() if module is not model}
+
+
+def first_tensor(values: object) -> Tensor | None:
+    """The tensor that a part works on, or makes: of all that it was given, or gave, the first that holds numbers.
+
+    Where none does, it is the first of another kind, as an embedding's ids; of a native gate's choice its weights by expert,
+    which tell the choice too. None where there is no tensor.
+    """
+    found = list(tensors(values))
+    return next((tensor for tensor in found if tensor.is_floating_point()), found[0] if found else None)
+
+
+def tensors(values: object) -> Iterable[Tensor]:
+    """The tensors in what a part was given or gave, in order, however deep."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Routing):
+        yield values.gates
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from tensors(value)
+
+
+def states(call: Call) -> list[Tensor]:
+    """What a part works on among its arguments: the first tensor of numbers, and others of its shape, such as a residual.
 
     For an embedding it is the ids.
     """
-    tensors = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
-    numbers = [tensor for tensor in tensors if tensor.is_floating_point()]
-    return [tensor for tensor in numbers if tensor.shape == numbers[0].shape] if numbers else tensors[:1]
+    given = [value for value in call.given if isinstance(value, Tensor)]
+    numbers = [tensor for tensor in given if tensor.is_floating_point()]
+    return [tensor for tensor in numbers if tensor.shape == numbers[0].shape] if numbers else given[:1]
 
 
-def first_tensor(output: object) -> Tensor | None:
-    """The first tensor of numbers in what a module returned; of a native gate its weights by expert, which tell the choice too."""
-    output = output.gates if isinstance(output, Routing) else output
-    values = [output] if isinstance(output, Tensor) else output.values() if isinstance(output, dict) else output
-    values = values if isinstance(values, Iterable) else ()
-    return next((value for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
+def substituted(values: object, new: Mapping[int, Tensor]) -> object:
+    """What a part was given or gave, with other tensors in it: ``new`` says by id() which takes the place of which."""
+    if isinstance(values, Tensor):
+        return new.get(id(values), values)
+    if isinstance(values, dict):
+        changed = copy.copy(values)  # of transformers' outputs, too
+        for name, value in values.items():
+            if (other := substituted(value, new)) is not value:
+                changed[name] = other
+        return changed
+    if isinstance(values, (tuple, list)):
+        parts = [substituted(value, new) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
+    return values

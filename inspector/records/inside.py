@@ -82,6 +82,7 @@ class Trace:
         components: in the order in which they began.
         not_finite: where the first NaN or infinity is, if one of the components gave any.
         experts, latents, further: of a model that has such parts, what they did; None where it has none, or was not asked.
+        apart: largest difference of a logit of this pass from the model's own, which no hook watches; 0 for nearly every model.
     """
 
     model: str
@@ -94,6 +95,7 @@ class Trace:
     experts: Experts | None = None
     latents: Latents | None = None
     further: Further | None = None
+    apart: float = 0.0
     schema: int = SCHEMA
 
 

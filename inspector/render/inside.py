@@ -42,7 +42,12 @@ def trace_view(trace: Trace, t: Translate) -> RenderableType:
         f"{duration(trace.seconds)}; во время компонента входит всё, что внутри него",
     )
     proof = t("the watched pass gave the bits of the unwatched one", "проход с наблюдением дал те же биты, что и без него")
-    parts = [result, Text(""), Text(said, "dim"), Text(proof, "green")]
+    if trace.apart:
+        proof = t(
+            f"watched, the model computes the same in another way: logits differ by {trace.apart:.1e} from the unwatched pass",
+            f"под наблюдением модель считает то же иначе: логиты отличаются на {trace.apart:.1e} от прохода без него",
+        )
+    parts = [result, Text(""), Text(said, "dim"), Text(proof, "yellow" if trace.apart else "green")]
     if trace.not_finite is not None:
         parts.append(not_finite_panel(trace.not_finite, len(trace.prompt), t))
     return Group(*parts)

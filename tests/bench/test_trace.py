@@ -26,7 +26,7 @@ def test_a_role_that_costs_more_is_said_to(tiny, monkeypatch):
     """Statistics that sleep in the head alone."""
     m = tiny("qwen2", context=24)
     size = m.vocab_size
-    monkeypatch.setattr(bench, "numbers_of", lambda x: time.sleep(0.05) if x.shape[-1] == size else None)
+    monkeypatch.setattr(bench, "numbers", lambda x: time.sleep(0.05) if x.shape[-1] == size else None)
     costs = {row["role"]: row for row in bench.by_role(m, rounds=1)}
     assert costs["head"]["ms"] >= 50 and max(costs, key=lambda role: costs[role]["share"]) == "head"
 

@@ -11,10 +11,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from inspector.bench.tiny import tiny_model
 from inspector.compare import divergence
-from inspector.compare.divergence import Call, condensed, differences, diverge, record, rounding_of, spans, worst
+from inspector.compare.divergence import Kept, condensed, differences, diverge, record, rounding_of, spans, worst
 from inspector.loading.loaded import Loaded, attach
 from inspector.parts.precision import in_dtype
-from inspector.parts.watching import states
+from inspector.parts.watching import Call, states
 from inspector.records.as_json import from_json, to_json
 from inspector.records.comparison import ComponentGap, Divergence, Gap, Place
 from inspector.records.generation import Origin
@@ -209,9 +209,9 @@ def test_a_component_that_runs_twice_is_not_compared_and_said(pair):
 def test_frequencies_of_rope_keep_their_precision_where_transformers_keeps_it(pair):
     model = pair("llama")[0].model
     rotary, weight = model.model.rotary_emb, model.lm_head.weight
-    with in_dtype(model, torch.bfloat16):
+    with in_dtype(model, torch.bfloat16, constants=False):
         assert (rotary.inv_freq.dtype, weight.dtype) == (torch.float32, torch.bfloat16)
-    with in_dtype(model, torch.float64):
+    with in_dtype(model, torch.float64, constants=False):
         assert (rotary.inv_freq.dtype, weight.dtype) == (torch.float64, torch.float64)
     assert rotary.inv_freq.dtype == weight.dtype == torch.float32
 
@@ -235,7 +235,7 @@ def test_a_norm_that_computes_in_float32_whatever_it_is_given_has_rounding_too(p
     a, _ = pair("llama")
     module(a, "input_layernorm").weight.data.fill_(1.0)
     own, logits = record(a, torch.tensor([IDS]))
-    own["logits"] = Call([logits])
+    own["logits"] = Kept([logits])
     (rows,) = rounding_of(a, torch.float32, own, torch.tensor([IDS]), ["layers.1.norm_attn"], ["layers.1.norm_attn"])
     assert 1e-9 < rows["layers.1.norm_attn", "output"].max() < 1e-5
 
@@ -381,8 +381,12 @@ def test_the_worst_row_is_that_of_the_largest_ratio_not_of_the_largest_differenc
 
 def test_hidden_states_are_told_from_masks_and_residuals_go_with_them():
     x, residual, mask, allowed = torch.ones(1, 3, 4), torch.zeros(1, 3, 4), torch.ones(1, 1, 3, 3), torch.ones(3, dtype=torch.bool)
-    assert [id(t) for t in states((allowed, x), dict(attention_mask=mask, residual=residual))] == [id(x), id(residual)]
-    assert states((torch.tensor([[1, 2]]),), {})[0].tolist() == [[1, 2]] and states((), {}) == []
+
+    def given(*args, **options) -> Call:
+        return Call("layers.0", None, args, options, number=1, index=0, depth=0)
+
+    assert [id(t) for t in states(given(allowed, x, attention_mask=mask, residual=residual))] == [id(x), id(residual)]
+    assert states(given(torch.tensor([[1, 2]])))[0].tolist() == [[1, 2]] and states(given()) == []
 
 
 def test_roles_of_many_layers_are_one_line():

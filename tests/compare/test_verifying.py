@@ -21,7 +21,7 @@ from inspector.compare.verifying import (
 from inspector.loading.loaded import attach
 from inspector.loop.decoding import decode
 from inspector.loop.sampling import apply_filters, bounds_of
-from inspector.parts.precision import LiftedCasts, in_float64
+from inspector.parts.precision import LiftedCasts, in_dtype
 from inspector.parts.splitting import Split
 from inspector.records.generation import Origin, Sampling
 
@@ -268,7 +268,7 @@ def test_float64_and_back_leaves_the_model_bitwise_as_it_was(tiny):
     m.model.model.norm.bfloat16()
     before = {name: tensor.clone() for name, tensor in m.model.state_dict().items()}
     tied = m.model.lm_head.weight is m.model.model.embed_tokens.weight
-    with pytest.raises(RuntimeError), in_float64(m.model):
+    with pytest.raises(RuntimeError), in_dtype(m.model, torch.float64):
         assert {p.dtype for p in m.model.parameters()} == {torch.float64}
         raise RuntimeError
     after = m.model.state_dict()

@@ -40,7 +40,7 @@ def hook_count(model):
 
 
 def module_of(m, role):
-    return m.roles[role]
+    return m.modules[role]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "names-expert"])
@@ -125,7 +125,7 @@ def test_contexts_nest_and_nothing_is_left_of_them():
     before, weights = logits(m), {name: w.clone() for name, w in m.model.state_dict().items()}
     with ablate(m, "layers.3.attn.head.2"), scale(m, "layers.0.mlp", 0.5):
         both = by_parts(m)
-        assert hook_count(m.model) == 2
+        assert hook_count(m.model) == 4  # before and after each of the two
     one = copy.deepcopy(m.model)
     with torch.no_grad():
         one.model.layers[3].self_attn.o_proj.weight[:, 16:24] = 0

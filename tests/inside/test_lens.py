@@ -97,11 +97,12 @@ def test_a_model_that_gives_nan_is_explained():
 
 def test_wrong_positions_and_numbers_are_refused(tiny):
     m = tiny("qwen2")
-    for position in (len(IDS), -len(IDS) - 1):
+    ids = [id % m.vocab_size for id in IDS]
+    for position in (len(ids), -len(ids) - 1):
         with pytest.raises(ValueError, match=f"position {position}: the prompt has 7 tokens"):
-            lens(m, IDS, position)
+            lens(m, ids, position)
     with pytest.raises(ValueError, match="top=0"):
-        lens(m, IDS, top=0)
+        lens(m, ids, top=0)
     with pytest.raises(ValueError, match="no tokens"):
         lens(m, [])
 

@@ -19,7 +19,7 @@ from inspector.models import ExpertModel
 from inspector.parts.errors import InvariantError
 from inspector.parts.roles import BLOCKS, chosen, fit, roles
 from inspector.parts.splitting import SplitError, split
-from inspector.parts.watching import observed
+from inspector.parts.watching import Clock, by_hand
 from inspector.records.as_json import from_json, to_json
 from inspector.records.inside import Trace
 
@@ -188,20 +188,19 @@ def test_hooks_are_gone_afterwards_also_after_an_exception(tiny):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        observed(m.split, m.device, torch.tensor([SHORT]), m.components, broken)
+        by_hand(m.split, torch.tensor([SHORT]), m.components, after=broken)
     assert hooks(m.model) == 0
 
 
 def test_what_watching_takes_is_counted_in_no_time(tiny):
-    seconds = []
-
-    def slow(seen):
+    def slow(call):
         time.sleep(0.05)
-        seconds.append(seen.seconds)
 
     m = tiny("qwen2")
-    whole = observed(m.split, m.device, torch.tensor([SHORT]), chosen(m.components, BLOCKS, m.origin.name), slow).seconds
-    assert len(seconds) == 9 and whole < 9 * 0.05 and max(seconds) <= whole
+    parts = chosen(m.components, BLOCKS, m.origin.name)
+    seconds = by_hand(m.split, torch.tensor([SHORT]), parts, after=slow, clock=Clock(m.device)).seconds
+    whole = seconds.pop("")
+    assert len(seconds) == 9 and whole < 9 * 0.05 and max(seconds.values()) <= whole
 
 
 def test_a_pass_that_does_not_repeat_is_not_shown(tiny):

@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inspector.bench.tiny import tiny_model
-from inspector.parts.heads import UNKNOWN, RestOfForward, hidden_states, logits_of, recognise, watching
+from inspector.parts.heads import UNKNOWN, RestOfForward, hidden_states, logits_of, recognise
 from inspector.parts.splitting import split
+from inspector.parts.watching import Watch, submodules
 
 X = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -97,7 +98,8 @@ def test_backbones_that_return_plain_values(form):
 
 def test_watching_leaves_no_hook_and_orders_calls():
     model = tiny_model("llama")
-    with watching(model) as calls:
+    calls = []
+    with Watch(submodules(model), before=calls.append):
         output = model(torch.arange(5, 9)[None], use_cache=False)
     assert [call.name for call in calls if call.depth == 0] == ["model", "lm_head"]
     assert calls[1].name == "model.embed_tokens" and calls[1].depth == 1
