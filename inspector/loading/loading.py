@@ -77,7 +77,7 @@ def load(
         try:
             with quiet(bars=offline):
                 model, report = AutoModelForCausalLM.from_pretrained(source, **how, **spread, **options)
-                tokenizer = load_tokenizer(source, options)
+                tokenizer = tokenizer_at(source, options)
         except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
             full = (
                 f": make room in {Path(folder).parent} or set TMPDIR to a folder that has it"
@@ -86,8 +86,7 @@ def load(
             )
             raise LoadError(f"{name}: cannot be loaded: {damaged(Path(source)) or first_line(error)}{full}") from error
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise LoadError(f"{name}: its tokenizer has no vocabulary: put tokenizer.json beside the weights")
+    check_vocabulary(name, tokenizer)
     check_whole(name, report)
     model.eval()
     if spread:
@@ -192,7 +191,31 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
         raise LoadError(f"{name}: no model can be built from its config.json: {first_line(error)}") from error
 
 
-def load_tokenizer(source: str, options: dict) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model without its weights, a name as for ``load``; None of a function of the user's that gives none.
+
+    Raises:
+        LoadError: it cannot be had, or has no vocabulary.
+    """
+    if FACTORY.match(name):
+        return from_file(name, torch.device("cpu")).tokenizer
+    source, _, offline = find(name)
+    try:
+        with quiet(bars=offline):
+            tokenizer = tokenizer_at(source, dict(trust_remote_code=trust_remote_code, local_files_only=offline))
+    except Exception as error:  # whatever damaged or foreign files make transformers raise
+        raise LoadError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}") from error
+    check_vocabulary(name, tokenizer)
+    return tokenizer
+
+
+def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that knows special tokens alone. Raises ``LoadError``."""
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise LoadError(f"{name}: its tokenizer has no vocabulary: put tokenizer.json beside the weights")
+
+
+def tokenizer_at(source: str, options: dict) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, of the class that the checkpoint names.
 
     ``AutoTokenizer`` overrules a generic class by the model's type, and so reads a character tokenizer beside a Qwen2

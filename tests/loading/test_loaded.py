@@ -1,0 +1,92 @@
+"""What a prompt must be, the same at every entry point, and tokenizers without weights."""
+
+import shutil
+
+import pytest
+import torch
+
+import inspector
+from inspector.inside.interventions import effect
+from inspector.loading.finding import ASSETS, LoadError
+from inspector.loading.loading import load, load_tokenizer
+from inspector.loop.decoding import decode_with_logits
+from inspector.records.effects import Intervention
+
+ENTRIES = {
+    "decode": lambda m, ids: list(inspector.decode(m, ids, max_new_tokens=1)),
+    "decode_with_logits": lambda m, ids: list(decode_with_logits(m, ids, inspector.Sampling(), 1)),
+    "run": lambda m, ids: inspector.run(m, ids, inspector.Sampling(temperature=0), max_new_tokens=1),
+    "verify": lambda m, ids: inspector.verify(m, ids, max_new_tokens=1),
+    "speculate": lambda m, ids: inspector.speculate(m, ids, max_new_tokens=1),
+    "trace": inspector.trace,
+    "lens": inspector.lens,
+    "attention": inspector.attention,
+    "experts": inspector.experts,
+    "latents": inspector.latents,
+    "further": inspector.further,
+    "contributions": inspector.contributions,
+    "effect": lambda m, ids: effect(m, ids, [Intervention("ablate", "layers.0.mlp", "zero")]),
+    "diverge": lambda m, ids: inspector.diverge(m, m, ids),
+}
+WRONG = {
+    "no tokens": [],
+    "the prompt holds 25 tokens, the model reads at most 24": [1] * 25,
+    r"ids of shape \[2, 3\]: give one prompt": torch.ones(2, 3, dtype=torch.long),
+    "token id 26: tiny has the ids 0 to 25": [1, 26],
+    "token id -1: tiny has": [-1],
+    "ids of float32: give whole numbers": torch.ones(3),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_wrong_prompt_is_the_same_clear_error_everywhere(tiny, entry, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        ENTRIES[entry](tiny("gpt-moe-mla-mtp", context=24), WRONG[wrong])
+
+
+def test_a_prompt_is_a_list_a_row_or_a_batch_of_one(tiny):
+    m = tiny("qwen2")
+    for ids in ([1, 2], (1, 2), range(1, 3), torch.tensor([1, 2]), torch.tensor([[1, 2]]), torch.tensor([1, 2], dtype=torch.int32)):
+        prompt = m.prompt(ids)
+        assert prompt.tolist() == [[1, 2]] and prompt.dtype == torch.long and m.tokens(ids) == tuple(map(m.texts.token, (1, 2)))
+
+
+@pytest.mark.parametrize("entry", ["run", "verify", "trace", "diverge", "effect"])
+def test_a_batch_of_one_gives_what_a_list_gives(tiny, entry):
+    m = tiny("qwen2")
+
+    def numbers(ids):
+        made = ENTRIES[entry](m, ids)
+        return made.tokens_hand if entry == "verify" else made.steps[0].token if entry == "run" else getattr(made, "prompt", None)
+
+    assert numbers(torch.tensor([[1, 2, 3]])) == numbers([1, 2, 3])
+
+
+def test_a_patch_may_come_from_a_batch(tiny):
+    m = tiny("qwen2")
+    rows = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with torch.no_grad(), inspector.patch(m, "layers.0.mlp", rows):
+        assert torch.equal(m.split.backbone(rows), m.split.backbone(rows))
+
+
+def test_a_model_whose_weights_are_buffers_has_a_precision(tiny):
+    m = tiny("qwen2")
+    for module in m.model.modules():
+        for name, weight in list(module._parameters.items()):
+            if weight is not None:
+                del module._parameters[name]
+                module.register_buffer(name, weight.data)
+    assert m.dtype == torch.float32 and inspector.run(m, [1, 2], max_new_tokens=1).dtype == "float32"
+
+
+def test_a_tokenizer_can_be_had_without_weights(tmp_path):
+    folder = shutil.copytree(ASSETS / "names-qwen2", tmp_path / "names")
+    (folder / "model.safetensors").unlink()
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer("Крас")["input_ids"] == load("names-qwen2").encode("Крас")
+    with pytest.raises(LoadError, match="no such folder"):
+        load_tokenizer(str(tmp_path / "nowhere" / "at" / "all"))
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(LoadError, match="tokenizer cannot be loaded"):
+        load_tokenizer(str(folder))

@@ -1,0 +1,164 @@
+"""The one hook engine: what it shows, what it replaces, and that nothing is left of it; against torch's own hooks and generate()."""
+
+import pytest
+import torch
+from torch import nn
+
+from inspector.bench.tiny import tiny_model
+from inspector.loading.loaded import attach
+from inspector.models import VARIANTS
+from inspector.parts.errors import InvariantError
+from inspector.parts.watching import Clock, Watch, apart, by_hand, first_tensor, submodules, substituted
+
+IDS = torch.tensor([[5, 9, 20, 33]])
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+def test_calls_are_shown_in_order_with_what_they_were_given_and_gave():
+    model, begun, ended = tiny_model("llama"), [], []
+    parts = {"layer": model.model.layers[1], "down": model.model.layers[1].mlp.down_proj, "norm": model.model.norm}
+    torchs = {}
+
+    def keep(role):
+        def hook(module, given, output):
+            torchs[role] = given, output
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(role)) for role, module in parts.items()]
+    with Watch(parts, begun.append, ended.append) as watch:
+        logits(model)
+    for handle in handles:
+        handle.remove()
+    assert [(call.role, call.index, call.depth) for call in begun] == [("layer", 0, 0), ("down", 1, 1), ("norm", 2, 0)]
+    assert [call.role for call in ended] == ["down", "layer", "norm"] and watch.calls == dict(layer=1, down=1, norm=1)
+    for call in begun:
+        assert call.module is parts[call.role] and first_tensor(call.output) is first_tensor(torchs[call.role][1])
+        assert call.args == torchs[call.role][0]
+    assert hook_count(model) == 0
+
+
+def test_a_part_that_runs_twice_has_two_calls():
+    model, begun = tiny_model("llama"), []
+    model.model.layers[2] = model.model.layers[0]
+    with Watch({"layers.0": model.model.layers[0]}, begun.append) as watch:
+        logits(model)
+    assert [(call.name, call.number) for call in begun] == [("layers.0", 1), ("layers.0#2", 2)] and watch.calls["layers.0"] == 2
+
+
+def test_inputs_and_outputs_can_be_replaced_and_watches_nest():
+    model = tiny_model("llama")
+    head = model.lm_head
+    own = logits(model)
+
+    def halved(call):
+        return substituted(call.args, {id(call.args[0]): call.args[0] / 2}), call.options
+
+    def doubled(call):
+        return call.output * 2
+
+    with Watch({"head": head}, before=halved):
+        half = logits(model)
+        with Watch({"head": head}, after=doubled):
+            assert torch.equal(logits(model), own)  # a power of two has no rounding, and the map no bias
+    assert not torch.equal(half, own)
+    weight = head.weight.clone()
+    with torch.no_grad():
+        head.weight.copy_(weight / 2)
+        assert torch.equal(logits(model), half)
+
+
+@pytest.mark.parametrize("where", ["before", "after", "model"])
+def test_hooks_go_when_something_raises_and_the_calls_around_it_are_not_shown(where):
+    model, ended = tiny_model("llama"), []
+    parts = {"layer": model.model.layers[1], "down": model.model.layers[1].mlp.down_proj}
+
+    def broken(call):
+        if getattr(call, "role", "down") == "down":
+            raise RuntimeError("planted")
+
+    functions = dict(before=broken) if where == "before" else dict(after=broken if where == "after" else ended.append)
+    if where == "model":
+        parts["down"].forward = broken
+    with pytest.raises(RuntimeError, match="planted"), Watch(parts, **functions) as watch:
+        logits(model)
+    assert hook_count(model) == 0 and ended == [] and watch.running == []
+
+
+def test_it_serves_a_generation_with_caches_and_finds_every_pass():
+    model, lengths = tiny_model("qwen2"), []
+
+    def see(call):
+        lengths.append(first_tensor(call.given).shape[1])
+
+    settings = dict(max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+    plain = model.generate(IDS, use_cache=True, **settings)
+    with Watch({"layers.0": model.model.layers[0]}, before=see):
+        assert torch.equal(model.generate(IDS, use_cache=True, **settings), plain)
+        assert lengths == [4, 1, 1]
+        lengths.clear()
+        model.generate(IDS, use_cache=False, **settings)
+        assert lengths == [4, 5, 6]
+
+
+def test_of_nested_outputs_the_first_numbers_of_an_embedding_the_ids_of_a_gate_the_weights_by_expert():
+    ids, mask, x = torch.tensor([[1, 2]]), torch.ones(2, dtype=torch.bool), torch.ones(1, 2)
+    assert first_tensor((None, mask, [ids, {"a": x}])) is x and first_tensor((ids, mask)) is ids and first_tensor((None, "a")) is None
+    gate = VARIANTS["gpt-moe"](vocab_size=20, d_model=16, n_layers=1, n_heads=2).eval().backbone.layers[0].mlp.gate
+    routing = gate(torch.randn(1, 3, 16))
+    gates = first_tensor(routing)
+    assert gates.shape == (1, 3, 4) and torch.allclose(gates.sum(-1), torch.ones(1, 3)) and ((gates > 0).sum(-1) == 2).all()
+
+
+def test_substituting_keeps_the_form_of_what_was_given():
+    old, new = torch.zeros(2), torch.ones(2)
+    values = (None, [old, 3], {"a": old, "b": {"c": old}})
+    assert substituted(values, {id(old): new}) == (None, [new, 3], {"a": new, "b": {"c": new}})
+    output = tiny_model("llama")(IDS, use_cache=False)
+    other = substituted(output, {id(output.logits): new})
+    assert type(other) is type(output) and other.logits is new and output.logits is not new
+
+
+class Encoder(nn.Module):
+    """torch's own encoder layers, which have a fast path that hooks shut."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.out = nn.Embedding(40, 32), nn.Linear(32, 40)
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+
+    def forward(self, ids):
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
+        return self.out(self.layers(self.embedding(ids), mask=mask, is_causal=True))
+
+
+def test_a_model_that_hooks_drive_off_its_fast_path_is_told_apart_from_one_that_does_not_repeat_itself():
+    model = Encoder().eval()
+    with torch.no_grad():
+        plain = model(IDS)
+        with Watch(submodules(model)):
+            watched = model(IDS)
+        assert not torch.equal(plain, watched)  # else this test is about nothing
+        assert 0 < apart("a", plain, watched, lambda: model(IDS)) < 1e-5
+        assert apart("a", plain, plain, lambda: pytest.fail("run again for nothing")) == 0
+        with pytest.raises(InvariantError, match="does not repeat itself"):
+            apart("a", plain, watched, lambda: model(IDS) + torch.rand(40))
+        with pytest.raises(InvariantError, match="something else when it is watched"):
+            apart("a", plain, watched * 1.01, lambda: model(IDS))
+
+
+def test_times_leave_out_what_the_watching_does_and_hold_what_is_inside():
+    m = attach(tiny_model("llama"))
+    seconds = by_hand(m.split, IDS, m.components, clock=Clock(m.device)).seconds
+    assert seconds[""] > seconds["layers.0"] > seconds["layers.0.mlp"] > seconds["layers.0.mlp.down"] > 0
+    assert seconds[""] > sum(seconds[f"layers.{i}"] for i in range(4)) + seconds["head"]
+    assert by_hand(m.split, IDS, m.components).seconds == {}
