@@ -24,6 +24,7 @@ from ..loading.loaded import Loaded
 from ..loop.decoding import next_logits
 from ..parts.heads import forward, logits_of
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
+from ..parts.roles import spans
 from ..parts.watching import Call, Watch, first_tensor, states, substituted
 from ..records.comparison import ComponentGap, Divergence, Flip, Gap, Place
 
@@ -323,17 +324,6 @@ def condensed(lines: Iterable[str]) -> tuple[str, ...]:
         found = re.match(r"(layers\d*\.)(\d+)(.*)", line)
         groups.setdefault((found[1], found[3]) if found else (line, ""), []).extend([int(found[2])] if found else [])
     return tuple(f"{start}{spans(sorted(numbers))}{rest}" for (start, rest), numbers in groups.items())
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Growing numbers in short: 0–3, 7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def margin(logits_V: Tensor) -> float:

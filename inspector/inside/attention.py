@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..loading.loaded import Loaded
 from ..models import NATIVE_ATTENTION
 from ..parts.errors import InvariantError
-from ..parts.roles import layers
+from ..parts.roles import layers, spans
 from ..parts.watching import Call, Watch
 from ..records.inside import Attention, AttentionHead, AttentionLayer, AttentionMap
 
@@ -142,17 +142,6 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
         )
     in_order = tuple(kept[pair] for pair in dict.fromkeys(maps))
     return Attention(m.origin.name, m.tokens(ids), usual, difference, scale, m.split.causal, tuple(layers), in_order)
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Rising numbers in words: 0-3, 5."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 def summary(m: Loaded, role: str, head: int, weights_TT: Tensor) -> AttentionHead:

@@ -307,3 +307,14 @@ def fit(glob: str, role: str) -> bool:
     """Whether a role fits a glob, as in ``chosen``."""
     signs = {"**": r".*", "*": r"[^.]*", "?": r"[^.]"}
     return re.fullmatch("".join(signs.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*|\?)", glob)), role) is not None
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Growing numbers, as of layers, in short: 0–3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from inspector.bench.tiny import tiny_model
 from inspector.compare import divergence
-from inspector.compare.divergence import Kept, condensed, differences, diverge, record, rounding_of, spans, worst
+from inspector.compare.divergence import Kept, condensed, differences, diverge, record, rounding_of, worst
 from inspector.loading.loaded import Loaded, attach
 from inspector.parts.precision import in_dtype
 from inspector.parts.watching import Call, states
@@ -390,7 +390,6 @@ def test_hidden_states_are_told_from_masks_and_residuals_go_with_them():
 
 
 def test_roles_of_many_layers_are_one_line():
-    assert spans([0, 1, 2, 3, 7, 9, 10]) == "0–3, 7, 9–10"
     lines = ["embed_pos", *(f"layers.{i}.attn.q" for i in (0, 1)), "layers.5", "layers.5.attn", "layers.6.mlp.down 1×2 ≠ 1×3"]
     assert condensed(lines) == ("embed_pos", "layers.0–1.attn.q", "layers.5", "layers.6.mlp.down 1×2 ≠ 1×3")
 

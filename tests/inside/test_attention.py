@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from inspector.bench.tiny import tiny_model
-from inspector.inside.attention import attention, eager, spans, summary, watched
+from inspector.inside.attention import attention, eager, summary, watched
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
 from inspector.models import ExpertModel, MultiHeadAttention, to_transformers
@@ -177,7 +177,3 @@ def test_a_head_that_is_not_there_is_refused_with_those_that_are(tiny):
         attention(m, IDS, [(0, 0)])
     with pytest.raises(ValueError, match="layer 1 has the heads 0 to 1"):
         attention(tiny("qwen2"), [3, 7, 11], [(1, 0), (1, 2)])
-
-
-def test_numbers_in_words():
-    assert spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"

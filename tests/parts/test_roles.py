@@ -4,7 +4,7 @@ import pytest
 
 from inspector.bench.tiny import tiny_model
 from inspector.models import VARIANTS, ExpertModel
-from inspector.parts.roles import layer_lists, roles, unrecognised
+from inspector.parts.roles import layer_lists, layers, roles, spans, unrecognised
 from inspector.parts.splitting import split
 
 LLAMA = {
@@ -145,3 +145,15 @@ def test_a_module_without_a_role_is_said():
     model.model.layers[0].self_attn.q_proj, model.model.layers[0].self_attn.surprise = None, model.model.layers[0].self_attn.q_proj
     found = roles(model, "model", ("lm_head",))
     assert list(unrecognised(model, found)) == ["model.layers.0.self_attn.surprise"]
+
+
+def test_numbers_of_layers_in_short():
+    assert spans([0, 1, 2, 3, 7, 9, 10]) == "0–3, 7, 9–10" and spans([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8" and spans([]) == ""
+
+
+def test_the_layers_of_components_and_a_part_of_each():
+    known = dict.fromkeys(
+        ["embed", "layers.0", "layers.0.attn", "layers.0.attn.q", "layers.10", "layers2.1", "layers2.1.attn", "mtp.0.attn"]
+    )
+    assert list(layers(known)) == ["layers.0", "layers.10", "layers2.1"]
+    assert list(layers(known, "attn")) == ["layers.0.attn", "layers2.1.attn"]
