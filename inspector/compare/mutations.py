@@ -23,6 +23,7 @@ from ..inside.attention import ChangedAttention
 from ..loading.loaded import Loaded, attach
 from ..models import GroupedQueryAttention, RotaryEmbedding
 from ..parts.heads import forward, logits_of
+from ..parts.roles import layers
 from ..parts.splitting import input_embedding, probe_ids
 from ..parts.watching import Call, Watch, first_tensor
 from ..records.comparison import Place, Planted
@@ -56,8 +57,7 @@ class Patient:
         Raises:
             NotApplicable: there is none.
         """
-        layers = [role for role in self.roles if re.fullmatch(r"layers\d*\.\d+", role)]
-        have = [layer for layer in layers if all(f"{layer}.{role}" in self.roles for role in roles)]
+        have = [layer for layer in layers(dict.fromkeys(self.roles)) if all(f"{layer}.{role}" in self.roles for role in roles)]
         have = [layer for layer in have if fits(self.modules[f"{layer}.{roles[0]}"])]
         weights = {layer: next(self.modules[f"{layer}.{roles[0]}"].parameters(), None) for layer in have}
         have = [layer for i, layer in enumerate(have) if not any(weights[layer] is weights[before] for before in have[:i])]
