@@ -154,7 +154,8 @@ def components(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor, found: 
 
     if closely:
         by_hand(m.split, ids_1T, {role: modules[role] for role in closely}, after=look)
-    names = m.names | {"head": m.split.head_name}
+    names_of = {module: name for name, module in m.model.named_modules()}
+    names = {role: names_of[module] for role, module in modules.items()} | {"head": m.split.head_name}
     rows = []
     for seen in found:
         output = careful.get(seen.name) or as_record(seen.shape, seen.dtype, values[seen.name], math.prod(seen.shape))

@@ -8,6 +8,7 @@ new word in one of these tables.
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 
 from torch import nn
 
@@ -305,8 +306,14 @@ def some_of(known: Collection[str]) -> str:
 
 def fit(glob: str, role: str) -> bool:
     """Whether a role fits a glob, as in ``chosen``."""
+    return pattern(glob).fullmatch(role) is not None
+
+
+@cache
+def pattern(glob: str) -> re.Pattern:
+    """The regular expression of a glob."""
     signs = {"**": r".*", "*": r"[^.]*", "?": r"[^.]"}
-    return re.fullmatch("".join(signs.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*|\?)", glob)), role) is not None
+    return re.compile("".join(signs.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*|\?)", glob)))
 
 
 def spans(numbers: Sequence[int]) -> str:

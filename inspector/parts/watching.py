@@ -100,6 +100,7 @@ class Watch:
     ):
         self.parts, self.before, self.after, self.clock = parts, before, after, clock
         self.calls = Counter()  # role → how often it was called
+        self.begun = 0
         self.running: list[Call] = []
         self.spans: dict[str, list] = {}  # name of a call → when it began and ended, and how many pauses there were before
         self.pauses: list[tuple] = []
@@ -129,7 +130,8 @@ class Watch:
         """What happens before a call."""
         paused = self.now()
         self.calls[role] += 1
-        call = Call(role, module, args, options, self.calls[role], self.calls.total() - 1, len(self.running))
+        call = Call(role, module, args, options, self.calls[role], self.begun, len(self.running))
+        self.begun += 1
         self.running.append(call)
         new = self.before(call) if self.before else None
         if new is not None:
@@ -231,8 +233,12 @@ def first_tensor(values: object) -> Tensor | None:
     Where none does, it is the first of another kind, as an embedding's ids; of a native gate's choice its weights by expert,
     which tell the choice too. None where there is no tensor.
     """
-    found = list(tensors(values))
-    return next((tensor for tensor in found if tensor.is_floating_point()), found[0] if found else None)
+    first = None
+    for tensor in tensors(values):
+        if tensor.is_floating_point():
+            return tensor
+        first = tensor if first is None else first
+    return first
 
 
 def tensors(values: object) -> Iterable[Tensor]:
