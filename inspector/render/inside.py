@@ -10,13 +10,10 @@ from rich.text import Text
 
 from ..records.generation import Token
 from ..records.inside import Attention, AttentionMap, Lens, NotFinite, Statistics, Trace
-from .tables import table
+from .tables import LABEL, MAP_ROWS, bar, number, table
 from .text import Translate, chance, duration, quoted, tokens_of, visible
 
-BARS = "▁▂▃▄▅▆▇█"
 SHADES = ((0.01, "·"), (0.05, "░"), (0.15, "▒"), (0.4, "▓"), (float("inf"), "█"))  # a weight below the number is drawn so
-MAP_ROWS = 40
-LABEL = 16  # columns for the token at the left of a map
 
 
 def trace_view(trace: Trace, t: Translate) -> RenderableType:
@@ -77,11 +74,6 @@ def form_of(shape: Sequence[int], dtype: str) -> str:
 def sizes(shape: Sequence[int]) -> str:
     """A shape, such as 1×128×896."""
     return "×".join(map(str, shape)) or "1"
-
-
-def number(value: float) -> str:
-    """A number in at most nine columns; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:.3g}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -201,11 +193,6 @@ def attention_view(attention: Attention, width: int, t: Translate) -> Renderable
         proof += t(", and no token looks at a later one", ", вперёд никто не смотрит")
     maps = [map_panel(one, attention.prompt, width, t) for one in attention.maps]
     return Group(result, Text(""), *(Text(visible(line), "dim") for line in lines), Text(proof, "green"), *maps)
-
-
-def bar(value: float, top: float) -> str:
-    """A bar of one column, full at ``top``."""
-    return BARS[min(len(BARS) - 1, int(len(BARS) * value / top))] if top > 0 else BARS[0]
 
 
 def map_panel(one: AttentionMap, prompt: Sequence[Token], width: int, t: Translate) -> RenderableType:

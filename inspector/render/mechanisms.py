@@ -9,8 +9,7 @@ from rich.text import Text
 from ..records.generation import Token
 from ..records.inside import Trace
 from ..records.mechanisms import Choice, Depth, Experts, Further, LatentLayer, Latents, Mixture
-from .inside import LABEL, MAP_ROWS, bar, number
-from .tables import section, table
+from .tables import LABEL, MAP_ROWS, bar, number, section, table
 from .text import Translate, chance, memory, quoted, tokens_of
 
 NAMED = 2  # experts of a token that are named; of more the rest is a number

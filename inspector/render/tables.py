@@ -1,5 +1,6 @@
 """The forms that every screen shares."""
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -11,6 +12,9 @@ from rich.text import Text
 from .text import Translate, visible
 
 WIDE = 110  # columns from which two models stand side by side
+BARS = "▁▂▃▄▅▆▇█"
+LABEL = 16  # columns for the token at the left of a map
+MAP_ROWS = 40
 
 
 def title(t: Translate) -> RenderableType:
@@ -40,3 +44,13 @@ def table(*columns: str, numbers: Sequence[int] = (), wide: Sequence[int] = ()) 
             Text(column), justify="right" if i in numbers else "left", ratio=1 if i in wide else None, overflow="fold", no_wrap=i in numbers
         )
     return result
+
+
+def number(value: float) -> str:
+    """A number in at most nine columns; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.3g}"
+
+
+def bar(value: float, top: float) -> str:
+    """A bar of one column, full at ``top``."""
+    return BARS[min(len(BARS) - 1, int(len(BARS) * value / top))] if top > 0 else BARS[0]

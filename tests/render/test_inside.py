@@ -22,6 +22,7 @@ from inspector.records.inside import (
     Trace,
 )
 from inspector.render import inside
+from inspector.render.tables import bar
 from inspector.render.text import translator
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -119,7 +120,7 @@ def test_shades(weight, sign):
 
 @pytest.mark.parametrize(("value", "top", "sign"), [(0, 1, "▁"), (1, 1, "█"), (0.5, 1, "▅"), (0, 0, "▁")])
 def test_bars(value, top, sign):
-    assert inside.bar(value, top) == sign
+    assert bar(value, top) == sign
 
 
 def test_a_map_of_a_long_prompt_says_what_it_leaves_out():
