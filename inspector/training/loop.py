@@ -27,7 +27,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..files import replacing
+from ..files import replacing, write_whole
 from ..loop.batches import join_processes
 from ..models.adapter import BUILDERS
 from ..models.checkpoints import save_pretrained
@@ -185,8 +185,7 @@ def updates(
         history, first = state["losses"], state["step"]
     accelerator.wait_for_everyone()  # all have looked at ``out`` before one of them writes there
     if accelerator.is_main_process and (out / METRICS).exists():  # steps after the state are done again
-        with replacing(out / METRICS) as new:
-            new.write_text("".join(read_lines(out, first)), encoding="utf8")
+        write_whole(out / METRICS, "".join(read_lines(out, first)))
 
     def save_state(step: int) -> None:
         if accelerator.is_main_process:
