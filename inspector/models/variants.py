@@ -9,6 +9,9 @@ All are pre-norm decoders with RMSNorm, RoPE, SwiGLU and no biases. Arguments th
     tie_word_embeddings: use the embedding's weights as the head's (Press & Wolf 2017, arXiv 1608.05859).
 
 All raise ``ValueError`` for sizes that do not fit each other.
+
+A builder and its row in ``VARIANTS`` make a variant: its configuration and its class for transformers follow from the signature. So that
+``inspector train`` takes it, ``training/recipe.py`` has its name, and a field for each argument of its own.
 """
 
 from collections.abc import Callable
