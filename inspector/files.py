@@ -8,15 +8,16 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path):
+def replacing(path: Path, parents: bool = True):
     """Yields a new path beside ``path`` to write a file or folder to; on success it takes the place of ``path``, whole.
 
     Everything is on disk before the old one goes; on an error the old one stays and the new one is removed. Only of a
     folder that takes the place of another one, killing the process between two renamings leaves the old one beside it,
-    in a hidden folder.
+    in a hidden folder. A file never takes the place of a folder. Folders above ``path`` are made, unless ``parents`` is off.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         new = scratch / path.name
@@ -25,8 +26,8 @@ def replacing(path: Path):
             fd = os.open(file, os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)
-        if not path.is_dir():
-            new.replace(path)
+        if not (path.is_dir() and new.is_dir()):
+            new.replace(path)  # refused by the system where a folder would go for a file
             return
         old = scratch / "old"  # a folder that is not empty cannot be replaced in one step
         path.rename(old)
@@ -52,13 +53,6 @@ def check_writable(path: Path | None) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is either the old one or the whole new one, whatever happens meanwhile."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(new, "w", encoding="utf8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    """Writes a text file that is either the old one or the whole new one, whatever happens meanwhile, in a folder that exists."""
+    with replacing(path, parents=False) as new:
+        new.write_text(text, encoding="utf8")

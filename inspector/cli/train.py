@@ -1,6 +1,8 @@
 """``inspector train``: its options, and what it shows while it trains."""
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import Field, fields
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated
 
@@ -9,31 +11,35 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..render.screen import QuietConsole
+from ..training.recipe import MODELS, NEEDED, Recipe
 
-TRAINABLE = "expert, qwen2, gpt, gpt-moe, gpt-mla, gpt-mtp, gpt-moe-mla-mtp"
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
-BALANCE = "by default 0.01, with the balanced gate 0"
 
 
+def with_settings_of_models(command: Callable) -> Callable:
+    """Adds an option for each setting of a recipe that only some models have; ``command`` takes them as keyword arguments."""
+
+    def option(setting: Field) -> Parameter:
+        annotation = Annotated[setting.type, typer.Option(help=setting.metadata["help"])]
+        return Parameter(setting.name, Parameter.KEYWORD_ONLY, default=setting.default, annotation=annotation)
+
+    own = [parameter for parameter in signature(command).parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
+    command.__signature__ = Signature([*own, *(option(setting) for setting in fields(Recipe) if setting.name in NEEDED)])
+    return command
+
+
+@with_settings_of_models
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist, unless --resume is given.")],
     corpus: Annotated[
         str, typer.Option(help="A text file with one item a line, or names: the embedded corpus of Russian names.")
     ] = "names",
     validation: Annotated[Path | None, typer.Option(help="A text file held out of training; names brings its own.")] = None,
-    model: Annotated[str, typer.Option(help=f"{TRAINABLE}.")] = "expert",
+    model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)}.")] = "expert",
     d_model: Annotated[int, typer.Option(help="Width of the hidden states.")] = 128,
     n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
     n_heads: Annotated[int, typer.Option(help="Attention heads in each.")] = 4,
     d_ff: Annotated[int | None, typer.Option(help=FEED_FORWARD_HELP)] = None,
-    n_kv_heads: Annotated[int | None, typer.Option(help="Heads for keys and values (not of mla, expert); by default half.")] = None,
-    n_experts: Annotated[int | None, typer.Option(help="Experts in each block (moe); by default 4.")] = None,
-    n_chosen: Annotated[int | None, typer.Option(help="Experts that a token goes to (moe); by default 2.")] = None,
-    n_shared_experts: Annotated[int | None, typer.Option(help="Experts that every token goes to as well (moe); by default 0.")] = None,
-    gate: Annotated[str | None, typer.Option(help="noisy or balanced: what chooses them (moe); by default noisy.")] = None,
-    kv_lora_rank: Annotated[int | None, typer.Option(help="Width of the latent of keys and values (mla); by default d_model/2.")] = None,
-    q_lora_rank: Annotated[int | None, typer.Option(help="Width of the latent of queries (mla); by default they have none.")] = None,
-    mtp_depth: Annotated[int | None, typer.Option(help="Predictions further ahead (mtp); by default 1.")] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Longest sequence; by default what the longest line needs, at least 64.")] = None,
     dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Number of updates.")] = 1500,
@@ -42,10 +48,6 @@ def train(
     warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 100,
     weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.1,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    w_importance: Annotated[float | None, typer.Option(help=f"Weight of the loss for equal shares of the gates (moe); {BALANCE}.")] = None,
-    w_load: Annotated[float | None, typer.Option(help="Weight of the loss for equal numbers (moe, noisy); by default 0.01.")] = None,
-    bias_speed: Annotated[float | None, typer.Option(help="Step of the bias of the balanced gate (moe); by default 0.001.")] = None,
-    w_mtp: Annotated[float | None, typer.Option(help="Weight of the predictions further ahead (mtp); by default 0.3.")] = None,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16, or fp16 (not on the CPU).")] = "no",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time: activations are computed twice.")
@@ -53,6 +55,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Steps between validations, each of which also saves the state.")] = 250,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")] = False,
+    **of_models,
 ) -> None:
     """Train a small model on the lines of a file. Ctrl-C saves the state; the same command with --resume goes on.
 
@@ -65,7 +68,7 @@ def train(
 
         from ..loop.batches import join_processes
         from ..training.corpus import build, read_lines
-        from ..training.loop import STATE, Recipe
+        from ..training.loop import STATE
         from ..training.loop import train as start_training
 
     processes = join_processes("auto", torch.get_num_threads())
@@ -75,7 +78,7 @@ def train(
         lines, held_out = (parts.train, parts.validation) if parts else (read_lines(corpus), [])
         if validation is not None:
             held_out = read_lines(validation)
-        named = given | dict(corpus=corpus if parts else Path(corpus).name)
+        named = given | of_models | dict(corpus=corpus if parts else Path(corpus).name)
         recipe = Recipe(**{field.name: named[field.name] for field in fields(Recipe)})
         progress = start_training(recipe, lines, held_out, out, resume, evaluate_every, gradient_checkpointing)
         console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out")

@@ -1,7 +1,7 @@
 """The native models as transformers sees them, so that its Auto classes load them and its ``generate()`` can referee."""
 
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 
 import torch
 from torch import Tensor, nn
@@ -17,35 +17,37 @@ from .variants import VARIANTS
 
 BUILDERS = {"expert": ExpertModel, **VARIANTS}
 PREFIX = "inspector-"
-USUAL_NAMES = {
+USUAL_NAMES = {  # what transformers calls the arguments that it has a name for
     "hidden_size": "d_model",
     "num_hidden_layers": "n_layers",
     "num_attention_heads": "n_heads",
     "intermediate_size": "d_ff",
     "max_position_embeddings": "max_seq_len",
+    "num_key_value_heads": "n_kv_heads",
+    "num_experts": "n_experts",
+    "num_experts_per_tok": "n_chosen",
 }
-GROUPED_NAMES = USUAL_NAMES | {"num_key_value_heads": "n_kv_heads"}
-EXPERTS_NAMES = {"num_experts": "n_experts", "num_experts_per_tok": "n_chosen"}
+MIXED_CASE = {"expert": "Expert", "moe": "MoE"}  # in the names of classes; the other parts of variants' names are abbreviations
+
+
+def arguments_of(variant: str) -> dict[str, Parameter]:
+    """What a variant's builder takes, without the counts that ``ExpertModel`` is checked against: they make no other model."""
+    parameters = signature(BUILDERS[variant]).parameters
+    return {name: parameter for name, parameter in parameters.items() if name not in ("total_params", "non_embedding_params")}
 
 
 class NativeConfig(PreTrainedConfig):
-    """The arguments of a native model's builder under their own names, readable by transformers under the usual ones too."""
+    """The arguments of a native model's builder under their own names, readable by transformers under the usual ones too.
 
-    attribute_map = USUAL_NAMES
+    This is what all have in common; ``adapter_of`` adds what a builder takes.
+    """
+
     vocab_size: int = 10_000
-    d_model: int = 512
-    n_layers: int = 6
-    n_heads: int = 8
-    d_ff: int | None = None
-    max_seq_len: int = 2048
-    dropout: float = 0.1
-    tie_word_embeddings: bool = False
     use_cache: bool = False
 
     def arguments(self) -> dict:
         """What ``build()`` hands to the builder."""
-        taken = (name for name in signature(BUILDERS[self.variant]).parameters if name not in ("total_params", "non_embedding_params"))
-        return {name: getattr(self, name) for name in taken}
+        return {name: getattr(self, name) for name in arguments_of(self.variant)}
 
     @property
     def variant(self) -> str:
@@ -55,65 +57,6 @@ class NativeConfig(PreTrainedConfig):
     def build(self) -> LanguageModel:
         """A fresh native model of this configuration."""
         return BUILDERS[self.variant](**self.arguments())
-
-
-class ExpertConfig(NativeConfig):
-    """The arguments of ``ExpertModel``."""
-
-    model_type = PREFIX + "expert"
-
-
-class GPTConfig(NativeConfig):
-    """The arguments of ``gpt``."""
-
-    model_type = PREFIX + "gpt"
-    attribute_map = GROUPED_NAMES
-    n_kv_heads: int | None = None
-    rope_theta: float = 10_000.0
-    tie_word_embeddings: bool = True
-
-
-class GPTMoEConfig(GPTConfig):
-    """The arguments of ``gpt_moe``."""
-
-    model_type = PREFIX + "gpt-moe"
-    attribute_map = GROUPED_NAMES | EXPERTS_NAMES
-    n_experts: int = 4
-    n_chosen: int = 2
-    n_shared_experts: int = 0
-    gate: str = "noisy"
-
-
-class GPTMLAConfig(NativeConfig):
-    """The arguments of ``gpt_mla``."""
-
-    model_type = PREFIX + "gpt-mla"
-    rope_theta: float = 10_000.0
-    tie_word_embeddings: bool = True
-    kv_lora_rank: int | None = None
-    q_lora_rank: int | None = None
-    qk_nope_head_dim: int | None = None
-    qk_rope_head_dim: int | None = None
-    v_head_dim: int | None = None
-
-
-class GPTMTPConfig(GPTConfig):
-    """The arguments of ``gpt_mtp``."""
-
-    model_type = PREFIX + "gpt-mtp"
-    mtp_depth: int = 1
-
-
-class GPTMoEMLAMTPConfig(GPTMLAConfig):
-    """The arguments of ``gpt_moe_mla_mtp``."""
-
-    model_type = PREFIX + "gpt-moe-mla-mtp"
-    attribute_map = USUAL_NAMES | EXPERTS_NAMES
-    n_experts: int = 4
-    n_chosen: int = 2
-    n_shared_experts: int = 0
-    gate: str = "noisy"
-    mtp_depth: int = 1
 
 
 @dataclass
@@ -201,47 +144,27 @@ class NativeForCausalLM(PreTrainedModel, GenerationMixin):
         return NativeOutput(loss=loss, logits=logits_BTV, routings=routings or None, mtp_logits=further)
 
 
-class ExpertForCausalLM(NativeForCausalLM):
-    """``ExpertModel`` for transformers."""
+def adapter_of(variant: str) -> type[NativeForCausalLM]:
+    """The class of a variant for transformers, such as ``GPTMoEForCausalLM``, with its configuration, ``GPTMoEConfig``.
 
-    config_class = ExpertConfig
-
-
-class GPTForCausalLM(NativeForCausalLM):
-    """``gpt`` for transformers."""
-
-    config_class = GPTConfig
-
-
-class GPTMoEForCausalLM(NativeForCausalLM):
-    """``gpt_moe`` for transformers."""
-
-    config_class = GPTMoEConfig
-
-
-class GPTMLAForCausalLM(NativeForCausalLM):
-    """``gpt_mla`` for transformers."""
-
-    config_class = GPTMLAConfig
+    Nothing is written down for them: the arguments and their defaults are those of the builder's signature.
+    """
+    arguments, builder = arguments_of(variant), BUILDERS[variant].__name__
+    prefix = "".join(MIXED_CASE.get(part, part.upper()) for part in variant.split("-"))
+    fields = dict(
+        __module__=__name__,
+        __doc__=f"The arguments of ``{builder}``.",
+        __annotations__={name: parameter.annotation for name, parameter in arguments.items()},
+        model_type=PREFIX + variant,
+        attribute_map={usual: name for usual, name in USUAL_NAMES.items() if name in arguments},
+    )
+    defaults = {name: parameter.default for name, parameter in arguments.items() if parameter.default is not Parameter.empty}
+    config_class = type(f"{prefix}Config", (NativeConfig,), fields | defaults)
+    members = dict(__module__=__name__, __doc__=f"``{builder}`` for transformers.", config_class=config_class)
+    return type(f"{prefix}ForCausalLM", (NativeForCausalLM,), members)
 
 
-class GPTMTPForCausalLM(NativeForCausalLM):
-    """``gpt_mtp`` for transformers."""
-
-    config_class = GPTMTPConfig
-
-
-class GPTMoEMLAMTPForCausalLM(NativeForCausalLM):
-    """``gpt_moe_mla_mtp`` for transformers."""
-
-    config_class = GPTMoEMLAMTPConfig
-
-
-CLASSES = (
-    *(ExpertForCausalLM, GPTForCausalLM, GPTMoEForCausalLM),
-    *(GPTMLAForCausalLM, GPTMTPForCausalLM, GPTMoEMLAMTPForCausalLM),
-)
-ADAPTERS: dict[str, type[NativeForCausalLM]] = {cls.config_class.model_type.removeprefix(PREFIX): cls for cls in CLASSES}
+ADAPTERS: dict[str, type[NativeForCausalLM]] = {variant: adapter_of(variant) for variant in BUILDERS}
 
 
 def to_transformers(model: LanguageModel) -> NativeForCausalLM:
@@ -262,6 +185,8 @@ def to_native(adapter: NativeForCausalLM) -> LanguageModel:
     return model.train(adapter.training)
 
 
-for adapter_class in CLASSES:
-    AutoConfig.register(adapter_class.config_class.model_type, adapter_class.config_class, exist_ok=True)
-    AutoModelForCausalLM.register(adapter_class.config_class, adapter_class, exist_ok=True)
+for adapter_class in ADAPTERS.values():
+    config_class = adapter_class.config_class
+    globals().update({cls.__name__: cls for cls in (config_class, adapter_class)})  # where imports and pickle look for them
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, adapter_class, exist_ok=True)

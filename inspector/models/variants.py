@@ -9,9 +9,13 @@ All are pre-norm decoders with RMSNorm, RoPE, SwiGLU and no biases. Arguments th
     tie_word_embeddings: use the embedding's weights as the head's (Press & Wolf 2017, arXiv 1608.05859).
 
 All raise ``ValueError`` for sizes that do not fit each other.
+
+A builder and its row in ``VARIANTS`` make a variant: its configuration and its class for transformers follow from the signature. So that
+``inspector train`` takes it, ``training/recipe.py`` has its name, and a field for each argument of its own.
 """
 
 from collections.abc import Callable
+from inspect import signature
 
 from torch import nn
 
@@ -44,7 +48,7 @@ def gpt(
     config = completed(locals())
 
     def block() -> Block:
-        return pre_norm(grouped_queries(config), SwiGLU(d_model, config["d_ff"], dropout), config)
+        return pre_norm(made(GroupedQueryAttention, config), made(SwiGLU, config), config)
 
     return assembled("gpt", config, block)
 
@@ -69,7 +73,7 @@ def gpt_moe(
     config = completed(locals())
 
     def block() -> Block:
-        return pre_norm(grouped_queries(config), mixture(config), config)
+        return pre_norm(made(GroupedQueryAttention, config), mixture(config), config)
 
     return assembled("gpt-moe", config, block)
 
@@ -94,7 +98,7 @@ def gpt_mla(
     config = completed(locals())
 
     def block() -> Block:
-        return pre_norm(latent_attention(config), SwiGLU(d_model, config["d_ff"], dropout), config)
+        return pre_norm(made(MultiHeadLatentAttention, config), made(SwiGLU, config), config)
 
     return assembled("gpt-mla", config, block)
 
@@ -116,7 +120,7 @@ def gpt_mtp(
     config = completed(locals())
 
     def block() -> Block:
-        return pre_norm(grouped_queries(config), SwiGLU(d_model, config["d_ff"], dropout), config)
+        return pre_norm(made(GroupedQueryAttention, config), made(SwiGLU, config), config)
 
     return assembled("gpt-mtp", config, block, mtp_depth)
 
@@ -146,7 +150,7 @@ def gpt_moe_mla_mtp(
     config = completed(locals())
 
     def block() -> Block:
-        return pre_norm(latent_attention(config), mixture(config), config)
+        return pre_norm(made(MultiHeadLatentAttention, config), mixture(config), config)
 
     return assembled("gpt-moe-mla-mtp", config, block, mtp_depth)
 
@@ -187,27 +191,19 @@ def pre_norm(attention: nn.Module, feed_forward: nn.Module, config: dict) -> Blo
     return Block(attention, feed_forward, *norms, dropout=config["dropout"], norm_first=True)
 
 
-def grouped_queries(config: dict) -> GroupedQueryAttention:
-    """The attention of a block without latents."""
-    return GroupedQueryAttention(config["d_model"], config["n_heads"], config["n_kv_heads"], config["dropout"], config["rope_theta"])
-
-
-def latent_attention(config: dict) -> MultiHeadLatentAttention:
-    """The attention of a block with latents."""
-    widths = {name: config[name] for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")}
-    return MultiHeadLatentAttention(
-        config["d_model"], config["n_heads"], **widths, dropout=config["dropout"], rope_theta=config["rope_theta"]
-    )
+def made(part: type[nn.Module], config: dict) -> nn.Module:
+    """A part of a block, of the arguments that its class and the builder have in common."""
+    return part(**{name: config[name] for name in signature(part).parameters if name in config})
 
 
 def mixture(config: dict) -> MixtureOfExperts:
     """The experts of a block, alike in shape; shared ones are one feed-forward of their joint width, which is the same."""
     if config["gate"] not in GATES:
         raise ValueError(f"gate={config['gate']!r}: choose one of {', '.join(GATES)}")
-    d_model, d_ff, dropout = config["d_model"], config["d_ff"], config["dropout"]
-    experts = [SwiGLU(d_model, d_ff, dropout) for _ in range(config["n_experts"])]
-    shared = SwiGLU(d_model, d_ff * config["n_shared_experts"], dropout) if config["n_shared_experts"] else None
-    return MixtureOfExperts(GATES[config["gate"]](d_model, config["n_experts"], config["n_chosen"]), experts, shared)
+    experts = [made(SwiGLU, config) for _ in range(config["n_experts"])]
+    n_shared = config["n_shared_experts"]
+    shared = made(SwiGLU, config | dict(d_ff=config["d_ff"] * n_shared)) if n_shared else None
+    return MixtureOfExperts(made(GATES[config["gate"]], config), experts, shared)
 
 
 def assembled(variant: str, config: dict, block: Callable[[], Block], mtp_depth: int = 0) -> LanguageModel:

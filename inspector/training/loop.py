@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from inspect import signature
 from pathlib import Path
 
 import torch
@@ -27,13 +26,13 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..files import replacing
+from ..files import replacing, write_whole
 from ..loop.batches import join_processes
-from ..models.adapter import BUILDERS
 from ..models.checkpoints import save_pretrained
 from ..models.moe import MixtureOfExperts, update_biases
+from .building import build_model
 from .losses import IGNORED, inputs_and_targets, losses, validation_loss
-from .recipe import MODELS, Recipe, build_model
+from .recipe import MODELS, Recipe, taken_by
 from .report import METRICS, PICTURE, append_line, draw, flush, read_lines
 from .tokenizer import character_tokenizer
 
@@ -145,8 +144,8 @@ def new_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()  # else the first run's precision would be that of all runs of this process
     # A depth that looks further ahead than all lines of a batch are long does not run, has no gradient, and must not be waited for.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    some_unused = recipe.model in BUILDERS and "mtp_depth" in signature(BUILDERS[recipe.model]).parameters
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=[unused] if some_unused else None)
+    handlers = [unused] if "mtp_depth" in taken_by(recipe.model) else None
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision, kwargs_handlers=handlers)
     if recipe.mixed_precision != "no" and not accelerator.native_amp:  # accelerate would leave fp16 out on the CPU, silently
         raise ValueError(f"mixed_precision={recipe.mixed_precision!r} is not for the device {accelerator.device.type}: take bf16, or no")
     if recipe.batch_size < accelerator.num_processes:
@@ -185,8 +184,7 @@ def updates(
         history, first = state["losses"], state["step"]
     accelerator.wait_for_everyone()  # all have looked at ``out`` before one of them writes there
     if accelerator.is_main_process and (out / METRICS).exists():  # steps after the state are done again
-        with replacing(out / METRICS) as new:
-            new.write_text("".join(read_lines(out, first)), encoding="utf8")
+        write_whole(out / METRICS, "".join(read_lines(out, first)))
 
     def save_state(step: int) -> None:
         if accelerator.is_main_process:

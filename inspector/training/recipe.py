@@ -1,28 +1,36 @@
-"""The recipe of a training run: its settings, checked, and the fresh model that they describe."""
+"""The recipe of a training run: its settings, checked. Importing this needs no torch, so that a command's help can be made of it."""
 
-from dataclasses import dataclass
-from inspect import signature
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-from ..models.adapter import ADAPTERS, BUILDERS
-
-MODELS = ("expert", "qwen2", *(name for name in BUILDERS if name != "expert"))
-# What only some models have: left out, their builders' defaults.
-OF_SOME = ("n_kv_heads", "n_experts", "n_chosen", "n_shared_experts", "gate", "kv_lora_rank", "q_lora_rank", "mtp_depth")
+# The native variants' names are written down, because the help says them before torch is loaded; a test compares them with the variants.
+MODELS = ("expert", "qwen2", "gpt", "gpt-moe", "gpt-mla", "gpt-mtp", "gpt-moe-mla-mtp")
 PRECISIONS = ("no", "bf16", "fp16")
-# Settings of the losses, and the builder's argument that a model must have for them to mean something.
-OF_LOSSES = dict(w_importance="n_experts", w_load="n_experts", bias_speed="n_experts", w_mtp="mtp_depth")
+BALANCE = "by default 0.01, with the balanced gate 0"
+
+
+def of_some(told: str, needs: str | None = None):
+    """The field of a setting that only some models have; left out it is None, which stands for their builder's default.
+
+    Args:
+        told: what the help of its option says.
+        needs: the builder's argument that a model must have for the setting to mean something; by default the one of its name.
+    """
+    return field(default=None, metadata=dict(help=told, needs=needs))
+
+
+def taken_by(model: str) -> Collection[str]:
+    """The settings that a model has."""
+    from ..models.adapter import arguments_of  # here, because it loads torch
+
+    return ("n_kv_heads",) if model == "qwen2" else arguments_of(model)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the result of a training run, apart from the corpus itself.
 
-    Sizes as in ``ExpertModel``, and those of ``OF_SOME`` as in the variants' builders (``inspector.models.variants``).
+    Sizes as in ``ExpertModel``, and those of some models as in the variants' builders (``inspector.models.variants``).
     ``batch_size`` is that of all processes together. ``w_importance`` and ``w_load`` weigh the losses that balance experts
     (0.01 by default; 0 with the balanced gate, whose bias moves by ``bias_speed`` a step, 0.001 by default), ``w_mtp`` that
     of the predictions further ahead (λ, 0.3 by default). ``mixed_precision``: "no", "bf16" or "fp16".
@@ -43,25 +51,25 @@ class Recipe:
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
-    n_kv_heads: int | None = None
-    n_experts: int | None = None
-    n_chosen: int | None = None
-    n_shared_experts: int | None = None
-    gate: str | None = None
-    kv_lora_rank: int | None = None
-    q_lora_rank: int | None = None
-    mtp_depth: int | None = None
-    w_importance: float | None = None
-    w_load: float | None = None
-    w_mtp: float | None = None
-    bias_speed: float | None = None
+    n_kv_heads: int | None = of_some("Heads for keys and values (not of mla, expert); by default half.")
+    n_experts: int | None = of_some("Experts in each block (moe); by default 4.")
+    n_chosen: int | None = of_some("Experts that a token goes to (moe); by default 2.")
+    n_shared_experts: int | None = of_some("Experts that every token goes to as well (moe); by default 0.")
+    gate: str | None = of_some("noisy or balanced: what chooses them (moe); by default noisy.")
+    kv_lora_rank: int | None = of_some("Width of the latent of keys and values (mla); by default d_model/2.")
+    q_lora_rank: int | None = of_some("Width of the latent of queries (mla); by default they have none.")
+    mtp_depth: int | None = of_some("Predictions further ahead (mtp); by default 1.")
+    w_importance: float | None = of_some(f"Weight of the loss for equal shares of the gates (moe); {BALANCE}.", "n_experts")
+    w_load: float | None = of_some("Weight of the loss for equal numbers (moe, noisy); by default 0.01.", "n_experts")
+    w_mtp: float | None = of_some("Weight of the predictions further ahead (mtp); by default 0.3.", "mtp_depth")
+    bias_speed: float | None = of_some("Step of the bias of the balanced gate (moe); by default 0.001.", "n_experts")
     mixed_precision: str = "no"
 
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"model {self.model!r}: choose one of {', '.join(MODELS)}")
-        taken = signature(BUILDERS[self.model]).parameters if self.model in BUILDERS else ("n_kv_heads",)
-        for name, needed in dict(zip(OF_SOME, OF_SOME, strict=True), **OF_LOSSES).items():
+        taken = taken_by(self.model)
+        for name, needed in NEEDED.items():
             if getattr(self, name) is not None and needed not in taken:
                 raise ValueError(f"{name}={getattr(self, name)}: model {self.model} has no such setting: leave it out")
         for name, gate in (("w_load", "noisy"), ("bias_speed", "balanced")):
@@ -95,53 +103,7 @@ class Recipe:
         return {name: default if getattr(self, name) is None else getattr(self, name) for name, default in defaults.items()}
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_seq_len: int) -> PreTrainedModel:
-    """A fresh model for ``recipe``; both kinds have transformers' interface. The weights derive from the seed."""
-    torch.manual_seed(recipe.seed)
-    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    if recipe.model in BUILDERS:
-        model = native_model(recipe, len(tokenizer), max_seq_len)
-        model.generation_config = GenerationConfig(**ids, use_cache=False)
-        return model
-    # Two heads share a key and a value, and SwiGLU has three matrices where GELU has two: 8/3 of the width costs the same.
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.d_model,
-        num_hidden_layers=recipe.n_layers,
-        num_attention_heads=recipe.n_heads,
-        num_key_value_heads=recipe.n_kv_heads or max(1, recipe.n_heads // 2),
-        intermediate_size=recipe.d_ff or 8 * recipe.d_model // 3,
-        max_position_embeddings=max_seq_len,
-        attention_dropout=recipe.dropout,
-        initializer_range=0.05,  # transformers' 0.02 is meant for widths of a thousand
-        tie_word_embeddings=True,
-        **ids,
-    )
-    model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(**ids)
-    add_dropout(model, recipe.dropout)
-    return model
-
-
-def native_model(recipe: Recipe, vocab_size: int, max_seq_len: int) -> PreTrainedModel:
-    """A fresh native model with transformers' interface."""
-    sizes = {name: getattr(recipe, name) for name in ("d_model", "n_layers", "n_heads", "d_ff", "dropout")}
-    sizes |= {name: value for name in OF_SOME if (value := getattr(recipe, name)) is not None}
-    with torch.device("meta"):  # the arguments with the builder's defaults filled in, so that config.json says them
-        arguments = BUILDERS[recipe.model](vocab_size=vocab_size, max_seq_len=max_seq_len, **sizes).config
-    adapter = ADAPTERS[recipe.model]
-    return adapter(adapter.config_class(**arguments, architectures=[adapter.__name__]))
-
-
-def add_dropout(model: Qwen2ForCausalLM, dropout: float) -> None:
-    """Drops out where ``ExpertModel`` does: after the embedding and after each sublayer. Qwen2 itself drops attention weights only.
-
-    A hook does it and not a module, so that the checkpoint stays a plain Qwen2.
-    """
-
-    def drop(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        return F.dropout(output, dropout, module.training)
-
-    for name, module in model.named_modules():
-        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
-            module.register_forward_hook(drop)
+# A setting that only some models have → the builder's argument that it needs: the one of its name, or for what trains it that of a part.
+NEEDED = {setting.name: setting.metadata["needs"] or setting.name for setting in fields(Recipe) if setting.metadata}
+OF_SOME = tuple(name for name, needed in NEEDED.items() if name == needed)
+OF_LOSSES = tuple(name for name, needed in NEEDED.items() if name != needed)

@@ -8,11 +8,11 @@ from transformers.modeling_layers import MtpLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from inspector.models import VARIANTS, MultiTokenPrediction, to_transformers
-from inspector.models.attention import causal_mask
+from inspector.models.attention import GroupedQueryAttention, causal_mask
 from inspector.models.backbone import hidden_of
 from inspector.models.feed_forward import SwiGLU
 from inspector.models.mtp import further_logits
-from inspector.models.variants import completed, grouped_queries, pre_norm
+from inspector.models.variants import completed, made, pre_norm
 
 FLOAT32 = dict(rtol=1e-5, atol=2e-6)  # transformers computes RMSNorm and RoPE in float32
 SIZES = dict(vocab_size=50, d_model=32, n_layers=2, n_heads=4, max_seq_len=24)
@@ -39,7 +39,7 @@ def test_a_depth_equals_transformers_mtp_layer():
     config._attn_implementation = "eager"
     theirs = MtpLayer(config, LlamaDecoderLayer, LlamaRMSNorm, 0).eval()
     sizes = completed(dict(vocab_size=50, d_model=32, n_layers=1, n_heads=4, n_kv_heads=2, max_seq_len=24, dropout=0.0, rope_theta=1e4))
-    ours = MultiTokenPrediction(32, pre_norm(grouped_queries(sizes), SwiGLU(32, 20, 0.0), sizes)).eval()
+    ours = MultiTokenPrediction(32, pre_norm(made(GroupedQueryAttention, sizes), SwiGLU(32, 20, 0.0), sizes)).eval()
     with torch.no_grad():
         for p in ours.parameters():
             p.add_(torch.randn_like(p) * 0.2)

@@ -1,14 +1,15 @@
 """The variants as whole models: counts, registration, checkpoints, independence, and that each can learn."""
 
 import inspect
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from inspector.models import VARIANTS, load_checkpoint, save_checkpoint, to_native, to_transformers, variants
-from inspector.models.adapter import ADAPTERS, CLASSES
+from inspector.models import VARIANTS, adapter, load_checkpoint, save_checkpoint, to_native, to_transformers, variants
+from inspector.models.adapter import ADAPTERS, BUILDERS, arguments_of
 from inspector.models.attention import causal_mask
 from inspector.models.block import apart
 from inspector.training.loop import checkpoint_activations
@@ -73,9 +74,47 @@ def test_auto_classes_know_the_model_type(name):
     assert config.hidden_size == 32 and config.num_hidden_layers == 2
 
 
-def test_every_variant_has_an_adapter():
-    assert set(ADAPTERS) == {"expert", *VARIANTS}
-    assert len(CLASSES) == len(ADAPTERS)
+def test_the_names_of_the_classes_are_those_that_checkpoints_were_saved_with():
+    """A new variant adds a line here; a line that stands here does not change."""
+    assert {name: cls.__name__ for name, cls in ADAPTERS.items()} == {
+        "expert": "ExpertForCausalLM",
+        "gpt": "GPTForCausalLM",
+        "gpt-moe": "GPTMoEForCausalLM",
+        "gpt-mla": "GPTMLAForCausalLM",
+        "gpt-mtp": "GPTMTPForCausalLM",
+        "gpt-moe-mla-mtp": "GPTMoEMLAMTPForCausalLM",
+    }
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_configuration_takes_what_the_builder_takes_with_its_defaults(name):
+    config_class = ADAPTERS[name].config_class
+    assert config_class.__name__ == ADAPTERS[name].__name__.replace("ForCausalLM", "Config")
+    assert config_class().use_cache is False
+    for argument, parameter in arguments_of(name).items():
+        default = 10_000 if argument == "vocab_size" else parameter.default
+        assert getattr(config_class(), argument) == default
+        if isinstance(default, float):
+            assert config_class(**{argument: 0.5}).arguments()[argument] == 0.5
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_configuration_answers_to_the_usual_names_of_what_it_has(name):
+    config, arguments = ADAPTERS[name].config_class(), arguments_of(name)
+    assert config.max_position_embeddings == 2048
+    assert hasattr(config, "num_key_value_heads") == ("n_kv_heads" in arguments)
+    assert hasattr(config, "num_experts") == hasattr(config, "num_experts_per_tok") == ("n_experts" in arguments)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_classes_and_configurations_survive_pickling(name):
+    adapter_class = ADAPTERS[name]
+    for cls in (adapter_class, adapter_class.config_class):
+        assert pickle.loads(pickle.dumps(cls)) is cls is getattr(adapter, cls.__name__)
+        assert BUILDERS[name].__name__ in cls.__doc__
+    config = adapter_class.config_class(d_model=24, n_heads=3)
+    again = pickle.loads(pickle.dumps(config))
+    assert type(again) is type(config) and again.to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

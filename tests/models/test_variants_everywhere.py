@@ -9,17 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from inspector.cli import main
 from inspector.models import VARIANTS
+from inspector.models.adapter import arguments_of
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Divergence, Verdict
 from inspector.records.inside import Trace
 
 PROMPT = "абвга"
-PARTS = {  # the views that inspector trace adds by itself
-    "gpt": (),
-    "gpt-moe": ("experts",),
-    "gpt-mla": ("latents",),
-    "gpt-mtp": ("further",),
-    "gpt-moe-mla-mtp": ("experts", "latents", "further"),
+VIEWS = {"experts": "n_experts", "latents": "kv_lora_rank", "further": "mtp_depth"}  # of inspector trace, and whose they are
+PARTS = {  # the views that it adds by itself
+    variant: tuple(view for view, argument in VIEWS.items() if argument in arguments_of(variant)) for variant in VARIANTS
 }
 TITLES = {"experts": "Experts: where each token went", "latents": "Latents: what is kept", "further": "Further ahead"}
 

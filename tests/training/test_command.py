@@ -11,9 +11,10 @@ from inspect import signature
 import pytest
 
 from inspector.cli import main
-from inspector.cli.train import TRAINABLE
 from inspector.cli.train import train as command
-from inspector.training.recipe import MODELS, PRECISIONS, Recipe
+from inspector.models import VARIANTS
+from inspector.models.adapter import BUILDERS, arguments_of
+from inspector.training.recipe import MODELS, NEEDED, PRECISIONS, Recipe
 from inspector.training.report import METRICS, PICTURE
 
 
@@ -36,15 +37,31 @@ def call(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_the_help_names_every_model_and_precision_and_every_setting_of_a_recipe_is_an_option():
-    assert TRAINABLE.split(", ") == list(MODELS)
-    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+def test_the_help_names_every_model_and_precision_and_every_setting_of_a_recipe_is_an_option(tmp_path):
+    assert list(MODELS) == ["expert", "qwen2", *VARIANTS]
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(tmp_path)}
     shown = subprocess.run([sys.executable, "-m", "inspector", "train", "--help"], capture_output=True, text=True, env=environment).stdout
     assert all(re.search(rf"\b{name}\b", shown) for name in (*MODELS, *PRECISIONS))
     options = signature(command).parameters
     for field in fields(Recipe):
         assert options[field.name].default == field.default, field.name
         assert f"--{field.name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize("setting", NEEDED)
+def test_a_setting_of_some_models_is_refused_by_all_others(setting):
+    """Which models have it follows from the signatures of their builders."""
+    value = dict(gate="balanced", bias_speed=0.1).get(setting, 1)
+    gate = dict(gate="balanced") if setting == "bias_speed" else {}
+    having = {name for name in BUILDERS if NEEDED[setting] in arguments_of(name)} | ({"qwen2"} if setting == "n_kv_heads" else set())
+    assert having and having < set(MODELS)
+    for model in MODELS:
+        if model in having:
+            assert getattr(Recipe(model=model, **{setting: value}, **gate), setting) == value
+        else:
+            with pytest.raises(ValueError, match=f"{setting}={value}: model {model} has no such setting: leave it out"):
+                Recipe(model=model, **{setting: value})
 
 
 @pytest.mark.parametrize("model", MODELS)
