@@ -197,7 +197,7 @@ def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]
     # Greedy is the limit of temperature → 0: all the mass on the best token.
     after_C = (ids_C == token_1).float() if sampling.greedy else scores_V.softmax(-1)[ids_C]
     draws_C = torch.full_like(after_C, torch.nan) if choice.q_V is None else choice.q_V[ids_C]
-    gone_FV = choice.filtered.gone_FV
+    gone_FV = choice.filtered.gone
     entropy = -(before_V * log_p_V).nansum()
     ahead = (scores_V > scores_V[token_1]).sum()
     listed_C = torch.stack([logits_V[ids_C], before_V[ids_C], after_C, draws_C])

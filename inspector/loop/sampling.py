@@ -229,20 +229,17 @@ class Filtered:
 
     Args:
         logits_V: the logits before them.
-        stages: name of each filter that was on → the float32 scores [V] after it, −inf where a token was removed.
+        scores_V: the logits after all filters, in float32, −inf where a token was removed.
+        stages: name of each filter that was on → the scores [V] after it.
     """
 
     logits_V: Tensor
+    scores_V: Tensor
     stages: dict[str, Tensor]
 
     @property
-    def scores_V(self) -> Tensor:
-        """The scores after all filters, in float32."""
-        return next(reversed(self.stages.values()), self.logits_V.float())
-
-    @property
-    def gone_FV(self) -> Tensor:
-        """Whether a token is out: [0] before the filters, [i] after the i-th of them."""
+    def gone(self) -> Tensor:
+        """Whether each token is out, [1 + F, V]: row 0 before the filters, row i after the i-th of them."""
         return torch.stack([self.logits_V.float(), *self.stages.values()]) == -math.inf
 
     @property
@@ -269,11 +266,11 @@ class Filtered:
     @property
     def kept(self) -> dict[str, int]:
         """Name of each filter that was on → number of tokens left after it."""
-        return dict(zip(self.stages, (~self.gone_FV[1:]).sum(-1).tolist(), strict=True))
+        return dict(zip(self.stages, (~self.gone[1:]).sum(-1).tolist(), strict=True))
 
     def removed_by(self, token_id: int) -> str | None:
         """The filter that removed a token."""
-        return remover(list(self.stages), self.gone_FV[:, token_id].tolist())
+        return remover(list(self.stages), self.gone[:, token_id].tolist())
 
 
 def remover(names: Sequence[str], gone: Sequence[bool]) -> str | None:
@@ -299,7 +296,7 @@ def run_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds:
     for name, (apply, is_on) in FILTERS.items():
         if is_on(sampling):
             stages[name] = scores_V = apply(scores_V, context_T, sampling, bounds)
-    return Filtered(logits_V, stages)
+    return Filtered(logits_V, scores_V, stages)
 
 
 def apply_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> Filtered:
