@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..records.generation import Sampling
-from .sampling import Bounds, apply_filters
+from .sampling import Bounds, fetch, run_filters
 
 EMPTY = -1e9  # the score of a beam or hypothesis that is not there; transformers' number, since which of them tie depends on it
 STEEPEST = 10  # a steeper length penalty of a long continuation leaves float32
@@ -117,11 +117,13 @@ class Search:
         scores_C, ids_CT = self.candidates(logits_KV)
         length = ids_CT.shape[1]
         ends_C = torch.isin(ids_CT[:, -1], self.stop_ids) | (length == self.bounds.max_length)
-        self.set_aside(scores_C, ids_CT, ends_C)
+        ended_K = self.set_aside(scores_C, ids_CT, ends_C)
         self.scores_K, kept_K = (scores_C + EMPTY * ends_C).topk(self.beams.num_beams)
         self.ids_KT = ids_CT[kept_K]
-        full = bool(self.ended_K.all())
-        self.over = bool(ends_C.all()) or (full and (self.beams.early_stopping is True or not self.can_improve()))
+        ended, full, all_end, can_improve = fetch([ended_K, self.ended_K.all(), ends_C.all(), self.can_improve()])
+        ids = [*self.ended_ids, *ids_CT]
+        self.ended_ids = [ids[i] for i in ended]
+        self.over = all_end or (full and (self.beams.early_stopping is True or not can_improve))
 
     def candidates(self, logits_KV: Tensor) -> tuple[Tensor, Tensor]:
         """The best extensions of all beams by one token: their scores [C], best first, and ids [C, T].
@@ -132,32 +134,35 @@ class Search:
         num_beams, vocab_size = logits_KV.shape
         log_p_KV = logits_KV.log_softmax(-1)
         rows = zip(log_p_KV, self.ids_KT, strict=True)
-        filtered_KV = torch.stack([apply_filters(log_p_V, ids_T, self.sampling, self.bounds).scores_V for log_p_V, ids_T in rows])
-        totals = (filtered_KV + self.scores_K[:, None]).flatten()
+        filtered_K = [run_filters(log_p_V, ids_T, self.sampling, self.bounds) for log_p_V, ids_T in rows]
+        extremes = fetch([extreme for filtered in filtered_K for extreme in filtered.extremes])
+        for filtered, best, left in zip(filtered_K, extremes[::2], extremes[1::2], strict=True):
+            filtered.check(self.sampling, best, left)
+        totals = (torch.stack([filtered.scores_V for filtered in filtered_K]) + self.scores_K[:, None]).flatten()
         wanted = num_beams * max(2, 1 + len(self.stop_ids))
         scores_C, index_C = totals.topk(min(wanted, len(totals)))
         ids_CT = torch.cat([self.ids_KT[index_C // vocab_size], (index_C % vocab_size)[:, None]], dim=1)
         return scores_C, ids_CT
 
-    def set_aside(self, scores_C: Tensor, ids_CT: Tensor, ends_C: Tensor) -> None:
+    def set_aside(self, scores_C: Tensor, ids_CT: Tensor, ends_C: Tensor) -> Tensor:
         """The candidates that end become hypotheses, where they are better than those there are.
 
-        Only the ``num_beams`` best candidates may: the rest are there to go on.
+        Only the ``num_beams`` best candidates may: the rest are there to go on. Returns the places [K] of the hypotheses among
+        those there were and the candidates behind them.
         """
         num_beams = self.beams.num_beams
         admitted_C = ends_C & (torch.arange(len(ends_C), device=ends_C.device) < num_beams)
         finals_C = self.beams.normalised(scores_C, self.new_tokens(ids_CT)) + EMPTY * ~admitted_C
         self.ended_scores_K, kept_K = torch.cat([self.ended_scores_K, finals_C]).topk(num_beams)
         self.ended_K = torch.cat([self.ended_K, admitted_C])[kept_K]
-        ids = [*self.ended_ids, *ids_CT]
-        self.ended_ids = [ids[i] for i in kept_K.tolist()]
+        return kept_K
 
-    def can_improve(self) -> bool:
+    def can_improve(self) -> Tensor:
         """Whether the best beam, at the length taken for it and with no more loss, would replace the worst hypothesis."""
         beams, length = self.beams, self.new_tokens(self.ids_KT)
         if beams.early_stopping == "never" and beams.length_penalty > 0:
             length = self.bounds.max_length - self.prompt_length
-        return bool(beams.normalised(self.scores_K[0], length) > self.ended_scores_K.min())
+        return beams.normalised(self.scores_K[0], length) > self.ended_scores_K.min()
 
     def new_tokens(self, ids: Tensor) -> int:
         """How many tokens of ``ids`` [..., T] are not the prompt's."""

@@ -1,11 +1,11 @@
 """The manual autoregressive loop: the whole sequence through the backbone at every step, no cache.
 
-Shape letters: B batch, T tokens, D hidden, V vocabulary.
+Shape letters: B batch, T tokens, D hidden, V vocabulary, C candidates, F filters.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..parts.heads import hidden_states
 from ..parts.splitting import Split, context_length, evaluating
 from ..records.generation import Candidate, Run, Sampling, Step
 from .beam_search import Beams, Hypothesis, beam_search
-from .sampling import GREEDY, Filtered, apply_filters, bounds_of, draw, new_generator
+from .sampling import GREEDY, Filtered, bounds_of, fetch, new_generator, race, remover, run_filters
 
 LISTED = 10
 
@@ -60,10 +60,14 @@ def next_logits_of_rows(split: Split, rows_T: Sequence[Tensor]) -> Tensor:
     if len(rows_T) == 1 or not split.causal:
         return torch.stack([next_logits(split, row_T[None]) for row_T in rows_T])
     ids_BT = pad_sequence(list(rows_T), batch_first=True)
-    last = torch.arange(len(rows_T)), torch.tensor([len(row_T) - 1 for row_T in rows_T])
     hidden_BTD = split.backbone(ids_BT)
-    logits_BV = split.head(hidden_BTD[last][:, None])[:, 0] if split.last_alone else split.head(hidden_BTD)[last]
+    logits_BV = split.head(last_of(hidden_BTD, rows_T)[:, None])[:, 0] if split.last_alone else last_of(split.head(hidden_BTD), rows_T)
     return logits_BV.float().to(ids_BT.device)
+
+
+def last_of(numbers_BTD: Tensor, rows_T: Sequence[Tensor]) -> Tensor:
+    """What stands at each row's last token, [B, D]. (An index made here would have to be brought to the accelerator.)"""
+    return torch.stack([numbers_TD[len(row_T) - 1] for numbers_TD, row_T in zip(numbers_BTD, rows_T, strict=True)])
 
 
 def loop(
@@ -97,6 +101,20 @@ def steps(split: Split, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int,
         yield step, logits_V
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A step's decision, still on the accelerator: the filtered logits, the token's id [1], the numbers [V] of its race if one was run."""
+
+    filtered: Filtered
+    token_1: Tensor
+    q_V: Tensor | None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What has to be known of it: the two numbers that are checked, and the token."""
+        return *self.filtered.extremes, self.token_1
+
+
 class Row:
     """One sequence while it is generated; ``reason`` says why it has ended, and is None before.
 
@@ -111,71 +129,101 @@ class Row:
         self.readable = ""
         self.reason: str | None = None
 
-    def take(self, logits_V: Tensor, seconds: float) -> Step:
-        """Chooses the next token from its raw logits [V], which took ``seconds``, and appends it."""
+    def choose(self, logits_V: Tensor) -> Choice:
+        """Chooses the next token from its raw logits [V] and appends it to what the model reads next. Waits for nothing."""
+        filtered = run_filters(logits_V, self.ids_T, self.sampling, self.bounds)
+        token_1, q_V = race(filtered.scores_V, self.sampling, self.generator)
+        self.ids_T = torch.cat([self.ids_T, token_1])
+        return Choice(filtered, token_1, q_V)
+
+    def take(self, choice: Choice, decided: Sequence, weighed: Sequence, seconds: float, recording_seconds: float) -> Step:
+        """The record of a choice; ``decided`` and ``weighed`` are the numbers of its ``tensors`` and of ``weigh``.
+
+        The step took ``seconds``, and fetching what is recorded of it ``recording_seconds``.
+
+        Raises:
+            ValueError: there was nothing to choose from.
+        """
         started = time.perf_counter()
+        best, left, [token_id] = decided
+        choice.filtered.check(self.sampling, best, left)
         max_new_tokens, stop_ids, context_length = self.limits
-        filtered = apply_filters(logits_V, self.ids_T, self.sampling, self.bounds)
-        token_id, q_V = draw(filtered.scores_V, self.sampling, self.generator)
-        self.ids_T = torch.cat([self.ids_T, self.ids_T.new_tensor([token_id])])
         self.new_ids.append(token_id)
         self.reason = stop_reason(token_id, stop_ids, len(self.new_ids), max_new_tokens, len(self.ids_T), context_length)
         text = newly_readable(self.readable, self.texts.whole(self.new_ids))
         self.readable += text
-        weighed = ledger(logits_V, filtered, token_id, q_V, self.sampling, self.texts, self.listed)
+        fields = ledger(token_id, list(choice.filtered.stages), weighed, self.sampling, self.texts, self.listed)
         return Step(
             index=len(self.new_ids) - 1,
             context_length=len(self.ids_T) - 1,
-            **weighed,
+            **fields,
             text=text,
-            seconds=seconds + time.perf_counter() - started,
+            seconds=seconds,
             stop_reason=self.reason,
+            recording_seconds=recording_seconds + time.perf_counter() - started,
         )
 
 
 def side_by_side(split: Split, rows: Sequence[Row]) -> Iterator[tuple[int, Step, Tensor]]:
     """Generates all rows to their ends; yields a row's index, its step's record and its raw logits [V], step by step, row by row.
 
-    A row that has ended drops out of the batch. A step's seconds are its share of the batch's.
+    A row that has ended drops out of the batch. A step's seconds are its share of the batch's. An accelerator is waited for
+    twice: for all rows' tokens, which ends the step, and for all that is recorded of it.
     """
-    while running := [i for i, row in enumerate(rows) if row.reason is None]:
+    while running := [row for row in rows if row.reason is None]:
         started = time.perf_counter()
-        logits_BV = next_logits_of_rows(split, [rows[i].ids_T for i in running])
-        seconds = (time.perf_counter() - started) / len(running)
-        for i, logits_V in zip(running, logits_BV, strict=True):
-            yield i, rows[i].take(logits_V, seconds), logits_V
+        logits_BV = next_logits_of_rows(split, [row.ids_T for row in running])
+        choices = [row.choose(logits_V) for row, logits_V in zip(running, logits_BV, strict=True)]
+        decided = fetch_each([choice.tensors for choice in choices])
+        chosen = time.perf_counter()
+        weighed = fetch_each([weigh(choice, row.sampling, row.listed) for row, choice in zip(running, choices, strict=True)])
+        seconds, recording_seconds = (chosen - started) / len(running), (time.perf_counter() - chosen) / len(running)
+        for row, logits_V, choice, *numbers in zip(running, logits_BV, choices, decided, weighed, strict=True):
+            yield rows.index(row), row.take(choice, *numbers, seconds, recording_seconds), logits_V
 
 
-def ledger(logits_V: Tensor, filtered: Filtered, token_id: int, q_V: Tensor | None, sampling: Sampling, texts: Texts, listed: int) -> dict:
-    """What one step weighed, as fields of ``Step``: every listed candidate's way through the filters, and what they left."""
+def fetch_each(groups: Sequence[Sequence[Tensor]]) -> list[list]:
+    """``fetch`` of several groups of tensors, as groups of numbers, with a single wait for them all."""
+    numbers = iter(fetch([tensor for group in groups for tensor in group]))
+    return [[next(numbers) for _ in group] for group in groups]
+
+
+def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]:
+    """What ``ledger`` needs to know of a choice: of the listed tokens and, behind them, the chosen one, and of the whole step."""
+    logits_V, scores_V, token_1 = choice.filtered.logits_V, choice.filtered.scores_V, choice.token_1
     log_p_V = logits_V.log_softmax(-1)
     before_V = log_p_V.exp()
-    after_V = filtered.scores_V.softmax(-1)
-    if sampling.greedy:  # the limit of temperature → 0: all the mass on the best token
-        chosen_V = torch.arange(len(logits_V), device=logits_V.device) == token_id
-        after_V = chosen_V.float()
-        filtered = replace(filtered, removed={**filtered.removed, GREEDY: ~chosen_V}, kept={**filtered.kept, GREEDY: 1})
-    ids = logits_V.topk(min(listed, logits_V.numel())).indices.tolist()
-    if listed and token_id not in ids:
-        ids.append(token_id)
-    candidates = tuple(
-        Candidate(
-            token=texts.token(id),
-            logit=float(logits_V[id]),
-            probability_before=float(before_V[id]),
-            probability_after=float(after_V[id]),
-            removed_by=filtered.removed_by(id),
-            draw=None if q_V is None else float(q_V[id]),
-        )
-        for id in ids
-    )
+    ids_C = torch.cat([logits_V.topk(min(listed, logits_V.numel())).indices, token_1])
+    # Greedy is the limit of temperature → 0: all the mass on the best token.
+    after_C = (ids_C == token_1).float() if sampling.greedy else scores_V.softmax(-1)[ids_C]
+    draws_C = torch.full_like(after_C, torch.nan) if choice.q_V is None else choice.q_V[ids_C]
+    gone_FV = choice.filtered.gone
+    entropy = -(before_V * log_p_V).nansum()
+    ahead = (scores_V > scores_V[token_1]).sum()
+    listed_C = torch.stack([logits_V[ids_C], before_V[ids_C], after_C, draws_C])
+    return ids_C, listed_C, gone_FV[:, ids_C].T, (~gone_FV).sum(-1), entropy, ahead
+
+
+def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: Sampling, texts: Texts, listed: int) -> dict:
+    """What one step weighed, as fields of ``Step``: every listed candidate's way through the filters, and what they left.
+
+    ``filters`` are the names of those that were on, ``weighed`` the numbers of ``weigh``.
+    """
+    ids, columns, gone, kept, entropy, ahead = weighed
+    count = len(ids) if listed and token_id not in ids[:-1] else len(ids) - 1  # the chosen one has a row of its own only where it lacks one
+    candidates = []
+    for id, logit, before, after, q, was_gone in list(zip(ids, *columns, gone, strict=True))[:count]:
+        by = remover(filters, was_gone)
+        if sampling.greedy and id != token_id:
+            by = by or GREEDY
+        candidates.append(Candidate(texts.token(id), logit, before, after, by, None if sampling.greedy else q))
     return dict(
-        candidates=candidates,
+        candidates=tuple(candidates),
         other_mass=max(0.0, 1.0 - sum(c.probability_before for c in candidates)),
-        entropy=float(-(before_V * log_p_V).nansum()),
-        kept=filtered.kept,
+        entropy=entropy,
+        kept=dict(zip(filters, kept[1:], strict=True)) | ({GREEDY: 1} if sampling.greedy else {}),
         token=texts.token(token_id),
-        rank=1 + int((filtered.scores_V > filtered.scores_V[token_id]).sum()),
+        rank=1 + ahead,
     )
 
 

@@ -1,13 +1,18 @@
 """From logits to a token: filters in transformers' order, the ledger of what each removed, the draw.
 
-Shape letters: V vocabulary, T tokens. Every function is pure; the random numbers come from the generator it is given.
+Every function is pure; the random numbers come from the generator it is given. No filter and no race reads a number: an
+accelerator would have to be waited for each time. What is needed of a step is fetched together, see ``fetch``.
+
+Shape letters: V vocabulary, T tokens, F filters, W words or windows of the context, N tokens of one.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..records.generation import Sampling
@@ -38,15 +43,40 @@ def bounds_of(prompt_length: int, max_new_tokens: int, stop_ids: Sequence[int] =
     return Bounds(prompt_length, max_length, tuple(stop_ids))
 
 
+def fetch(tensors: Sequence[Tensor]) -> list:
+    """The numbers of several small tensors, as ``tolist`` gives each of them, with a single wait for an accelerator.
+
+    They travel as bytes, so that every type arrives as it was.
+    """
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    pieces = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors]).cpu().split(sizes)
+    # A copy of each piece begins at an address that its type can have.
+    return [piece.clone().view(tensor.dtype).view(tensor.shape).tolist() for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def constant(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Token ids as a tensor. Bringing them to an accelerator waits for it, so those of the settings are brought once."""
+    return torch.tensor(ids, dtype=torch.long, device=device)
+
+
 def without(logits_V: Tensor, ids: Sequence[int]) -> Tensor:
     """The logits with the tokens ``ids`` removed; ids beyond the vocabulary are passed over."""
-    inside = [id for id in ids if id < logits_V.numel()]
-    return logits_V.index_fill(0, torch.tensor(inside, dtype=torch.long, device=logits_V.device), -math.inf)
+    inside = tuple(id for id in ids if id < logits_V.numel())
+    return logits_V.index_fill(0, constant(inside, logits_V.device), -math.inf)
+
+
+def without_last(logits_V: Tensor, last_W: Tensor, begun_W: Tensor) -> Tensor:
+    """The logits without the last tokens of those words that are begun; ids beyond the vocabulary are passed over."""
+    vocab_size = logits_V.numel()
+    index_W = torch.where(begun_W & (last_W < vocab_size), last_W, vocab_size)  # one place more, for all the others
+    gone_V = torch.zeros(vocab_size + 1, dtype=torch.bool, device=logits_V.device).index_fill(0, index_W, True)[:-1]
+    return logits_V.masked_fill(gone_V, -math.inf)
 
 
 def only(logits_V: Tensor, ids: Sequence[int]) -> Tensor:
     """Logits 0 for the tokens ``ids``, all others removed."""
-    return torch.full_like(logits_V, -math.inf).index_fill(0, torch.tensor(ids, device=logits_V.device), 0)
+    return torch.full_like(logits_V, -math.inf).index_fill(0, constant(tuple(ids), logits_V.device), 0)
 
 
 def repetition_penalty(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -68,19 +98,31 @@ def no_repeat_ngrams(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bo
         return logits_V
     windows_WN = context_T.unfold(0, size, 1)
     begun_W = (windows_WN[:, :-1] == context_T[len(context_T) + 1 - size :]).all(-1)
-    return without(logits_V, windows_WN[begun_W, -1].tolist())
+    return without_last(logits_V, windows_WN[:, -1], begun_W)
 
 
 def bad_words(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Removes every token that would complete one of the bad words. A word that is a stop token alone stays, as in
     ``NoBadWordsLogitsProcessor``."""
-    context = tuple(context_T.tolist())
-    banned = []
-    for *begin, last in sampling.bad_words_ids:
-        begun = context[len(context) - len(begin) :] == tuple(begin)  # never, where the context is shorter
-        if begun and (begin or last not in bounds.stop_ids):
-            banned.append(last)
-    return without(logits_V, banned)
+    begins_WN, last_W = words(sampling.bad_words_ids, bounds.stop_ids, context_T.device)
+    end_N = F.pad(context_T, (begins_WN.shape[1], 0), value=NOTHING)[len(context_T) :]
+    return without_last(logits_V, last_W, ((begins_WN == end_N) | (begins_WN == ANYTHING)).all(-1))
+
+
+ANYTHING, NOTHING = -1, -2  # in the place of a token: what every context has there, and what stands before its first token
+
+
+@lru_cache(maxsize=64)
+def words(ids: tuple[tuple[int, ...], ...], stop_ids: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What must stand at the end of a context for each word to be begun [W, N], and the words' last tokens [W].
+
+    Shorter beginnings stand on the right, after ``ANYTHING``. Words that are a stop token alone are left out.
+    """
+    ids = [word for word in ids if len(word) > 1 or word[0] not in stop_ids]
+    size = max(map(len, ids), default=1) - 1
+    begins = [[ANYTHING] * (size + 1 - len(word)) + list(word[:-1]) for word in ids]
+    last = [word[-1] for word in ids]
+    return torch.tensor(begins, dtype=torch.long, device=device).view(len(ids), size), constant(tuple(last), device)
 
 
 def min_length(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -157,7 +199,7 @@ def typical_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: B
     ascending_V, indices_V = torch.sort(distance_V)
     mass_V = logits_V[indices_V].softmax(-1).cumsum(-1)
     last = (mass_V < sampling.typical_p).sum().clamp(max=logits_V.numel() - 1)
-    return logits_V.masked_fill(distance_V > ascending_V[last], -math.inf)
+    return logits_V.masked_fill(distance_V > ascending_V[last[None]], -math.inf)
 
 
 Filter = Callable[[Tensor, Tensor, Sampling, Bounds], Tensor]
@@ -186,61 +228,105 @@ class Filtered:
     """What the filters made of the logits.
 
     Args:
-        scores_V: the logits after all filters, −inf where a token was removed.
-        removed: name of each filter that was on → bool [V], the tokens it removed for good: a forced token that an
-            earlier filter had removed is back.
-        kept: name of each filter that was on → number of tokens left after it.
+        logits_V: the logits before them.
+        scores_V: the logits after all filters, in float32, −inf where a token was removed.
+        stages: name of each filter that was on → the scores [V] after it.
     """
 
+    logits_V: Tensor
     scores_V: Tensor
-    removed: dict[str, Tensor]
-    kept: dict[str, int]
+    stages: dict[str, Tensor]
+
+    @property
+    def gone(self) -> Tensor:
+        """Whether each token is out, [1 + F, V]: row 0 before the filters, row i after the i-th of them."""
+        return torch.stack([self.logits_V.float(), *self.stages.values()]) == -math.inf
+
+    @property
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """The largest logit and the largest score, for ``check``. Where any is NaN, so is the maximum."""
+        return self.logits_V.max(), self.scores_V.max()
+
+    def check(self, sampling: Sampling, best: float, left: float) -> None:
+        """Refuses what cannot be drawn from; ``best`` and ``left`` are the numbers of ``extremes``.
+
+        Raises:
+            ValueError: a logit is NaN or +inf, or all are −inf, before the filters or after.
+        """
+        if not math.isfinite(best):
+            raise ValueError(f"the largest logit is {best}: the model's weights or its precision are broken, nothing can be drawn")
+        if left == -math.inf:
+            raise ValueError(f"the settings {', '.join(self.stages)} together leave no token: leave one out, or give a less extreme value")
+        if not math.isfinite(left):
+            raise ValueError(
+                f"temperature={sampling.temperature} and repetition_penalty={sampling.repetition_penalty} make the largest logit "
+                f"{left}: give less extreme ones, temperature 0 is greedy"
+            )
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Name of each filter that was on → number of tokens left after it."""
+        return dict(zip(self.stages, (~self.gone[1:]).sum(-1).tolist(), strict=True))
 
     def removed_by(self, token_id: int) -> str | None:
         """The filter that removed a token."""
-        return next((name for name, gone_V in self.removed.items() if gone_V[token_id]), None)
+        return remover(list(self.stages), self.gone[:, token_id].tolist())
+
+
+def remover(names: Sequence[str], gone: Sequence[bool]) -> str | None:
+    """The filter that removed a token for good: a forced one that an earlier filter had removed is back.
+
+    ``gone`` says whether it was out before the filters ``names``, and after each of them. None where it is in at the end, or was
+    out from the beginning.
+    """
+    by = None
+    for name, before, after in zip(names, gone[:-1], gone[1:], strict=True):
+        by = None if not after else by if before else name
+    return by
+
+
+def run_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> Filtered:
+    """Runs the filters that the settings turn on over the logits, in float32. What they leave is not looked at: see ``Filtered.check``.
+
+    Raises:
+        ValueError: a bad word or forced token is not in the vocabulary.
+    """
+    sampling.check_vocabulary(logits_V.numel())
+    scores_V, stages = logits_V.float(), {}
+    for name, (apply, is_on) in FILTERS.items():
+        if is_on(sampling):
+            stages[name] = scores_V = apply(scores_V, context_T, sampling, bounds)
+    return Filtered(logits_V, scores_V, stages)
 
 
 def apply_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> Filtered:
-    """Runs the filters that the settings turn on over float32 logits.
+    """Runs the filters that the settings turn on, and checks what they leave.
 
     Raises:
-        ValueError: a logit is NaN or +inf, or all are −inf, before the filters or after: there is nothing to draw from;
-            or a bad word or forced token is not in the vocabulary.
+        ValueError: as ``run_filters`` and ``Filtered.check`` do.
     """
-    sampling.check_vocabulary(logits_V.numel())
-    best = logits_V.max()
-    if not torch.isfinite(best):  # the maximum is NaN if any is
-        raise ValueError(f"the largest logit is {best.item()}: the model's weights or its precision are broken, nothing can be drawn")
-    scores_V = logits_V.float()
-    removed, kept = {}, {}
-    for name, (apply, is_on) in FILTERS.items():
-        if is_on(sampling):
-            before_V, scores_V = scores_V, apply(scores_V, context_T, sampling, bounds)
-            gone_V = scores_V == -math.inf
-            removed = {earlier: was_V & gone_V for earlier, was_V in removed.items()} | {name: gone_V & (before_V != -math.inf)}
-            kept[name] = int((~gone_V).sum())
-    if scores_V.max() == -math.inf:
-        raise ValueError(f"the settings {', '.join(kept)} together leave no token: leave one out, or give a less extreme value")
-    if not torch.isfinite(scores_V.max()):
-        raise ValueError(
-            f"temperature={sampling.temperature} and repetition_penalty={sampling.repetition_penalty} make the largest logit "
-            f"{scores_V.max().item()}: give less extreme ones, temperature 0 is greedy"
-        )
-    return Filtered(scores_V, removed, kept)
+    filtered = run_filters(logits_V, context_T, sampling, bounds)
+    filtered.check(sampling, *fetch(filtered.extremes))
+    return filtered
 
 
-def draw(scores_V: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> tuple[int, Tensor | None]:
-    """Chooses a token: the best one when greedy, else by an exponential race. Returns its id and the race's numbers [V].
+def race(scores_V: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+    """Chooses a token: the best one when greedy, else by an exponential race. Returns its id [1] and the race's numbers [V].
 
     Each token i runs for an exponential time q_i and the largest p_i / q_i wins, which is i with probability p_i.
     ``torch.multinomial`` runs the same race, so the same seed gives the same token.
     """
     if sampling.greedy:
-        return int(scores_V.argmax()), None
+        return scores_V.argmax().view(1), None
     p_V = scores_V.softmax(-1)
     q_V = torch.empty_like(p_V).exponential_(1, generator=generator)
-    return int((p_V / q_V).argmax()), q_V
+    return (p_V / q_V).argmax().view(1), q_V
+
+
+def draw(scores_V: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> tuple[int, Tensor | None]:
+    """``race``, with the token's id as a number."""
+    token_1, q_V = race(scores_V, sampling, generator)
+    return int(token_1), q_V
 
 
 def new_generator(seed: int | None, device: torch.device) -> torch.Generator:

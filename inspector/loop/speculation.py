@@ -42,11 +42,10 @@ class Limits:
     max_new_tokens: int
     context_length: int
 
-    def reason(self, ids_T: Tensor) -> str | None:
-        """Why it ends with the last of these tokens, or None."""
-        length = len(ids_T)
+    def reason(self, token: int, length: int) -> str | None:
+        """Why it ends with this token, number ``length`` of the prompt and all new ones, or None."""
         new = length - self.bounds.prompt_length
-        return stop_reason(int(ids_T[-1]), self.bounds.stop_ids, new, self.max_new_tokens, length, self.context_length)
+        return stop_reason(token, self.bounds.stop_ids, new, self.max_new_tokens, length, self.context_length)
 
     def room(self, length: int) -> int:
         """How many drafts can follow ``length`` tokens: the pass over them gives one token more, and none is to be in vain."""
@@ -123,7 +122,7 @@ def drafted(reader: Reader, ids_T: Tensor, count: int, sampling: Sampling, bound
             break
         token, _ = draw(scores_V, sampling, generator)
         drafts.append(Draft(token, scores_V.double().softmax(-1)))
-        ids_T = torch.cat([ids_T, ids_T.new_tensor([token])])
+        ids_T = torch.cat([ids_T, ids_T.new_full((1,), token)])
     return drafts
 
 
@@ -168,15 +167,15 @@ def rounds(
         guesses = [draft.token for draft in drafts]
         logits_TV = reader.read(torch.cat([ids_T, ids_T.new_tensor(guesses)]), keep=1 + len(drafts))
         # 2. The guesses stay up to the first that the main model replaces; after the last one it adds its own.
-        known = len(ids_T)
+        emitted = []
         for logits_V, draft in zip(logits_TV, [*drafts, None], strict=True):
             scores_V = apply_filters(logits_V, ids_T, sampling, limits.bounds).scores_V
             token = settled(scores_V, draft, sampling, generator)
-            ids_T = torch.cat([ids_T, ids_T.new_tensor([token])])
-            reason = limits.reason(ids_T)
+            emitted.append(token)
+            ids_T = torch.cat([ids_T, ids_T.new_full((1,), token)])
+            reason = limits.reason(token, len(ids_T))
             if reason is not None or draft is None or token != draft.token:
                 break
-        emitted = ids_T[known:].tolist()
         accepted = sum(a == b for a, b in zip(emitted, guesses, strict=False))
         yield Round(tuple(guesses), accepted, tuple(emitted)), logits_TV[: len(emitted)]
         # 3. What the guesses that were thrown away left behind is forgotten; the last token is still unread.
@@ -210,8 +209,8 @@ def plain(
         yield token, logits_V
         if follow is not None:
             token, *follow = follow
-        ids_T = torch.cat([ids_T, ids_T.new_tensor([token])])
-        reason = limits.reason(ids_T) if follow is None else None if follow else "followed"
+        ids_T = torch.cat([ids_T, ids_T.new_full((1,), token)])
+        reason = limits.reason(token, len(ids_T)) if follow is None else None if follow else "followed"
 
 
 def limits_of(model: LanguageModel, prompt_length: int, max_new_tokens: int, stop_ids: Sequence[int]) -> Limits:
@@ -269,7 +268,7 @@ def speculate(
         max_new_tokens=max_new_tokens,
         tokens=tuple(tokens),
         rounds=tuple(one for one, _ in found),
-        stop_reason=limits.reason(torch.cat([ids_T, ids_T.new_tensor(tokens)])),
+        stop_reason=limits.reason(tokens[-1], len(ids_T) + len(tokens)),
         seconds=seconds,
         seconds_plain=seconds_plain,
         parting=parting,

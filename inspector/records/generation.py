@@ -147,8 +147,9 @@ class Step:
         token: the one that was chosen.
         rank: its place among all tokens after the filters, 1 is the most probable.
         text: what became readable with it; empty while a character is incomplete.
-        seconds: time for the step: backbone, head, filters, draw and this record.
+        seconds: time of the step: backbone, head, filters and draw.
         stop_reason: "eos", "max_new_tokens" or "context_full" on the last step, None before.
+        recording_seconds: time for this record, beside the step's own; 0 in files that do not tell (their ``seconds`` hold it).
     """
 
     index: int
@@ -162,6 +163,7 @@ class Step:
     text: str
     seconds: float
     stop_reason: str | None = None
+    recording_seconds: float = 0.0
 
     @property
     def chosen(self) -> Candidate | None:

@@ -23,7 +23,7 @@ SAMPLED = Sampling(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.1
 
 def untimed(record):
     """A run without the seconds of its steps."""
-    return replace(record, steps=tuple(replace(step, seconds=0) for step in record.steps))
+    return replace(record, steps=tuple(replace(step, seconds=0, recording_seconds=0) for step in record.steps))
 
 
 def encoded(m, prompts=PROMPTS):

@@ -22,7 +22,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from inspector.loop.sampling import FILTERS, Bounds, apply_filters, bounds_of, draw, new_generator
+from inspector.loop.sampling import FILTERS, Bounds, apply_filters, bounds_of, draw, fetch, new_generator, remover
 from inspector.records.generation import Sampling
 
 CPU = torch.device("cpu")
@@ -275,11 +275,11 @@ def test_filters_run_in_transformers_order():
         repetition_penalty=1.2,
     )
     filtered = apply_filters(torch.arange(9.0), torch.tensor([0, 1]), everything)
-    assert [*filtered.removed][:3] + [*filtered.removed][-5:] == [
+    assert [*filtered.stages][:3] + [*filtered.stages][-5:] == [
         *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids"),
         *("temperature", "top_k", "top_p", "min_p", "typical_p"),
     ]
-    assert list(filtered.removed) == list(filtered.kept) == [name for name in FILTERS if name != "min_length"]
+    assert list(filtered.stages) == list(filtered.kept) == [name for name in FILTERS if name != "min_length"]
 
 
 def test_filters_are_built_in_the_order_of_generate(tiny):
@@ -313,7 +313,7 @@ def test_filters_are_built_in_the_order_of_generate(tiny):
 def test_settings_that_do_nothing_turn_no_filter_on(sampling):
     logits_V = torch.randn(20, generator=torch.Generator().manual_seed(0))
     filtered = apply_filters(logits_V, NO_CONTEXT, sampling)
-    assert filtered.removed == {}
+    assert filtered.stages == filtered.kept == {}
     assert torch.equal(filtered.scores_V, logits_V)
 
 
@@ -341,11 +341,75 @@ def test_every_removed_token_is_removed_by_exactly_one_filter(sampling):
         if sampling.temperature < 1 and logits_V.max() > 1e30:
             continue
         filtered = apply_filters(logits_V, context_for(logits_V, i), sampling)
-        times_V = torch.zeros(len(logits_V), dtype=torch.long) + sum(gone_V.long() for gone_V in filtered.removed.values())
+        removed = masks(logits_V, context_for(logits_V, i), sampling)
+        times_V = torch.zeros(len(logits_V), dtype=torch.long) + sum(gone_V.long() for gone_V in removed.values())
         gone_V = (filtered.scores_V == -INF) & (logits_V != -INF)
         assert torch.equal(times_V, gone_V.long()), f"distribution {i}"
-        left = int((logits_V != -INF).sum()) - sum(int(gone_V.sum()) for gone_V in filtered.removed.values())
+        left = int((logits_V != -INF).sum()) - sum(int(gone_V.sum()) for gone_V in removed.values())
         assert left == int((filtered.scores_V != -INF).sum()) >= 1
+        for id in range(0, len(logits_V), max(1, len(logits_V) // 40)):
+            assert filtered.removed_by(id) == next((name for name, gone_V in removed.items() if gone_V[id]), None)
+
+
+def masks(logits_V, context_T, sampling, bounds=Bounds()):
+    """Name of each filter that is on → bool [V], the tokens it removed for good: the slow obvious way, step by step."""
+    removed = {}
+    for name, (apply, is_on) in FILTERS.items():
+        if is_on(sampling):
+            before_V, logits_V = logits_V, apply(logits_V, context_T, sampling, bounds)
+            gone_V = logits_V == -INF
+            removed = {earlier: was_V & gone_V for earlier, was_V in removed.items()} | {name: gone_V & (before_V != -INF)}
+    return removed
+
+
+@pytest.mark.parametrize(
+    ("gone", "by"),
+    [
+        ([False], None),
+        ([True], None),  # the model itself left it out
+        ([False, False, False], None),
+        ([False, True, True], "a"),
+        ([False, False, True], "b"),
+        ([False, True, False], None),  # forced, it is back
+        ([True, True, True], None),
+        ([True, False, True], "b"),
+        ([False, True, False, True], "c"),
+    ],
+)
+def test_remover(gone, by):
+    assert remover("abc"[: len(gone) - 1], gone) == by
+
+
+@pytest.mark.parametrize(
+    ("context", "banned"),
+    [
+        ([], {0}),
+        ([4], {0, 5}),
+        ([3, 4], {0, 5, 6}),
+        ([4, 3], {0}),
+        ([9, 3, 4], {0, 5, 6}),
+        ([2, 3, 4], {0, 5, 6, 7}),
+        ([1, 2, 3], {0}),
+    ],
+)
+def test_bad_words_are_removed_where_the_context_has_begun_them(context, banned):
+    words = ((0,), (8,), (4, 5), (3, 4, 6), (2, 3, 4, 7))
+    scores_V = apply_filters(
+        torch.zeros(10), torch.tensor(context, dtype=torch.long), Sampling(bad_words_ids=words), Bounds(stop_ids=(8,))
+    ).scores_V
+    assert {id for id in range(10) if scores_V[id] == -INF} == banned
+
+
+def test_fetched_numbers_are_those_of_tolist():
+    tensors = [
+        torch.tensor([True, False, True]),
+        torch.tensor([0.1, -INF]),
+        torch.tensor(7),
+        torch.zeros(2, 0),
+        torch.arange(6).view(2, 3).T,
+    ]
+    tensors += [torch.tensor([1e-45, 3.5], dtype=dtype) for dtype in (torch.float64, torch.bfloat16)]
+    assert fetch(tensors) == [tensor.tolist() for tensor in tensors]
 
 
 def test_ledger_names_the_filter_that_removed_a_token():
