@@ -45,8 +45,8 @@ def one_step(m, ids, sampling, max_new_tokens=20):
         logits_V = m.split.head(hidden_1TD[:, -1:])[0, -1].float()
     # 3. The filters, in the order of transformers: repetition penalty, bans and forced tokens, temperature, top-k, top-p.
     stages, bounds = {}, bounds_of(len(ids), max_new_tokens, m.stop_ids, m.context_length)
-    for name, (apply, is_on) in FILTERS.items():
-        if is_on(sampling):
+    for name, apply in FILTERS.items():
+        if sampling.is_on(name):
             logits_V = apply(logits_V, ids_1T[0], sampling, bounds)
             stages[name] = logits_V.softmax(-1)
     # 4. The draw: each token runs for an exponential time q, and the largest p/q wins. Greedy takes the best instead.
