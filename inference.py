@@ -18,9 +18,8 @@ from inspector.cli import entry, options
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import settings_line
-from inspector.render.steps import candidate_table, fed_panel, text_panel
+from inspector.render.steps import candidate_table, text_panel
 from inspector.render.tables import notice, section, title
-from inspector.render.text import translator
 from inspector.render.trees import parts_explained, split_table, trees
 from inspector.render.verdicts import comparison_table, growth_table, verdict_line
 
@@ -45,8 +44,8 @@ def one_step(m, ids, sampling, max_new_tokens=20):
         logits_V = m.split.head(hidden_1TD[:, -1:])[0, -1].float()
     # 3. The filters, in the order of transformers: repetition penalty, bans and forced tokens, temperature, top-k, top-p.
     stages, bounds = {}, bounds_of(len(ids), max_new_tokens, m.stop_ids, m.context_length)
-    for name, (apply, is_on) in FILTERS.items():
-        if is_on(sampling):
+    for name, apply in FILTERS.items():
+        if sampling.is_on(name):
             logits_V = apply(logits_V, ids_1T[0], sampling, bounds)
             stages[name] = logits_V.softmax(-1)
     # 4. The draw: each token runs for an exponential time q, and the largest p/q wins. Greedy takes the best instead.
@@ -57,62 +56,44 @@ def one_step(m, ids, sampling, max_new_tokens=20):
     return int((logits_V.softmax(-1) / q_V).argmax()), stages
 
 
+@options.grouped()
 def main(
     model: Annotated[str | None, typer.Option(help=f"{options.MODEL_HELP} By default Qwen2.5-0.5B-Instruct if it can be had.")] = None,
     expert: Annotated[str, typer.Option(help="The native model beside it.")] = "names-expert",
     prompt: Annotated[str | None, typer.Option(help="For the language model.")] = None,
     expert_prompt: Annotated[str, typer.Option(help="For the native model.")] = NAMES_PROMPT,
-    greedy: options.Greedy = False,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    min_p: options.MinP = None,
-    typical_p: options.TypicalP = None,
-    no_repeat_ngram_size: options.NoRepeatNgramSize = None,
-    bad_words: options.BadWords = None,
-    force_bos: options.ForceBos = None,
-    force_eos: options.ForceEos = None,
-    seed: options.Seed = None,
-    max_new_tokens: options.MaxNewTokens = 20,
-    checkpoint_settings: options.CheckpointSettings = False,
-    system: options.System = None,
-    raw: options.Raw = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
-    json_path: options.JsonPath = None,
-    save_screen: options.SaveScreen = None,
-    language: options.Language = "auto",
+    save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None,
+    *,
+    asked: options.SamplingOptions,
+    reading: options.PromptOptions,
+    how: options.ModelOptions,
+    out: options.Output,
 ) -> None:
     """Take two language models apart, run them by hand, and compare with model.generate()."""
-    t = translator(language)
-    flags = options.sampling_flags(
-        greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size, bad_words, force_bos, force_eos
-    )
-    screen = Screen(save_screen, options.quiet_when(json_path))
+    t, max_new_tokens = out.t, asked.max_new_tokens
+    screen = Screen(save_screen, out.console)
     screen.show(title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
+    models = [how.load(model) if model is not None else how.load(), how.load(expert)]
     from inspector import decode, verify
     from inspector.bench.loop import estimate_qwen, seconds_per_step
     from inspector.compare.verifying import by_generate
-    from inspector.loading import loading
+    from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
     from inspector.parts.structure import tree
 
-    how = dict(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    models = [loading.load(model, **how) if model is not None else loading.load_default(**how), loading.load(expert, **how)]
+    how.settle(*(m.model for m in models))
     names = [m.origin.name for m in models]
-    default = QWEN_PROMPT if getattr(models[0].tokenizer, "chat_template", None) and not raw else NAMES_PROMPT
+    default = QWEN_PROMPT if getattr(models[0].tokenizer, "chat_template", None) and not reading.raw else NAMES_PROMPT
     prompts = [default if prompt is None else prompt, expert_prompt]
-    ids = [models[0].encode(prompts[0], system, raw), models[1].encode(prompts[1])]
-    settings = [options.settings(m, flags, seed, checkpoint_settings, DEFAULTS) for m in models]
+    ids = [reading.encode(models[0], prompts[0]), models[1].encode(prompts[1])]
+    settings = [asked.settings(m, DEFAULTS) for m in models]
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
     screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t))
-    if model is None and names[0] != loading.DEFAULT:
-        screen.show(lesson.stand_in(loading.DEFAULT, names[0], t))
+    if model is None and names[0] != DEFAULT:
+        screen.show(lesson.stand_in(DEFAULT, names[0], t))
 
     # 1. What they are made of.
     screen.show(section(t("1. The module trees", "1. Деревья модулей")))
@@ -126,7 +107,7 @@ def main(
     # 3. From text to token ids.
     screen.show(section(t("3. The tokens that are fed", "3. Токены на входе")))
     for m, text, row in zip(models, prompts, ids, strict=True):
-        screen.show(fed_panel(m.origin.name, [m.texts.token(i) for i in row], m.unknown(text), t))
+        screen.show(out.fed(m.origin.name, m, row, text))
 
     # 4. One step by hand, and the proof that the loop does the same.
     screen.show(section(t("4. One step by hand", "4. Один шаг вручную")))
@@ -171,8 +152,7 @@ def main(
         times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     screen.show(growth_table(times, t), lesson.closing(t))
     screen.close("python inference.py")
-    if json_path:
-        options.write_json(json_path, dict(runs=runs, verdicts=verdicts))
+    out.write(dict(runs=runs, verdicts=verdicts))
 
 
 def code_lines(source: str) -> int:

@@ -1,6 +1,7 @@
 """Has a names model learned the grammar? Do given name and surname agree in gender in what it makes up?"""
 
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 
@@ -10,8 +11,8 @@ from ..records.generation import Sampling
 from ..training.corpus import judge
 
 
-def sample(m, samples: int, sampling: Sampling, max_new_tokens: int = 48) -> list[str]:
-    """Lines that the model makes up from nothing but its begin symbol, all from one random generator."""
+def sample(m, samples: int, sampling: Sampling, max_new_tokens: int = 48, said: Callable[[str], None] = lambda text: None) -> list[str]:
+    """Lines that the model makes up from nothing but its begin symbol, all from one random generator; ``said`` is told how many."""
     generator = new_generator(sampling.seed, m.device)
     ids_1T = torch.tensor([m.encode("", raw=True)], device=m.device)
     lines = []
@@ -27,16 +28,22 @@ def sample(m, samples: int, sampling: Sampling, max_new_tokens: int = 48) -> lis
             listed=0,
         )
         lines.append(m.texts.whole([step.token.id for step, _ in steps]))
+        said(f"{len(lines)} of {samples} lines")
     return lines
 
 
-def measure(m, samples: int = 1000, sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, seed=0)) -> dict:
+def measure(
+    m,
+    samples: int = 1000,
+    sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, seed=0),
+    said: Callable[[str], None] = lambda text: None,
+) -> dict:
     """How many of ``samples`` lines can be judged, and how many of those agree.
 
     Judged is a line of two words whose first is a given name of the lists and whose second ends as surnames of one
     gender do; everything else (a single word, an invented given name, a surname of one form) is not.
     """
-    lines = sample(m, samples, sampling)
+    lines = sample(m, samples, sampling, said=said)
     verdicts = Counter(judge(line) for line in lines)
     judged = verdicts["agrees"] + verdicts["disagrees"]
     return dict(

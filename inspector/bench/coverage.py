@@ -61,26 +61,26 @@ class Coverage:
         return self.split == "proved" and {self.greedy, self.sampled} != {"bitwise"} and not self.reason
 
 
-def coverage(names: list[str] | None = None) -> Iterator[Coverage]:
-    """A row for each model type, as it comes.
+def coverage(names: list[str] | None = None, threads: int = 1) -> Iterator[Coverage]:
+    """A row for each model type, as it comes, computed with ``threads`` threads: for tiny tensors a second one costs more than it gives.
 
     Raises:
         ValueError: a name that ``AutoModelForCausalLM`` does not know.
     """
     if unknown := sorted(set(names or []) - set(types())):
         raise ValueError(f"{unknown[0]!r} is no model_type of AutoModelForCausalLM in transformers {transformers.__version__}")
-    return examined(dict.fromkeys(names or types()))
+    return examined(dict.fromkeys(names or types()), threads)
 
 
-def examined(names: Iterable[str]) -> Iterator[Coverage]:
-    """The rows of these types, computed with one thread: for tiny tensors a second one costs more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def examined(names: Iterable[str], threads: int) -> Iterator[Coverage]:
+    """The rows of these types; torch's own number of threads is as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         for name in names:
             yield examine(name)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def examine(model_type: str) -> Coverage:

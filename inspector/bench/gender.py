@@ -110,8 +110,9 @@ def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said
     leads = {name: [batch.lead(m, getattr(batch, f"{name}_BT")) for batch in todo] for name in ("female", "male")}
     gap = float(sum((male - female).sum() for female, male in zip(leads["female"], leads["male"], strict=True)))
     moved: dict[str, dict[str, float]] = {}
-    for role in ["embed", *layers, *parts, *heads]:
-        said(f"patching {role}")
+    patched = ["embed", *layers, *parts, *heads]
+    for i, role in enumerate(patched, 1):
+        said(f"patching {role}, {i} of {len(patched)}")
         places = PLACES[-1:] if role in heads else PLACES
         moved[role] = {
             place: sum(shift(m, batch, role, place, before) for batch, before in zip(todo, leads["female"], strict=True)) / gap
@@ -131,7 +132,8 @@ def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said
                     stack.enter_context(ablate(m, role, fill))
                 row = dict(roles=roles, fill=fill, **right(m, todo))
                 if also_samples and fill != "mean":
-                    made_up = agreement(m, samples, Sampling(temperature=0.8, top_p=0.95, seed=seed))
+                    sampling = Sampling(temperature=0.8, top_p=0.95, seed=seed)
+                    made_up = agreement(m, samples, sampling, lambda text, roles=roles: said(f"without {', '.join(roles)}: {text}"))
                     row |= dict(agreement_percent=made_up["agreement_percent"], unjudged_percent=made_up["unjudged_percent"])
             ablated.append(row)
     means = {name: float(torch.cat(values).mean()) for name, values in leads.items()}

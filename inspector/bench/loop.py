@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,9 @@ def seconds_per_step(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, f
     return result
 
 
-def measure(m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4) -> list[dict]:
+def measure(
+    m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4, said: Callable[[str], None] = lambda text: None
+) -> list[dict]:
     """Per context length: milliseconds per step by hand, without its record, and through ``generate(use_cache=False)``.
 
     The three take turns in every round, and ratios are taken within a round, so that a machine whose speed drifts does
@@ -74,6 +76,7 @@ def measure(m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4
             for way in ways.values():
                 way()
             for turn in range(rounds):
+                said(f"{length} tokens: round {turn + 1} of {rounds}")
                 order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
                 for way in order:
                     times[way].append(timed(ways[way]) / steps)

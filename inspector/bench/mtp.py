@@ -1,7 +1,7 @@
 """How many passes and how much time does multi-token prediction save when it drafts for its own model?"""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -32,7 +32,14 @@ def made_up(m, samples: int, seed: int = 0, length: int = BEGINNING) -> list[lis
     return prompts
 
 
-def measure(m, prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tokens: int = 40, turns: int = 3) -> dict:
+def measure(
+    m,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_new_tokens: int = 40,
+    turns: int = 3,
+    said: Callable[[str], None] = lambda text: None,
+) -> dict:
     """Acceptance of each depth, tokens per pass, and speculation's speed beside the loops with and without a cache.
 
     Prompt i draws with the seed ``sampling.seed + i``. The three ways compute as many tokens, take turns, and ratios are taken
@@ -44,7 +51,10 @@ def measure(m, prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tok
     """
     model = native(m)
     samplings = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
-    records = [speculate(model, ids, own, max_new_tokens, m.stop_ids, m.origin.name) for ids, own in zip(prompts, samplings, strict=True)]
+    records = []
+    for ids, own in zip(prompts, samplings, strict=True):
+        said(f"prompt {len(records) + 1} of {len(prompts)}")
+        records.append(speculate(model, ids, own, max_new_tokens, m.stop_ids, m.origin.name))
     jobs = [(torch.tensor(r.prompt, device=m.device), r.sampling, r.tokens) for r in records]
     ways = dict(
         speculation=lambda ids_T, own, tokens: list(rounds(model, ids_T, own, max_new_tokens, m.stop_ids)),
@@ -55,6 +65,7 @@ def measure(m, prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tok
     model.eval()
     for turn in range(turns):
         for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
+            said(f"round {turn + 1} of {turns}: {way}")
             times[way].append(timed(lambda run=ways[way]: [run(*job) for job in jobs]))
     tokens, passes = sum(len(r.tokens) for r in records), sum(len(r.rounds) for r in records)
     partings = [r.parting for r in records if r.parting is not None]

@@ -17,7 +17,7 @@ LENGTH = 128
 EVERY = ("**",)
 
 
-def measure(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
+def measure(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None] = lambda text: None) -> list[dict]:
     """A row for each way to run the same pass over ``length`` random tokens, or as many as the model reads.
 
     The ways take turns in every round, and ratios to the bare pass are taken within a round, so that a machine whose speed
@@ -57,6 +57,7 @@ def measure(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
     for run in ways.values():
         run()
     for turn in range(rounds):
+        said(f"round {turn + 1} of {rounds}")
         order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
         for name in order:
             times[name].append(timed(ways[name]))
@@ -72,7 +73,7 @@ def measure(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
     ]
 
 
-def by_role(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
+def by_role(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None] = lambda text: None) -> list[dict]:
     """A row for each kind of role, that of all layers as one (``layers.*.mlp``): what the statistics of its outputs cost.
 
     ``ms`` are those of all its components in one pass, ``share`` is their part of the same pass without the watching, medians
@@ -84,6 +85,7 @@ def by_role(m, length: int = LENGTH, rounds: int = 5) -> list[dict]:
     passes: list[float] = []
     clock = Clock(m.device)
     for turn in range(rounds + 1):  # the first one warms up
+        said(f"role by role, round {turn} of {rounds}" if turn else "role by role, warming up")
         calls, sizes, began, spans = Counter(), Counter(), {}, defaultdict(list)
 
         def see(call: Call) -> None:

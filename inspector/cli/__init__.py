@@ -6,6 +6,7 @@ torch and everything that needs it is imported inside the verbs, so that ``--hel
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,46 +19,27 @@ from ..records.as_json import to_json
 from ..records.comparison import LEVELS
 from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
-from ..render.steps import continuations, fed_panel, text_panel
+from ..render.steps import computing_line, continuations, text_panel
 from ..render.text import translator, visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import coverage_table, verdict_line
 from .bench import bench
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
-    BadWords,
-    CheckpointSettings,
-    Device,
-    DeviceMap,
     Dtype,
-    ForceBos,
-    ForceEos,
-    Greedy,
-    JsonPath,
-    Language,
-    MaxMemory,
-    MaxNewTokens,
-    MinP,
     ModelArgument,
-    NoRepeatNgramSize,
+    Output,
     PromptArgument,
-    Raw,
-    RepetitionPenalty,
-    Seed,
-    System,
-    Temperature,
-    TopK,
-    TopP,
+    PromptOptions,
+    SamplingOptions,
+    SpreadOptions,
     TrustRemoteCode,
-    TypicalP,
+    at_least_one,
+    busy,
+    grouped,
     importing,
-    loaded,
-    memory_limits,
-    quiet_when,
     read_prompts,
-    sampling_flags,
-    settings,
-    write_json,
+    threads_now,
 )
 from .train import train
 
@@ -66,6 +48,7 @@ app.add_typer(bench, name="bench")
 
 
 @app.command()
+@grouped()
 def tree(
     model: ModelArgument,
     depth: Annotated[int | None, typer.Option(help="Levels to show; all by default.")] = None,
@@ -75,21 +58,21 @@ def tree(
     ] = None,
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
-    json_path: JsonPath = None,
-    language: Language = "auto",
+    *,
+    out: Output,
 ) -> None:
     """Print the module tree and what the model costs, from its config.json alone: no weights are read or fetched."""
-    if depth is not None and depth < 1:
-        raise ValueError(f"--depth {depth}: give a whole number from 1 up")
-    if context is not None and context < 1:
-        raise ValueError(f"--context {context}: give a whole number from 1 up")
-    t = translator(language)
-    console = quiet_when(json_path)
-    with Console(stderr=True).status("loading torch …"), importing():
-        from ..loading.loading import outline
-        from ..parts.structure import differences, measured_tree
+    at_least_one(depth=depth, context=context)
+    t, console = out.t, out.console
+    with busy("loading torch …") as say:
+        with importing():
+            from ..loading.loading import outline
+            from ..parts.structure import differences, measured_tree
 
-    trees = [measured_tree(*outline(name, dtype, trust_remote_code), context) for name in (model, diff) if name is not None]
+        trees = []
+        for name in (model, diff) if diff is not None else (model,):
+            say(t(f"building {visible(name)} …", f"сборка {visible(name)} …"))
+            trees.append(measured_tree(*outline(name, dtype, trust_remote_code), context))
     if diff is None:
         node, costs = trees[0]
         node = node if depth is None else node.cut(depth)
@@ -101,90 +84,68 @@ def tree(
         rows = [row for row in differences(a, b) if depth is None or row.role.count(".") < depth]
         console.print(tree_difference(rows, (model, diff), (costs_a, costs_b), t))
         result = dict(models=[model, diff], roles=[to_json(row) | dict(equal=row.equal) for row in rows], costs=to_json([costs_a, costs_b]))
-    if json_path:
-        write_json(json_path, result)
+    out.write(result)
 
 
 @app.command()
+@grouped()
 def run(
     context: typer.Context,
     model: ModelArgument,
     prompt: PromptArgument = None,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Run every line of a text file instead, in batches.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run every line of a text file instead, in batches, with one thread by default.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Of --prompts: prompts that go through the model together.")] = 8,
-    threads: Annotated[int, typer.Option(help="Of --prompts: CPU threads of each process. Their number can change the last bits.")] = 1,
-    greedy: Greedy = False,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    min_p: MinP = None,
-    typical_p: TypicalP = None,
-    no_repeat_ngram_size: NoRepeatNgramSize = None,
-    bad_words: BadWords = None,
-    force_bos: ForceBos = None,
-    force_eos: ForceEos = None,
-    seed: Seed = None,
-    max_new_tokens: MaxNewTokens = 20,
-    checkpoint_settings: CheckpointSettings = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="First list every generation setting: its value, where it is from, what generate() would use.")
     ] = False,
-    system: System = None,
-    raw: Raw = False,
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    dtype: Dtype = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    json_path: JsonPath = None,
-    language: Language = "auto",
+    *,
+    asked: SamplingOptions,
+    reading: PromptOptions,
+    how: SpreadOptions,
+    out: Output,
 ) -> None:
     """Continue a prompt by hand, token by token, and show what every step weighed; or all prompts of a file, in batches."""
-    t = translator(language)
-    limits = memory_limits(max_memory)
-    flags = sampling_flags(
-        greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size, bad_words, force_bos, force_eos
-    )
+    t = out.t
     if prompt is not None and prompts is not None:
         raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
-    for name, value in (("--batch-size", batch_size), ("--threads", threads)):
-        if value < 1:
-            raise ValueError(f"{name} {value}: give a whole number from 1 up")
+    at_least_one(batch_size=batch_size)
+    screen, processes = Screen(console=out.console), None
     lines = read_prompts(prompts) if prompts is not None else []
-    screen = Screen(console=quiet_when(json_path))
     if lines:  # the processes meet before loading: each may have an accelerator of its own
-        with Console(stderr=True).status("loading torch …"), importing():
+        with busy("loading torch …"), importing():
             from ..loop.batches import join_processes
-        processes = join_processes(device, threads)
-        if processes.rank > 0:  # one of them speaks and writes
-            screen.console.quiet, json_path = True, None
-    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits)
+        how = replace(how, threads=how.threads or 1)  # the same in every process, however many the launcher left to each
+        processes = join_processes(how.device, how.threads)
+        screen.console.quiet |= processes.rank > 0  # one of them speaks and writes
+    m = how.load(model)
     from ..loading.texts import check_request
     from ..loop.decoding import run as generate
 
-    sampling, origins = settings(m, flags, seed, checkpoint_settings)
-    ids = None if lines else m.encode(prompt or "", system, raw)
+    sampling, origins = asked.settings(m)
+    ids = None if lines else reading.encode(m, prompt)
     if explain:
         from ..loop.settings import explained
 
         limit = "flag" if context.get_parameter_source("max_new_tokens").name == "COMMANDLINE" else "default"
-        rows = explained(m, len(ids or [0]), sampling, max_new_tokens, origins | {"max_new_tokens": limit}, checkpoint_settings)
+        limits = origins | {"max_new_tokens": limit}
+        rows = explained(m, len(ids or [0]), sampling, asked.max_new_tokens, limits, asked.checkpoint_settings)
         screen.show(settings_table(rows, t), settings_remarks(rows, t))
     if lines:
-        result = run_lines(m, prompts, lines, system, raw, sampling, origins, max_new_tokens, batch_size, processes, screen, t)
+        result = run_lines(m, prompts, lines, reading, sampling, origins, asked.max_new_tokens, batch_size, processes, screen, t)
     else:
-        check_request(len(ids), max_new_tokens, m.context_length)
-        screen.show(fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t))
+        check_request(len(ids), asked.max_new_tokens, m.context_length)
+        screen.show(out.fed(model, m, ids, prompt))
         screen.show(settings_line(sampling, origins, t))
         with LiveSteps(screen, [model], t) as live:
-            result = generate(m, ids, sampling, max_new_tokens, origins, on_step=lambda step: live.add([step]))
+            result = generate(m, ids, sampling, asked.max_new_tokens, origins, on_step=lambda step: live.add([step]))
         screen.show(text_panel(prompt or "", result, t))
-    if json_path:
-        write_json(json_path, result)
+    if processes is None or processes.rank == 0:
+        out.write(result)
 
 
-def run_lines(m, file, lines, system, raw, sampling, origins, max_new_tokens, batch_size, processes, screen, t) -> list:
+def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_size, processes, screen, t) -> list:
     """Runs the prompts of ``file``, (line number, prompt) each, and shows what they became; returns the runs in their order."""
     from ..loading.texts import check_request
     from ..loop.batches import run_prompts
@@ -192,13 +153,13 @@ def run_lines(m, file, lines, system, raw, sampling, origins, max_new_tokens, ba
     ids = []
     for number, text in lines:
         try:
-            ids.append(m.encode(text, system, raw))
+            ids.append(reading.encode(m, text))
             check_request(len(ids[-1]), max_new_tokens, m.context_length)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
     texts = [text for _, text in lines]
     unknown = list(dict.fromkeys(character for text in texts for character in m.unknown(text)))
-    screen.show(settings_line(sampling, origins, t))
+    screen.show(computing_line([m.origin.name], threads_now(), t), settings_line(sampling, origins, t))
     with Console(stderr=True, quiet=processes.rank > 0).status("") as status:
 
         def show(prompt: int, step) -> None:
@@ -215,82 +176,63 @@ def run_lines(m, file, lines, system, raw, sampling, origins, max_new_tokens, ba
 
 
 @app.command()
+@grouped()
 def verify(
     model: ModelArgument,
-    prompt: PromptArgument = "",
-    greedy: Greedy = False,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    min_p: MinP = None,
-    typical_p: TypicalP = None,
-    no_repeat_ngram_size: NoRepeatNgramSize = None,
-    bad_words: BadWords = None,
-    force_bos: ForceBos = None,
-    force_eos: ForceEos = None,
-    seed: Seed = None,
-    max_new_tokens: MaxNewTokens = 20,
-    checkpoint_settings: CheckpointSettings = False,
-    system: System = None,
-    raw: Raw = False,
+    prompt: PromptArgument = None,
     require: Annotated[
         str, typer.Option(help="Worst level that exits with 0: bitwise, rounding, tokens, near-tie, different.")
     ] = "bitwise",
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    dtype: Dtype = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    json_path: JsonPath = None,
-    language: Language = "auto",
+    *,
+    asked: SamplingOptions,
+    reading: PromptOptions,
+    how: SpreadOptions,
+    out: Output,
 ) -> None:
     """Compare the manual loop with model.generate(): exit code 0 when the verdict holds, 1 when it does not."""
     if require not in LEVELS:
         raise ValueError(f"--require {require}: choose one of {', '.join(LEVELS)}")
-    t = translator(language)
-    limits = memory_limits(max_memory)
-    flags = sampling_flags(
-        greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size, bad_words, force_bos, force_eos
-    )
-    console = quiet_when(json_path)
-    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits)
-    from ..compare.verifying import verify as compare
+    console = out.console
+    m = how.load(model)
+    with busy(out.t("comparing …", "сравнение …")):
+        from ..compare.verifying import verify as compare
 
-    sampling, _ = settings(m, flags, seed, checkpoint_settings)
-    verdict = compare(m, m.encode(prompt, system, raw), sampling, max_new_tokens)
-    console.print(verdict_line(model, verdict, t))
-    if json_path:
-        write_json(json_path, verdict)
+        sampling, _ = asked.settings(m)
+        verdict = compare(m, reading.encode(m, prompt), sampling, asked.max_new_tokens)
+    console.print(verdict_line(model, verdict, out.t, threads_now()))
+    out.write(verdict)
     if not verdict.holds(require):
         raise typer.Exit(1)
 
 
 @app.command()
+@grouped(without=["language"])
 def coverage(
     types: Annotated[list[str] | None, typer.Argument(metavar="[TYPE]...", help="Model types; all that are registered by default.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown too.")] = None,
-    json_path: JsonPath = None,
+    threads: Annotated[int, typer.Option(help="CPU threads: more than one cost these tiny models more than they give.")] = 1,
+    *,
+    out: Output,
 ) -> None:
     """Split a tiny model of every causal LM type of transformers and hold it against generate(): exit code 1 if one is wrong."""
+    at_least_one(threads=threads)
     check_writable(markdown)
-    console = quiet_when(json_path)
-    with Console(stderr=True).status("loading torch …"), importing():
-        from ..bench import coverage as bench
+    console = out.console
+    with busy("loading torch …") as say:
+        with importing():
+            from ..bench import coverage as bench
 
-    todo = bench.coverage(types)
-    rows = []
-    with Console(stderr=True).status("") as status:
+        rows, todo = [], bench.coverage(types, threads)
         for row in todo:
             rows.append(row)
-            status.update(Text(f"{len(rows)} types, the last was {row.model_type}"))
+            say(f"{len(rows)} of {len(types or bench.types())} types, the last was {row.model_type}")
     console.print(coverage_table(bench.HEADS, [bench.cells(row) for row in rows], console.width))
+    console.print(computing_line([], threads, translator("en")))
     for name, number in bench.totals(rows).items():
         console.print(f"{number:4} {name}", markup=False)
     if markdown:
         write_whole(markdown, bench.markdown(rows))
-    if json_path:
-        write_json(json_path, dict(rows=[to_json(row) for row in rows], totals=bench.totals(rows)))
+    out.write(dict(rows=rows, totals=bench.totals(rows)))
     if any(row.wrong for row in rows):
         raise typer.Exit(1)
 

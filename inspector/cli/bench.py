@@ -1,139 +1,140 @@
-"""``inspector bench``: one thin function per question; each prints a table and then one line of JSON."""
+"""``inspector bench``: one thin function per question; each prints a table, and writes its numbers with ``--json``."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
-from ..records.generation import Sampling
+from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.names import names_view
-from ..render.screen import QuietConsole
 from ..render.tables import table
-from ..render.text import translator
 from .options import (
-    Device,
-    Dtype,
-    Greedy,
-    Language,
-    MaxNewTokens,
-    MinP,
     ModelArgument,
-    NoRepeatNgramSize,
-    RepetitionPenalty,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    TypicalP,
-    loaded,
-    sampling_flags,
-    settings,
+    ModelOptions,
+    Output,
+    SamplingOptions,
+    Threads,
+    at_least_one,
+    busy,
+    grouped,
+    importing,
+    settle_threads,
+    threads_now,
 )
 from .train import bar_of_steps
 
-bench = typer.Typer(help="Measure: each question prints a table and then one line of JSON.")
+bench = typer.Typer(help="Measure: each question prints a table; --json writes its numbers.")
 
 
 @bench.command("gender")
+@grouped(model="names-qwen2")
 def bench_gender(
-    model: ModelArgument = "names-qwen2",
+    model: ModelArgument,
     pairs: Annotated[int, typer.Option(help="Pairs of prompts that differ in the given name.")] = 100,
     samples: Annotated[int, typer.Option(help="Lines to make up for each agreement in gender.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the pairs and of the random draws.")] = 0,
-    language: Language = "auto",
+    *,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """Where in a names model is a surname's gender decided, and what is lost without the heads that read it?"""
-    for name, value in (("--pairs", pairs), ("--samples", samples)):
-        if value < 1:
-            raise ValueError(f"{name} {value}: give a whole number from 1 up")
-    t = translator(language)
-    m = loaded(model)
-    from ..bench.gender import measure
+    at_least_one(pairs=pairs, samples=samples)
+    m = how.load(model)
+    with busy("") as say:
+        from ..bench.gender import measure
 
-    with Console(stderr=True).status("") as status:
-        result = measure(m, pairs, samples, seed, said=lambda text: status.update(Text(text)))
-    QuietConsole(highlight=False).print(effects.gender_view(result, t))
-    print(json.dumps(dict(model=model) | result, ensure_ascii=False))
+        result = measure(m, pairs, samples, seed, said=say)
+    out.header(model)
+    out.console.print(effects.gender_view(result, out.t))
+    out.write(dict(model=model, threads=threads_now()) | result)
 
 
 @bench.command("loop")
+@grouped(model="names-qwen2")
 def bench_loop(
-    model: ModelArgument = "names-qwen2",
+    model: ModelArgument,
     rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 5,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    *,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """Milliseconds per step by hand and through generate(use_cache=False), in turn, at several context lengths."""
-    if rounds < 1:
-        raise ValueError(f"--rounds {rounds}: give a whole number from 1 up")
-    m = loaded(model, device=device, dtype=dtype)
-    from ..bench.loop import measure
+    at_least_one(rounds=rounds)
+    m = how.load(model)
+    with busy(out.t("measuring …", "измерение …")) as say:
+        from ..bench.loop import measure
 
-    rows = measure(m, rounds=rounds)
+        rows = measure(m, rounds=rounds, said=say)
     if not rows:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
     heads = ("context", "hand ms", "generate ms", "ratio", "recording %", "limit ms", "to limit")
     result = table(*heads, numbers=range(len(heads)))
     for row in rows:
         result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    QuietConsole(highlight=False).print(result)
-    print(json.dumps(dict(model=model, rows=rows)))
+    out.header(model)
+    out.console.print(result)
+    out.write(dict(model=model, threads=threads_now(), rows=rows))
 
 
 @bench.command("trace")
+@grouped(model="names-qwen2")
 def bench_trace(
-    model: ModelArgument = "names-qwen2",
+    model: ModelArgument,
     rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 5,
     tokens: Annotated[int, typer.Option(help="Length of the prompt, of random tokens; or what the model reads.")] = 128,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    *,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """What watching costs: one pass bare, with hooks that keep references, with statistics of the blocks, of every role; and each role."""
-    for name, value in (("--rounds", rounds), ("--tokens", tokens)):
-        if value < 1:
-            raise ValueError(f"{name} {value}: give a whole number from 1 up")
-    m = loaded(model, device=device, dtype=dtype)
-    from ..bench.trace import by_role, measure
+    at_least_one(rounds=rounds, tokens=tokens)
+    m = how.load(model)
+    with busy(out.t("measuring …", "измерение …")) as say:
+        from ..bench.trace import by_role, measure
 
-    rows, roles = measure(m, tokens, rounds), by_role(m, tokens, rounds)
+        rows, roles = measure(m, tokens, rounds, say), by_role(m, tokens, rounds, say)
     result = table("way", "tokens", "components", "ms", "to plain", numbers=range(1, 5))
     for row in rows:
         result.add_row(row["way"], str(row["tokens"]), str(row["components"]), f"{row['ms']:.2f}", f"{row['to_plain']:.3f}")
     own = table("statistics of", "components", "numbers", "ms", "% of the pass", numbers=range(1, 5))
     for row in roles:
         own.add_row(row["role"], str(row["components"]), f"{row['numbers']:,}", f"{row['ms']:.2f}", f"{100 * row['share']:.2f}")
-    console = QuietConsole(highlight=False)
-    console.print(result)
-    console.print(own)
-    print(json.dumps(dict(model=model, rows=rows, roles=roles)))
+    out.header(model)
+    out.console.print(result)
+    out.console.print(own)
+    out.write(dict(model=model, threads=threads_now(), rows=rows, roles=roles))
 
 
 @bench.command("agreement")
+@grouped(model="names-expert")
 def bench_agreement(
-    model: ModelArgument = "names-expert",
+    model: ModelArgument,
     samples: Annotated[int, typer.Option(help="Number of lines to make up.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    *,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """Do given name and surname agree in gender in what a names model makes up (temperature 0.8, top-p 0.95)?"""
-    if samples < 1:
-        raise ValueError(f"--samples {samples}: give a whole number from 1 up")
-    m = loaded(model)
-    from ..bench.agreement import measure
+    at_least_one(samples=samples)
+    m = how.load(model)
+    with busy("") as say:
+        from ..bench.agreement import measure
 
-    result = measure(m, samples, Sampling(temperature=0.8, top_p=0.95, seed=seed))
-    console = QuietConsole(highlight=False)
-    console.print("made up: " + ", ".join(result["examples"]), markup=False)
-    console.print(
-        f"{result['unjudged_percent']:.1f} % of {samples} lines cannot be judged; of the others {result['agreement_percent']:.1f} % agree"
+        result = measure(m, samples, Sampling(temperature=0.8, top_p=0.95, seed=seed), said=say)
+    out.header(model)
+    out.console.print("made up: " + ", ".join(result["examples"]), markup=False)
+    out.console.print(
+        f"{result['unjudged_percent']:.1f} % of {samples} lines cannot be judged; "
+        f"of the others {result['agreement_percent']:.1f} % agree ({result['agrees']} to {result['disagrees']})"
     )
-    print(json.dumps(dict(model=model) | result, ensure_ascii=False))
+    out.write(dict(model=model, threads=threads_now()) | result)
 
 
 @bench.command("names")
+@grouped()
 def bench_names(
     corpus: Annotated[
         str, typer.Option(help="A text file with one item a line, or names: the embedded corpus of Russian names with its own split.")
@@ -151,24 +152,29 @@ def bench_names(
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule: warm-up, then a cosine.")] = 2e-3,
     dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout, and of a split.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder that keeps the models; the same command goes on where it was stopped.")] = None,
-    language: Language = "auto",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder that keeps the models; the same command goes on where it was stopped.")
+    ] = None,
+    threads: Threads = None,
+    *,
+    out: Output,
 ) -> None:
     """Which architecture learns names best with equal parameters and steps, and by how much does it beat counting n-grams?"""
-    t = translator(language)
-    if parameters < 1:
-        raise ValueError(f"--parameters {parameters}: give a whole number from 1 up")
-    with Console(stderr=True).status("loading torch …"):
-        from tempfile import TemporaryDirectory
+    at_least_one(parameters=parameters, threads=threads)
+    with busy("loading torch …") as say:
+        with importing():
+            from tempfile import TemporaryDirectory
 
-        from ..bench.names import equal_recipes, measure, parts
+            from ..bench.names import equal_recipes, measure, parts
 
+        say("sizing the models …")
+        settle_threads(threads, parameters)
         data = parts(corpus, validation, seed)
         sizes = dict(d_model=d_model, n_layers=n_layers, n_heads=n_heads)
         how = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, seed=seed)
         recipes = equal_recipes([name.strip() for name in models.split(",")], parameters, data, **sizes, **how)
     console = Console(stderr=True, highlight=False)
-    with TemporaryDirectory(prefix="inspector-names-") as folder, bar_of_steps(console) as bar:
+    with TemporaryDirectory(prefix="inspector-names-") as temporary, bar_of_steps(console) as bar:
         tasks = {name: bar.add_task(name, total=steps) for name in recipes}
         shown = dict.fromkeys(recipes)
 
@@ -183,58 +189,48 @@ def bench_names(
                 console.print(f"{name}, step {done.step:,}: loss {done.loss:.4f}{held} nats per character, {done.seconds_left:.0f} s left")
 
         try:
-            result = measure(data, recipes, out or Path(folder), told)
+            result = measure(data, recipes, folder or Path(temporary), told)
         except KeyboardInterrupt:
-            if out is not None:
-                console.print(f"stopped; what is done is in {out}: the same command goes on", markup=False)
+            if folder is not None:
+                console.print(f"stopped; what is done is in {folder}: the same command goes on", markup=False)
             raise
-    QuietConsole(highlight=False).print(names_view(result, t))
-    print(json.dumps(result, ensure_ascii=False))
+    out.header(*recipes)
+    out.console.print(names_view(result, out.t))
+    out.write(dict(threads=threads_now()) | result)
 
 
 @bench.command("mtp")
+@grouped(max_new_tokens=40)
 def bench_mtp(
     model: ModelArgument,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Text to continue, once for each; the model makes some up by default.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Prompts to make up where none is given.")] = 8,
-    max_new_tokens: MaxNewTokens = 40,
     rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 3,
-    greedy: Greedy = False,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    min_p: MinP = None,
-    typical_p: TypicalP = None,
-    no_repeat_ngram_size: NoRepeatNgramSize = None,
-    seed: Seed = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    language: Language = "auto",
+    *,
+    asked: SamplingOptions,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """What drafting with multi-token prediction saves: acceptance, tokens per pass, speed beside the plain loops. Greedy by default.
 
     Exit code 1 if a greedy token differs from the plain loop's by more than rounding.
     """
-    for name, value in (("--samples", samples), ("--rounds", rounds), ("--max-new-tokens", max_new_tokens)):
-        if value < 1:
-            raise ValueError(f"{name} {value}: give a whole number from 1 up")
-    t = translator(language)
-    flags = sampling_flags(greedy, temperature, top_k, top_p, repetition_penalty, seed, min_p, typical_p, no_repeat_ngram_size)
-    m = loaded(model, device=device, dtype=dtype)
-    from ..bench.mtp import made_up, measure
-    from ..loop.speculation import native
+    at_least_one(samples=samples, rounds=rounds, max_new_tokens=asked.max_new_tokens)
+    m = how.load(model)
+    with busy(out.t("measuring …", "измерение …")) as say:
+        from ..bench.mtp import made_up, measure
+        from ..loop.speculation import native
 
-    native(m)
-    # A filter that acts on draws alone asks for draws.
-    draws = any(name in flags for name in ("top_k", "top_p", "min_p", "typical_p"))
-    sampling, _ = settings(m, flags, seed, False, None if draws else dict(temperature=0.0))
-    prompts = [m.encode(text, raw=True) for text in prompt] if prompt else made_up(m, samples, sampling.seed)
-    with Console(stderr=True).status(t("measuring …", "измерение …")):
-        result = measure(m, prompts, sampling, max_new_tokens, rounds)
-    QuietConsole(highlight=False).print(speculation.mtp_view(result, t))
-    print(json.dumps(dict(model=model) | result, ensure_ascii=False))
+        native(m)
+        # A setting that acts on draws alone asks for draws.
+        draws = any(SETTINGS[name].draws for name in asked.flags)
+        sampling, _ = asked.settings(m, None if draws else dict(temperature=0.0))
+        prompts = [m.encode(text, raw=True) for text in prompt] if prompt else made_up(m, samples, sampling.seed)
+        result = measure(m, prompts, sampling, asked.max_new_tokens, rounds, say)
+    out.header(model)
+    out.console.print(speculation.mtp_view(result, out.t))
+    out.write(dict(model=model, threads=threads_now()) | result)
     if not all(row["near_tie"] for row in result["partings"]):
         raise typer.Exit(1)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from ..records.effects import Intervention
@@ -14,31 +13,27 @@ from ..records.inside import Trace
 from ..render import effects, inside, mechanisms, parting
 from ..render.steps import fed_panel
 from ..render.tables import notice
-from ..render.text import translator, visible
+from ..render.text import visible
 from .options import (
     DTYPE_HELP,
     MODEL_HELP,
-    Device,
-    DeviceMap,
-    Dtype,
-    JsonPath,
-    Language,
-    MaxMemory,
     ModelArgument,
+    ModelOptions,
+    Output,
     PromptArgument,
-    Raw,
-    System,
-    TrustRemoteCode,
-    loaded,
-    memory_limits,
-    quiet_when,
-    write_json,
+    PromptOptions,
+    SpreadOptions,
+    at_least_one,
+    busy,
+    grouped,
+    importing,
 )
 
 
+@grouped()
 def trace(
     model: ModelArgument,
-    prompt: PromptArgument = "",
+    prompt: PromptArgument = None,
     role: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,22 +49,16 @@ def trace(
     head: Annotated[
         list[str] | None, typer.Option(metavar="LAYER.HEAD", help="Of --attention: show this head as a map, such as 3.2; repeatable.")
     ] = None,
-    system: System = None,
-    raw: Raw = False,
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    dtype: Dtype = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    json_path: JsonPath = None,
-    language: Language = "auto",
+    *,
+    reading: PromptOptions,
+    how: SpreadOptions,
+    out: Output,
 ) -> None:
     """Look inside the backbone while it reads a prompt: statistics of every component, the logit lens, or attention.
 
     Of mixtures of experts it shows where each token went, of latent attention what is kept, of multi-token prediction what was foretold.
     """
-    t = translator(language)
-    limits = memory_limits(max_memory)
+    t, console = out.t, out.console
     maps = [head_number(text) for text in head or []]
     if lens and attention:
         raise ValueError("--lens and --attention are two views: give one")
@@ -82,8 +71,7 @@ def trace(
         if given and wrong:
             view = "--lens" if lens else "--attention" if attention else "the statistics"
             raise ValueError(f"{option} has no part in {view}: leave it out" + (", or give --attention" if option == "--head" else ""))
-    console = quiet_when(json_path)
-    with Console(stderr=True).status("loading torch …"):
+    with busy("loading torch …"), importing():
         from ..inside.attention import attention as look
         from ..inside.experts import experts
         from ..inside.further import further
@@ -95,14 +83,11 @@ def trace(
         from ..parts.roles import BLOCKS
 
     check_folder(tensors)
-    m = loaded(
-        model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map, max_memory=limits, finite=False
-    )
-    ids = m.encode(prompt or "", system, raw)
-    fed = fed_panel(model, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), t)
+    m = how.load(model, finite=False)
+    ids = reading.encode(m, prompt)
     refused = []
     try:
-        with Console(stderr=True).status(t("reading the prompt …", "чтение промпта …")):
+        with busy(t("reading the prompt …", "чтение промпта …")):
             if lens:
                 result = read(m, ids, position)
             elif attention:
@@ -117,9 +102,9 @@ def trace(
                     except InvariantError as error:
                         refused.append(str(error))
     except InvariantError as error:  # the view would show what is not so
-        (Console(stderr=True) if console.quiet else console).print(notice([str(error)], t("Not shown", "Не показано")))
+        out.notices.print(notice([str(error)], t("Not shown", "Не показано")))
         raise typer.Exit(1) from None
-    console.print(fed)
+    console.print(out.fed(model, m, ids, prompt))
     if lens:
         console.print(inside.lens_view(result, t))
     elif attention:
@@ -127,11 +112,10 @@ def trace(
     else:
         console.print(inside.trace_view(result, t), *mechanisms.mechanism_views(result, console.width, t))
         for reason in refused:
-            (Console(stderr=True) if console.quiet else console).print(notice([reason], t("Not shown", "Не показано")))
+            out.notices.print(notice([reason], t("Not shown", "Не показано")))
     if tensors is not None:
         console.print(Text(t(f"outputs saved in {visible(str(tensors))}", f"выходы сохранены в {visible(str(tensors))}")))
-    if json_path:
-        write_json(json_path, result)
+    out.write(result)
     if refused or (isinstance(result, Trace) and result.not_finite is not None):
         raise typer.Exit(1)
 
@@ -144,43 +128,40 @@ def head_number(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+@grouped()
 def contributions(
     model: ModelArgument,
-    prompt: PromptArgument = "",
+    prompt: PromptArgument = None,
     heads: Annotated[bool, typer.Option("--heads", help="Take every attention apart into its heads.")] = False,
     token: Annotated[
         str | None, typer.Option(metavar="TEXT|ID", help="The token whose logit is explained; the most probable one by default.")
     ] = None,
     top: Annotated[int | None, typer.Option(help="Show the terms that decide most, and the others as one; all by default.")] = None,
-    system: System = None,
-    raw: Raw = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    json_path: JsonPath = None,
-    language: Language = "auto",
+    *,
+    reading: PromptOptions,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """What each component writes into the next token's logit: a sum that is checked against the model."""
-    if top is not None and top < 1:
-        raise ValueError(f"--top {top}: give a whole number from 1 up")
-    t = translator(language)
-    console = quiet_when(json_path)
-    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    from ..inside.contributions import contributions as sum_up
-    from ..loading.texts import check_request
+    at_least_one(top=top)
+    t, console = out.t, out.console
+    m = how.load(model)
+    with busy(t("summing up …", "сложение …")):
+        from ..inside.contributions import contributions as sum_up
+        from ..loading.texts import check_request
 
-    ids = m.encode(prompt, system, raw)
-    check_request(len(ids), 1, m.context_length)
-    record = sum_up(m, ids, None if token is None else m.token_id(token), heads)
-    console.print(fed_panel(model, record.prompt, m.unknown(prompt), t))
+        ids = reading.encode(m, prompt)
+        check_request(len(ids), 1, m.context_length)
+        record = sum_up(m, ids, None if token is None else m.token_id(token), heads)
+    console.print(out.fed(model, m, ids, prompt))
     console.print(effects.contributions_view(record, console.width, t, top))
-    if json_path:
-        write_json(json_path, record)
+    out.write(record)
 
 
+@grouped()
 def intervene(
     model: ModelArgument,
-    prompt: PromptArgument = "",
+    prompt: PromptArgument = None,
     ablate: Annotated[
         list[str] | None, typer.Option(metavar="ROLE", help="Take a component out, such as layers.3.mlp or layers.*.attn.head.2.")
     ] = None,
@@ -194,28 +175,25 @@ def intervene(
     position: Annotated[
         int | None, typer.Option(help="Change this position alone, counted from 0, or from the end if negative; all by default.")
     ] = None,
-    system: System = None,
-    raw: Raw = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    json_path: JsonPath = None,
-    language: Language = "auto",
+    *,
+    reading: PromptOptions,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """Change components while the model runs, and show what becomes of the next token. Each option can be given several times."""
-    t = translator(language)
+    t, console = out.t, out.console
     wanted = interventions(ablate or [], ablate_with, scale or [], patch or [], source, position)
-    console = quiet_when(json_path)
-    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    from ..inside.interventions import effect
-    from ..loading.texts import check_request
+    m = how.load(model)
+    with busy(t("changing …", "изменение …")):
+        from ..inside.interventions import effect
+        from ..loading.texts import check_request
 
-    ids = m.encode(prompt, system, raw)
-    sources = {} if source is None else {source: m.encode(source, system, raw)}
-    for given in (ids, *sources.values()):
-        check_request(len(given), 1, m.context_length)
-    record = effect(m, ids, wanted, sources)
-    console.print(fed_panel(model, record.prompt, m.unknown(prompt), t))
+        ids = reading.encode(m, prompt)
+        sources = {} if source is None else {source: reading.encode(m, source)}
+        for given in (ids, *sources.values()):
+            check_request(len(given), 1, m.context_length)
+        record = effect(m, ids, wanted, sources)
+    console.print(out.fed(model, m, ids, prompt))
     if sources:
         console.print(fed_panel("--from", [m.texts.token(id) for id in sources[source]], m.unknown(source), t))
         if len(sources[source]) != len(ids):
@@ -227,8 +205,7 @@ def intervene(
                 style="yellow",
             )
     console.print(effects.effect_view(record, t))
-    if json_path:
-        write_json(json_path, record)
+    out.write(record)
 
 
 def interventions(
@@ -260,6 +237,7 @@ def interventions(
     return wanted
 
 
+@grouped(without=["dtype"])
 def diverge(
     a: Annotated[str, typer.Argument(metavar="A", help="The model that counts as right. " + MODEL_HELP)],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one: another implementation, precision or checkpoint.")],
@@ -267,54 +245,50 @@ def diverge(
     dtype_a: Annotated[str, typer.Option(help="Of A: " + DTYPE_HELP)] = "auto",
     dtype_b: Annotated[str, typer.Option(help="Of B: likewise.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(help="Greedy steps in which a flipped token is looked for.")] = 20,
-    system: System = None,
-    raw: Raw = False,
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    json_path: JsonPath = None,
-    language: Language = "auto",
+    *,
+    reading: PromptOptions,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """Find where two models part: the first component of B that makes something else of A's input; exit code 1 if one does."""
-    t = translator(language)
-    console = quiet_when(json_path)
-    options = dict(device=device, trust_remote_code=trust_remote_code)
-    models = [loaded(name, dtype=dtype, **options) for name, dtype in ((a, dtype_a), (b, dtype_b))]
-    with Console(stderr=True).status(t("comparing …", "сравнение …")):
+    t = out.t
+    models = [how.load(name, dtype=dtype) for name, dtype in ((a, dtype_a), (b, dtype_b))]
+    how.settle(*(m.model for m in models))
+    with busy(t("comparing …", "сравнение …")):
         from ..compare.divergence import diverge as compare
 
         speaker = models[1] if models[0].tokenizer is None else models[0]
-        result = compare(*models, speaker.encode(prompt, system, raw), max_new_tokens)
-    console.print(parting.divergence_report(result, t))
-    if json_path:
-        write_json(json_path, result)
+        result = compare(*models, reading.encode(speaker, prompt), max_new_tokens)
+    out.header(a, b)
+    out.console.print(parting.divergence_report(result, t))
+    out.write(result)
     if result.place is not None:
         raise typer.Exit(1)
 
 
+@grouped(model="names-qwen2")
 def mutate(
-    model: ModelArgument = "names-qwen2",
+    model: ModelArgument,
     names: Annotated[list[str] | None, typer.Argument(metavar="[MUTATION]...", help="Only these; one alone is shown in full.")] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    json_path: JsonPath = None,
-    language: Language = "auto",
+    *,
+    how: ModelOptions,
+    out: Output,
 ) -> None:
     """Plant classic porting mistakes in copies of a model, and have diverge name the place: exit code 1 if it names a wrong one."""
-    t = translator(language)
-    console = quiet_when(json_path)
-    m = loaded(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    from ..compare.mutations import mutate as plant
-
+    t, console = out.t, out.console
+    m = how.load(model)
     rows = []
-    with Console(stderr=True).status("") as status:
+    with busy(t("planting …", "посадка ошибок …")) as say:
+        from ..compare.mutations import MUTATIONS
+        from ..compare.mutations import mutate as plant
+
         for row in plant(m, names=names or ()):
             rows.append(row)
-            status.update(Text(row.name))
+            say(t(f"{len(rows)} of {len(names or MUTATIONS)}: {row.name}", f"{len(rows)} из {len(names or MUTATIONS)}: {row.name}"))
+    out.header(model)
     if len(rows) == 1 and rows[0].divergence:
         console.print(parting.divergence_report(rows[0].divergence, t))
     console.print(parting.mutations_table(rows, model, console.width, t))
-    if json_path:
-        write_json(json_path, rows)
+    out.write(rows)
     if not all(row.right for row in rows):
         raise typer.Exit(1)

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..render.screen import QuietConsole
+from ..render.text import threads_of, translator
 from ..training.recipe import MODELS, NEEDED, Recipe
+from .options import Threads, at_least_one, busy, importing, settle_threads, threads_now
 
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 
@@ -55,6 +57,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Steps between validations, each of which also saves the state.")] = 250,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")] = False,
+    threads: Threads = None,
     **of_models,
 ) -> None:
     """Train a small model on the lines of a file. Ctrl-C saves the state; the same command with --resume goes on.
@@ -63,15 +66,15 @@ def train(
     metrics.jsonl with a line for each step, and report.png.
     """
     given = locals()
-    with Console(stderr=True).status("loading torch …"):
-        import torch
-
+    at_least_one(threads=threads)
+    with busy("loading torch …"), importing():
         from ..loop.batches import join_processes
         from ..training.corpus import build, read_lines
         from ..training.loop import STATE
         from ..training.loop import train as start_training
 
-    processes = join_processes("auto", torch.get_num_threads())
+    settle_threads(threads, 12 * n_layers * d_model**2)  # about the parameters of the blocks
+    processes = join_processes("auto", threads_now())
     console = QuietConsole(highlight=False, quiet=processes.rank > 0)  # one of them speaks
     try:
         parts = build() if corpus == "names" else None
@@ -81,7 +84,7 @@ def train(
         named = given | of_models | dict(corpus=corpus if parts else Path(corpus).name)
         recipe = Recipe(**{field.name: named[field.name] for field in fields(Recipe)})
         progress = start_training(recipe, lines, held_out, out, resume, evaluate_every, gradient_checkpointing)
-        console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out")
+        console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out; {threads_of(threads_now(), translator('en'))}")
         for part, kinds in parts.counts().items() if parts else ():
             console.print(f"  {part}: " + ", ".join(f"{count:,} × {kind}" for kind, count in kinds.items()))
         show_training(progress, steps, console)

@@ -15,12 +15,12 @@ from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, Pr
 from transformers.modeling_outputs import CausalLMOutput
 
 from ..loop.decoding import decode_with_logits
-from ..loop.sampling import Bounds, apply_filters, bounds_of, draw, new_generator
+from ..loop.sampling import FILTERS, Bounds, apply_filters, bounds_of, draw, new_generator
 from ..parts.heads import logits_of
 from ..parts.precision import LiftedCasts, in_dtype
 from ..parts.watching import Call, Watch
 from ..records.comparison import Verdict, first_difference
-from ..records.generation import Sampling
+from ..records.generation import SETTINGS, Sampling
 
 
 @dataclass(frozen=True)
@@ -86,28 +86,19 @@ def explicit_settings(sampling: Sampling, max_new_tokens: int, stop_ids: Sequenc
     settings = dict(
         max_new_tokens=max_new_tokens,
         do_sample=not sampling.greedy,
-        repetition_penalty=sampling.repetition_penalty,
         use_cache=False,
         eos_token_id=list(stop_ids) or None,
         pad_token_id=stop_ids[0] if stop_ids else None,
-        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
-        bad_words_ids=sampling.bad_words_ids and [list(ids) for ids in sampling.bad_words_ids],
-        forced_bos_token_id=sampling.forced_bos_token_id,
-        forced_eos_token_id=sampling.forced_eos_token_id and list(sampling.forced_eos_token_id),
-        suppress_tokens=sampling.suppress_tokens and list(sampling.suppress_tokens),
-        begin_suppress_tokens=sampling.begin_suppress_tokens and list(sampling.begin_suppress_tokens),
-        min_length=None if sampling.min_new_tokens else sampling.min_length,
-        min_new_tokens=sampling.min_new_tokens or None,
     )
-    if not sampling.greedy:
-        settings |= dict(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k or 0,
-            top_p=1.0 if sampling.top_p is None else sampling.top_p,
-            min_p=sampling.min_p,
-            typical_p=1.0 if sampling.typical_p is None else sampling.typical_p,
-        )
+    for name in FILTERS:
+        if not (SETTINGS[name].draws and sampling.greedy):  # transformers would warn of them
+            settings[name] = as_list(getattr(sampling, name)) if sampling.is_on(name) else SETTINGS[name].off[0]
     return settings
+
+
+def as_list(value: object) -> object:
+    """Tuples, however deep, as lists; everything else as it is."""
+    return list(map(as_list, value)) if isinstance(value, tuple) else value
 
 
 def by_generate(m, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, partial
 
 import torch
@@ -14,16 +14,17 @@ from ..parts import splitting
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
-from ..records.generation import Origin, Token
+from ..records.generation import SETTINGS, Ids, Origin, Sampling, Token
 from .texts import Texts, check_request
 
-OTHER_SETTINGS = (  # of a generation config, that change what is drawn or where it ends, and that Sampling does not have
+EFFECTIVE = (  # of a generation config, settings beside those of transformers' usual filters that change what is drawn or where it ends
     *("top_h", "epsilon_cutoff", "eta_cutoff", "sequence_bias", "exponential_decay_length_penalty", "guidance_scale"),
     *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),  # in a decoder-only model they act on the prompt
     *("remove_invalid_values", "renormalize_logits", "watermarking_config", "token_healing", "stop_strings", "max_time"),
     *("num_beams", "num_return_sequences", "penalty_alpha", "dola_layers", "constraints", "force_words_ids"),
     *("use_mtp", "prompt_lookup_num_tokens", "assistant_early_exit"),
 )
+OTHER_SETTINGS = tuple(name for name in EFFECTIVE if name not in SETTINGS)  # those that Sampling does not have
 
 
 @dataclass(frozen=True)
@@ -222,23 +223,21 @@ class Loaded:
         if others := self.other_settings():
             listed = ", ".join(f"{name}={value}" for name, value in others.items())
             raise ValueError(f"{self.origin.name} also ships {listed}, which is not applied here: leave --checkpoint-settings out")
-        settings = dict(
-            repetition_penalty=own.repetition_penalty,
-            no_repeat_ngram_size=own.no_repeat_ngram_size,
-            bad_words_ids=tuple(map(tuple, own.bad_words_ids or ())),
-            forced_bos_token_id=own.forced_bos_token_id,
-            forced_eos_token_id=as_ids(own.forced_eos_token_id),
-            suppress_tokens=as_ids(own.suppress_tokens),
-            begin_suppress_tokens=as_ids(own.begin_suppress_tokens),
-            min_length=own.min_length,
-            min_new_tokens=own.min_new_tokens,
-        )
-        if own.do_sample:
-            settings |= dict(temperature=own.temperature, top_p=own.top_p, min_p=own.min_p, typical_p=own.typical_p)
-            settings["top_k"] = 50 if own.top_k is None else own.top_k or None  # generate() fills in 50 where nobody says otherwise
-        else:
-            settings["temperature"] = 0.0
-        return {name: value for name, value in settings.items() if value not in (None, ())}
+        settings = {} if own.do_sample else dict(temperature=0.0)
+        for own_field in fields(Sampling):
+            name, entry = own_field.name, SETTINGS[own_field.name]
+            value = getattr(own, name, None)
+            if entry.draws and not own.do_sample:
+                continue
+            value = entry.filled_in if value is None else as_ids(value) if own_field.type == Ids | None else as_tuple(value)
+            if value not in (None, ()) and (name, value) != ("top_k", 0):  # which Sampling, unlike transformers, writes as None
+                settings[name] = value
+        return settings
+
+
+def as_tuple(value: object) -> object:
+    """Lists, however deep, as tuples; everything else as it is."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:

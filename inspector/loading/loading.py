@@ -3,7 +3,7 @@
 import ctypes
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +31,7 @@ def load(
     device_map: str | dict | None = None,
     max_memory: dict[int | str, int] | None = None,
     finite: bool = True,
+    built: Callable[[nn.Module], None] = lambda model: None,
 ) -> Loaded:
     """Loads a causal language model and splits it, with the proof.
 
@@ -49,6 +50,7 @@ def load(
         max_memory: device number or "cpu" → the most bytes of weights there; what is not named is not used. Alone it
             implies the device map "auto".
         finite: refuse a model that gives NaN; False takes it with parts that are not proved, to trace where it begins.
+        built: is called with the model before the first pass through it, that of the proof; not with a function's.
 
     Raises:
         LoadError: the model cannot be had, or is not whole. Without network this takes at most three seconds.
@@ -89,6 +91,7 @@ def load(
     check_vocabulary(name, tokenizer)
     check_whole(name, report)
     model.eval()
+    built(model)
     if spread:
         name_ties(model)
     try:

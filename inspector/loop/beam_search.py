@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..records.generation import Sampling
+from ..records.generation import SETTINGS, Sampling
 from .sampling import Bounds, fetch, run_filters
 
 EMPTY = -1e9  # the score of a beam or hypothesis that is not there; transformers' number, since which of them tie depends on it
 STEEPEST = 10  # a steeper length penalty of a long continuation leaves float32
-OF_DRAWS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+OF_DRAWS = [name for name, entry in SETTINGS.items() if entry.draws and name != "seed"]  # a seed is not asked to act
 
 
 @dataclass(frozen=True)

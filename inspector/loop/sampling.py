@@ -203,23 +203,23 @@ def typical_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: B
 
 
 Filter = Callable[[Tensor, Tensor, Sampling, Bounds], Tensor]
-# name → (the filter, whether the settings turn it on), in the order in which transformers' generate() applies them:
-# processors first, and after them what acts only on draws
-FILTERS: dict[str, tuple[Filter, Callable[[Sampling], bool]]] = {
-    "repetition_penalty": (repetition_penalty, lambda s: s.repetition_penalty != 1),
-    "no_repeat_ngram_size": (no_repeat_ngrams, lambda s: s.no_repeat_ngram_size > 0),
-    "bad_words_ids": (bad_words, lambda s: s.bad_words_ids is not None),
-    "min_length": (min_length, lambda s: s.min_length > 0 and s.min_new_tokens == 0),
-    "min_new_tokens": (min_new_tokens, lambda s: s.min_new_tokens > 0),
-    "forced_bos_token_id": (forced_bos, lambda s: s.forced_bos_token_id is not None),
-    "forced_eos_token_id": (forced_eos, lambda s: s.forced_eos_token_id is not None),
-    "suppress_tokens": (suppress, lambda s: s.suppress_tokens is not None),
-    "begin_suppress_tokens": (begin_suppress, lambda s: s.begin_suppress_tokens is not None),
-    "temperature": (temperature, lambda s: s.temperature not in (0, 1)),
-    "top_k": (top_k, lambda s: s.top_k is not None and not s.greedy),
-    "top_p": (top_p, lambda s: s.top_p is not None and s.top_p < 1 and not s.greedy),
-    "min_p": (min_p, lambda s: bool(s.min_p) and not s.greedy),
-    "typical_p": (typical_p, lambda s: s.typical_p is not None and s.typical_p < 1 and not s.greedy),
+# setting → its filter, in the order in which transformers' generate() applies them: processors first, and after them what acts
+# only on draws. Which of them are on is ``Sampling.is_on``.
+FILTERS: dict[str, Filter] = {
+    "repetition_penalty": repetition_penalty,
+    "no_repeat_ngram_size": no_repeat_ngrams,
+    "bad_words_ids": bad_words,
+    "min_length": min_length,
+    "min_new_tokens": min_new_tokens,
+    "forced_bos_token_id": forced_bos,
+    "forced_eos_token_id": forced_eos,
+    "suppress_tokens": suppress,
+    "begin_suppress_tokens": begin_suppress,
+    "temperature": temperature,
+    "top_k": top_k,
+    "top_p": top_p,
+    "min_p": min_p,
+    "typical_p": typical_p,
 }
 
 
@@ -293,8 +293,8 @@ def run_filters(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds:
     """
     sampling.check_vocabulary(logits_V.numel())
     scores_V, stages = logits_V.float(), {}
-    for name, (apply, is_on) in FILTERS.items():
-        if is_on(sampling):
+    for name, apply in FILTERS.items():
+        if sampling.is_on(name):
             stages[name] = scores_V = apply(scores_V, context_T, sampling, bounds)
     return Filtered(logits_V, scores_V, stages)
 

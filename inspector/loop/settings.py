@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from transformers import GenerationConfig
 
-from ..loading.loaded import Loaded, as_ids
-from ..records.generation import Sampling, Setting
+from ..loading.loaded import Loaded, as_ids, as_tuple
+from ..records.generation import SETTINGS, Entry, Sampling, Setting
 from .sampling import FILTERS, bounds_of
 
 IMPLEMENTED = ("do_sample", *FILTERS, "seed", "max_new_tokens", "max_length", "eos_token_id", "use_cache")
@@ -20,7 +20,7 @@ WITHOUT_EFFECT = (
     *("assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type", "max_matching_ngram_size"),
     *("low_memory", "transformers_version", "_from_model_config"),
 )
-OF_DRAWS = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+OF_DRAWS = {*(name for name, entry in SETTINGS.items() if entry.draws), "top_h", "epsilon_cutoff", "eta_cutoff"} - {"seed"}
 OF_BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 
 
@@ -47,9 +47,8 @@ def explained(
         eos_token_id="checkpoint" if m.stop_ids else "default",
         use_cache="fixed",
     )
-    acting = {name: is_on(sampling) for name, (_, is_on) in FILTERS.items()}
+    acting = {name: sampling.is_on(name) for name in SETTINGS} | dict(seed=not sampling.greedy, eos_token_id=bool(m.stop_ids))
     acting["forced_bos_token_id"] &= prompt_length == 1
-    acting |= dict(seed=not sampling.greedy, eos_token_id=bool(m.stop_ids))
     others = [name for name in vars(GenerationConfig()) if name not in IMPLEMENTED and name not in WITHOUT_EFFECT]
     rows, refused = [], m.other_settings()
     for name in (*IMPLEMENTED, *others):
@@ -80,18 +79,10 @@ def taken_by_generate(m: Loaded, prompt_length: int) -> dict:
     return {name: as_tuple(value) for name, value in values.items()}
 
 
-def as_tuple(value: object) -> object:
-    """Lists, however deep, as tuples; everything else as it is."""
-    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
-
-
 def same(name: str, a: object, b: object) -> bool:
     """Whether two values of a setting say the same: there are several ways to say that it is off."""
-
-    def said(value: object) -> object:
-        return value if value and not (name in ("top_p", "typical_p") and value >= 1) else None
-
-    return said(a) == said(b)
+    off = (*SETTINGS.get(name, Entry()).off, None, ())
+    return a == b or (a in off and b in off)
 
 
 def notes(row: Setting, refused: Collection[str], greedy: bool, alone: dict, prompt_length: int) -> Iterator[str]:
@@ -107,7 +98,7 @@ def notes(row: Setting, refused: Collection[str], greedy: bool, alone: dict, pro
                 yield "overruled"
             else:
                 yield "idle" if row.idle else "withheld" if refused else "not taken"
-    if row.name == "top_k" and row.alone_origin == "library" and not row.idle:
+    if SETTINGS.get(row.name, Entry()).filled_in is not None and row.alone_origin == "library" and not row.idle:
         yield "filled in"
     if row.name == "repetition_penalty" and (greedy or not alone["do_sample"]) and (row.here, row.alone) != (1, 1):
         yield "greedy too"

@@ -1,7 +1,7 @@
 """What a generation leaves behind: the settings, its tokens and candidates, every step, the whole run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import chain
 
 from .as_json import SCHEMA
@@ -15,6 +15,39 @@ def is_id(value: object) -> bool:
 def are_ids(value: object) -> bool:
     """Whether it is a tuple of token ids, at least one."""
     return isinstance(value, tuple) and bool(value) and all(map(is_id, value))
+
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the table of settings says of one: from it come its option, its test for being on, and what ``generate()`` is told.
+
+    Args:
+        help: text of its option on the command line; None: it has no option.
+        off: the values that leave it without effect; ``generate()`` is told the first.
+        draws: it acts on draws alone: a greedy run and beam search have no use for it.
+        above: the setting that takes its place where that is on.
+        filled_in: the value that ``generate()`` fills in when it draws and nobody says one.
+        option: the option's name with underscores, where it is not the setting's.
+        metavar: what stands for its value in the help.
+        given: type of the option's value, where it is not the setting's.
+    """
+
+    help: str | None = None
+    off: tuple = (None,)
+    draws: bool = False
+    above: str | None = None
+    filled_in: object = None
+    option: str | None = None
+    metavar: str | None = None
+    given: type | None = None
+
+
+def setting(default: object = None, **entry) -> object:
+    """A field of ``Sampling`` with its ``Entry`` in the table of settings."""
+    return field(default=default, metadata=dict(entry=Entry(**entry)))
 
 
 @dataclass(frozen=True)
@@ -42,21 +75,35 @@ class Sampling:
         ValueError: a value that cannot be.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    no_repeat_ngram_size: int = 0
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: tuple[int, ...] | None = None
-    suppress_tokens: tuple[int, ...] | None = None
-    begin_suppress_tokens: tuple[int, ...] | None = None
-    min_length: int = 0
-    min_new_tokens: int = 0
+    temperature: float = setting(1.0, off=(1.0,), draws=True, help="Divides the logits; 0 is greedy.")
+    top_k: int | None = setting(off=(0, None), draws=True, filled_in=50, help="Keep the k most probable tokens.")
+    top_p: float | None = setting(off=(1.0, None), draws=True, help="Keep the smallest set of tokens whose probability reaches p.")
+    repetition_penalty: float = setting(1.0, off=(1.0,), help="Above 1 makes tokens of the context less likely.")
+    seed: int | None = setting(draws=True, help="Of the random draws; 0 by default.")
+    min_p: float | None = setting(off=(None, 0), draws=True, help="Keep the tokens with at least this share of the best one's probability.")
+    typical_p: float | None = setting(
+        off=(1.0, None), draws=True, help="Keep the tokens nearest to the expected surprise, up to this probability."
+    )
+    no_repeat_ngram_size: int = setting(0, off=(0,), help="No sequence of so many tokens comes twice, the prompt counted.")
+    bad_words_ids: tuple[Ids, ...] | None = setting(
+        option="bad_words",
+        metavar="TEXT",
+        given=list[str],
+        help="Ban a word, as the tokenizer writes it by itself and after a space. Once for each word.",
+    )
+    forced_bos_token_id: int | None = setting(
+        option="force_bos", metavar="ID", help="The token that follows a prompt of a single token, as in generate()."
+    )
+    forced_eos_token_id: Ids | None = setting(
+        option="force_eos",
+        metavar="ID",
+        given=int,
+        help="The token at the last place that --max-new-tokens leaves, as in generate().",
+    )
+    suppress_tokens: Ids | None = setting()
+    begin_suppress_tokens: Ids | None = setting()
+    min_length: int = setting(0, off=(None, 0), above="min_new_tokens")
+    min_new_tokens: int = setting(0, off=(None, 0))
 
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
@@ -101,6 +148,16 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether tokens are chosen without a draw."""
         return self.temperature == 0
+
+    def is_on(self, name: str) -> bool:
+        """Whether a setting acts in a run of these."""
+        entry = SETTINGS[name]
+        if (entry.draws and self.greedy) or (entry.above is not None and self.is_on(entry.above)):
+            return False
+        return getattr(self, name) not in entry.off
+
+
+SETTINGS: dict[str, Entry] = {own.name: own.metadata["entry"] for own in fields(Sampling)}
 
 
 @dataclass(frozen=True)

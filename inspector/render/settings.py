@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..records.generation import Sampling, Setting
+from ..records.generation import SETTINGS, Sampling, Setting
 from .tables import table
 from .text import Translate, visible
 
@@ -14,11 +14,11 @@ def settings_line(sampling: Sampling, origins: dict[str, str], t: Translate) -> 
     """The sampling settings in the order of the filters, each with where it is from."""
     words = origin_words(t)
     off = t("off", "нет")
-    of_draws = ("top_k", "top_p", "min_p", "typical_p", "seed")
     always = ("repetition_penalty", "temperature", "top_k", "top_p", "seed")  # the others only where they are asked for
     parts = []
     for name in [name for name in (*FILTER_NAMES, "seed") if name in origins]:
-        value = None if sampling.greedy and name in of_draws else getattr(sampling, name, None)
+        idle = sampling.greedy and SETTINGS[name].draws and name != "temperature"  # a temperature of 0 says that it is greedy
+        value = None if idle else getattr(sampling, name)
         if name in always or value not in (None, 0):
             parts.append(f"{FILTER_NAMES.get(name, name)} {off if value is None else setting_text(value)} ({words[origins[name]]})")
     return Text(" → ".join(parts[:-1]) + "; " + parts[-1], "dim")

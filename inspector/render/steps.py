@@ -11,7 +11,7 @@ from rich.text import Text
 from ..records.generation import Candidate, Run, Step, Token
 from .settings import FILTER_NAMES
 from .tables import WIDE, table
-from .text import Translate, chance, duration, quoted, tokens_of, visible
+from .text import Translate, chance, duration, quoted, threads_of, tokens_of, visible
 
 
 def token_line(tokens: Sequence[Token]) -> Text:
@@ -23,8 +23,11 @@ def token_line(tokens: Sequence[Token]) -> Text:
     return line
 
 
-def fed_panel(name: str, tokens: Sequence[Token], unknown: Sequence[str], t: Translate) -> RenderableType:
-    """The tokens that a model is fed, with a notice of characters that it does not know. A long prompt loses its middle."""
+def fed_panel(name: str, tokens: Sequence[Token], unknown: Sequence[str], t: Translate, threads: int | None = None) -> RenderableType:
+    """The tokens that a model is fed, with a notice of characters that it does not know. A long prompt loses its middle.
+
+    ``threads`` is the number that it computes with.
+    """
     head, tail = 60, 20
     if len(tokens) > head + tail:
         left_out = Text(t(f"… {len(tokens) - head - tail} tokens … ", f"… {len(tokens) - head - tail} токенов … "), "yellow")
@@ -35,7 +38,14 @@ def fed_panel(name: str, tokens: Sequence[Token], unknown: Sequence[str], t: Tra
     if unknown:
         lines.append(unknown_line(unknown, t))
     title = Text(f"{visible(name)}: {tokens_of(len(tokens), t)} " + t("fed", "на входе"))
+    if threads is not None:
+        title.append(f", {threads_of(threads, t)}")
     return Panel(Group(*lines), title=title, title_align="left")
+
+
+def computing_line(names: Sequence[str], threads: int, t: Translate) -> Text:
+    """Which models compute, and with how many threads."""
+    return Text(" · ".join([*map(visible, names), threads_of(threads, t)]), "dim")
 
 
 def unknown_line(unknown: Sequence[str], t: Translate) -> Text:

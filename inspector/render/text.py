@@ -51,9 +51,19 @@ def count(number: int) -> str:
 
 def tokens_of(number: int, t: Translate) -> str:
     """A number of tokens in words: 1 token, 5 tokens; 1 токен, 2 токена, 5 токенов."""
+    return counted(number, "token", "токен", t)
+
+
+def threads_of(number: int, t: Translate) -> str:
+    """A number of threads in words: 1 thread, 2 threads; 1 поток, 2 потока, 5 потоков."""
+    return counted(number, "thread", "поток", t)
+
+
+def counted(number: int, english: str, russian: str, t: Translate) -> str:
+    """A number of things in words; the Russian word is masculine and ends in a hard consonant."""
     last, teens = number % 10, 11 <= number % 100 <= 14
-    russian = "токен" if last == 1 and not teens else "токена" if 2 <= last <= 4 and not teens else "токенов"
-    return t(f"{number:,} token{'s' * (number != 1)}", f"{number:,} {russian}")
+    ending = "" if last == 1 and not teens else "а" if 2 <= last <= 4 and not teens else "ов"
+    return t(f"{number:,} {english}{'s' * (number != 1)}", f"{number:,} {russian}{ending}")
 
 
 def memory(size: int) -> str:

@@ -8,16 +8,17 @@ from rich.text import Text
 
 from ..records.comparison import Verdict
 from .tables import table
-from .text import Translate, duration, tokens_of, visible
+from .text import Translate, duration, threads_of, tokens_of, visible
 
 LEVEL_STYLES = {"bitwise": "bold green", "rounding": "green", "tokens": "yellow", "near-tie": "yellow", "different": "bold red"}
 
 
-def verdict_line(name: str, verdict: Verdict, t: Translate) -> RenderableType:
-    """A comparison with ``model.generate()``: the level and the numbers it rests on."""
+def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None = None) -> RenderableType:
+    """A comparison with ``model.generate()``: the level and the numbers it rests on; ``threads`` is what both sides computed with."""
     sampling = verdict.sampling
     how = t("greedy", "жадно") if sampling.greedy else f"T={sampling.temperature:g}, seed {sampling.seed}"
-    line = Text.assemble((verdict.level, LEVEL_STYLES[verdict.level]), f" · {visible(name)} · {how} · ")
+    with_threads = "" if threads is None else f"{threads_of(threads, t)} · "
+    line = Text.assemble((verdict.level, LEVEL_STYLES[verdict.level]), f" · {visible(name)} · {how} · {with_threads}")
     n = len(verdict.tokens_hand)
     if verdict.level == "bitwise":
         return line + Text(

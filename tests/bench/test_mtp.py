@@ -123,16 +123,19 @@ def command(monkeypatch, capfd, tmp_path):
 SHORT = ("--samples", "2", "--max-new-tokens", "5", "--rounds", "1", "--lang", "en")
 
 
-def test_the_command_prints_tables_and_then_a_line_of_json(command):
-    output = command("gpt-mtp", *SHORT, mtp_depth=2).splitlines()
-    assert any("plain, without a cache" in line for line in output)
-    result = json.loads(output[-1])
+def test_the_command_prints_tables_or_a_line_of_json(command):
+    output = command("gpt-mtp", *SHORT, mtp_depth=2)
+    assert "plain, without a cache" in output and "{" not in output
+    result = json.loads(command("gpt-mtp", *SHORT, "--json", "-", mtp_depth=2))
     assert result["samples"] == 2 and len(result["depths"]) == 2 and result["identical"] in (True, False)
 
 
 def test_the_command_draws_where_it_is_asked_to(command):
-    result = json.loads(command("gpt-moe-mla-mtp", *SHORT, "--prompt", "А", "--top-k", "5").splitlines()[-1])
-    assert result["samples"] == 1 and not result["greedy"] and result["identical"] is None
+    for flag in (("--top-k", "5"), ("--min-p", "0.1"), ("--temperature", "0.7")):
+        result = json.loads(command("gpt-moe-mla-mtp", *SHORT, "--prompt", "А", *flag, "--json", "-"))
+        assert result["samples"] == 1 and not result["greedy"] and result["identical"] is None
+    for flag in ((), ("--no-repeat-ngram-size", "2"), ("--greedy",)):
+        assert json.loads(command("gpt-moe-mla-mtp", *SHORT, "--prompt", "А", *flag, "--json", "-"))["greedy"]
 
 
 def test_a_model_without_depths_is_refused_with_a_line(command):
@@ -145,5 +148,5 @@ def test_tokens_that_differ_by_more_than_rounding_are_exit_code_1(command, monke
     for rounding, code in ((1.0, 0), (1e-9, 1)):
         parting = Parting(0, 1, 2, 0.1, 0.2, 0.2, rounding)
         monkeypatch.setattr("inspector.loop.speculation.parted", lambda *_, parting=parting: parting)
-        result = json.loads(command("gpt-mtp", *SHORT, code=code).splitlines()[-1])
+        result = json.loads(command("gpt-mtp", *SHORT, "--json", "-", code=code))
         assert result["identical"] is False and result["partings"][0]["near_tie"] == (code == 0)

@@ -354,8 +354,8 @@ def test_every_removed_token_is_removed_by_exactly_one_filter(sampling):
 def masks(logits_V, context_T, sampling, bounds=Bounds()):
     """Name of each filter that is on → bool [V], the tokens it removed for good: the slow obvious way, step by step."""
     removed = {}
-    for name, (apply, is_on) in FILTERS.items():
-        if is_on(sampling):
+    for name, apply in FILTERS.items():
+        if sampling.is_on(name):
             before_V, logits_V = logits_V, apply(logits_V, context_T, sampling, bounds)
             gone_V = logits_V == -INF
             removed = {earlier: was_V & gone_V for earlier, was_V in removed.items()} | {name: gone_V & (before_V != -INF)}

@@ -147,8 +147,8 @@ def test_weights_on_disk_and_the_benchmarks(inspector, saved, tmp_path):
     assert from_json(Verdict, written).level == "bitwise"
     record = from_json(Trace, json.loads(inspector("trace", folder, PROMPT, *spread, "--json", "-")))
     assert tuple(name for name in TITLES if getattr(record, name) is not None) == PARTS[variant]
-    assert json.loads(inspector("bench", "loop", folder, "--rounds", 1).splitlines()[-1])["rows"][0]["context"] == 32
-    assert json.loads(inspector("bench", "trace", folder, "--rounds", 1).splitlines()[-1])["rows"]
+    assert json.loads(inspector("bench", "loop", folder, "--rounds", 1, "--json", "-"))["rows"][0]["context"] == 32
+    assert json.loads(inspector("bench", "trace", folder, "--rounds", 1, "--json", "-"))["rows"]
 
 
 def test_the_lesson_takes_it_as_its_native_model(saved, monkeypatch, capfd, tmp_path):
