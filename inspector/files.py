@@ -56,3 +56,15 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a text file that is either the old one or the whole new one, whatever happens meanwhile, in a folder that exists."""
     with replacing(path, parents=False) as new:
         new.write_text(text, encoding="utf8")
+
+
+def new_folder(path: str | Path | None) -> Path | None:
+    """A folder to write to, refused where it would mix with what is there; None stays None.
+
+    Raises:
+        ValueError: it is a file, or not empty.
+    """
+    folder = None if path is None else Path(path)
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: give a folder that is new or empty")
+    return folder

@@ -1,8 +1,9 @@
 """The verbs that look inside the backbone, change it, and find where two models part: one thin function each."""
 
-import re
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import make_dataclass, replace
+from importlib import import_module
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -10,7 +11,8 @@ from rich.text import Text
 
 from ..records.effects import Intervention
 from ..records.inside import Trace
-from ..render import effects, inside, mechanisms, parting
+from ..render import effects, parting
+from ..render.inside import BELOW, STATISTICS, VIEWS, View, views_below
 from ..render.steps import fed_panel
 from ..render.tables import notice
 from ..render.text import visible
@@ -30,102 +32,90 @@ from .options import (
 )
 
 
+class ChosenView:
+    """What is made of the options of the views: they are checked before anything is loaded."""
+
+    def __post_init__(self):
+        asked = [f"--{name}" for name, view in VIEWS.items() if view.help and getattr(self, name)]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} are two views: give one")
+        for name, view in VIEWS.items():
+            for option in view.options:
+                if name != self.name and getattr(self, option) is not None:
+                    shown = "the statistics" if self.name == STATISTICS else f"--{self.name}"
+                    remedy = f", or give --{name}" if view.help else ""
+                    raise ValueError(f"--{option} has no part in {shown}: leave it out{remedy}")
+        _ = self.arguments
+
+    @property
+    def name(self) -> str:
+        """The view that was asked for, or that of the statistics."""
+        return next((name for name, view in VIEWS.items() if view.help and getattr(self, name)), STATISTICS)
+
+    @property
+    def arguments(self) -> dict:
+        """What was given, as arguments of its function."""
+        given = {name: (own, getattr(self, name)) for name, own in VIEWS[self.name].options.items()}
+        return {own.argument or name: own.read(value) for name, (own, value) in given.items() if value not in (None, [])}
+
+
+def options_of(name: str, view: View) -> Iterator[tuple]:
+    """The options of a view: that which asks for it, and its own."""
+    if view.help:
+        yield name, Annotated[bool, typer.Option(f"--{name}", help=view.help)], False
+    for option, own in view.options.items():
+        yield option, Annotated[own.given | None, typer.Option(metavar=own.metavar, help=own.help)], None
+
+
+ViewOptions = make_dataclass(
+    "ViewOptions", chain.from_iterable(options_of(name, view) for name, view in VIEWS.items()), bases=(ChosenView,), frozen=True
+)
+
+
+def function_of(view: View) -> Callable:
+    """The function that computes a view."""
+    module, _, name = view.home.rpartition(".")
+    return getattr(import_module(f"..inside.{module}", __package__), name)
+
+
 @grouped()
 def trace(
-    model: ModelArgument,
-    prompt: PromptArgument = None,
-    role: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Components to show, such as 'layers.*.attn'; ** is any, repeatable. By default the blocks, and what experts, latents "
-            "and predictions further ahead did.",
-        ),
-    ] = None,
-    tensors: Annotated[Path | None, typer.Option(metavar="DIR", help="Save their outputs as safetensors in a new folder.")] = None,
-    lens: Annotated[bool, typer.Option("--lens", help="Instead: what the head would say after every layer.")] = False,
-    position: Annotated[int, typer.Option(help="Of --lens: the token whose hidden state is read; -1 is the last.")] = -1,
-    attention: Annotated[bool, typer.Option("--attention", help="Instead: where every head looks, from a separate eager pass.")] = False,
-    head: Annotated[
-        list[str] | None, typer.Option(metavar="LAYER.HEAD", help="Of --attention: show this head as a map, such as 3.2; repeatable.")
-    ] = None,
-    *,
-    reading: PromptOptions,
-    how: SpreadOptions,
-    out: Output,
+    model: ModelArgument, prompt: PromptArgument = None, *, view: ViewOptions, reading: PromptOptions, how: SpreadOptions, out: Output
 ) -> None:
     """Look inside the backbone while it reads a prompt: statistics of every component, the logit lens, or attention.
 
     Of mixtures of experts it shows where each token went, of latent attention what is kept, of multi-token prediction what was foretold.
     """
-    t, console = out.t, out.console
-    maps = [head_number(text) for text in head or []]
-    if lens and attention:
-        raise ValueError("--lens and --attention are two views: give one")
-    for option, given, wrong in (
-        ("--role", role, lens or attention),
-        ("--tensors", tensors, lens or attention),
-        ("--position", position != -1, not lens),
-        ("--head", head, not attention),
-    ):
-        if given and wrong:
-            view = "--lens" if lens else "--attention" if attention else "the statistics"
-            raise ValueError(f"{option} has no part in {view}: leave it out" + (", or give --attention" if option == "--head" else ""))
+    t, console, arguments, refused = out.t, out.console, view.arguments, []
     with busy("loading torch …"), importing():
-        from ..inside.attention import attention as look
-        from ..inside.experts import experts
-        from ..inside.further import further
-        from ..inside.latents import latents
-        from ..inside.lens import lens as read
-        from ..inside.tracing import check_folder
-        from ..inside.tracing import trace as watch
         from ..parts.errors import InvariantError, NoPartError
-        from ..parts.roles import BLOCKS
 
-    check_folder(tensors)
     m = how.load(model, finite=False)
     ids = reading.encode(m, prompt)
-    refused = []
     try:
         with busy(t("reading the prompt …", "чтение промпта …")):
-            if lens:
-                result = read(m, ids, position)
-            elif attention:
-                result = look(m, ids, maps)
-            else:
-                result = watch(m, ids, role or BLOCKS, tensors)
-                for name, view in dict(experts=experts, latents=latents, further=further).items() if not role else ():
-                    try:
-                        result = replace(result, **{name: view(m, ids)})
-                    except NoPartError:
-                        pass
-                    except InvariantError as error:
-                        refused.append(str(error))
+            result = function_of(VIEWS[view.name])(m, ids, **arguments)
+            for name in BELOW if view.name == STATISTICS and not view.role else ():
+                try:
+                    result = replace(result, **{name: function_of(VIEWS[name])(m, ids)})
+                except NoPartError:
+                    pass
+                except InvariantError as error:
+                    refused.append(str(error))
     except InvariantError as error:  # the view would show what is not so
         out.notices.print(notice([str(error)], t("Not shown", "Не показано")))
         raise typer.Exit(1) from None
-    console.print(out.fed(model, m, ids, prompt))
-    if lens:
-        console.print(inside.lens_view(result, t))
-    elif attention:
-        console.print(inside.attention_view(result, console.width, t))
-    else:
-        console.print(inside.trace_view(result, t), *mechanisms.mechanism_views(result, console.width, t))
-        for reason in refused:
-            out.notices.print(notice([reason], t("Not shown", "Не показано")))
-    if tensors is not None:
-        console.print(Text(t(f"outputs saved in {visible(str(tensors))}", f"выходы сохранены в {visible(str(tensors))}")))
+    console.print(out.fed(model, m, ids, prompt), VIEWS[view.name].show(result, console.width, t))
+    if view.name == STATISTICS:
+        console.print(*views_below(result, console.width, t))
+    for reason in refused:
+        out.notices.print(notice([reason], t("Not shown", "Не показано")))
+    if view.tensors is not None:
+        saved = visible(str(view.tensors))
+        console.print(Text(t(f"outputs saved in {saved}", f"выходы сохранены в {saved}")))
     out.write(result)
     if refused or (isinstance(result, Trace) and result.not_finite is not None):
         raise typer.Exit(1)
-
-
-def head_number(text: str) -> tuple[int, int]:
-    """``--head``, such as "3.2": the layer's and the head's number. Raises ``ValueError``."""
-    found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", text, re.ASCII)
-    if not found:
-        raise ValueError(f"--head {text!r}: give LAYER.HEAD, two numbers from 0 up, such as 3.2")
-    return int(found[1]), int(found[2])
 
 
 @grouped()

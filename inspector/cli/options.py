@@ -62,7 +62,7 @@ def grouped(*, without: Sequence[str] = (), **defaults) -> Callable[[Callable], 
 
         @wraps(verb)
         def call(**given) -> None:
-            made = {name: group(**{option: given.pop(option) for option in options}) for name, (group, options) in groups.items()}
+            made = {name: group(**{o: given.pop(o) for o in options if o in given}) for name, (group, options) in groups.items()}
             verb(**given, **made)
 
         call.__signature__ = Signature(parameters)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import replacing
+from ..files import new_folder, replacing
 from ..loading.loaded import Loaded
 from ..parts.roles import BLOCKS, chosen
 from ..parts.watching import Call, Clock, apart, by_hand, first_tensor
@@ -67,16 +67,6 @@ def fetched(rows: Sequence[tuple[Tensor, ...]]) -> list[tuple[float, ...]]:
     return [tuple(values[i] for i in range(end - len(row), end)) for row, end in zip(rows, ends, strict=True)]
 
 
-def check_folder(folder: Path | None) -> None:
-    """Refuses a folder that would mix with what is there.
-
-    Raises:
-        ValueError: it is a file, or not empty.
-    """
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: give a folder that is new or empty")
-
-
 class Seen(NamedTuple):
     """What is kept of one call of a component: its place in the order of calls, its name, and what its output is like."""
 
@@ -104,8 +94,7 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         InvariantError: the watched pass is not the unwatched one (``watching.apart``).
     """
     ids_1T, modules = m.prompt(ids), chosen(m.components, roles, m.origin.name)
-    tensors = None if tensors is None else Path(tensors)
-    check_folder(tensors)
+    tensors = new_folder(tensors)
     found: list[Seen] = []
     with nullcontext() if tensors is None else replacing(tensors) as folder:
         if folder is not None:

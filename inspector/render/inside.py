@@ -1,22 +1,27 @@
 """What is seen inside the backbone as tables and maps for rich: statistics, logit lens, attention. Nothing here prints."""
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from ..files import new_folder
 from ..records.generation import Token
 from ..records.inside import Attention, AttentionMap, Lens, NotFinite, Statistics, Trace
+from .mechanisms import experts_view, further_view, latents_view
 from .tables import LABEL, MAP_ROWS, bar, number, table
 from .text import Translate, chance, duration, quoted, tokens_of, visible
 
 SHADES = ((0.01, "·"), (0.05, "░"), (0.15, "▒"), (0.4, "▓"), (float("inf"), "█"))  # a weight below the number is drawn so
 
 
-def trace_view(trace: Trace, t: Translate) -> RenderableType:
+def trace_view(trace: Trace, width: int, t: Translate) -> RenderableType:
     """The statistics of every component, what lies inside another one indented below it."""
     shapes = Counter((row.output.shape, row.output.dtype) for row in trace.components)
     usual = shapes.most_common(1)[0][0]
@@ -126,7 +131,7 @@ def in_words(numbers: Statistics) -> str:
     return f"{form(numbers)}, " + ", ".join(f"{name} {number(value)}" for name, value in named)
 
 
-def lens_view(lens: Lens, t: Translate) -> RenderableType:
+def lens_view(lens: Lens, width: int, t: Translate) -> RenderableType:
     """What the head would say after every layer; the model's final choice stands out."""
     result = table(
         t("after", "после"), t("top tokens", "лучшие токены"), t("entropy", "энтропия"), t("rank", "место"), "p", numbers=(2, 3, 4)
@@ -231,3 +236,95 @@ def map_panel(one: AttentionMap, prompt: Sequence[Token], width: int, t: Transla
 def shade(weight: float) -> str:
     """The sign for a weight."""
     return next(sign for limit, sign in SHADES if weight < limit)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a view.
+
+    Args:
+        given: the type of its value on the command line; None there says that it was not given.
+        help, metavar: what ``--help`` says of it.
+        argument: the function's parameter that it goes to, where it is not the option's name.
+        read: makes the argument of the value, before anything is loaded; raises ``ValueError``.
+    """
+
+    given: type
+    help: str
+    metavar: str | None = None
+    argument: str | None = None
+    read: Callable = lambda value: value
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of ``trace``: one row of ``VIEWS``, from which the verb and its options follow.
+
+    Args:
+        home: the function in ``inspector.inside`` that computes it, such as "lens.lens": of a model and ids, and of its options.
+        show: record, width in columns, t → renderable.
+        help: of the option, named as the view, that asks for it instead of the statistics. None: it stands below the statistics
+            of a model that has such parts, and in their record under its name.
+        options: name → option that belongs to it alone.
+    """
+
+    home: str
+    show: Callable[..., RenderableType]
+    help: str | None = None
+    options: dict[str, Option] = field(default_factory=dict)
+
+
+def head_number(text: str) -> tuple[int, int]:
+    """``--head``, such as "3.2": the layer's and the head's number. Raises ``ValueError``."""
+    found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", text, re.ASCII)
+    if not found:
+        raise ValueError(f"--head {text!r}: give LAYER.HEAD, two numbers from 0 up, such as 3.2")
+    return int(found[1]), int(found[2])
+
+
+ROLE_HELP = (
+    "Components to show, such as 'layers.*.attn'; ** is any, repeatable. By default the blocks, and what experts, latents "
+    "and predictions further ahead did."
+)
+STATISTICS = "statistics"
+VIEWS = {
+    STATISTICS: View(
+        "tracing.trace",
+        trace_view,
+        options=dict(
+            role=Option(list[str], ROLE_HELP, "GLOB", argument="roles"),
+            tensors=Option(Path, "Save their outputs as safetensors in a new folder.", "DIR", read=new_folder),
+        ),
+    ),
+    "lens": View(
+        "lens.lens",
+        lens_view,
+        "Instead: what the head would say after every layer.",
+        dict(position=Option(int, "Of --lens: the token whose hidden state is read; -1 is the last, and the default.")),
+    ),
+    "attention": View(
+        "attention.attention",
+        attention_view,
+        "Instead: where every head looks, from a separate eager pass.",
+        dict(
+            head=Option(
+                list[str],
+                "Of --attention: show this head as a map, such as 3.2; repeatable.",
+                "LAYER.HEAD",
+                argument="maps",
+                read=lambda texts: [head_number(text) for text in texts],
+            )
+        ),
+    ),
+    "experts": View("experts.experts", experts_view),
+    "latents": View("latents.latents", latents_view),
+    "further": View("further.further", further_view),
+}
+BELOW = [name for name, view in VIEWS.items() if view.help is None and name != STATISTICS]
+
+
+def views_below(trace: Trace, width: int, t: Translate) -> Iterator[RenderableType]:
+    """Those views of mechanisms that a trace has."""
+    for name in BELOW:
+        if (record := getattr(trace, name)) is not None:
+            yield VIEWS[name].show(record, width, t)

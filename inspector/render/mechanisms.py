@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records.generation import Token
-from ..records.inside import Trace
 from ..records.mechanisms import Choice, Depth, Experts, Further, LatentLayer, Latents, Mixture
 from .tables import LABEL, MAP_ROWS, bar, number, section, table
 from .text import Translate, chance, memory, quoted, tokens_of
@@ -15,16 +14,6 @@ from .text import Translate, chance, memory, quoted, tokens_of
 NAMED = 2  # experts of a token that are named; of more the rest is a number
 IN_NUMBERS = 8  # so many experts have a column each, more have a bar each
 FEWEST = 8  # rows of a table that stands beside many others
-
-
-def mechanism_views(trace: Trace, width: int, t: Translate) -> Iterator[RenderableType]:
-    """Those views that a trace has."""
-    if trace.experts is not None:
-        yield experts_view(trace.experts, width, t)
-    if trace.latents is not None:
-        yield latents_view(trace.latents, width, t)
-    if trace.further is not None:
-        yield further_view(trace.further, width, t)
 
 
 def experts_view(experts: Experts, width: int, t: Translate) -> RenderableType:

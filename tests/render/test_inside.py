@@ -77,12 +77,12 @@ def drawn(width: int, language: str) -> str:
     t = translator(language)
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     for view in (
-        inside.trace_view(TRACE, t),
-        inside.trace_view(replace(TRACE, components=TRACE.components[:4], not_finite=FOUND), t),
+        inside.trace_view(TRACE, width, t),
+        inside.trace_view(replace(TRACE, components=TRACE.components[:4], not_finite=FOUND), width, t),
         inside.not_finite_panel(replace(FOUND, position=None, token=None, input=replace(USUAL, inf=3), weights=()), 3, t),
         inside.not_finite_panel(replace(FOUND, role="embed", input=None, weights=tuple("abcdefg")), 3, t),
-        inside.lens_view(LENS, t),
-        inside.lens_view(replace(LENS, norm=False), t),
+        inside.lens_view(LENS, width, t),
+        inside.lens_view(replace(LENS, norm=False), width, t),
         inside.attention_view(ATTENTION, width, t),
         inside.attention_view(CUT, width, t),
     ):

@@ -10,7 +10,7 @@ from rich.console import Console
 from inspector.records.generation import Guess, Token
 from inspector.records.inside import Trace
 from inspector.records.mechanisms import Choice, Depth, Experts, Foretold, Further, LatentLayer, Latents, LatentSizes, Mixture
-from inspector.render import mechanisms
+from inspector.render import inside, mechanisms
 from inspector.render.text import translator
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,8 +54,8 @@ def drawn(width: int, language: str) -> str:
     t = translator(language)
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     for view in (
-        *mechanisms.mechanism_views(TRACE, width, t),
-        *mechanisms.mechanism_views(replace(TRACE, experts=MANY, latents=LONG_LATENTS, further=LONG_FURTHER), width, t),
+        *inside.views_below(TRACE, width, t),
+        *inside.views_below(replace(TRACE, experts=MANY, latents=LONG_LATENTS, further=LONG_FURTHER), width, t),
         mechanisms.further_view(Further("tiny", PROMPT[:1], (depth(0, PROMPT[:1], 1),)), width, t),
     ):
         console.print(view)
@@ -86,7 +86,7 @@ def test_a_long_prompt_says_what_it_leaves_out():
 
 
 def test_a_trace_without_such_parts_has_no_such_views():
-    assert list(mechanisms.mechanism_views(replace(TRACE, experts=None, latents=None, further=None), 80, translator("en"))) == []
+    assert list(inside.views_below(replace(TRACE, experts=None, latents=None, further=None), 80, translator("en"))) == []
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0, ".00"), (0.071, ".07"), (0.994, ".99"), (0.996, "1.0"), (2.5, "2.5")])
