@@ -70,6 +70,10 @@ class Clock:
         event.record()
         return event
 
+    def resumed(self, paused, worked: bool):
+        """The end of a pause: that of an accelerator to which nothing was handed meanwhile is over when it begins."""
+        return self.now() if worked or self.device.type == "cpu" else paused
+
     def seconds(self, pairs: Iterable[tuple]) -> list[float]:
         """The time from one moment to the other of each pair; waits for the device once."""
         if self.device.type == "cpu":
@@ -136,8 +140,7 @@ class Watch:
         new = self.before(call) if self.before else None
         if new is not None:
             call.args, call.options = new
-        self.pauses.append((paused, self.now()))
-        self.spans[call.name] = [self.pauses[-1][1], len(self.pauses)]
+        self.spans[call.name] = [self.resume(paused, self.before is not None), len(self.pauses)]
         return new
 
     def end(self, output: object) -> object:
@@ -149,12 +152,20 @@ class Watch:
         call.output = output
         self.spans[call.name] += [paused, len(self.pauses)]
         new = self.after(call) if self.after else None
-        self.pauses.append((paused, self.now()))
+        self.resume(paused, self.after is not None)
         return new
 
     def now(self):
         """This moment, if there is a clock."""
         return self.clock and self.clock.now()
+
+    def resume(self, paused, worked: bool):
+        """Ends a pause, in which something was done if it ``worked``; the moment of that."""
+        if self.clock is None:
+            return None
+        resumed = self.clock.resumed(paused, worked)
+        self.pauses.append((paused, resumed))
+        return resumed
 
     def seconds(self) -> dict[str, float]:
         """Name of each call that gave something → how long it took, with everything inside it; "" for the whole block."""

@@ -162,3 +162,30 @@ def test_times_leave_out_what_the_watching_does_and_hold_what_is_inside():
     assert seconds[""] > seconds["layers.0"] > seconds["layers.0.mlp"] > seconds["layers.0.mlp.down"] > 0
     assert seconds[""] > sum(seconds[f"layers.{i}"] for i in range(4)) + seconds["head"]
     assert by_hand(m.split, IDS, m.components).seconds == {}
+
+
+def test_an_accelerator_is_timed_by_events_that_are_read_together_at_the_end(monkeypatch):
+    """No accelerator is here: events that take the next of growing numbers, and a wait that is counted."""
+    made, waits = [], []
+
+    class Event:
+        def __init__(self, device, enable_timing):
+            assert device.type == "cuda" and enable_timing
+
+        def record(self):
+            assert not waits
+            made.append(self)
+            self.moment = float(len(made))
+
+        def elapsed_time(self, other):
+            assert waits
+            return 1000 * (other.moment - self.moment)
+
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(1))
+    m = attach(tiny_model("llama"))
+    parts = {role: m.components[role] for role in ("layers.0", "layers.0.attn", "layers.1", "head")}
+    seconds = by_hand(m.split, IDS, parts, after=lambda call: None, clock=Clock(torch.device("cuda"))).seconds
+    assert len(waits) <= 3 and len(made) == 2 + 3 * len(parts)  # begin, end, and the end of what is done there; the pass itself
+    # moments: pass 1, layers.0 2, attn 3, its end 4 and 5, layers.0's end 6 and 7, layers.1 8 to 9 and 10, head 11 to 12 and 13, pass 14
+    assert seconds == {"": 13 - 4, "layers.0": 4 - 1, "layers.0.attn": 1, "layers.1": 1, "head": 1}
