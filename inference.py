@@ -137,7 +137,8 @@ def main(
 
     # 6. Are the parts, run by hand, the model?
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
-    verdicts = [verify(m, row, run.sampling, len(run.steps)) for m, row, run in zip(models, ids, runs, strict=True)]
+    with options.busy(t("comparing …", "сравнение …")):
+        verdicts = [verify(m, row, run.sampling, len(run.steps)) for m, row, run in zip(models, ids, runs, strict=True)]
     for name, verdict in zip(names, verdicts, strict=True):
         screen.show(verdict_line(name, verdict, t))
     lines = [code_lines(getsource(by_generate)), code_lines(Path(__file__).read_text(encoding="utf8"))]
@@ -147,9 +148,10 @@ def main(
     screen.show(section(t("7. Texts and times", "7. Тексты и время")))
     for text, run in zip(prompts, runs, strict=True):
         screen.show(text_panel(text, run, t))
-    times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
-    if nodes[0].parameters != QWEN_PARAMETERS:
-        times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
+    with options.busy(t("measuring …", "измерение …")):
+        times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
+        if nodes[0].parameters != QWEN_PARAMETERS:
+            times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     screen.show(growth_table(times, t), lesson.closing(t))
     screen.close("python inference.py")
     out.write(dict(runs=runs, verdicts=verdicts))

@@ -83,10 +83,9 @@ def measured(tmp_path_factory):
     return out, measure(DATA, tiny_recipes(*MODELS), out)
 
 
-def test_command_prints_a_table_then_the_best_ngram_then_a_line_of_json(inspector, tmp_path):
-    shown = inspector(*options(tmp_path), "--models", "qwen2, gpt")
-    *lines, last = shown.splitlines()
-    result = json.loads(last)
+def test_command_prints_a_table_then_the_best_ngram_and_writes_json(inspector, tmp_path):
+    shown = inspector(*options(tmp_path), "--models", "qwen2, gpt", "--json", tmp_path / "names.json")
+    lines, result = shown.splitlines(), json.loads((tmp_path / "names.json").read_text())
     assert [row["model"] for row in result["models"]] == ["qwen2", "gpt"]
     assert [row["order"] for row in result["ngrams"]] == [1, 2, 3, 4, 5, 6]
     table = {line.split()[0]: line.split()[1:] for line in lines if line}
@@ -246,8 +245,10 @@ def test_a_file_is_split_by_unique_item(tmp_path):
 
 def test_two_files_stay_as_they_are_and_leaks_are_told(inspector, tmp_path):
     (tmp_path / "held.txt").write_text("анна\nининна\nнина", encoding="utf8")
-    shown = inspector(*options(tmp_path), "--validation", tmp_path / "held.txt", "--models", "gpt", "--out", tmp_path / "out")
-    result = json.loads(shown.splitlines()[-1])
+    paths = ("--validation", tmp_path / "held.txt", "--out", tmp_path / "out", "--json", tmp_path / "r.json")
+    shown = inspector(*options(tmp_path), "--models", "gpt", *paths)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert "{" not in shown and shown.startswith("gpt · 1 thread\n")
     assert (result["train"], result["validation"], result["unseen"], result["held_out"]) == (12, 3, 1, "held.txt")
     assert "2 of the held-out items are in the training part too" in " ".join(shown.split()) and " unseen  " in shown
     tokenizer = character_tokenizer(LINES)

@@ -14,7 +14,7 @@ from inspector.records.structure import Costs, ModuleNode
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import FILTER_NAMES, settings_line, settings_remarks, settings_table
-from inspector.render.steps import candidate_table, fed_panel, steps_table, text_panel
+from inspector.render.steps import candidate_table, computing_line, fed_panel, steps_table, text_panel
 from inspector.render.tables import notice, section, title
 from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
 from inspector.render.trees import parts_explained, split_table, tree_difference, tree_panel, trees
@@ -124,7 +124,8 @@ def everything(width: int, language: str) -> str:
         parts_explained(t),
         split_table([("names", "model", "Linear(32→65, tied)", 8)], t),
         fed_panel("names", RUN.prompt, ["q"], t),
-        fed_panel("long", [Token(i, "а") for i in range(100)], [], t),
+        fed_panel("long", [Token(i, "а") for i in range(100)], [], t, threads=2),
+        computing_line(["one", "two"], 1, t),
         settings_line(
             Sampling(temperature=0.8, top_k=5, seed=1),
             dict.fromkeys(("repetition_penalty", "temperature", "top_k", "top_p", "seed"), "flag"),

@@ -1,0 +1,227 @@
+"""The options of the verbs: one table of settings, groups that are named once, the number of threads, a word before anything slow."""
+
+import importlib.util
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import typer
+from transformers import GenerationConfig
+
+from inspector.cli import app, main, options
+from inspector.cli.options import ModelOptions, Output, SamplingOptions, settle_threads, usual_threads
+from inspector.loop.beam_search import OF_DRAWS
+from inspector.loop.sampling import FILTERS
+from inspector.records.generation import SETTINGS, Sampling
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = typer.main.get_command(app).commands
+VERBS = {name: command for name, command in COMMANDS.items() if name != "bench"} | {
+    f"bench {name}": command for name, command in COMMANDS["bench"].commands.items()
+}
+ON = dict(  # of every setting that has a filter a value that acts
+    temperature=0.5,
+    top_k=3,
+    top_p=0.9,
+    repetition_penalty=1.2,
+    min_p=0.1,
+    typical_p=0.9,
+    no_repeat_ngram_size=2,
+    bad_words_ids=((5,),),
+    forced_bos_token_id=0,
+    forced_eos_token_id=(2,),
+    suppress_tokens=(1,),
+    begin_suppress_tokens=(1,),
+    min_length=3,
+    min_new_tokens=3,
+)
+
+
+@pytest.fixture
+def one_thread():
+    """torch's number of threads is 1 again afterwards, as in all tests."""
+    yield
+    torch.set_num_threads(1)
+
+
+def options_of(verb: str) -> set[str]:
+    return {name for parameter in VERBS[verb].params for name in parameter.opts}
+
+
+def lesson_options() -> set[str]:
+    spec = importlib.util.spec_from_file_location("inference", ROOT / "inference.py")
+    lesson = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lesson)
+    return {"--" + name.replace("_", "-") for name in signature(lesson.main).parameters}
+
+
+def test_every_setting_with_an_option_has_it_where_tokens_are_chosen():
+    named = {own.name: own.metadata["entry"] for own in fields(Sampling)}
+    wanted = {"--" + (entry.option or name).replace("_", "-") for name, entry in named.items() if entry.help}
+    assert len(wanted) == 11 and {"--top-k", "--bad-words", "--force-eos", "--seed"} <= wanted
+    for verb in ("run", "verify", "bench mtp"):
+        assert wanted | {"--greedy", "--max-new-tokens", "--checkpoint-settings"} <= options_of(verb), verb
+    assert wanted <= lesson_options()
+
+
+def test_every_verb_that_computes_has_threads_and_says_so_in_json_and_language():
+    assert all("--threads" in options_of(verb) for verb in VERBS if verb != "tree") and "--threads" in lesson_options()
+    assert all("--json" in options_of(verb) for verb in VERBS if verb != "train")
+    assert len(VERBS) == 16
+
+
+def test_the_flags_are_arguments_of_sampling_by_name():
+    asked = SamplingOptions(top_k=3, bad_words=["а"], force_eos=2, force_bos=0, seed=4, typical_p=0.5)
+    expected = dict(top_k=3, typical_p=0.5, bad_words_ids=["а"], forced_bos_token_id=0, forced_eos_token_id=(2,))
+    assert asked.flags == expected and list(signature(SamplingOptions).parameters)[-3:-1] == ["seed", "max_new_tokens"]
+    assert SamplingOptions(greedy=True).flags == dict(temperature=0.0)
+    with pytest.raises(ValueError, match="top_k=0"):
+        SamplingOptions(top_k=0)
+
+
+def test_a_setting_is_on_where_its_value_acts():
+    assert set(ON) == set(FILTERS) and not any(Sampling().is_on(name) for name in FILTERS)
+    for name, value in ON.items():
+        assert Sampling(**{name: value}).is_on(name), name
+        assert Sampling(temperature=0, **{name: value} if name != "temperature" else {}).is_on(name) is not SETTINGS[name].draws, name
+        for off in SETTINGS[name].off:
+            if off is not None and (name, off) != ("top_k", 0):  # which Sampling refuses
+                assert not Sampling(**{name: off}).is_on(name), name
+    assert not Sampling(min_length=3, min_new_tokens=2).is_on("min_length")
+
+
+def test_the_settings_of_draws_are_those_whose_warpers_transformers_builds_for_draws_alone(tiny):
+    built = {}
+    for do_sample in (False, True):
+        model = tiny("qwen2").model
+        config = GenerationConfig(
+            do_sample=do_sample, temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, typical_p=0.9, repetition_penalty=1.2
+        )
+        built[do_sample] = {type(own).__name__ for own in model._get_logits_processor(config, input_ids_seq_length=3, device="cpu")}
+    assert len(built[True] - built[False]) == len(OF_DRAWS) == 5 and "seed" not in OF_DRAWS
+
+
+def test_what_the_checkpoint_and_generate_say_of_a_setting_is_known_to_transformers():
+    names = vars(GenerationConfig())
+    assert set(SETTINGS) - {"seed"} <= set(names)
+    filled = {name: value for name, value in GenerationConfig()._get_default_generation_params().items() if name in SETTINGS}
+    for name, value in filled.items():
+        assert value in SETTINGS[name].off or value == SETTINGS[name].filled_in, name
+
+
+@pytest.mark.parametrize(("asked", "parameters", "expected"), [(None, 9_999_999, 1), (None, 10_000_000, 4), (3, 5, 3), (2, 10**9, 2)])
+def test_threads_fit_the_model_unless_they_are_asked_for(one_thread, monkeypatch, asked, parameters, expected):
+    monkeypatch.setattr(options, "usual_threads", lambda: 4)
+    settle_threads(asked, parameters)
+    assert torch.get_num_threads() == expected
+
+
+def test_the_largest_of_several_models_decides(one_thread, monkeypatch):
+    monkeypatch.setattr(options, "usual_threads", lambda: 4)
+    small, large = torch.nn.Linear(3, 3), torch.nn.Linear(4000, 3000, device="meta")
+    ModelOptions().settle(large, small)
+    assert torch.get_num_threads() == 4
+    ModelOptions().settle(small)
+    assert torch.get_num_threads() == 1
+    with pytest.raises(ValueError, match="--threads 0"):
+        ModelOptions(threads=0)
+
+
+def test_the_library_leaves_torchs_threads_alone():
+    code = "import torch; torch.set_num_threads(2); import inspector; inspector.load('names-qwen2'); assert torch.get_num_threads() == 2"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "names-qwen2", "К", "--max-new-tokens", "2"),
+        ("verify", "names-qwen2", "К", "--max-new-tokens", "2"),
+        ("trace", "names-qwen2", "К"),
+        ("contributions", "names-qwen2", "К"),
+        ("intervene", "names-qwen2", "К", "--ablate", "embed"),
+        ("diverge", "names-qwen2", "names-qwen2", "К"),
+        ("mutate", "names-qwen2", "transposed"),
+        ("coverage", "gpt2"),
+        ("bench", "agreement", "--samples", "1"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_the_header_says_the_threads(one_thread, monkeypatch, capsys, arguments):
+    usual_threads()
+    for more, said in (((), "1 thread"), (("--threads", "3"), "3 threads")):
+        monkeypatch.setenv("LC_ALL", "C.UTF-8")
+        monkeypatch.setattr(sys, "argv", ["inspector", *arguments, *more])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        shown = capsys.readouterr().out
+        assert exit.value.code == 0 and re.search(rf"\b{said}\b", shown), shown
+
+
+def test_the_header_speaks_russian(one_thread, monkeypatch, capsys):
+    for threads, said in ((1, "1 поток"), (2, "2 потока"), (5, "5 потоков"), (21, "21 поток"), (11, "11 потоков")):
+        monkeypatch.setattr(options, "threads_now", lambda threads=threads: threads)
+        Output(language="ru").header("м")
+        assert capsys.readouterr().out == f"м · {said}\n"
+
+
+def test_a_verdict_is_bitwise_with_any_number_of_threads():
+    for threads in ("1", "2"):
+        command = [sys.executable, "-m", "inspector", "verify", "names-qwen2", "Крас", "--threads", threads, "--json", "-"]
+        assert json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["level"] == "bitwise"
+
+
+def test_groups_become_options_and_come_back_as_groups():
+    taken = []
+
+    @options.grouped(without=["dtype"], device="cpu", name="x")
+    def verb(name: str, *, how: ModelOptions, out: Output) -> None:
+        taken.append(SimpleNamespace(name=name, how=how, out=out))
+
+    parameters = signature(verb).parameters
+    assert list(parameters) == ["name", "device", "trust_remote_code", "threads", "json_path", "language"]
+    assert (parameters["name"].default, parameters["device"].default) == ("x", "cpu")
+    verb(name="y", device="cuda", trust_remote_code=True, threads=2, json_path=None, language="ru")
+    assert taken[0].how == ModelOptions("cuda", "auto", True, 2) and taken[0].out.t("a", "б") == "б" and taken[0].name == "y"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            ["-m", "inspector", *verb]
+            for verb in (("tree", "names-qwen2"), ("trace", "names-qwen2", "К"), ("mutate",), ("coverage", "gpt2"))
+        ),
+        *(["-m", "inspector", *verb] for verb in (("diverge", "names-qwen2", "names-expert", "К"), ("train", "--out", "x"))),
+        *(["-m", "inspector", "bench", name] for name in ("gender", "names", "loop")),
+        [str(ROOT / "inference.py")],
+    ],
+    ids=lambda command: " ".join(command[2:4]) or "inference.py",
+)
+def test_something_is_on_the_terminal_before_torch_is_imported(tmp_path, command):
+    """torch is replaced by something that never comes: what is shown is shown before it."""
+    (tmp_path / "torch.py").write_text("import time; time.sleep(60)")
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "TERM": "xterm", "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
+    running = subprocess.Popen([sys.executable, *command], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=tmp_path)
+    os.close(theirs)
+    try:
+        shown, end = "", time.monotonic() + 20
+        while "loading torch" not in shown and time.monotonic() < end and select.select([ours], [], [], end - time.monotonic())[0]:
+            shown += os.read(ours, 65536).decode(errors="replace")
+        assert "loading torch" in shown
+    finally:
+        running.kill()
+        running.wait()
+        os.close(ours)
