@@ -147,14 +147,13 @@ def run(
 
 def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_size, processes, screen, t) -> list:
     """Runs the prompts of ``file``, (line number, prompt) each, and shows what they became; returns the runs in their order."""
-    from ..loading.texts import check_request
     from ..loop.batches import run_prompts
 
     ids = []
     for number, text in lines:
         try:
             ids.append(reading.encode(m, text))
-            check_request(len(ids[-1]), max_new_tokens, m.context_length)
+            m.prompt(ids[-1])
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
     texts = [text for _, text in lines]

@@ -138,10 +138,8 @@ def contributions(
     m = how.load(model)
     with busy(t("summing up …", "сложение …")):
         from ..inside.contributions import contributions as sum_up
-        from ..loading.texts import check_request
 
         ids = reading.encode(m, prompt)
-        check_request(len(ids), 1, m.context_length)
         record = sum_up(m, ids, None if token is None else m.token_id(token), heads)
     console.print(out.fed(model, m, ids, prompt))
     console.print(effects.contributions_view(record, console.width, t, top))
@@ -176,12 +174,9 @@ def intervene(
     m = how.load(model)
     with busy(t("changing …", "изменение …")):
         from ..inside.interventions import effect
-        from ..loading.texts import check_request
 
         ids = reading.encode(m, prompt)
         sources = {} if source is None else {source: reading.encode(m, source)}
-        for given in (ids, *sources.values()):
-            check_request(len(given), 1, m.context_length)
         record = effect(m, ids, wanted, sources)
     console.print(out.fed(model, m, ids, prompt))
     if sources:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from ..loading.loaded import Loaded
 from ..loop.decoding import decode_with_logits
 from ..loop.sampling import FILTERS, Bounds, apply_filters, bounds_of, draw, new_generator
 from ..parts.heads import logits_of
@@ -32,7 +33,7 @@ class Side:
     seconds: float
 
 
-def verify(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) -> Verdict:
+def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) -> Verdict:
     """Runs ``m`` by hand and through ``model.generate(use_cache=False)`` and compares tokens and logits, step by step.
 
     Every setting is given to both sides explicitly, so that none of the checkpoint's own acts silently. A missing seed
@@ -46,7 +47,7 @@ def verify(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) ->
     m = with_generate(m)
     if sampling.seed is None:
         sampling = replace(sampling, seed=0)
-    ids_1T = torch.as_tensor(ids, device=m.device).reshape(1, -1)
+    ids_1T = m.prompt(ids)
     if m.context_length is not None:  # generate() would go on past the end of the context
         max_new_tokens = min(max_new_tokens, max(1, m.context_length + 1 - ids_1T.shape[1]))
     hand = by_hand(m, ids_1T, sampling, max_new_tokens)
@@ -54,7 +55,7 @@ def verify(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) ->
     return compare(m, ids_1T, sampling, hand, reference, bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids))
 
 
-def with_generate(m):
+def with_generate(m: Loaded) -> Loaded:
     """``m`` with a model that has transformers' ``generate()``: its own, or one that is lent to a module of the user's."""
     return m if isinstance(m.model, GenerationMixin) else replace(m, model=WithGenerate(m.model))
 
@@ -75,7 +76,7 @@ class WithGenerate(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=logits_of(self.module(input_ids)))
 
 
-def by_hand(m, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
+def by_hand(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
     """The manual loop's side."""
     steps = list(decode_with_logits(m, ids_1T, sampling, max_new_tokens))
     return Side(tuple(s.token.id for s, _ in steps), tuple(logits for _, logits in steps), sum(s.seconds for s, _ in steps))
@@ -101,7 +102,7 @@ def as_list(value: object) -> object:
     return list(map(as_list, value)) if isinstance(value, tuple) else value
 
 
-def by_generate(m, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
+def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
     """The side of ``model.generate(use_cache=False)``. The global random state is as before afterwards."""
     settings = explicit_settings(sampling, max_new_tokens, m.stop_ids)
     with without_checkpoint_settings(m.model), torch.random.fork_rng(device_type=m.device.type if m.device.type != "cpu" else "cuda"):
@@ -125,7 +126,7 @@ def without_checkpoint_settings(model: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
-def compare(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, bounds: Bounds = Bounds()) -> Verdict:
+def compare(m: Loaded, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, bounds: Bounds = Bounds()) -> Verdict:
     """The verdict over two sides of the same prompt and settings, by the ladder of ``records.comparison.LEVELS``.
 
     A flipped token is a near tie when the logits that led to it differ by no more than rounding. (Any flip implies that
@@ -168,7 +169,7 @@ def largest_difference(a_V: Tensor, b_V: Tensor) -> float:
     return float(gap_V.nan_to_num(nan=math.inf).max())
 
 
-def own_errors(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, steps: int) -> tuple[float, float, float]:
+def own_errors(m: Loaded, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, steps: int) -> tuple[float, float, float]:
     """How far each side is from itself in float64 over the compared steps, and how far that float64 run can be trusted.
 
     Each side is held against its own float64 run and not against a common one: a wrong scale on one side is in both of
@@ -190,12 +191,12 @@ def own_errors(m, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Sid
     return max(errors_hand, default=0.0), max(errors_generate, default=0.0), max(floors, default=0.0)
 
 
-def first_logits_of_generate(m, ids_1T: Tensor, sampling: Sampling) -> Tensor:
+def first_logits_of_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling) -> Tensor:
     """The raw logits [V] of generate()'s next step in the model's own dtype: what it returns itself is cast to float32."""
     return first_call_of_generate(m, ids_1T, sampling)[1][0, -1]
 
 
-def first_call_of_generate(m, ids_1T: Tensor, sampling: Sampling) -> tuple[dict, Tensor]:
+def first_call_of_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling) -> tuple[dict, Tensor]:
     """What generate() gives the model at its first step, by name, and the logits that it gets back."""
     seen: list[Call] = []
     with Watch({"": m.model}, before=seen.append):
@@ -204,7 +205,7 @@ def first_call_of_generate(m, ids_1T: Tensor, sampling: Sampling) -> tuple[dict,
 
 
 @torch.no_grad()
-def fed_otherwise(m, ids_1T: Tensor, sampling: Sampling) -> str | None:
+def fed_otherwise(m: Loaded, ids_1T: Tensor, sampling: Sampling) -> str | None:
     """The input of generate()'s first step that changes the logits of the model, in words; None where none does."""
     given, _ = first_call_of_generate(m, ids_1T, sampling)
     own_V = m.model(ids_1T, use_cache=False).logits[0, -1]

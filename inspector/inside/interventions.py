@@ -24,8 +24,9 @@ from transformers.pytorch_utils import Conv1D
 from ..loading.loaded import Loaded
 from ..loop.decoding import next_logits
 from ..models import Routing
+from ..parts.errors import InvariantError
 from ..parts.roles import fit
-from ..parts.watching import Call, Watch, first_tensor, substituted
+from ..parts.watching import Call, Watch, apart, first_tensor, substituted
 from ..records.effects import Effect, Intervention, Shift
 
 HEAD = re.compile(r"(.+\.attn)\.head\.(\d+)")
@@ -233,7 +234,7 @@ def activations(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) 
     """Role → what stands at each place while the model reads the ids, [T] or [B, T]: [B, T, D], of a head [B, T, K].
 
     Raises:
-        ValueError: a place that the model does not come by.
+        ValueError: a place that the model does not come by; or the ids are none of a prompt's.
     """
     found: dict[str, Tensor] = {}
 
@@ -244,7 +245,7 @@ def activations(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) 
         return x
 
     with changed(places, keep):
-        next_logits(m.split, torch.atleast_2d(torch.as_tensor(ids, device=m.device)))
+        next_logits(m.split, torch.cat([m.prompt(row_T) for row_T in torch.atleast_2d(torch.as_tensor(ids))]))
     if missing := next((site.role for site in places if site.role not in found), None):
         raise ValueError(never_run(m, missing))
     return found
@@ -272,7 +273,7 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
     """What interventions, all at once, do to the distribution of the next token after ``ids``.
 
     Activations for patches are read from the model as it is. Two things are proved on the way: that hooks by themselves
-    change nothing, and that nothing is left of them afterwards.
+    change no more than last bits (``watching.apart``), and that nothing is left of them afterwards.
 
     Args:
         m: the model.
@@ -302,9 +303,12 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
     result = shifted(m, ids, before_V, after_V)
     result = replace(result, interventions=tuple(interventions), roles=roles)
     result = replace(result, same_hooked=torch.equal(before_V, hooked_V), same_afterwards=torch.equal(before_V, again_V))
-    if not (result.same_hooked and result.same_afterwards):
-        when = "while hooks give back what they are given" if not result.same_hooked else "after the hooks are gone"
-        raise ValueError(f"{m.origin.name} gives other logits {when}, so what the intervention does cannot be told from that")
+    try:
+        apart(m.origin.name, before_V, hooked_V, lambda: again_V)  # hooks may lead to other last bits, not to other numbers
+    except InvariantError as error:
+        raise ValueError(f"{error}: what the intervention does cannot be told from that") from None
+    if not result.same_afterwards:
+        raise ValueError(f"{m.origin.name} gives other logits after the hooks are gone: the intervention has left something behind")
     return result
 
 

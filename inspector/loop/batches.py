@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..loading.loaded import Loaded
 from ..loading.loading import pick_device
 from ..loading.texts import check_request
 from ..records.generation import Run, Sampling, Step
@@ -55,7 +56,7 @@ def join_processes(device: str, threads: int) -> Processes:
 
 
 def run_prompts(
-    m,
+    m: Loaded,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling = Sampling(),
     max_new_tokens: int = 20,
@@ -76,7 +77,7 @@ def run_prompts(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give a whole number from 1 up")
     for ids in prompts:
-        check_request(len(ids), max_new_tokens, m.context_length)
+        check_request(m.prompt(ids).shape[1], max_new_tokens, m.context_length)
     samplings = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
     starts = range(0, len(prompts), batch_size)[processes.rank :: processes.count]
     steps: dict[int, list[Step]] = {i: [] for start in starts for i in range(len(prompts))[start : start + batch_size]}
@@ -98,8 +99,7 @@ def run_prompts(
     return [make_run(m, ids, samplings[i], max_new_tokens, steps[i], origins) for i, ids in enumerate(prompts)]
 
 
-def new_row(m, ids: Sequence[int], sampling: Sampling, max_new_tokens: int) -> Row:
+def new_row(m: Loaded, ids: Sequence[int], sampling: Sampling, max_new_tokens: int) -> Row:
     """A prompt's row, with a random generator of its own."""
-    ids_T = torch.as_tensor(ids, device=m.device)
     generator = new_generator(sampling.seed, m.device)
-    return Row(ids_T, sampling, max_new_tokens, m.stop_ids, m.context_length, m.texts, generator, LISTED)
+    return Row(m.prompt(ids)[0], sampling, max_new_tokens, m.stop_ids, m.context_length, m.texts, generator, LISTED)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..loading.loaded import Loaded
 from ..loading.texts import Texts, check_request
 from ..parts.heads import hidden_states
 from ..parts.splitting import Split, context_length, evaluating
@@ -227,7 +228,7 @@ def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: S
     )
 
 
-def decode(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, listed: int = LISTED) -> Iterator[Step]:
+def decode(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, listed: int = LISTED) -> Iterator[Step]:
     """Runs a loaded model by hand: one ``Step`` per new token.
 
     ``m`` is what ``inspector.load`` returns; ``ids`` is the prompt, [1, T] or a list of ids. Raises as ``loop`` does.
@@ -235,16 +236,15 @@ def decode(m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, li
     return (step for step, _ in decode_with_logits(m, ids, sampling, max_new_tokens, listed))
 
 
-def decode_with_logits(m, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED) -> Iterator[tuple[Step, Tensor]]:
+def decode_with_logits(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED) -> Iterator[tuple[Step, Tensor]]:
     """``decode``, with each step's raw logits [V] beside its record."""
-    ids_1T = torch.as_tensor(ids, device=m.device).reshape(1, -1)
     return loop(
-        m.split, ids_1T, sampling, max_new_tokens, stop_ids=m.stop_ids, context_length=m.context_length, texts=m.texts, listed=listed
+        m.split, m.prompt(ids), sampling, max_new_tokens, stop_ids=m.stop_ids, context_length=m.context_length, texts=m.texts, listed=listed
     )
 
 
 def run(
-    m,
+    m: Loaded,
     ids,
     sampling: Sampling = Sampling(),
     max_new_tokens: int = 20,
@@ -267,14 +267,14 @@ def run(
     return make_run(m, ids, sampling, max_new_tokens, steps, origins)
 
 
-def make_run(m, ids, sampling: Sampling, max_new_tokens: int, steps: Sequence[Step], origins: dict[str, str] | None = None) -> Run:
+def make_run(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, steps: Sequence[Step], origins: dict[str, str] | None = None) -> Run:
     """The run that ``steps`` make; without a reason on the last one it was interrupted."""
     return Run(
         model=m.origin.name,
         model_type=getattr(getattr(m.model, "config", None), "model_type", None) or type(m.model).__name__,
         dtype=str(m.dtype).removeprefix("torch."),
         device=str(m.device),
-        prompt=tuple(m.texts.token(int(id)) for id in torch.as_tensor(ids).flatten()),
+        prompt=m.tokens(ids),
         sampling=sampling,
         origins=origins or {},
         max_new_tokens=max_new_tokens,

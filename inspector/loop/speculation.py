@@ -6,7 +6,6 @@ Source: DeepSeek-V3 (arXiv 2412.19437), section 2.2; Leviathan et al. 2023 (arXi
 Shape letters: T tokens, D hidden, V vocabulary.
 """
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..loading.loaded import Loaded
 from ..loading.texts import check_request
 from ..models.adapter import NativeForCausalLM, to_native
 from ..models.attention import attendable, positions_of
 from ..models.backbone import hidden_of
 from ..models.language_model import LanguageModel
+from ..parts.precision import in_dtype
 from ..parts.splitting import evaluating
 from ..records.generation import Sampling
 from ..records.speculation import Parting, Round, Speculation
@@ -221,12 +222,17 @@ def limits_of(model: LanguageModel, prompt_length: int, max_new_tokens: int, sto
 
 
 def speculate(
-    m, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, stop_ids: Sequence[int] | None = None, name: str | None = None
+    m: Loaded | LanguageModel | NativeForCausalLM,
+    ids,
+    sampling: Sampling = Sampling(),
+    max_new_tokens: int = 20,
+    stop_ids: Sequence[int] | None = None,
+    name: str | None = None,
 ) -> Speculation:
     """Continues a prompt by self-speculative decoding, and times the plain loop with the same cache over the same tokens.
 
     Greedy, the two loops' tokens are compared too: ``parting`` is None or says where they differ and whether rounding explains it.
-    It then takes a copy of the model in float64. The random numbers are used otherwise than by the plain loop, so with one seed
+    It is then run once in float64. The random numbers are used otherwise than by the plain loop, so with one seed
     the two draw different texts; their distribution is the same. Filters see the context that each place has.
 
     Args:
@@ -246,7 +252,7 @@ def speculate(
     if sampling.seed is None and not sampling.greedy:
         sampling = replace(sampling, seed=torch.seed() % 2**63)
     weight = model.backbone.embed_tokens.weight
-    ids_T = torch.as_tensor(ids, device=weight.device).flatten()
+    ids_T = m.prompt(ids)[0] if isinstance(m, Loaded) else torch.as_tensor(ids, device=weight.device).flatten()
     settings = sampling, max_new_tokens, stop_ids
     with evaluating(model):
         started = time.perf_counter()
@@ -316,8 +322,8 @@ def parted(
     )
     both_V = ours_V.isfinite() & theirs_V.isfinite()
     plain_TV = torch.stack([logits_V for _, logits_V in same[: step + 1]]).double()
-    exact = copy.deepcopy(model).double()
-    exact_TV = exact.lm_head(hidden_of(exact.backbone(context_T[None]))[0][0, len(ids_T) - 1 :])
+    with in_dtype(model, torch.float64):
+        exact_TV = model.lm_head(hidden_of(model.backbone(context_T[None]))[0][0, len(ids_T) - 1 :])
     return Parting(
         step=step,
         token=tokens[step],

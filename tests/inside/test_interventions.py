@@ -141,8 +141,14 @@ def test_hooks_go_when_the_block_or_the_model_raises():
     with pytest.raises(KeyboardInterrupt), ablate(m, "layers.*.attn"), patch(m, "layers.0.attn.head.*", OTHER):
         raise KeyboardInterrupt
     assert hook_count(m.model) == 0
-    with pytest.raises(IndexError):  # no such token: the run that reads the activations fails
-        patch(m, "layers.0", [10**6])
+    own = m.model.transformer.ln_f.forward
+    m.model.transformer.ln_f.forward = lambda x: [][0]
+    with pytest.raises(IndexError):  # the run that reads the activations fails
+        patch(m, "layers.0", OTHER)
+    m.model.transformer.ln_f.forward = own
+    for ids, why in (([], "no tokens"), ([10**6], "token id 1000000")):
+        with pytest.raises(ValueError, match=why):
+            patch(m, "layers.0", ids)
     assert hook_count(m.model) == 0
     with pytest.raises(ValueError, match="no positions"):
         effect(tiny_of("mixtral"), IDS, [Intervention("ablate", "layers.0.mlp.router", "mean")])

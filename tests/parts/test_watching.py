@@ -5,10 +5,13 @@ import torch
 from torch import nn
 
 from inspector.bench.tiny import tiny_model
+from inspector.inside.interventions import effect
+from inspector.inside.tracing import trace
 from inspector.loading.loaded import attach
 from inspector.models import VARIANTS
 from inspector.parts.errors import InvariantError
 from inspector.parts.watching import Clock, Watch, apart, by_hand, first_tensor, submodules, substituted
+from inspector.records.effects import Intervention
 
 IDS = torch.tensor([[5, 9, 20, 33]])
 
@@ -127,18 +130,29 @@ def test_substituting_keeps_the_form_of_what_was_given():
     assert type(other) is type(output) and other.logits is new and output.logits is not new
 
 
-class Encoder(nn.Module):
+class Body(nn.Module):
     """torch's own encoder layers, which have a fast path that hooks shut."""
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.embedding, self.out = nn.Embedding(40, 32), nn.Linear(32, 40)
-        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+        self.embedding = nn.Embedding(40, 32)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True) for _ in range(2))
 
     def forward(self, ids):
-        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
-        return self.out(self.layers(self.embedding(ids), mask=mask, is_causal=True))
+        x, mask = self.embedding(ids), nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
+        for layer in self.layers:
+            x = layer(x, src_mask=mask, is_causal=True)
+        return x
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.out = Body(), nn.Linear(32, 40)
+
+    def forward(self, ids):
+        return self.out(self.body(ids))
 
 
 def test_a_model_that_hooks_drive_off_its_fast_path_is_told_apart_from_one_that_does_not_repeat_itself():
@@ -154,6 +168,20 @@ def test_a_model_that_hooks_drive_off_its_fast_path_is_told_apart_from_one_that_
             apart("a", plain, watched, lambda: model(IDS) + torch.rand(40))
         with pytest.raises(InvariantError, match="something else when it is watched"):
             apart("a", plain, watched * 1.01, lambda: model(IDS))
+
+
+def test_views_of_such_a_model_say_how_far_the_watched_pass_is_from_the_model():
+    m = attach(Encoder().eval())
+    record = trace(m, IDS, ("layers.*",))
+    with torch.no_grad():
+        own_1TV = m.model(IDS)
+        with Watch(m.components):
+            assert record.apart == float((m.model(IDS).double() - own_1TV.double()).abs().max()) > 0
+    own_V = own_1TV[0, -1]
+    shift = effect(m, IDS, [Intervention("scale", "layers.1", 1.5)])
+    assert not shift.same_hooked and shift.same_afterwards and shift.kl > 1e-4
+    assert {s.token.id: s.logit_before for s in shift.shifts}[int(own_V.argmax())] == float(own_V.max())  # the model is the plain pass
+    assert trace(attach(tiny_model("llama")), IDS).apart == 0
 
 
 def test_times_leave_out_what_the_watching_does_and_hold_what_is_inside():
