@@ -62,7 +62,10 @@ def grouped(*, without: Sequence[str] = (), **defaults) -> Callable[[Callable], 
 
         @wraps(verb)
         def call(**given) -> None:
-            made = {name: group(**{o: given.pop(o) for o in options if o in given}) for name, (group, options) in groups.items()}
+            bound = call.__signature__.bind(**given)
+            bound.apply_defaults()
+            given = bound.arguments
+            made = {name: group(**{option: given.pop(option) for option in options}) for name, (group, options) in groups.items()}
             verb(**given, **made)
 
         call.__signature__ = Signature(parameters)
@@ -85,15 +88,15 @@ class ModelOptions:
 
     def load(self, name: str | None = None, **more):
         """``inspector.load`` with a word on the terminal while torch is imported and weights are read; ``load_default`` without a name."""
-        with busy("loading torch …") as say:
-            with importing():
-                from ..loading.loading import load, load_default
-            say(f"loading {visible(name or 'a model')} …")
+        with busy("loading torch …"), importing():
+            from ..loading.finding import DEFAULT, is_here
+            from ..loading.loading import load, load_default
 
-            if spread := getattr(self, "device_map", None) or getattr(self, "max_memory", None):
+        with busy(f"loading {visible(name or 'a model')} …", moving=is_here(name or DEFAULT)):  # what is fetched has a bar of its own
+            arguments = self.arguments() | more | dict(built=self.settle)
+            if spread := arguments.get("device_map") or arguments.get("max_memory"):
                 # A temporary folder may hold weights now: SIGTERM, which would end the process at once, has to leave it time to go.
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            arguments = self.arguments() | more | dict(built=self.settle)
             m = load_default(**arguments) if name is None else load(name, **arguments)
         self.settle(m.model)  # a function of the user's may have built it
         if spread:
@@ -332,9 +335,18 @@ def importing() -> Iterator[None]:
 
 
 @contextmanager
-def busy(text: str) -> Iterator[Callable[[str], None]]:
-    """A word on the terminal while something runs, on the standard error; yields a function that changes it."""
-    with Console(stderr=True).status(Text(text)) as status:
+def busy(text: str, moving: bool = True) -> Iterator[Callable[[str], None]]:
+    """A word on the terminal while something runs, on the standard error; yields a function that changes it.
+
+    Where something else moves there, such as a bar, it is a line that stays.
+    """
+    console = Console(stderr=True)
+    if not moving:
+        console.quiet = not console.is_terminal
+        console.print(Text(text))
+        yield lambda text: None
+        return
+    with console.status(Text(text)) as status:
         yield lambda text: status.update(Text(text))
 
 

@@ -1,8 +1,6 @@
 """``inspector train``: its options, and what it shows while it trains."""
 
-from collections.abc import Callable
-from dataclasses import Field, fields
-from inspect import Parameter, Signature, signature
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,24 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..render.screen import QuietConsole
 from ..render.text import threads_of, translator
 from ..training.recipe import MODELS, NEEDED, Recipe
-from .options import Threads, at_least_one, busy, importing, settle_threads, threads_now
+from .options import Threads, at_least_one, busy, grouped, importing, settle_threads, threads_now
 
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 
 
-def with_settings_of_models(command: Callable) -> Callable:
-    """Adds an option for each setting of a recipe that only some models have; ``command`` takes them as keyword arguments."""
-
-    def option(setting: Field) -> Parameter:
-        annotation = Annotated[setting.type, typer.Option(help=setting.metadata["help"])]
-        return Parameter(setting.name, Parameter.KEYWORD_ONLY, default=setting.default, annotation=annotation)
-
-    own = [parameter for parameter in signature(command).parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
-    command.__signature__ = Signature([*own, *(option(setting) for setting in fields(Recipe) if setting.name in NEEDED)])
-    return command
+SettingsOfModels = make_dataclass(  # those of a recipe that only some models have
+    "SettingsOfModels",
+    [(own.name, Annotated[own.type, typer.Option(help=own.metadata["help"])], own.default) for own in fields(Recipe) if own.name in NEEDED],
+    frozen=True,
+)
 
 
-@with_settings_of_models
+@grouped()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist, unless --resume is given.")],
     corpus: Annotated[
@@ -58,7 +51,8 @@ def train(
     evaluate_every: Annotated[int, typer.Option(help="Steps between validations, each of which also saves the state.")] = 250,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")] = False,
     threads: Threads = None,
-    **of_models,
+    *,
+    of_models: SettingsOfModels,
 ) -> None:
     """Train a small model on the lines of a file. Ctrl-C saves the state; the same command with --resume goes on.
 
@@ -81,7 +75,7 @@ def train(
         lines, held_out = (parts.train, parts.validation) if parts else (read_lines(corpus), [])
         if validation is not None:
             held_out = read_lines(validation)
-        named = given | of_models | dict(corpus=corpus if parts else Path(corpus).name)
+        named = given | vars(of_models) | dict(corpus=corpus if parts else Path(corpus).name)
         recipe = Recipe(**{field.name: named[field.name] for field in fields(Recipe)})
         progress = start_training(recipe, lines, held_out, out, resume, evaluate_every, gradient_checkpointing)
         console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out; {threads_of(threads_now(), translator('en'))}")

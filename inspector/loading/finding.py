@@ -142,6 +142,11 @@ def is_cached(name: str) -> bool:
     return bool(cached("model.safetensors") or cached("pytorch_model.bin"))
 
 
+def is_here(name: str) -> bool:
+    """Whether loading a name fetches nothing; also where it leads nowhere."""
+    return not is_hub_id(name) or name in embedded() or Path(name).expanduser().is_dir() or is_cached(name)
+
+
 def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
     """Whether the hub can be reached, decided within ``seconds``: a name server that hangs must not hang us."""
     if constants.is_offline_mode():

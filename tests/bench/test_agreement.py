@@ -7,7 +7,7 @@ from inspector.records.generation import Sampling
 
 def test_counts_follow_the_judge(monkeypatch):
     lines = ["Анна Иванова", "Анна Иванов", "Иван Иванов", "Иванова", "Ъъъ Иванова", "Анна Шмидт"]
-    monkeypatch.setattr(agreement, "sample", lambda *_: lines)
+    monkeypatch.setattr(agreement, "sample", lambda *_, said: lines)
     result = agreement.measure(None, samples=6)
     assert (result["agrees"], result["disagrees"], result["unjudged"]) == (2, 1, 3)
     assert result["unjudged_percent"] == 50 and abs(result["agreement_percent"] - 200 / 3) < 1e-9

@@ -151,9 +151,10 @@ def test_the_copy_goes_with_the_process_however_it_ends(saved, tmp_path, end):
     temporary.mkdir()
     code = f"""
 import time
-from inspector.cli import entry, loaded
+from inspector.cli import entry
+from inspector.cli.options import SpreadOptions
 def command():
-    m = loaded({str(folder)!r}, max_memory={{"cpu": 0}})
+    m = SpreadOptions(max_memory="cpu=0").load({str(folder)!r})
     print("loaded", flush=True)
     if {end!r} == "error":
         raise RuntimeError
