@@ -231,7 +231,7 @@ def native():  # the names of its threads, where the system tells them; Linux cu
     return sorted({name for name in names if name.startswith(("gloo", "pt_gloo", "pt_tcpstore"))})
 
 atexit.register(lambda: print(f"left: {torch.distributed.is_initialized()} {native()}"))
-from inspector.batches import join_processes
+from inspector.loop.batches import join_processes
 print(join_processes("cpu", 1).gather({0: "met"}), f"running: {len(native())}")
 """
     done = launch(2, code=code)
