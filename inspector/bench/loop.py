@@ -2,20 +2,22 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from ..compare.verifying import explicit_settings, with_generate, without_checkpoint_settings
-from ..loop.decoding import LISTED, loop, next_logits
-from ..loop.sampling import apply_filters, draw, new_generator
+from ..compare.verifying import StepClock, explicit_settings, with_generate, without_checkpoint_settings
+from ..loop.decoding import LISTED, loop
 from ..parts.costs import MULTIPLY_ADD, work_per_token
 from ..parts.roles import roles
 from ..parts.structure import Running
-from ..records.generation import Sampling
+from ..records.generation import Sampling, Step, median_step
 
 LENGTHS = (32, 128, 512)
+SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=0)  # as Qwen2.5 ships, without its penalty
+MOST_TURNS = 25
 # Qwen2.5-0.5B: (in, out) of a layer's q, k, v, o, gate, up and down, and of the head
 QWEN_LAYERS = 24
 QWEN_LAYER = ((896, 896), (896, 128), (896, 128), (896, 896), (896, 4864), (896, 4864), (4864, 896))
@@ -37,79 +39,78 @@ def timed(call) -> float:
     return time.perf_counter() - started
 
 
+def turns(least: int) -> Iterator[int]:
+    """Numbers the turns of a measurement: one to warm up and ``least`` that count, or as many as half a second has room for."""
+    started = time.perf_counter()
+    for turn in range(max(MOST_TURNS, least + 1)):
+        if turn > least and time.perf_counter() - started > 0.5:
+            return
+        yield turn
+
+
 def seconds_per_step(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, float]:
-    """Context length → median seconds of one step by hand; lengths beyond the model's context are left out."""
-    result = {}
-    for length in lengths:
-        if m.context_length is None or length <= m.context_length:
-            ids = probe_ids(m, length)
-            next_logits(m.split, ids)
-            result[length] = statistics.median(timed(lambda ids=ids: next_logits(m.split, ids)) for _ in range(repeats))
-    return result
+    """Context length → the time of a step by hand, see ``median_step``; lengths beyond the model's context are left out.
+
+    The lengths take turns, so that a machine whose speed drifts does not favour one.
+    """
+    found: dict[int, list[float]] = {length: [] for length in lengths if m.context_length is None or length <= m.context_length}
+    for _ in turns(repeats):
+        for length, seconds in found.items():
+            seconds += [step.seconds for step in steps_by_hand(m, probe_ids(m, length), 1)]
+    return {length: median_step(seconds) for length, seconds in found.items()}
 
 
 def measure(
     m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4, said: Callable[[str], None] = lambda text: None
 ) -> list[dict]:
-    """Per context length: milliseconds per step by hand, without its record, and through ``generate(use_cache=False)``.
+    """Per context length: milliseconds of a step by hand and of one of ``generate(use_cache=False)``, see ``median_step``.
 
-    The three take turns in every round, and ratios are taken within a round, so that a machine whose speed drifts does
-    not favour one. Sampled with temperature 0.7, top-k 20 and top-p 0.8, as Qwen2.5 ships. ``limit`` is the least a step
-    can take here: its multiplications at the speed of a large matrix product measured in the same run.
+    The two take turns in every round, after one that does not count; ``hand_to_generate`` is the median of the rounds' ratios, so
+    that a machine whose speed drifts does not favour one. ``recording_percent`` is what a step's record takes beside the step, the
+    median of the steps' ratios. ``limit`` is the least a step can take here: its multiplications at the speed of a large matrix
+    product measured in the same run.
     """
     reference = with_generate(m).model
-    sampling = Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=0)
     rows = []
     for length in lengths:
         if m.context_length is not None and length + steps > m.context_length:
             continue
         ids = probe_ids(m, length)
-        ways = dict(
-            hand=lambda ids=ids: consume(m, ids, sampling, steps),
-            bare=lambda ids=ids: bare_loop(m, ids, sampling, steps),
-            generate=lambda ids=ids: reference.generate(
-                ids, attention_mask=torch.ones_like(ids), **(explicit_settings(sampling, steps, ()) | dict(pad_token_id=0))
-            ),
-        )
-        times: dict[str, list[float]] = {way: [] for way in ways}
+        ways = dict(hand=lambda ids=ids: steps_by_hand(m, ids, steps + 1), generate=lambda ids=ids: clocked(reference, ids, steps + 1))
+        made: dict[str, list] = {way: [] for way in ways}
         with without_checkpoint_settings(reference):
-            for way in ways.values():
-                way()
-            for turn in range(rounds):
-                said(f"{length} tokens: round {turn + 1} of {rounds}")
-                order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
-                for way in order:
-                    times[way].append(timed(ways[way]) / steps)
-        ratio = {way: statistics.median(h / o for h, o in zip(times["hand"], times[way], strict=True)) for way in ("bare", "generate")}
+            for turn in range(rounds + 1):
+                said(f"{length} tokens: round {turn} of {rounds}" if turn else f"{length} tokens: warming up")
+                for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
+                    made[way].append(ways[way]())
+        hand = [[step.seconds for step in one] for one in made["hand"][1:]]
+        generate = made["generate"][1:]
+        records = [[step.recording_seconds / step.seconds for step in one] for one in made["hand"][1:]]
         limit = flops_per_step(m, length) / flops_per_second(m)
         rows.append(
             dict(
                 context=length,
-                hand_ms=1e3 * statistics.median(times["hand"]),
-                generate_ms=1e3 * statistics.median(times["generate"]),
-                hand_to_generate=ratio["generate"],
-                recording_percent=100 * (ratio["bare"] - 1),
+                hand_ms=1e3 * median_step(*hand),
+                generate_ms=1e3 * median_step(*generate),
+                hand_to_generate=statistics.median(median_step(h) / median_step(g) for h, g in zip(hand, generate, strict=True)),
+                recording_percent=100 * median_step(*records),
                 limit_ms=1e3 * limit,
-                hand_to_limit=statistics.median(times["hand"]) / limit,
+                hand_to_limit=median_step(*hand) / limit,
             )
         )
     return rows
 
 
-def consume(m, ids: torch.Tensor, sampling: Sampling, steps: int) -> None:
-    """The loop with its records."""
-    for _ in loop(m.split, ids, sampling, steps, texts=m.texts, listed=LISTED):
-        pass
+def steps_by_hand(m, ids: torch.Tensor, steps: int) -> list[Step]:
+    """The loop, as the inspector runs it."""
+    return [step for step, _ in loop(m.split, ids, SAMPLING, steps, texts=m.texts, listed=LISTED)]
 
 
-def bare_loop(m, ids: torch.Tensor, sampling: Sampling, steps: int) -> torch.Tensor:
-    """The same computation with nothing written down: what the record is measured against. Returns prompt and new ids."""
-    generator = new_generator(sampling.seed, ids.device)
-    for _ in range(steps):
-        logits_V = next_logits(m.split, ids)
-        token_id, _ = draw(apply_filters(logits_V, ids[0], sampling).scores_V, sampling, generator)
-        ids = torch.cat([ids, ids.new_tensor([[token_id]])], dim=1)
-    return ids
+def clocked(reference: nn.Module, ids: torch.Tensor, steps: int) -> tuple[float, ...]:
+    """The seconds of each step of ``generate()``, which does as much as ``steps_by_hand``."""
+    clock, settings = StepClock(), explicit_settings(SAMPLING, steps, ()) | dict(pad_token_id=0)
+    reference.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **settings)
+    return clock.seconds
 
 
 def flops_per_step(m, length: int) -> float:
@@ -142,8 +143,11 @@ def estimate_qwen(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, floa
 
     def seconds(weight: torch.Tensor, length: int) -> float:
         x = torch.randn(length, weight.shape[1], device=m.device, dtype=m.dtype)
-        F.linear(x, weight)
-        return statistics.median(timed(lambda: F.linear(x, weight)) for _ in range(repeats))
+        return timed(lambda: F.linear(x, weight))
 
-    head = 8 * seconds(slice_VD, 1)
-    return {length: QWEN_LAYERS * sum(seconds(weight, length) for weight in layer) + head for length in lengths}
+    found: dict[int, list[float]] = {length: [] for length in lengths}
+    for _ in turns(repeats):
+        head = 8 * seconds(slice_VD, 1)
+        for length, own in found.items():
+            own.append(QWEN_LAYERS * sum(seconds(weight, length) for weight in layer) + head)
+    return {length: median_step(own) for length, own in found.items()}

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from ..loop.decoding import loop
+from ..loop.decoding import Row, loop, next_logits
+from ..loop.sampling import fetch, new_generator
 from ..loop.speculation import native, plain, rounds, speculate
 from ..records.generation import Sampling
-from .loop import bare_loop, timed
+from .loop import timed
 
 BEGINNING = 4  # tokens of a prompt that the model makes up
 
@@ -42,9 +43,10 @@ def measure(
 ) -> dict:
     """Acceptance of each depth, tokens per pass, and speculation's speed beside the loops with and without a cache.
 
-    Prompt i draws with the seed ``sampling.seed + i``. The three ways compute as many tokens, take turns, and ratios are taken
-    within a turn, so that a machine whose speed drifts does not favour one. ``identical`` is None for draws: they use the
-    random numbers otherwise, and only their distribution is the same.
+    Prompt i draws with the seed ``sampling.seed + i``. The three ways compute as many tokens, record nothing and take turns, after one
+    prompt of each that warms up. A pass gives several tokens, so the time of a token is that of all over their number: its median over
+    the turns. ``speed_up`` is the median of the turns' ratios, so that a machine whose speed drifts does not favour one.
+    ``identical`` is None for draws: they use the random numbers otherwise, and only their distribution is the same.
 
     Raises:
         ValueError: the model has no multi-token prediction; or as ``decoding.loop`` does.
@@ -63,6 +65,8 @@ def measure(
     )
     times: dict[str, list[float]] = {way: [] for way in ways}
     model.eval()
+    for run in ways.values():
+        run(*jobs[0])
     for turn in range(turns):
         for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
             said(f"round {turn + 1} of {turns}: {way}")
@@ -89,6 +93,16 @@ def measure(
             if r.parting is not None
         ],
     )
+
+
+def bare_loop(m, ids_1T: torch.Tensor, sampling: Sampling, steps: int) -> torch.Tensor:
+    """The loop without a cache and with nothing written down. Returns prompt and new ids [1, T]."""
+    row = Row(ids_1T[0], sampling, steps, (), None, m.texts, new_generator(sampling.seed, ids_1T.device), 0)
+    for _ in range(steps):
+        choice = row.choose(next_logits(m.split, row.ids_T[None]))
+        best, left, _ = fetch(choice.tensors)
+        choice.filtered.check(sampling, best, left)
+    return row.ids_T[None]
 
 
 def acceptance(records) -> list[dict]:

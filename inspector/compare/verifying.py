@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutput
 
 from ..loading.loaded import Loaded
@@ -21,16 +23,17 @@ from ..parts.heads import logits_of
 from ..parts.precision import LiftedCasts, in_dtype
 from ..parts.watching import Call, Watch
 from ..records.comparison import Verdict, first_difference
-from ..records.generation import SETTINGS, Sampling
+from ..records.generation import SETTINGS, Sampling, median_step
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one side produced: its tokens, the raw float32 logits [V] of each step, and the seconds for all."""
+    """What one side produced: its tokens, the raw float32 logits [V] of each step, the seconds for all, and those of each step."""
 
     tokens: tuple[int, ...]
     logits: tuple[Tensor, ...]
     seconds: float
+    step_seconds: tuple[float, ...] = ()
 
 
 def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) -> Verdict:
@@ -79,7 +82,8 @@ class WithGenerate(PreTrainedModel, GenerationMixin):
 def by_hand(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
     """The manual loop's side."""
     steps = list(decode_with_logits(m, ids_1T, sampling, max_new_tokens))
-    return Side(tuple(s.token.id for s, _ in steps), tuple(logits for _, logits in steps), sum(s.seconds for s, _ in steps))
+    seconds = tuple(step.seconds for step, _ in steps)
+    return Side(tuple(step.token.id for step, _ in steps), tuple(logits for _, logits in steps), sum(seconds), seconds)
 
 
 def explicit_settings(sampling: Sampling, max_new_tokens: int, stop_ids: Sequence[int]) -> dict:
@@ -102,18 +106,41 @@ def as_list(value: object) -> object:
     return list(map(as_list, value)) if isinstance(value, tuple) else value
 
 
+class StepClock(BaseStreamer):
+    """Given to ``generate()`` as its streamer, takes the time of every step: of backbone, head, filters and draw, as by hand.
+
+    A streamer is given the prompt before the first step and every token after its own, on the CPU: the step is over by then.
+    """
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        """The prompt or a token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing follows."""
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Of every step."""
+        return tuple(after - before for before, after in pairwise(self.times))
+
+
 def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
     """The side of ``model.generate(use_cache=False)``. The global random state is as before afterwards."""
     settings = explicit_settings(sampling, max_new_tokens, m.stop_ids)
     with without_checkpoint_settings(m.model), torch.random.fork_rng(device_type=m.device.type if m.device.type != "cpu" else "cuda"):
         if not sampling.greedy:
             torch.manual_seed(sampling.seed)
-        started = time.perf_counter()
+        clock, started = StepClock(), time.perf_counter()
         output = m.model.generate(
-            ids_1T, attention_mask=torch.ones_like(ids_1T), return_dict_in_generate=True, output_logits=True, **settings
+            ids_1T, attention_mask=torch.ones_like(ids_1T), return_dict_in_generate=True, output_logits=True, streamer=clock, **settings
         )
         seconds = time.perf_counter() - started
-    return Side(tuple(output.sequences[0, ids_1T.shape[1] :].tolist()), tuple(logits_1V[0] for logits_1V in output.logits), seconds)
+    tokens, logits = output.sequences[0, ids_1T.shape[1] :].tolist(), (logits_1V[0] for logits_1V in output.logits)
+    return Side(tuple(tokens), tuple(logits), seconds, clock.seconds)
 
 
 @contextmanager
@@ -146,6 +173,8 @@ def compare(m: Loaded, ids_1T: Tensor, sampling: Sampling, hand: Side, reference
         tokens_generate=reference.tokens,
         seconds_hand=hand.seconds,
         seconds_generate=reference.seconds,
+        step_seconds_hand=median_step(hand.step_seconds) if hand.step_seconds else None,
+        step_seconds_generate=median_step(reference.step_seconds) if reference.step_seconds else None,
         sampling=sampling,
     )
     if verdict.first_difference is None:

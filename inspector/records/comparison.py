@@ -30,9 +30,10 @@ class Verdict:
         floor: how far that float64 run is from one without transformers' casts to float32.
         margin, observed_error: at a flipped token, how close the decision was and by how much the sides differ there.
         tokens_hand, tokens_generate: what each side chose.
-        seconds_hand, seconds_generate: time of each side.
+        seconds_hand, seconds_generate: time of each side: of its steps by hand, without their records; of the whole call.
         sampling: the settings given to both.
         cause: what generate() gives the model that the model by itself would not have, where that makes the difference.
+        step_seconds_hand, step_seconds_generate: time of a step of each side, see ``median_step``; None where it is not known.
     """
 
     level: str
@@ -50,6 +51,8 @@ class Verdict:
     margin: float | None = None
     observed_error: float | None = None
     cause: str | None = None
+    step_seconds_hand: float | None = None
+    step_seconds_generate: float | None = None
     schema: int = SCHEMA
 
     @property

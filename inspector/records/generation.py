@@ -1,6 +1,8 @@
 """What a generation leaves behind: the settings, its tokens and candidates, every step, the whole run."""
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 
@@ -228,6 +230,15 @@ class Step:
         return next((c for c in self.candidates if c.token.id == self.token.id), None)
 
 
+def median_step(*runs: Sequence[float]) -> float:
+    """The time of a step, on every screen: the median over the steps of one or several runs, from the seconds of each.
+
+    The first step of a run warms up and does not count, unless it is the only one. 0 where there is no step.
+    """
+    seconds = [second for run in runs for second in (run[1:] or run)]
+    return statistics.median(seconds) if seconds else 0.0
+
+
 @dataclass(frozen=True)
 class Run:
     """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
@@ -248,6 +259,16 @@ class Run:
     stop_reason: str
     text: str
     schema: int = SCHEMA
+
+    @property
+    def step_seconds(self) -> tuple[float, ...]:
+        """The time of every step, for ``median_step``."""
+        return tuple(step.seconds for step in self.steps)
+
+    @property
+    def recording_seconds(self) -> tuple[float, ...]:
+        """The time that the record of every step took."""
+        return tuple(step.recording_seconds for step in self.steps)
 
 
 @dataclass(frozen=True)

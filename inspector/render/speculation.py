@@ -15,7 +15,10 @@ def mtp_view(result: dict, t: Translate) -> RenderableType:
         rate = "" if row["rate"] is None else f"{row['rate']:.0%}"
         depths.add_row(*(f"{row[name]:,}" for name in ("depth", "drafted", "reached", "accepted")), rate)
     ways = table(
-        t("way", "способ"), t("ms per token", "мс на токен"), t("speculation is × as fast", "спекуляция быстрее в … раз"), numbers=(1, 2)
+        t("way", "способ"),
+        t("ms per token", "мс на токен"),
+        t("speculation is ×, median of ratios", "быстрее в … раз, медиана отношений"),
+        numbers=(1, 2),
     )
     words = dict(
         speculation=t("speculation", "спекуляция"),

@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..records.generation import Candidate, Run, Step, Token
+from ..records.generation import Candidate, Run, Step, Token, median_step
 from .settings import FILTER_NAMES
 from .tables import WIDE, table
 from .text import Translate, chance, duration, quoted, threads_of, tokens_of, visible
@@ -185,16 +185,20 @@ def steps_table(names: Sequence[str], rows: Sequence[Sequence[Step | None]], wid
 
 def text_panel(prompt: str, run: Run, t: Translate) -> RenderableType:
     """A prompt and its continuation."""
-    seconds = sum(step.seconds for step in run.steps) / max(1, len(run.steps))
-    about = t(
-        f"{tokens_of(len(run.steps), t)}, {duration(seconds)} each; end: {why(run.stop_reason, t)}",
-        f"{tokens_of(len(run.steps), t)}, {duration(seconds)} на каждый; конец: {why(run.stop_reason, t)}",
-    )
+    end = t(f"end: {why(run.stop_reason, t)}", f"конец: {why(run.stop_reason, t)}")
+    about = f"{tokens_of(len(run.steps), t)}; {step_times([run], t)}; {end}" if run.steps else f"{tokens_of(0, t)}; {end}"
     return Panel(
         Text.assemble((visible(prompt), "dim"), ("|", "dim cyan"), (visible(run.text), "bold"), "\n", (about, "dim")),
         title=Text(visible(run.model)),
         title_align="left",
     )
+
+
+def step_times(runs: Sequence[Run], t: Translate) -> str:
+    """What a step took, and beside it its record, where that was measured apart."""
+    step, record = median_step(*(run.step_seconds for run in runs)), median_step(*(run.recording_seconds for run in runs))
+    text = t(f"a step took {duration(step)}", f"шаг занял {duration(step)}")
+    return text + t(f", its record {duration(record)}", f", его запись {duration(record)}") if record else text
 
 
 def continuations(prompts: Sequence[str], runs: Sequence[Run], unknown: Sequence[str], t: Translate) -> RenderableType:
@@ -207,11 +211,7 @@ def continuations(prompts: Sequence[str], runs: Sequence[Run], unknown: Sequence
         text = Text.assemble((visible(prompt), "dim"), ("|", "dim cyan"), (visible(run.text), "bold"))
         result.add_row(str(i), text, f"{tokens_of(len(run.steps), t)}; {why(run.stop_reason, t)}")
     count = sum(len(run.steps) for run in runs)
-    seconds = sum(step.seconds for run in runs for step in run.steps) / max(1, count)
-    lines = [
-        result,
-        Text(t(f"{tokens_of(count, t)}, {duration(seconds)} each", f"{tokens_of(count, t)}, {duration(seconds)} на каждый"), "dim"),
-    ]
+    lines = [result, Text(f"{tokens_of(count, t)}; {step_times(runs, t)}" if count else tokens_of(count, t), "dim")]
     if unknown:
         lines.append(unknown_line(unknown, t))
     return Group(*lines)

@@ -61,7 +61,7 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
 
 def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence[int], t: Translate) -> RenderableType:
     """By hand beside ``model.generate()``, with what this run measured; ``lines`` of code, of generate's call and of the lesson."""
-    n_hand, n_generate = len(verdict.tokens_hand), len(verdict.tokens_generate)
+    n_hand = len(verdict.tokens_hand)
     own = t("our own, with a ledger", "своё, с протоколом")
     off = t("off here, to compare like with like; on by default", "здесь выключен для равных условий; по умолчанию включён")
     rows = (
@@ -79,7 +79,10 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
         ("KV-cache", off, t("none", "нет")),
         (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
         (t("lines of code", "строк кода"), t(f"{lines[0]}, the call", f"{lines[0]}, вызов"), f"{lines[1]}, inference.py"),
-        (t("time per token", "время на токен"), duration(verdict.seconds_generate / n_generate), duration(verdict.seconds_hand / n_hand)),
+        (
+            t("time of a step, median", "время шага, медиана"),
+            *("–" if s is None else duration(s) for s in (verdict.step_seconds_generate, verdict.step_seconds_hand)),
+        ),
     )
     result = table(t("aspect", "аспект"), "model.generate()", t("by hand", "вручную"), wide=(1, 2))
     for row in rows:
@@ -88,12 +91,46 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
 
 
 def growth_table(times: dict[str, dict[int, float]], t: Translate) -> RenderableType:
-    """Seconds per step by hand at several context lengths: model → length → seconds."""
+    """Seconds of a step by hand at several context lengths: model → length → seconds.
+
+    More context cannot cost less: where it seems to, the machine had other work, and the row is not shown.
+    """
     lengths = sorted({length for row in times.values() for length in row})
-    result = table(t("backbone + head at N tokens", "backbone + голова, N токенов"), *map(str, lengths), numbers=range(1, len(lengths) + 1))
+    result = table(t("a step at N tokens", "шаг при N токенах"), *map(str, lengths), numbers=range(1, len(lengths) + 1))
     for name, row in times.items():
-        result.add_row(Text(visible(name)), *(duration(row[length]) if length in row else "–" for length in lengths))
-    return result
+        believed = {length: duration(seconds) if rises(row) else "?" for length, seconds in row.items()}
+        result.add_row(Text(visible(name)), *(believed.get(length, "–") for length in lengths))
+    if all(map(rises, times.values())):
+        return result
+    busy = t(
+        "?: the machine was too busy to tell (more tokens seemed to take less time)",
+        "?: машина была слишком занята, чтобы судить (больше токенов будто бы заняли меньше времени)",
+    )
+    return Group(result, Text(busy, "yellow"))
+
+
+def rises(times: dict[int, float]) -> bool:
+    """Whether a longer context takes no less time, as far as ``duration`` shows it: length → seconds."""
+    shown = [round(seconds, 4 if seconds < 1 else 2) for _, seconds in sorted(times.items())]
+    return shown == sorted(shown)
+
+
+LOOP_COLUMNS = ("context", "hand_ms", "generate_ms", "hand_to_generate", "recording_percent", "limit_ms", "hand_to_limit")
+
+
+def loop_table(rows: Sequence[dict], t: Translate) -> RenderableType:
+    """What ``inspector bench loop`` measured: the numbers of its JSON rows under their names, and what these mean."""
+    heads = ("\n_".join(name.rsplit("_", 1)) for name in LOOP_COLUMNS)  # in two lines, for narrow terminals
+    result = table(*heads, numbers=range(len(LOOP_COLUMNS)))
+    for row in rows:
+        result.add_row(*(f"{row[name]:.2f}" if isinstance(row[name], float) else str(row[name]) for name in LOOP_COLUMNS))
+    meaning = t(
+        "ms of a step: backbone, head, filters and draw; medians after a warm-up. hand_to_generate is the median of the rounds' ratios, "
+        "recording_percent that of the steps' (a step's record, beside its time)",
+        "ms на шаг: backbone, голова, фильтры и выбор; медианы после прогрева. hand_to_generate — медиана отношений по раундам, "
+        "recording_percent — по шагам (запись шага, помимо его времени)",
+    )
+    return Group(result, Text(meaning, "dim"))
 
 
 def coverage_table(heads: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> RenderableType:

@@ -1,28 +1,41 @@
 """What ``inspector bench loop`` measures: the same computation three ways, and the arithmetic of its limit."""
 
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench import loop as bench
+from inspector.bench.mtp import bare_loop
+from inspector.compare.verifying import without_checkpoint_settings
 from inspector.loop.decoding import next_logits
-from inspector.records.generation import Sampling
+from inspector.render.verdicts import LOOP_COLUMNS
 
 
 def test_the_ways_that_are_timed_compute_the_same_tokens(tiny, monkeypatch):
-    m, sampling = tiny("qwen2"), Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=0)
-    drawn = []
-    draw = bench.draw
-
-    def noting(*arguments):
-        drawn.append(draw(*arguments)[0])
-        return drawn[-1], None
-
-    monkeypatch.setattr(bench, "draw", noting)
+    m, made = tiny("qwen2"), []
+    generate = type(m.model).generate
+    monkeypatch.setattr(type(m.model), "generate", lambda *a, **k: made.append(generate(*a, **k)) or made[-1])
     ids = bench.probe_ids(m, 8)
-    bench.bare_loop(m, ids, sampling, 4)
-    from inspector.loop.decoding import loop
+    with without_checkpoint_settings(m.model):
+        torch.manual_seed(0)
+        seconds = bench.clocked(m.model, ids, 4)
+    steps = bench.steps_by_hand(m, ids, 4)
+    assert [step.token.id for step in steps] == made[0][0, 8:].tolist() == bare_loop(m, ids, bench.SAMPLING, 4)[0, 8:].tolist()
+    assert len(seconds) == len(steps) == 4 and min(seconds) > 0
 
-    assert drawn == [step.token.id for step, _ in loop(m.split, ids, sampling, 4)]
+
+def test_recording_is_apart_from_the_steps_time(tiny):
+    """Together they are no more than what the whole loop takes, and a slow record does not make the step longer."""
+    m = tiny("qwen2")
+    slow = replace(m, texts=replace(m.texts, token=lambda id: time.sleep(0.01) or m.texts.token(id)))
+    started = time.perf_counter()
+    steps = bench.steps_by_hand(slow, bench.probe_ids(m, 8), 4)
+    whole = time.perf_counter() - started
+    assert all(step.recording_seconds > 0.1 > step.seconds > 0 for step in steps)
+    assert sum(step.seconds + step.recording_seconds for step in steps) <= whole
 
 
 def test_flops_are_those_that_torch_counts_in_the_linear_layers(tiny):
@@ -56,14 +69,42 @@ def test_the_prompt_is_always_the_same_and_leaves_the_global_random_state_alone(
 
 
 def test_ratios_are_by_hand_to_the_other_and_within_a_round(tiny, monkeypatch):
-    """With a clock that gives the ways known times: by hand 3, bare 2, generate 6 seconds for 2 steps."""
-    seconds = {"consume": 3.0, "bare_loop": 2.0}
-    monkeypatch.setattr(bench, "timed", lambda call: seconds.get(call.__code__.co_names[0], 6.0))
+    """With known times: warming up takes long, and the machine slows down from round to round, which the ratios do not see."""
+    slowness, turn = [100, 1, 2, 5], dict(hand=0, generate=0)
+
+    def steps(way, numbers):
+        turn[way] += 1
+        return [tuple(slowness[turn[way] - 1] * number for number in pair) for pair in numbers]
+
+    def by_hand(m, ids, count):
+        return [SimpleNamespace(seconds=s, recording_seconds=r) for s, r in steps("hand", [(90, 90), (1, 0.5), (3, 0.3), (2, 0.2)][:count])]
+
+    monkeypatch.setattr(bench, "steps_by_hand", by_hand)
+    monkeypatch.setattr(
+        bench, "clocked", lambda reference, ids, count: [s for (s,) in steps("generate", [(70,), (4,), (4,), (8,)][:count])]
+    )
     monkeypatch.setattr(bench, "flops_per_second", lambda m: 1e9)
     monkeypatch.setattr(bench, "flops_per_step", lambda m, length: 0.5e9)
-    row = bench.measure(tiny("qwen2"), lengths=(8,), rounds=3, steps=2)[0]
-    expected = dict(context=8, hand_ms=1500.0, generate_ms=3000.0, hand_to_generate=0.5, recording_percent=50.0, limit_ms=500.0)
-    assert row == expected | dict(hand_to_limit=3.0)
+    row = bench.measure(tiny("qwen2"), lengths=(8,), rounds=3, steps=3)[0]
+    # By hand 1 3 2, 2 6 4, 5 15 10; generate 4 4 8, 8 8 16, 20 20 40: medians 4 and 8, within a round 2/4, 4/8, 10/20.
+    expected = dict(context=8, hand_ms=4000.0, generate_ms=8000.0, hand_to_generate=0.5, recording_percent=10.0, limit_ms=500.0)
+    assert row == expected | dict(hand_to_limit=8.0)
+    assert list(row) == list(LOOP_COLUMNS) and turn == dict(hand=4, generate=4)
+
+
+def test_a_step_at_a_length_is_the_median_after_the_first(tiny, monkeypatch):
+    times = iter([9.0, 9.0, 1.0, 2.0, 3.0, 7.0, 2.0, 4.0])
+    monkeypatch.setattr(bench, "turns", lambda least: range(least + 1))
+    monkeypatch.setattr(bench, "steps_by_hand", lambda m, ids, steps: [SimpleNamespace(seconds=next(times))])
+    assert bench.seconds_per_step(tiny("expert"), (8, 16)) == {8: 2.0, 16: 4.0}
+
+
+def test_a_short_measurement_takes_more_turns_and_a_long_one_no_more_than_it_must(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: 0.0)
+    assert list(bench.turns(3)) == list(range(bench.MOST_TURNS))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    assert list(bench.turns(3)) == [0, 1, 2, 3]
 
 
 def test_the_estimate_adds_up_all_layers_and_the_whole_head(tiny, monkeypatch):

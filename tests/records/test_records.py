@@ -10,7 +10,7 @@ import pytest
 
 from inspector.records.as_json import SCHEMA, from_json, to_json
 from inspector.records.comparison import LEVELS, Verdict
-from inspector.records.generation import Candidate, Origin, Run, Sampling, Step, Token
+from inspector.records.generation import Candidate, Origin, Run, Sampling, Step, Token, median_step
 from inspector.records.structure import ModuleNode
 
 TOKEN = Token(7, "ин")
@@ -29,6 +29,7 @@ GREEDY_STEP = Step(
     rank=1,
     text="ин",
     seconds=0.001,
+    recording_seconds=0.0002,
 )
 DRAWN_STEP = replace(
     GREEDY_STEP,
@@ -78,6 +79,8 @@ VERDICT = Verdict(
     sampling=Sampling(temperature=0.0, seed=0),
     error_hand=1e-7,
     floor=0.0,
+    step_seconds_hand=0.125,
+    step_seconds_generate=0.0625,
 )
 LAYERS = ModuleNode("layers.0", "Layer", repeat=2, tied_to="lm_head", children=(ModuleNode("rope", "RoPE", functional=True),))
 NODE = ModuleNode("model", "Qwen2Model", "8×16", 100, 400, part="backbone", children=(LAYERS,))
@@ -100,6 +103,32 @@ def test_record_survives_json(record):
 def test_a_sampling_is_hashable_and_comes_back_from_what_was_written_before_it_had_bans():
     assert len({RUN.sampling, from_json(Sampling, through_text(RUN.sampling)), Sampling()}) == 2
     assert from_json(Sampling, dict(temperature=0.5, top_k=None, top_p=None, repetition_penalty=1.0, seed=1)) == Sampling(0.5, seed=1)
+
+
+def test_what_was_written_before_times_were_taken_apart_is_read():
+    run, verdict = through_text(RUN), through_text(VERDICT)
+    for step in run["steps"]:
+        del step["recording_seconds"]
+    del verdict["step_seconds_hand"], verdict["step_seconds_generate"]
+    assert from_json(Run, run) == replace(RUN, steps=tuple(replace(step, recording_seconds=0.0) for step in RUN.steps))
+    assert from_json(Verdict, verdict) == replace(VERDICT, step_seconds_hand=None, step_seconds_generate=None)
+
+
+@pytest.mark.parametrize(
+    ("runs", "median"),
+    [
+        ([], 0.0),
+        ([()], 0.0),
+        ([(5.0,)], 5.0),
+        ([(9.0, 1.0)], 1.0),
+        ([(9.0, 1.0, 2.0)], 1.5),
+        ([(9.0, 1.0, 8.0, 2.0)], 2.0),
+        ([(9.0, 1.0, 2.0), (8.0, 3.0), (7.0,)], 2.5),
+        ([(), (9.0, 1.0)], 1.0),
+    ],
+)
+def test_the_time_of_a_step_is_the_median_without_the_first(runs, median):
+    assert median_step(*runs) == median
 
 
 def test_lists_come_back_as_tuples_and_records_as_their_classes():

@@ -18,7 +18,7 @@ from inspector.render.steps import candidate_table, computing_line, fed_panel, s
 from inspector.render.tables import notice, section, title
 from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
 from inspector.render.trees import parts_explained, split_table, tree_difference, tree_panel, trees
-from inspector.render.verdicts import LEVEL_STYLES, comparison_table, growth_table, verdict_line
+from inspector.render.verdicts import LEVEL_STYLES, LOOP_COLUMNS, comparison_table, growth_table, loop_table, rises, verdict_line
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "[bold]\x1b[31m\u202e\n"
@@ -99,7 +99,17 @@ def verdict(level, **numbers):
     errors = {} if level == "bitwise" else dict(error_hand=1e-6, error_generate=2e-6, floor=3e-7)
     tokens = (5, 6), (5, 6) if level in ("bitwise", "rounding", "tokens") else (5, 7)
     first = None if level == "bitwise" else 0
-    return Verdict(level, 2, first, 0.0 if level == "bitwise" else 1.5e-6, *tokens, 0.2, 0.3, Sampling(seed=4), **(errors | numbers))
+    return Verdict(
+        level,
+        2,
+        first,
+        0.0 if level == "bitwise" else 1.5e-6,
+        *tokens,
+        0.2,
+        0.3,
+        Sampling(seed=4),
+        **(errors | dict(step_seconds_hand=0.1, step_seconds_generate=0.15) | numbers),
+    )
 
 
 VERDICTS = [
@@ -145,10 +155,39 @@ def everything(width: int, language: str) -> str:
         *(verdict_line("names", v, t) for v in VERDICTS),
         comparison_table("model", "lm_head", VERDICTS[0], [11, 135], t),
         growth_table({"names": {8: 0.0012, 32: 1.5}, "other": {8: 0.2}}, t),
+        growth_table({"names": {8: 0.0012, 32: 0.00121}, "busy": {8: 0.2, 32: 0.1}}, t),
+        loop_table([dict(zip(LOOP_COLUMNS, (32, 1.5, 2.0, 0.75, 2.25, 0.5, 3.0), strict=True))], t),
         text_panel("К", RUN, t),
+        text_panel("К", replace(RUN, steps=tuple(replace(step, recording_seconds=0.0002) for step in RUN.steps)), t),
+        text_panel("К", replace(RUN, steps=(), text="", stop_reason="interrupted"), t),
     ):
         console.print(renderable)
     return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("times", "believed"),
+    [
+        ({}, True),
+        ({8: 0.2}, True),
+        ({8: 0.0012, 32: 0.0012}, True),
+        ({8: 0.00121, 32: 0.00119}, True),  # both are shown as 1.2 ms
+        ({8: 0.0013, 32: 0.0012}, False),
+        ({32: 0.0012, 8: 0.0013}, False),
+        ({8: 0.1, 32: 0.3, 64: 0.2}, False),
+        ({8: 1.504, 32: 1.501}, True),
+        ({8: 1.51, 32: 1.50}, False),
+    ],
+)
+def test_more_context_cannot_cost_less(times, believed):
+    assert rises(times) == believed
+
+
+def test_an_old_verdict_has_no_time_of_a_step():
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    old = replace(VERDICTS[0], step_seconds_hand=None, step_seconds_generate=None)
+    console.print(comparison_table("model", "lm_head", old, [11, 135], translator("en")))
+    assert [line.split()[-2:] for line in console.file.getvalue().splitlines() if "time of a step" in line] == [["–", "–"]]
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])
