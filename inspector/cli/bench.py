@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
@@ -69,12 +70,13 @@ def bench_loop(
         rows = measure(m, rounds=rounds, said=say)
     if not rows:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
-    heads = ("context", "hand ms", "generate ms", "ratio", "recording %", "limit ms", "to limit")
+    heads = ("context", "hand ms", "generate ms", "hand/generate*", "recording %*", "limit ms", "hand/limit")
     result = table(*heads, numbers=range(len(heads)))
     for row in rows:
         result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     out.header(model)
     out.console.print(result)
+    out.console.print(Text("a time is the median of steps after a warm-up; * the median of the ratios within rounds and steps", "dim"))
     out.write(dict(model=model, threads=threads_now(), rows=rows))
 
 
@@ -95,15 +97,16 @@ def bench_trace(
         from ..bench.trace import by_role, measure
 
         rows, roles = measure(m, tokens, rounds, say), by_role(m, tokens, rounds, say)
-    result = table("way", "tokens", "components", "ms", "to plain", numbers=range(1, 5))
+    result = table("way", "tokens", "components", "ms", "to plain*", numbers=range(1, 5))
     for row in rows:
         result.add_row(row["way"], str(row["tokens"]), str(row["components"]), f"{row['ms']:.2f}", f"{row['to_plain']:.3f}")
-    own = table("statistics of", "components", "numbers", "ms", "% of the pass", numbers=range(1, 5))
+    own = table("statistics of", "components", "numbers", "ms", "% of the pass*", numbers=range(1, 5))
     for row in roles:
         own.add_row(row["role"], str(row["components"]), f"{row['numbers']:,}", f"{row['ms']:.2f}", f"{100 * row['share']:.2f}")
     out.header(model)
     out.console.print(result)
     out.console.print(own)
+    out.console.print(Text("a time is the median of rounds after a warm-up; * the median of the ratios within rounds", "dim"))
     out.write(dict(model=model, threads=threads_now(), rows=rows, roles=roles))
 
 
