@@ -76,7 +76,12 @@ def bench_loop(
         result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     out.header(model)
     out.console.print(result)
-    out.console.print(Text("a time is the median of steps after a warm-up; ratio: hand to generate(); * the median of the ratios of a round, of a step", "dim"))
+    out.console.print(
+        Text(
+            "a time is the median of steps after a warm-up; ratio: hand to generate(); * the median of the ratios of a round, of a step",
+            "dim",
+        )
+    )
     out.write(dict(model=model, threads=threads_now(), rows=rows))
 
 

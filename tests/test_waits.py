@@ -1,4 +1,5 @@
-"""How often a step by hand waits for an accelerator: what would wait there is counted on the CPU, and told by CUDA itself where it is."""
+"""How often a step by hand, or a watched pass, waits for an accelerator: what would wait there is counted on the CPU, and told by CUDA
+itself where it is."""
 
 import warnings
 
@@ -6,11 +7,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from inspector.inside.tracing import trace
+from inspector.loading.loaded import attach
 from inspector.loop.batches import new_row
 from inspector.loop.beam_search import Beams
 from inspector.loop.decoding import loop, search, side_by_side
 from inspector.loop.sampling import FILTERS
+from inspector.parts.roles import BLOCKS
 from inspector.parts.splitting import Split
+from inspector.parts.watching import by_hand
 from inspector.records.generation import Sampling
 
 V, STEPS, MOST = 50, 12, 3
@@ -175,6 +180,21 @@ def test_a_step_of_a_search_waits_three_times_at_most():
     assert STEPS < len(waits.found) <= MOST * (STEPS + 6)  # its beginning brings constants, its end reads what was found
 
 
+@pytest.mark.parametrize("roles", [BLOCKS, ("**",)], ids=["blocks", "every role"])
+@pytest.mark.parametrize("kind", ["qwen2", "gpt-moe"])
+def test_a_trace_waits_three_times_at_most_however_many_components_it_has(tiny, kind, roles):
+    m = tiny(kind)
+    with Waits() as waits:
+        ids_1T = m.prompt(range(1, 9))
+        by_hand(m.split, ids_1T)
+        by_hand(m.split, ids_1T)
+        m.tokens(range(1, 9))
+    of_the_model = len(waits.found)  # experts are sorted by numbers, and the prompt's ids never were on an accelerator
+    with Waits() as waits:
+        record = trace(m, range(1, 9), roles)
+    assert len(record.components) >= 9 and len(waits.found) - of_the_model <= MOST, waits.found
+
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: what waits for one is told by CUDA alone")
 
 
@@ -194,6 +214,27 @@ def test_cuda_is_waited_for_three_times_at_most(settings):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(counts) >= 5 and 1 <= max(counts) <= MOST, counts
+
+
+@needs_cuda
+@pytest.mark.parametrize("roles", [BLOCKS, ("**",)], ids=["blocks", "every role"])
+def test_cuda_is_waited_for_three_times_at_most_in_a_watched_pass(tiny, roles):
+    m = tiny("qwen2")
+    m.model.to("cuda")
+    m = attach(m.model, m.tokenizer, m.origin)
+    told = {}
+    ways = dict(bare=lambda: [by_hand(m.split, m.prompt(range(1, 9))) for _ in range(2)], trace=lambda: trace(m, range(1, 9), roles))
+    for name, run in ways.items():
+        run()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        told[name] = sum("synchronizing" in str(one.message) for one in caught)
+    assert told["trace"] - told["bare"] <= MOST, told
 
 
 @needs_cuda
