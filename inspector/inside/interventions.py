@@ -78,7 +78,7 @@ def activation(output: object) -> Tensor:
 def sites(m: Loaded, pattern: str) -> list[Site]:
     """The places that a role, a head of attention (``layers.3.attn.head.2``) or a glob (``layers.*.mlp``) names.
 
-    Globs are those of ``tracing.chosen``.
+    Globs are those of ``roles.chosen``.
 
     Raises:
         ValueError: there is none; some that there are, are named.
