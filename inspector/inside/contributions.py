@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..loading.loaded import Loaded
+from ..parts.errors import NoSumError
 from ..parts.heads import recognise
 from ..parts.watching import Call, Watch, first_tensor, submodules, substituted
 from ..records.effects import Check, Contributions, Term
@@ -32,10 +33,6 @@ BRANCHES = {  # of a layer, in the order in which they are looked for: role → 
     "per_layer": "per_layer.norm",
 }
 NORMS = ("norm_attn", "norm_attn_post", "norm_cross", "norm_mlp", "norm_mlp_post")
-
-
-class NoSumError(ValueError):
-    """The model's stream is no sum of what its components write, or the sum does not come out."""
 
 
 @dataclass(frozen=True)

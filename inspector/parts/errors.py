@@ -7,3 +7,7 @@ class InvariantError(RuntimeError):
 
 class NoPartError(ValueError):
     """A view is of a part that the model does not have, or not in a form that is known here."""
+
+
+class NoSumError(ValueError):
+    """The model's stream is no sum of what its components write, or the sum does not come out."""
