@@ -10,16 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..models import Routing
 from .errors import InvariantError
-
-if TYPE_CHECKING:
-    from .splitting import Split
 
 
 @dataclass(eq=False)
@@ -193,8 +190,8 @@ class Pass(NamedTuple):
 
 
 @torch.no_grad()
-def by_hand(split: "Split", ids_1T: Tensor, parts: Mapping[str, nn.Module] | None = None, before=None, after=None, clock=None) -> Pass:
-    """One forward pass over a prompt, computed as a step of the loop is; arguments as in ``Watch``.
+def by_hand(split, ids_1T: Tensor, parts: Mapping[str, nn.Module] | None = None, before=None, after=None, clock=None) -> Pass:
+    """One forward pass over a prompt through a model's two parts, its ``Split``, as in a step of the loop; the rest as in ``Watch``.
 
     "head" among the parts stands for the head of the split as a whole, with its caps and scales.
     """
