@@ -240,6 +240,7 @@ print(join_processes("cpu", 1).gather({0: "met"}), f"running: {len(native())}")
     assert sys.platform != "linux" or "running: 0" not in done.stdout  # else the names above are not those of this torch
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_during_a_run_of_many_prompts_writes_what_there_is(tmp_path):
     (tmp_path / "prompts.txt").write_text("Крас\n" * 200, encoding="utf8")
     arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--json", "-", "--batch-size", "1"]
