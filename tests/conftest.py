@@ -1,6 +1,7 @@
 """What several tests share: tiny random models with a tokenizer, and the full-size stand-in."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,17 @@ def tiny_model(kind: str, vocab_size: int, context: int = 48):
 
 def pytest_addoption(parser):
     parser.addoption("--rewrite-golden", action="store_true", help="write what tests/golden should hold instead of comparing")
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C acts in this test and in the processes that it starts, also where the tests run in the background, which ignores it.
+
+    An ignored signal would stay so in every process that is started; one with a handler is as usual there.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

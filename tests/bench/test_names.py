@@ -170,6 +170,7 @@ def test_ngrams_and_models_are_scored_on_the_same_positions_and_read_unknown_cha
     assert all(0 < row["loss"] < 10 for row in result["models"])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_bench_that_was_interrupted_goes_on_with_the_same_weights(measured, tmp_path):
     recipes, seen = tiny_recipes("qwen2", "gpt", "gpt-mla"), []
 

@@ -145,6 +145,7 @@ def test_weights_are_read_from_the_checkpoint_and_copied_only_where_they_cannot_
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("end", ["return", "error", "SIGINT", "SIGTERM"])
 def test_the_copy_goes_with_the_process_however_it_ends(saved, tmp_path, end):
     folder = as_bin(saved("qwen2"))

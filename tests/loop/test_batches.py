@@ -11,9 +11,11 @@ import torch
 
 from inspector.cli.options import read_prompts
 from inspector.compare.verifying import by_generate
+from inspector.loading.texts import Texts
 from inspector.loop.batches import Processes, run_prompts
 from inspector.loop.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
 from inspector.loop.sampling import new_generator
+from inspector.parts.splitting import Split
 from inspector.records.as_json import from_json
 from inspector.records.generation import Run, Sampling
 
@@ -114,6 +116,16 @@ def test_each_row_draws_from_its_own_generator(tiny):
     for i, step, _ in side_by_side(m.split, rows):
         tokens[i].append(step.token.id)
     assert tokens[0] == tokens[2] != tokens[1] == tokens[3] and len(tokens[0]) == 6
+
+
+def test_a_row_that_breaks_does_so_in_its_turn():
+    """The numbers of a batch are fetched together: rows before the broken one still give their steps, and it is named as alone."""
+    ids, steps = torch.tensor([3]), []
+    rows = [Row(ids, replace(SAMPLED, temperature=t), 3, (), None, Texts(), new_generator(0, ids.device), 5) for t in (1.0, 1e-39, 1.0)]
+    with pytest.raises(ValueError, match="temperature=1e-39 .* make the largest logit"):
+        for i, step, _ in side_by_side(Split(lambda ids_BT: torch.ones(*ids_BT.shape, 9), lambda hidden: hidden), rows):
+            steps.append((i, step.index))
+    assert steps == [(0, 0)]
 
 
 class Recorder(Processes):
@@ -240,6 +252,7 @@ print(join_processes("cpu", 1).gather({0: "met"}), f"running: {len(native())}")
     assert sys.platform != "linux" or "running: 0" not in done.stdout  # else the names above are not those of this torch
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_during_a_run_of_many_prompts_writes_what_there_is(tmp_path):
     (tmp_path / "prompts.txt").write_text("Крас\n" * 200, encoding="utf8")
     arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--json", "-", "--batch-size", "1"]

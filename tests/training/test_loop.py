@@ -95,6 +95,7 @@ def test_a_real_kill_and_a_real_resume(tmp_path):
     assert [row["step"] for row in cut] == list(range(1, 151)) and cut == whole
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_step_saves_the_state_and_can_be_resumed(tmp_path):
     steps = []
     with pytest.raises(KeyboardInterrupt):

@@ -82,6 +82,7 @@ except ValueError as error:
     assert any(0.0 in load for row in experts for load in row["router_load"].values())  # an expert without a token was there
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.slow
 def test_ctrl_c_stops_both_processes_after_the_same_step_and_resume_goes_on(tmp_path):
     (tmp_path / "lines.txt").write_text("\n".join(LINES))
