@@ -8,6 +8,7 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -105,20 +106,21 @@ class Watch:
         self.running: list[Call] = []
         self.spans: dict[str, list] = {}  # name of a call → when it began and ended, and how many pauses there were before
         self.pauses: list[tuple] = []
-        self.hooks: list = []
+        self.hooks = ExitStack()
 
     def __enter__(self) -> "Watch":
-        for role, module in self.parts.items():
-            begin = lambda module, args, options, role=role: self.begin(role, module, args, options)  # noqa: E731
-            self.hooks.append(module.register_forward_pre_hook(begin, with_kwargs=True))
-            self.hooks.append(module.register_forward_hook(lambda module, args, output: self.end(output), always_call=True))
-        self.spans[""] = [self.now(), len(self.pauses)]
+        with ExitStack() as hooks:  # where a part takes none, those that are there already go
+            for role, module in self.parts.items():
+                begin = lambda module, args, options, role=role: self.begin(role, module, args, options)  # noqa: E731
+                hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(lambda module, args, output: self.end(output), always_call=True).remove)
+            self.hooks = hooks.pop_all()
+        self.note("", self.now())
         return self
 
     def __exit__(self, *error) -> None:
-        self.spans[""] += [self.now(), len(self.pauses)]
-        for hook in self.hooks:
-            hook.remove()
+        self.note("", self.now())
+        self.hooks.close()
 
     def call(self, role: str, function: Callable, *args):
         """``function(*args)`` as a call of a part that is no single module, such as a head with its caps."""
@@ -137,7 +139,7 @@ class Watch:
         new = self.before(call) if self.before else None
         if new is not None:
             call.args, call.options = new
-        self.spans[call.name] = [self.resume(paused, self.before is not None), len(self.pauses)]
+        self.note(call.name, self.resume(paused, self.before is not None))
         return new
 
     def end(self, output: object) -> object:
@@ -147,7 +149,7 @@ class Watch:
         if output is None:
             return None
         call.output = output
-        self.spans[call.name] += [paused, len(self.pauses)]
+        self.note(call.name, paused)
         new = self.after(call) if self.after else None
         self.resume(paused, self.after is not None)
         return new
@@ -155,6 +157,11 @@ class Watch:
     def now(self):
         """This moment, if there is a clock."""
         return self.clock and self.clock.now()
+
+    def note(self, name: str, moment) -> None:
+        """Keeps the moment at which a call began or ended, if there is a clock."""
+        if self.clock:
+            self.spans.setdefault(name, []).extend((moment, len(self.pauses)))
 
     def resume(self, paused, worked: bool):
         """Ends a pause, in which something was done if it ``worked``; the moment of that."""

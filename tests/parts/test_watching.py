@@ -96,6 +96,20 @@ def test_hooks_go_when_something_raises_and_the_calls_around_it_are_not_shown(wh
     assert hook_count(model) == 0 and ended == [] and watch.running == []
 
 
+def test_no_hook_stays_where_a_part_takes_none():
+    model = tiny_model("llama")
+    with pytest.raises(AttributeError), Watch({"layers.0": model.model.layers[0], "head": None}):
+        pass
+    assert hook_count(model) == 0
+
+
+def test_without_a_clock_nothing_is_kept_of_a_call():
+    model = tiny_model("llama")
+    with Watch({"layers.0": model.model.layers[0]}) as watch:
+        logits(model)
+    assert watch.spans == {} and watch.pauses == [] and watch.running == []
+
+
 def test_it_serves_a_generation_with_caches_and_finds_every_pass():
     model, lengths = tiny_model("qwen2"), []
 
