@@ -122,7 +122,7 @@ def test_a_row_that_breaks_does_so_in_its_turn():
     """The numbers of a batch are fetched together: rows before the broken one still give their steps, and it is named as alone."""
     ids, steps = torch.tensor([3]), []
     rows = [Row(ids, replace(SAMPLED, temperature=t), 3, (), None, Texts(), new_generator(0, ids.device), 5) for t in (1.0, 1e-39, 1.0)]
-    with pytest.raises(ValueError, match="temperature=1e-39 .* make the largest logit"):
+    with pytest.raises(ValueError, match=r"temperature=1e-39 .* make the largest logit"):
         for i, step, _ in side_by_side(Split(lambda ids_BT: torch.ones(*ids_BT.shape, 9), lambda hidden: hidden), rows):
             steps.append((i, step.index))
     assert steps == [(0, 0)]
