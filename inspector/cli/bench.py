@@ -11,6 +11,7 @@ from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.names import names_view
 from ..render.tables import table
+from ..render.verdicts import loop_table
 from .options import (
     ModelArgument,
     ModelOptions,
@@ -70,18 +71,8 @@ def bench_loop(
         rows = measure(m, rounds=rounds, said=say)
     if not rows:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
-    heads = ("context", "hand ms", "generate ms", "ratio*", "record %*", "limit ms", "to limit")
-    result = table(*heads, numbers=range(len(heads)))
-    for row in rows:
-        result.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     out.header(model)
-    out.console.print(result)
-    out.console.print(
-        Text(
-            "a time is the median of steps after a warm-up; ratio: hand to generate(); * the median of the ratios of a round, of a step",
-            "dim",
-        )
-    )
+    out.console.print(loop_table(rows, out.t))
     out.write(dict(model=model, threads=threads_now(), rows=rows))
 
 
