@@ -444,7 +444,7 @@ def test_loading_raises_the_peak_of_anonymous_memory_by_at_most_the_parameters_a
 import json, threading, time
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
-import inspector.loading
+import inspector.loading.loading
 before = peak = anonymous()
 done = False
 def watch():
