@@ -126,14 +126,15 @@ def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said
     ablated = []
     for roles, also_samples in [([], True), *((best[:n], n <= 2) for n in range(1, count)), ([attention], True)]:
         for fill in ("zero", "mean") if roles else ("",):
-            said(f"without {', '.join(roles)}")
+            without = f"without {', '.join(roles)}" if roles else "the whole model"
+            said(without)
             with ExitStack() as stack:
                 for role in roles:
                     stack.enter_context(ablate(m, role, fill))
                 row = dict(roles=roles, fill=fill, **right(m, todo))
                 if also_samples and fill != "mean":
                     sampling = Sampling(temperature=0.8, top_p=0.95, seed=seed)
-                    made_up = agreement(m, samples, sampling, lambda text, roles=roles: said(f"without {', '.join(roles)}: {text}"))
+                    made_up = agreement(m, samples, sampling, lambda text, without=without: said(f"{without}: {text}"))
                     row |= dict(agreement_percent=made_up["agreement_percent"], unjudged_percent=made_up["unjudged_percent"])
             ablated.append(row)
     means = {name: float(torch.cat(values).mean()) for name, values in leads.items()}

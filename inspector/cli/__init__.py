@@ -94,7 +94,10 @@ def run(
     model: ModelArgument,
     prompt: PromptArgument = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Run every line of a text file instead, in batches, with one thread by default.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Run every line of a text file instead, in batches, with one thread unless --threads says otherwise."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Of --prompts: prompts that go through the model together.")] = 8,
     explain: Annotated[
@@ -225,8 +228,8 @@ def coverage(
         for row in todo:
             rows.append(row)
             say(f"{len(rows)} of {len(types or bench.types())} types, the last was {row.model_type}")
-    console.print(coverage_table(bench.HEADS, [bench.cells(row) for row in rows], console.width))
     console.print(computing_line([], threads, translator("en")))
+    console.print(coverage_table(bench.HEADS, [bench.cells(row) for row in rows], console.width))
     for name, number in bench.totals(rows).items():
         console.print(f"{number:4} {name}", markup=False)
     if markdown:

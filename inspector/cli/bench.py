@@ -44,7 +44,7 @@ def bench_gender(
     """Where in a names model is a surname's gender decided, and what is lost without the heads that read it?"""
     at_least_one(pairs=pairs, samples=samples)
     m = how.load(model)
-    with busy("") as say:
+    with busy(out.t("measuring …", "измерение …")) as say:
         from ..bench.gender import measure
 
         result = measure(m, pairs, samples, seed, said=say)
@@ -93,16 +93,23 @@ def bench_trace(
         from ..bench.trace import by_role, measure
 
         rows, roles = measure(m, tokens, rounds, say), by_role(m, tokens, rounds, say)
-    result = table("way", "tokens", "components", "ms", "to plain*", numbers=range(1, 5))
+    t = out.t
+    parts = t("components", "компонентов")
+    result = table(t("way", "способ"), t("tokens", "токенов"), parts, t("ms", "мс"), t("to plain*", "к чистому*"), numbers=range(1, 5))
     for row in rows:
         result.add_row(row["way"], str(row["tokens"]), str(row["components"]), f"{row['ms']:.2f}", f"{row['to_plain']:.3f}")
-    own = table("statistics of", "components", "numbers", "ms", "% of the pass*", numbers=range(1, 5))
+    heads = t("statistics of", "статистика"), parts, t("numbers", "чисел"), t("ms", "мс"), t("% of the pass*", "% прохода*")
+    own = table(*heads, numbers=range(1, 5))
     for row in roles:
         own.add_row(row["role"], str(row["components"]), f"{row['numbers']:,}", f"{row['ms']:.2f}", f"{100 * row['share']:.2f}")
     out.header(model)
     out.console.print(result)
     out.console.print(own)
-    out.console.print(Text("a time is the median of rounds after a warm-up; * the median of the ratios within rounds", "dim"))
+    said = t(
+        "a time is the median of rounds after a warm-up; * the median of the ratios within rounds",
+        "время — медиана раундов после прогрева; * медиана отношений внутри раундов",
+    )
+    out.console.print(Text(said, "dim"))
     out.write(dict(model=model, threads=threads_now(), rows=rows, roles=roles))
 
 
@@ -119,7 +126,7 @@ def bench_agreement(
     """Do given name and surname agree in gender in what a names model makes up (temperature 0.8, top-p 0.95)?"""
     at_least_one(samples=samples)
     m = how.load(model)
-    with busy("") as say:
+    with busy(out.t("making lines up …", "придумываются строки …")) as say:
         from ..bench.agreement import measure
 
         result = measure(m, samples, Sampling(temperature=0.8, top_p=0.95, seed=seed), said=say)

@@ -104,8 +104,9 @@ class ModelOptions:
         return m
 
     def settle(self, *models) -> None:
-        """The number of threads that was asked for, or that fits the largest of these models."""
-        settle_threads(self.threads, max(sum(p.numel() for p in model.parameters()) for model in models))
+        """The number of threads that was asked for, or that fits the largest of these models; of some the weights are buffers."""
+        sizes = (sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in model.buffers()) for model in models)
+        settle_threads(self.threads, max(sizes))
 
     def arguments(self) -> dict:
         """Of ``inspector.load``."""

@@ -109,7 +109,7 @@ def hint(m: Loaded, modules: dict[str, nn.Module]) -> str:
         with suppress(ValueError):
             inside.append(f"attn.head.0 to attn.head.{head_count(m.model, modules['layers.0.attn.o'])[0] - 1}")
     outside = [role for role in ("embed", "embed_pos", "final_norm", "head") if role in modules]
-    return f"{said}, with {', '.join(inside)} in them; and {', '.join(outside)}"
+    return said + (f", with {', '.join(inside)} in them" if inside else "") + f"; and {', '.join(outside)}"
 
 
 @contextmanager
@@ -303,8 +303,8 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
     result = shifted(m, ids, before_V, after_V)
     result = replace(result, interventions=tuple(interventions), roles=roles)
     result = replace(result, same_hooked=torch.equal(before_V, hooked_V), same_afterwards=torch.equal(before_V, again_V))
-    try:
-        apart(m.origin.name, before_V, hooked_V, lambda: again_V)  # hooks may lead to other last bits, not to other numbers
+    try:  # hooks may lead to other last bits, not to other numbers
+        result = replace(result, apart=apart(m.origin.name, before_V, hooked_V, lambda: again_V))
     except InvariantError as error:
         raise ValueError(f"{error}: what the intervention does cannot be told from that") from None
     if not result.same_afterwards:

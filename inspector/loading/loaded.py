@@ -97,18 +97,22 @@ class Loaded:
         """A prompt as the model takes it, [1, T]: every entry point has it from here. ``ids`` are [T] or [1, T].
 
         Raises:
-            ValueError: no tokens, or more than the model reads; several rows; ids that it does not have.
+            ValueError: no tokens, or more than the model reads; several rows; no ids, or such as it does not have.
         """
-        given = torch.as_tensor(ids)
+        try:
+            given = torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError) as error:  # of text, of rows that differ in length, of what is no number
+            raise ValueError(f"ids {str(ids)[:40]!r}: give whole numbers; text goes through encode first") from error
         if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != 1):
             raise ValueError(f"ids of shape {list(given.shape)}: give one prompt, [T] or [1, T]; several go one by one, or to run_prompts")
         check_request(given.numel(), 1, self.context_length)
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
             raise ValueError(f"ids of {str(given.dtype).removeprefix('torch.')}: give whole numbers")
+        given = given.to(torch.long)
         low, high = (int(end) for end in given.aminmax())
         if low < 0 or high >= self.vocab_size:
             raise ValueError(f"token id {low if low < 0 else high}: {self.origin.name} has the ids 0 to {self.vocab_size - 1}")
-        return given.reshape(1, -1).to(self.device, torch.long)
+        return given.reshape(1, -1).to(self.device, copy=True)
 
     def tokens(self, ids: Sequence[int] | Tensor) -> tuple[Token, ...]:
         """The tokens of a prompt, or of any ids."""

@@ -113,7 +113,8 @@ class Watch:
             for role, module in self.parts.items():
                 begin = lambda module, args, options, role=role: self.begin(role, module, args, options)  # noqa: E731
                 hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
-                hooks.callback(module.register_forward_hook(lambda module, args, output: self.end(output), always_call=True).remove)
+                end = lambda module, args, output, role=role: self.end(role, output)  # noqa: E731
+                hooks.callback(module.register_forward_hook(end, always_call=True).remove)
             self.hooks = hooks.pop_all()
         self.note("", self.now())
         return self
@@ -121,12 +122,13 @@ class Watch:
     def __exit__(self, *error) -> None:
         self.note("", self.now())
         self.hooks.close()
+        self.running.clear()  # what Ctrl-C has broken off
 
     def call(self, role: str, function: Callable, *args):
         """``function(*args)`` as a call of a part that is no single module, such as a head with its caps."""
         args, options = self.begin(role, None, args, {}) or (args, {})
         output = function(*args, **options)
-        new = self.end(output)
+        new = self.end(role, output)
         return output if new is None else new
 
     def begin(self, role: str, module: nn.Module | None, args: tuple, options: dict) -> tuple[tuple, dict] | None:
@@ -142,10 +144,11 @@ class Watch:
         self.note(call.name, self.resume(paused, self.before is not None))
         return new
 
-    def end(self, output: object) -> object:
-        """What happens after a call. One that broke off has no output, and is not shown."""
+    def end(self, role: str, output: object) -> object:
+        """What happens after the last call of a part. One that broke off has no output, and is not shown."""
         paused = self.now()
-        call = self.running.pop()
+        call = next(call for call in reversed(self.running) if call.role == role)  # of several roles of a module the first ends first
+        self.running.remove(call)
         if output is None:
             return None
         call.output = output

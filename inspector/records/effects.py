@@ -99,6 +99,7 @@ class Effect:
         kl: divergence of the distribution after from the one before, KL(before‖after), in nats.
         same_hooked: with the same hooks, each giving back what it is given, the logits are the model's bit for bit.
         same_afterwards: so they are when the hooks are gone.
+        apart: the largest difference of a logit that the hooks alone make; 0 for nearly every model.
     """
 
     model: str
@@ -109,4 +110,5 @@ class Effect:
     kl: float
     same_hooked: bool
     same_afterwards: bool
+    apart: float = 0.0
     schema: int = SCHEMA

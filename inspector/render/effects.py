@@ -110,7 +110,13 @@ def effect_view(record: Effect, t: Translate, top: int = 10) -> RenderableType:
         "Proved: hooks that change nothing leave every bit of the logits as it was, and so does the end of the intervention.",
         "Доказано: хуки, которые ничего не меняют, не трогают ни бита логитов; после вмешательства все биты прежние.",
     )
-    return Group(Text("\n".join(lines)), Text(""), result, Text(""), Text(f"{kl}; {most}", "bold"), Text(proved, "dim"))
+    if not record.same_hooked:
+        proved = t(
+            f"Hooks alone lead this model to other last bits: logits differ by {record.apart:.1e} from the model's own, given as before.",
+            f"Хуки сами по себе меняют последние биты этой модели: логиты отличаются на {record.apart:.1e} от её собственных (они слева).",
+        )
+    style = "dim" if record.same_hooked else "yellow"
+    return Group(Text("\n".join(lines)), Text(""), result, Text(""), Text(f"{kl}; {most}", "bold"), Text(proved, style))
 
 
 def share(x: float | None) -> Text:

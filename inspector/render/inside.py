@@ -157,7 +157,7 @@ def lens_view(lens: Lens, width: int, t: Translate) -> RenderableType:
         ),
         (quoted(lens.choice.text), "bold green"),
     ]
-    proof = t("the last row equals the model's own logits bit for bit", "последняя строка равна логитам самой модели бит в бит")
+    proof = t("the last row equals the logits of this pass bit for bit", "последняя строка равна логитам этого прохода бит в бит")
     return Group(result, Text(""), Text.assemble(*said), Text(proof, "green"))
 
 

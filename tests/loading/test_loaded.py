@@ -35,6 +35,9 @@ WRONG = {
     "token id 26: tiny has the ids 0 to 25": [1, 26],
     "token id -1: tiny has": [-1],
     "ids of float32: give whole numbers": torch.ones(3),
+    "ids 'Крас': give whole numbers; text goes through encode": "Крас",
+    "give whole numbers; text": [[1, 2], [3]],
+    "ids 'None': give whole numbers": None,
 }
 
 
@@ -50,6 +53,12 @@ def test_a_prompt_is_a_list_a_row_or_a_batch_of_one(tiny):
     for ids in ([1, 2], (1, 2), range(1, 3), torch.tensor([1, 2]), torch.tensor([[1, 2]]), torch.tensor([1, 2], dtype=torch.int32)):
         prompt = m.prompt(ids)
         assert prompt.tolist() == [[1, 2]] and prompt.dtype == torch.long and m.tokens(ids) == tuple(map(m.texts.token, (1, 2)))
+
+
+def test_a_prompt_has_memory_of_its_own(tiny):
+    ids = torch.tensor([[1, 2]])
+    tiny("qwen2").prompt(ids)[0, 0] = 3
+    assert ids.tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("entry", ["run", "verify", "trace", "diverge", "effect"])

@@ -1,7 +1,10 @@
 """The one hook engine: what it shows, what it replaces, and that nothing is left of it; against torch's own hooks and generate()."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from inspector.bench.tiny import tiny_model
@@ -12,6 +15,8 @@ from inspector.models import VARIANTS
 from inspector.parts.errors import InvariantError
 from inspector.parts.watching import Clock, Watch, apart, by_hand, first_tensor, submodules, substituted
 from inspector.records.effects import Intervention
+from inspector.render.effects import effect_view
+from inspector.render.text import translator
 
 IDS = torch.tensor([[5, 9, 20, 33]])
 
@@ -94,6 +99,25 @@ def test_hooks_go_when_something_raises_and_the_calls_around_it_are_not_shown(wh
     with pytest.raises(RuntimeError, match="planted"), Watch(parts, **functions) as watch:
         logits(model)
     assert hook_count(model) == 0 and ended == [] and watch.running == []
+
+
+def test_several_roles_of_one_module_each_have_calls_of_their_own():
+    model, ended = tiny_model("llama"), []
+    layer = model.model.layers[0]
+    with Watch({"a": layer, "b": layer}, after=lambda call: ended.append((call.role, call.index))) as watch:
+        logits(model)
+    assert ended == [("a", 0), ("b", 1)] and watch.calls == dict(a=1, b=1)
+
+
+def test_what_ctrl_c_breaks_off_is_forgotten():
+    model = tiny_model("llama")
+
+    def interrupt(call):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Watch({"layers.0": model.model.layers[0]}, before=interrupt) as watch:
+        logits(model)
+    assert watch.running == [] and hook_count(model) == 0
 
 
 def test_no_hook_stays_where_a_part_takes_none():
@@ -193,7 +217,10 @@ def test_views_of_such_a_model_say_how_far_the_watched_pass_is_from_the_model():
             assert record.apart == float((m.model(IDS).double() - own_1TV.double()).abs().max()) > 0
     own_V = own_1TV[0, -1]
     shift = effect(m, IDS, [Intervention("scale", "layers.1", 1.5)])
-    assert not shift.same_hooked and shift.same_afterwards and shift.kl > 1e-4
+    assert not shift.same_hooked and shift.same_afterwards and shift.kl > 1e-4 and 0 < shift.apart < 1e-5
+    screen = Console(width=200, file=io.StringIO())
+    screen.print(effect_view(shift, translator("en")))
+    assert "Proved" not in screen.file.getvalue() and f"differ by {shift.apart:.1e}" in screen.file.getvalue()
     assert {s.token.id: s.logit_before for s in shift.shifts}[int(own_V.argmax())] == float(own_V.max())  # the model is the plain pass
     assert trace(attach(tiny_model("llama")), IDS).apart == 0
 
@@ -228,6 +255,6 @@ def test_an_accelerator_is_timed_by_events_that_are_read_together_at_the_end(mon
     m = attach(tiny_model("llama"))
     parts = {role: m.components[role] for role in ("layers.0", "layers.0.attn", "layers.1", "head")}
     seconds = by_hand(m.split, IDS, parts, after=lambda call: None, clock=Clock(torch.device("cuda"))).seconds
-    assert len(waits) <= 3 and len(made) == 2 + 3 * len(parts)  # begin, end, and the end of what is done there; the pass itself
+    assert len(waits) == 2 and len(made) == 2 + 3 * len(parts)  # begin, end, and the end of what is done there; the pass itself
     # moments: pass 1, layers.0 2, attn 3, its end 4 and 5, layers.0's end 6 and 7, layers.1 8 to 9 and 10, head 11 to 12 and 13, pass 14
     assert seconds == {"": 13 - 4, "layers.0": 4 - 1, "layers.0.attn": 1, "layers.1": 1, "head": 1}
