@@ -34,8 +34,8 @@ def timed(call) -> float:
     """Seconds of one call, an accelerator's queue included."""
     started = time.perf_counter()
     call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     return time.perf_counter() - started
 
 

@@ -5,12 +5,11 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..inside.tracing import fetched, numbers
 from ..parts.roles import BLOCKS, chosen
-from ..parts.watching import Call, Clock, by_hand, first_tensor
+from ..parts.watching import Call, Clock, by_hand, first_numbers
 from .loop import probe_ids, timed
 
 LENGTH = 128
@@ -33,14 +32,13 @@ def measure(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None
             kept = []
 
             def see(call: Call) -> None:
-                kept.append(keep(first_tensor(call.output)))
+                if (output := first_numbers(call.output)) is not None:
+                    kept.append(keep(output))
 
             by_hand(m.split, ids, parts, after=see)
             counts[name] = len(kept)
-            if keep is numbers and kept:
+            if keep is numbers:
                 fetched(kept)
-            elif m.device.type != "cpu":
-                torch.accelerator.synchronize()
 
         return run
 
@@ -89,7 +87,9 @@ def by_role(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None
         calls, sizes, began, spans = Counter(), Counter(), {}, defaultdict(list)
 
         def see(call: Call) -> None:
-            output, kind = first_tensor(call.output), kind_of(call.role)
+            output, kind = first_numbers(call.output), kind_of(call.role)
+            if output is None:
+                return
             started = clock.now()
             numbers(output)
             spans[kind].append((started, clock.now()))  # noqa: B023 - called in this round alone

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from ..loading.loaded import Loaded
+from ..loading.texts import check_request
 from ..loop.decoding import next_logits
 from ..parts.heads import forward, logits_of
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..parts.roles import spans
-from ..parts.watching import Call, Watch, first_tensor, states, substituted
+from ..parts.watching import Call, Watch, first_numbers, states, substituted
 from ..records.comparison import ComponentGap, Divergence, Flip, Gap, Place
 
 AT_ONCE = 2**24  # numbers of two tensors that are compared in float64 at a time: logits of a long prompt are a gigabyte
@@ -59,9 +60,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     Raises:
         ValueError: ids that one of them cannot read, models that share no component, or an A that does not run in float64.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: give a whole number from 1 up")
     ids_1T, _ = a.prompt(ids), b.prompt(ids)  # both must be able to read them
+    check_request(ids_1T.shape[1], max_new_tokens, a.context_length)
     own_a, logits_a = record(a, ids_1T, keep=())  # forms alone: all activations of a long prompt would be more than the weights
     own_b, logits_b = record(b, ids_1T, keep=())
     width = min(logits_a.shape[-1], logits_b.shape[-1])  # the head's padding may differ
@@ -167,8 +167,7 @@ def run(m: Loaded, ids_1T: Tensor, roles: Iterable[str], given: Callable, made: 
         return (substituted(call.args, new), substituted(call.options, new)) if new else None
 
     def after(call: Call) -> None:
-        tensor = first_tensor(call.output)
-        if tensor is not None and tensor.is_floating_point():
+        if (tensor := first_numbers(call.output)) is not None:
             made(call.role, tensor)
 
     modules = m.modules

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded
 from ..parts.errors import NoSumError
 from ..parts.heads import recognise
-from ..parts.watching import Call, Watch, first_tensor, submodules, substituted
+from ..parts.watching import Call, Watch, first_numbers, first_tensor, submodules, substituted
 from ..records.effects import Check, Contributions, Term
 from .interventions import activation, head_count
 
@@ -180,8 +180,8 @@ def run_watched(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor) -> tup
     length = ids_1T.shape[1]
 
     def last(values: object) -> Tensor | None:
-        value = first_tensor(values)
-        fits = value is not None and value.dim() in (2, 3) and value.shape[-2] == length and value.is_floating_point()
+        value = first_numbers(values)
+        fits = value is not None and value.dim() in (2, 3) and value.shape[-2] == length
         return value.flatten(0, -2)[-1].double().cpu().clone() if fits else None  # a model may go on writing into its own
 
     def note(call: Call) -> None:

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +18,15 @@ from torch import Tensor, nn
 from ..files import new_folder, replacing
 from ..loading.loaded import Loaded
 from ..parts.roles import BLOCKS, chosen
-from ..parts.watching import Call, Clock, apart, by_hand, first_tensor
+from ..parts.watching import Call, Clock, apart, by_hand, first_numbers
 from ..records.inside import Component, NotFinite, Statistics, Trace
 
 
 def numbers(x: Tensor) -> tuple[Tensor, ...]:
     """Smallest, largest and mean number of a tensor and its norm, as float32 or float64 on its device: nobody waits for them."""
     wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    if x.numel() == 0:
+        return (x.new_tensor(math.nan, dtype=wide),) * 4
     low, high = torch.aminmax(x)
     return low.to(wide), high.to(wide), x.mean(dtype=wide), torch.linalg.vector_norm(x, dtype=wide)
 
@@ -41,11 +42,9 @@ def statistics(x: Tensor) -> Statistics:
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     finite = wide[wide.isfinite()]
     nan = int(wide.isnan().sum())
-    found = (math.nan,) * 4
-    if finite.numel():
-        found = fetched([numbers(finite)])[0]
-        if not usable(*found):
-            found = fetched([numbers(finite.cpu().double())])[0]
+    [found] = fetched([numbers(finite)])
+    if finite.numel() and not usable(*found):
+        [found] = fetched([numbers(finite.cpu().double())])
     return as_record(x.shape, x.dtype, found, finite.numel(), nan, x.numel() - nan - finite.numel())
 
 
@@ -58,13 +57,14 @@ def as_record(shape: Sequence[int], dtype: torch.dtype, found: Sequence[float], 
 
 def fetched(rows: Sequence[tuple[Tensor, ...]]) -> list[tuple[float, ...]]:
     """Rows of single numbers that lie on a device, waited for once: once for each device and precision that they have."""
-    flat = [number for row in rows for number in row]
     kinds: dict[tuple, list[int]] = {}
-    for i, number in enumerate(flat):
-        kinds.setdefault((number.device, number.dtype), []).append(i)
-    values = dict(pair for places in kinds.values() for pair in zip(places, torch.stack([flat[i] for i in places]).tolist(), strict=True))
-    ends = [*accumulate(len(row) for row in rows)]
-    return [tuple(values[i] for i in range(end - len(row), end)) for row, end in zip(rows, ends, strict=True)]
+    for i, row in enumerate(rows):
+        kinds.setdefault((row[0].device, row[0].dtype), []).append(i)
+    found: dict[int, tuple[float, ...]] = {}
+    for places in kinds.values():
+        values = torch.stack([number for i in places for number in rows[i]]).view(len(places), -1).tolist()
+        found |= zip(places, map(tuple, values), strict=True)
+    return [found[i] for i in range(len(rows))]
 
 
 class Seen(NamedTuple):
@@ -101,11 +101,9 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
             folder.mkdir()
 
         def see(call: Call) -> None:
-            output = first_tensor(call.output)
-            if output is None or not output.is_floating_point():
+            if (output := first_numbers(call.output)) is None:
                 return
-            of_output = numbers(output) if output.numel() else (output.new_tensor(math.nan, dtype=torch.float32),) * 4
-            found.append(Seen(call.index, call.name, output.shape, output.dtype, of_output))
+            found.append(Seen(call.index, call.name, output.shape, output.dtype, numbers(output)))
             if folder is not None:
                 save_file({call.name: output.contiguous()}, folder / f"{call.name}.safetensors")
 
@@ -139,7 +137,7 @@ def components(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor, found: 
 
     def look(call: Call) -> None:
         if call.name in values:
-            careful[call.name] = statistics(first_tensor(call.output))
+            careful[call.name] = statistics(first_numbers(call.output))
 
     if closely:
         by_hand(m.split, ids_1T, {role: modules[role] for role in closely}, after=look)
@@ -158,7 +156,7 @@ def first_not_finite(m: Loaded, ids_1T: Tensor) -> NotFinite | None:
     found: list[NotFinite] = []
 
     def see(call: Call) -> None:
-        output, given = first_tensor(call.output), first_tensor(call.given)
+        output, given = first_numbers(call.output), first_numbers(call.given)
         if found or output is None or bool(output.isfinite().all()):
             return
         position = first_position(output, ids_1T.shape[1])
@@ -169,7 +167,7 @@ def first_not_finite(m: Loaded, ids_1T: Tensor) -> NotFinite | None:
                 output=statistics(output),
                 position=position,
                 token=None if position is None else m.texts.token(int(ids_1T[0, position])),
-                input=None if given is None or not given.is_floating_point() else statistics(given),
+                input=None if given is None else statistics(given),
                 weights=tuple(n for n, w in modules[call.role].named_parameters() if not w.is_meta and not bool(w.isfinite().all())),
             )
         )

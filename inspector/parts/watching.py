@@ -259,6 +259,12 @@ def first_tensor(values: object) -> Tensor | None:
     return first
 
 
+def first_numbers(values: object) -> Tensor | None:
+    """``first_tensor``, if it holds numbers; else None."""
+    found = first_tensor(values)
+    return found if found is not None and found.is_floating_point() else None
+
+
 def tensors(values: object) -> Iterable[Tensor]:
     """The tensors in what a part was given or gave, in order, however deep."""
     if isinstance(values, Tensor):

@@ -1,9 +1,14 @@
 """What ``inspector bench trace`` measures: one pass watched in four ways, with ratios inside a round."""
 
 import time
+from types import SimpleNamespace
+
+import torch
+from torch import nn
 
 from inspector.bench import trace as bench
 from inspector.inside.tracing import trace
+from inspector.parts.roles import chosen
 
 
 def test_the_ways_watch_what_they_say(tiny):
@@ -29,6 +34,27 @@ def test_a_role_that_costs_more_is_said_to(tiny, monkeypatch):
     monkeypatch.setattr(bench, "numbers", lambda x: time.sleep(0.05) if x.shape[-1] == size else None)
     costs = {row["role"]: row for row in bench.by_role(m, rounds=1)}
     assert costs["head"]["ms"] >= 50 and max(costs, key=lambda role: costs[role]["share"]) == "head"
+
+
+class Boxed(nn.Module):
+    """A projection that gives its numbers in a box, which the activation opens."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return SimpleNamespace(numbers=self.module(x)) if isinstance(x, torch.Tensor) else self.module(x.numbers)
+
+
+def test_a_component_that_gives_no_numbers_is_passed_over(tiny):
+    m = tiny("qwen2", context=24)
+    mlp = m.model.model.layers[0].mlp
+    mlp.gate_proj, mlp.act_fn = Boxed(mlp.gate_proj), Boxed(mlp.act_fn)
+    all_but_one = len(trace(m, range(1, 25), ("**",)).components)
+    rows = {row["way"]: row["components"] for row in bench.measure(m, rounds=1)}
+    assert rows["every role"] == all_but_one == len(chosen(m.components, ("**",), "tiny")) - 1
+    assert {row["role"]: row["components"] for row in bench.by_role(m, rounds=1)}["layers.*.mlp.gate"] == 1
 
 
 def test_kinds():
