@@ -117,7 +117,7 @@ class Choice:
 
 
 class Row:
-    """One sequence while it is generated; ``reason`` says why it has ended, and is None before.
+    """One sequence while it is generated; ``reason`` says why it has ended, and is None before; ``scores_V`` are its last scores.
 
     ``ids_T`` is the prompt; the other arguments are as in ``loop``.
     """
@@ -126,6 +126,7 @@ class Row:
         self.ids_T, self.sampling, self.generator, self.texts, self.listed = ids_T, sampling, generator, texts, listed
         self.limits = max_new_tokens, stop_ids, context_length
         self.bounds = bounds_of(len(ids_T), max_new_tokens, stop_ids, context_length)
+        self.scores_V: Tensor | None = None
         self.new_ids: list[int] = []
         self.readable = ""
         self.reason: str | None = None
@@ -134,7 +135,7 @@ class Row:
         """Chooses the next token from its raw logits [V] and appends it to what the model reads next. Waits for nothing."""
         filtered = run_filters(logits_V, self.ids_T, self.sampling, self.bounds)
         token_1, q_V = race(filtered.scores_V, self.sampling, self.generator)
-        self.ids_T = torch.cat([self.ids_T, token_1])
+        self.ids_T, self.scores_V = torch.cat([self.ids_T, token_1]), filtered.scores_V
         return Choice(filtered, token_1, q_V)
 
     def take(self, choice: Choice, decided: Sequence, weighed: Sequence, seconds: float, recording_seconds: float) -> Step:

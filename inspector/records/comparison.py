@@ -18,6 +18,21 @@ def first_difference(a: Sequence, b: Sequence) -> int | None:
 
 
 @dataclass(frozen=True)
+class BehindLogits:
+    """Something that ``generate()`` does behind the logits, and the filters do not.
+
+    Args:
+        step: the first, counted from 0.
+        what: "scores": its scores are not what the filters make of its logits; "choice": its token is not the one they lead to.
+        difference: the largest between the scores; or by how much its token's score, or ratio p/q when drawn, is behind the best.
+    """
+
+    step: int
+    what: str
+    difference: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A hand-made run against ``model.generate()``.
 
@@ -32,8 +47,15 @@ class Verdict:
         tokens_hand, tokens_generate: what each side chose.
         seconds_hand, seconds_generate: time of each side: of its steps by hand, without their records; of the whole call.
         sampling: the settings given to both.
-        cause: what generate() gives the model that the model by itself would not have, where that makes the difference.
+        cause, cause_in_russian: what generate() gives the model that the model by itself would not have, where that makes the
+            difference; it is looked for only where both sides repeat themselves.
         step_seconds_hand, step_seconds_generate: time of a step of each side, see ``median_step``; None where it is not known.
+        scores_compared: ``generate()`` returned its scores, the logits after the filters, and they were compared too.
+        behind_logits: what differs behind the logits; None where nothing does that could be seen.
+        unrepeated: the sides, "hand" and "generate", that gave something else when they were run once more.
+        changed: parameters, buffers and numbers of the model that became others meanwhile, by name; told where a side is unrepeated.
+        training: the model is in training mode, where dropout acts; told there, too.
+        no_float64: why there is no float64 run to measure the sides' own errors with; None where there is one, or none is needed.
     """
 
     level: str
@@ -53,6 +75,13 @@ class Verdict:
     cause: str | None = None
     step_seconds_hand: float | None = None
     step_seconds_generate: float | None = None
+    scores_compared: bool = False
+    behind_logits: BehindLogits | None = None
+    unrepeated: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    training: bool = False
+    no_float64: str | None = None
+    cause_in_russian: str | None = None
     schema: int = SCHEMA
 
     @property

@@ -7,62 +7,142 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ..records.comparison import Verdict
+from ..records.generation import SETTINGS, Sampling
+from .settings import FILTER_NAMES, setting_text
 from .tables import table
 from .text import Translate, duration, threads_of, tokens_of, visible
 
 LEVEL_STYLES = {"bitwise": "bold green", "rounding": "green", "tokens": "yellow", "near-tie": "yellow", "different": "bold red"}
 
 
+def level_words(level: str, t: Translate) -> str:
+    """A level of ``LEVELS`` in the reader's language; ``--require`` and the JSON have the English one."""
+    russian = {
+        "bitwise": "побитово",
+        "rounding": "округление",
+        "tokens": "токены",
+        "near-tie": "почти ничья",
+        "different": "различие",
+    }
+    return t(level, f"{russian[level]} ({level})")
+
+
+def sampling_words(sampling: Sampling, t: Translate) -> str:
+    """The settings that are on, in the order in which they act, and the seed: T=0.8, top-k 2, seed 0."""
+    how = [t("greedy", "жадно") if sampling.greedy else f"T={sampling.temperature:g}"]
+    names = [name for name in FILTER_NAMES if name != "temperature" and name in SETTINGS and sampling.is_on(name)]
+    how += [f"{FILTER_NAMES[name]} {setting_text(getattr(sampling, name))}" for name in names]
+    return ", ".join(how if sampling.greedy else [*how, f"seed {sampling.seed}"])
+
+
 def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None = None) -> RenderableType:
     """A comparison with ``model.generate()``: the level and the numbers it rests on; ``threads`` is what both sides computed with."""
-    sampling = verdict.sampling
-    how = t("greedy", "жадно") if sampling.greedy else f"T={sampling.temperature:g}, seed {sampling.seed}"
     with_threads = "" if threads is None else f"{threads_of(threads, t)} · "
-    line = Text.assemble((verdict.level, LEVEL_STYLES[verdict.level]), f" · {visible(name)} · {how} · {with_threads}")
-    n = len(verdict.tokens_hand)
+    level = Text(level_words(verdict.level, t), LEVEL_STYLES[verdict.level])
+    line = Text.assemble(level, f" · {visible(name)} · {sampling_words(verdict.sampling, t)} · {with_threads}")
     if verdict.level == "bitwise":
+        n = len(verdict.tokens_hand)
+        what = t("every logit", "все логиты")
+        if verdict.scores_compared:
+            what = t("every logit and score", "все логиты и оценки")
         return line + Text(
-            t(
-                f"{tokens_of(n, t)} and every logit equal generate()'s, bit for bit",
-                f"{tokens_of(n, t)} и все логиты равны generate() бит в бит",
-            )
+            t(f"{tokens_of(n, t)}, {what} equal generate()'s bit for bit", f"{tokens_of(n, t)}, {what} равны generate() бит в бит")
         )
-    if verdict.level in ("rounding", "tokens"):
-        line.append(t(f"{tokens_of(n, t)}, all equal", f"{tokens_of(n, t)}, все равны"))
-    else:
-        line.append(
-            t(
-                f"the tokens part at step {verdict.first_token_difference + 1}",
-                f"токены расходятся на шаге {verdict.first_token_difference + 1}",
-            )
-        )
-    if verdict.margin is None and verdict.level == "different":
-        line.append(t(", where one side has stopped", ", где одна сторона остановилась"))
-    elif verdict.margin is not None:
-        line.append(
-            t(
-                f": the margin was {verdict.margin:.2g}, the sides differ on it by {verdict.observed_error:.2g}",
-                f": запас был {verdict.margin:.2g}, стороны разошлись в нём на {verdict.observed_error:.2g}",
-            )
-        )
-    if verdict.cause:
-        line.append(f"; {visible(verdict.cause)}")
-    where, size = verdict.first_difference + 1, f"{verdict.max_difference:.2g}"
-    hand, generate, floor = (f"{error:.2g}" for error in (verdict.error_hand, verdict.error_generate, verdict.floor))
-    line.append(t(f"; logits first differ at step {where}, by up to {size}", f"; логиты впервые различаются на шаге {where}, до {size}"))
-    line.append(
-        t(
-            f"; own rounding errors: by hand {hand}, generate() {generate}; floor of the float64 reference {floor}",
-            f"; свои ошибки округления: вручную {hand}, generate() {generate}; предел эталона float64 {floor}",
-        )
+    parts = [tokens_said(verdict, t), *unrepeated_said(verdict, t), *behind_said(verdict, t), *logits_said(verdict, t)]
+    return line + Text("; ".join(parts))
+
+
+def tokens_said(verdict: Verdict, t: Translate) -> str:
+    """Whether the tokens part, where, and how close that was."""
+    step = verdict.first_token_difference
+    if step is None:
+        n = tokens_of(len(verdict.tokens_hand), t)
+        return t(f"{n}, all equal", f"{n}, все равны")
+    said = t(f"the tokens part at step {step + 1}", f"токены расходятся на шаге {step + 1}")
+    if step >= min(len(verdict.tokens_hand), len(verdict.tokens_generate)):
+        return said + t(", where one side has stopped", ", где одна сторона остановилась")
+    if verdict.margin is None:
+        return said
+    return said + t(
+        f": the margin was {verdict.margin:.2g}, the sides differ on it by {verdict.observed_error:.2g}",
+        f": запас был {verdict.margin:.2g}, стороны разошлись в нём на {verdict.observed_error:.2g}",
     )
-    return line
+
+
+def unrepeated_said(verdict: Verdict, t: Translate) -> list[str]:
+    """Which sides do not repeat themselves, and what is known of why."""
+    if not verdict.unrepeated:
+        return []
+    sides = t(" and ", " и ").join({"hand": t("by hand", "вручную"), "generate": "generate()"}[side] for side in verdict.unrepeated)
+    said = [
+        t(
+            f"not the same twice: {sides}, run once more, gave other numbers, so none of the difference can be called rounding",
+            f"не повторяется: {sides} при повторном запуске даёт другие числа, поэтому разницу нельзя назвать округлением",
+        )
+    ]
+    if verdict.changed:
+        listed = ", ".join(map(visible, verdict.changed[:3])) + (f" … ({len(verdict.changed)})" if len(verdict.changed) > 3 else "")
+        said.append(t(f"changed meanwhile: {listed}", f"за это время изменилось: {listed}"))
+    if verdict.training:
+        said.append(
+            t("the model is in training mode, where dropout draws: model.eval()", "модель в режиме обучения, dropout случаен: model.eval()")
+        )
+    return said
+
+
+def behind_said(verdict: Verdict, t: Translate) -> list[str]:
+    """What ``generate()`` does behind the logits."""
+    behind = verdict.behind_logits
+    if behind is None:
+        return []
+    step, size = behind.step + 1, f"{behind.difference:.2g}"
+    if behind.what == "scores":
+        return [
+            t(
+                f"something after the logits differs: at step {step} generate()'s scores are not what these settings make of its logits, "
+                f"by up to {size}",
+                f"различие возникает после логитов: на шаге {step} оценки generate() — не то, что настройки дают из его логитов, до {size}",
+            )
+        ]
+    return [
+        t(
+            f"something after the logits differs: at step {step} generate()'s token is not that of its scores, {size} behind the best",
+            f"различие возникает после логитов: на шаге {step} токен generate() — не тот, что по его оценкам, отстаёт на {size}",
+        )
+    ]
+
+
+def logits_said(verdict: Verdict, t: Translate) -> list[str]:
+    """By how much the logits differ, what of it is rounding, and the cause where it is known."""
+    if not verdict.max_difference:
+        return [t("the logits are equal, bit for bit", "логиты равны бит в бит")]
+    size = f"{verdict.max_difference:.2g}"
+    said = [
+        t(
+            f"the sides first differ at step {verdict.first_difference + 1}, logits by up to {size}",
+            f"стороны впервые различаются на шаге {verdict.first_difference + 1}, логиты до {size}",
+        )
+    ]
+    if verdict.cause:
+        said.append(visible(t(verdict.cause, verdict.cause_in_russian or verdict.cause)))
+    if verdict.no_float64:
+        reason = visible(verdict.no_float64)
+        said.append(t(f"rounding cannot be told, no float64 run: {reason}", f"округление не определить, нет прогона в float64: {reason}"))
+    if verdict.error_hand is not None:
+        hand, generate, floor = (f"{error:.2g}" for error in (verdict.error_hand, verdict.error_generate, verdict.floor))
+        said.append(
+            t(
+                f"own rounding errors: by hand {hand}, generate() {generate}; floor of the float64 reference {floor}",
+                f"свои ошибки округления: вручную {hand}, generate() {generate}; предел эталона float64 {floor}",
+            )
+        )
+    return said
 
 
 def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence[int], t: Translate) -> RenderableType:
     """By hand beside ``model.generate()``, with what this run measured; ``lines`` of code, of generate's call and of the lesson."""
     n_hand = len(verdict.tokens_hand)
-    own = t("our own, with a ledger", "своё, с протоколом")
+    own = t("our own; the same seed, the same q", "своё; то же зерно, те же q")
     off = t("off here, to compare like with like; on by default", "здесь выключен для равных условий; по умолчанию включён")
     rows = (
         (
@@ -75,7 +155,7 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
             t("model(ids), a black box", "model(ids), чёрный ящик"),
             f"model.{backbone}(ids) → model.{head}(…)",
         ),
-        (t("sampling", "сэмплирование"), t("built in", "встроенное"), own),
+        (t("sampling", "сэмплирование"), t("built in, torch.multinomial", "встроенное, torch.multinomial"), own),
         ("KV-cache", off, t("none", "нет")),
         (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
         (t("lines of code", "строк кода"), t(f"{lines[0]}, the call", f"{lines[0]}, вызов"), f"{lines[1]}, inference.py"),
