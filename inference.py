@@ -78,7 +78,7 @@ def main(
     models = [how.load(model) if model is not None else how.load(), how.load(expert)]
     from inspector import decode, verify
     from inspector.bench.loop import estimate_qwen, seconds_per_step
-    from inspector.compare.verifying import by_generate
+    from inspector.compare.sides import by_generate
     from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
     from inspector.parts.structure import tree

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..compare.verifying import StepClock, explicit_settings, with_generate, without_checkpoint_settings
+from ..compare.sides import StepClock, explicit_settings, with_generate, without_checkpoint_settings
 from ..loop.decoding import LISTED, loop
 from ..parts.costs import MULTIPLY_ADD, work_per_token
 from ..parts.roles import roles

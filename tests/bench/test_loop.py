@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench import loop as bench
 from inspector.bench.mtp import bare_loop
-from inspector.compare.verifying import without_checkpoint_settings
+from inspector.compare.sides import without_checkpoint_settings
 from inspector.loop.decoding import next_logits
 from inspector.render.verdicts import LOOP_COLUMNS
 

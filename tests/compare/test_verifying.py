@@ -8,16 +8,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForCausalLM
 
-from inspector.compare.verifying import (
-    Side,
-    compare,
-    decision,
-    explicit_settings,
-    first_difference,
-    largest_difference,
-    verify,
-    without_checkpoint_settings,
-)
+from inspector.compare.sides import Side, explicit_settings, without_checkpoint_settings
+from inspector.compare.verifying import compare, decision, first_difference, largest_difference, verify
 from inspector.loading.loaded import attach
 from inspector.loop.decoding import decode
 from inspector.loop.sampling import apply_filters, bounds_of
