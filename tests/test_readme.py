@@ -140,6 +140,20 @@ def test_the_commands_are_those_that_a_reader_needs_first():
     assert {"make run", "make test", "make lint", "make test-slow", "python inference.py"} <= set(commands(TEXTS["README.md"]))
 
 
+@pytest.mark.parametrize("page", ["README.md", "README.ru.md"])
+def test_the_steps_that_are_explained_are_those_of_the_command(page):
+    m = inspector.load("names-qwen2")
+    assert "inspector run names-qwen2 Крас --temperature 0.8 --top-p 0.9 --seed 3" in commands(TEXTS[page])
+    run = inspector.run(m, m.encode("Крас"), inspector.Sampling(temperature=0.8, top_p=0.9, seed=3), 5)
+    rows = re.findall(r"^(\d) +([\d.]+) +«(.)»: \D*(\d+)\D+(\d+).*; p (\S+) → (\S+); top-p \w+ (\d+) .. (\d+) ", TEXTS[page], re.MULTILINE)
+    assert len(rows) == 3
+    for number, entropy, token, rank, kept, before, after, removed, of in rows:
+        step = run.steps[int(number) - 1]
+        assert (token, int(rank), int(kept)) == (step.token.text, step.rank, step.kept["top_p"])
+        shown = (f"{value:.2f}" for value in (step.entropy, step.chosen.probability_before, step.chosen.probability_after))
+        assert (entropy, before, after) == tuple(shown) and int(removed) == int(of) - int(kept) and int(of) == m.vocab_size
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_runs(command, tmp_path, monkeypatch, capfd):
     name, *arguments = shlex.split(command)

@@ -63,8 +63,8 @@ def corpus_words(result: dict, t: Translate) -> str:
         )
     elif result["split"] == "own":
         words = t(
-            f"The embedded corpus of names: {train} items to train on, {held_out} held out; no surname is in both.",
-            f"Встроенный корпус имён: строк для обучения {train}, отложенных {held_out}; ни одна фамилия не входит в обе части.",
+            f"The embedded corpus of names: {train} items to train on, {held_out} held out; no surname is in both, given names are.",
+            f"Встроенный корпус имён: строк для обучения {train}, отложенных {held_out}; общих фамилий у частей нет, имена общие.",
         )
     else:
         words = t(
