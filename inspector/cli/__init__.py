@@ -228,8 +228,7 @@ def coverage(
         rows, todo = [], bench.coverage(types, threads)
         for row in todo:
             rows.append(row)
-            done, of = len(rows), len(types or bench.types())
-            last = row.model_type
+            done, of, last = len(rows), len(types or bench.types()), row.model_type
             say(t(f"{done} of {of} types, the last was {last}", f"{done} из {of} типов, последний — {last}"))
     console.print(computing_line([], threads, t))
     console.print(coverage_table([t(*head) for head in bench.HEADS], [bench.cells(row, t) for row in rows], console.width))
