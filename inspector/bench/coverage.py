@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -21,7 +21,6 @@ from ..parts.roles import roles, unrecognised
 from ..parts.splitting import SplitError
 from ..parts.structure import Running
 from ..records.generation import Sampling
-from ..render.text import Translate, translator
 from .tiny import NOT_ALONE, tiny_model, types
 
 PROMPT = (5, 17, 29, 41, 53)
@@ -184,8 +183,8 @@ FIGURES = {  # of ``totals``, in Russian
 }
 
 
-def cells(row: Coverage, t: Translate) -> tuple[str, ...]:
-    """A row as text, a cell for each of ``HEADS``; names of verdicts' levels and reasons are English in both languages."""
+def cells(row: Coverage, t: Callable[[str, str], str]) -> tuple[str, ...]:
+    """A row as text, a cell for each of ``HEADS``; ``t`` picks the English or the Russian, levels of verdicts and reasons are English."""
     words = {True: t("yes", "да"), False: t("no", "нет"), None: "–"}
     splits = {"proved": t("proved", "доказано"), "refused": t("refused", "отклонено"), "not built": t("not built", "не построено")}
     told = row.split == "proved"
@@ -195,9 +194,12 @@ def cells(row: Coverage, t: Translate) -> tuple[str, ...]:
 
 def markdown(rows: list[Coverage]) -> str:
     """The page of the whole table, in English."""
-    t = translator("en")
-    escaped = (tuple(re.sub(r"([|<>*_`])", r"\\\1", cell) for cell in cells(row, t)) for row in rows)
-    table = [f"| {' | '.join(t(*head) for head in HEADS)} |", "|" + "---|" * len(HEADS), *(f"| {' | '.join(row)} |" for row in escaped)]
+    escaped = (tuple(re.sub(r"([|<>*_`])", r"\\\1", cell) for cell in cells(row, lambda english, _: english)) for row in rows)
+    table = [
+        f"| {' | '.join(english for english, _ in HEADS)} |",
+        "|" + "---|" * len(HEADS),
+        *(f"| {' | '.join(row)} |" for row in escaped),
+    ]
     figures = [f"- {name}: {number}" for name, number in totals(rows).items()]
     return "\n".join([INTRODUCTION.format(version=transformers.__version__), *figures, "", *table, ""])
 
