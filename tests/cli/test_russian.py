@@ -12,7 +12,8 @@ from inspector.cli import app, main
 ALLOWED = re.findall(
     r"\S+",
     """
-    rms min max NaN Inf KL softmax dtype backbone residual causal eager sdpa KV- n- FLOP FLOPs RoPE attention bias tied bitwise gelu
+    rms min max NaN Inf KL softmax dtype backbone residual pre-norm post-norm feed-forward MTP causal eager
+    sdpa KV- n- FLOP FLOPs RoPE attention bias tied bitwise gelu
     RMSNorm GELU MLP KV-cache float32 float64 float16 float bfloat16 int8 int4 torch ms KiB MiB
     seed penalty temperature top-k top-p min-p generate from inspector run
     embed layers attn mlp gate act up down head norm logits mtp block model BACKBONE
