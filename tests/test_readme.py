@@ -1,4 +1,4 @@
-"""Every command and every example of the README runs."""
+"""The README and its pages in docs/: every command and every example runs, every verb and option is there, both languages agree."""
 
 import json
 import os
@@ -7,47 +7,151 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import typer
 
-from inspector.cli import main
+import inspector
+from inspector.cli import app, main
+from inspector.cli.options import Output
 from inspector.loading.finding import ASSETS
-from inspector.training.corpus import build
+from inspector.training.corpus import build, feminine, read_names
 from inspector.training.loop import Recipe
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf8")
+SISTERS = {"README.md": "README.ru.md"}  # page → the same in Russian
+SISTERS |= {f"docs/{path.name}": f"docs/ru/{path.name}" for path in (ROOT / "docs").glob("*.md") if path.name != "coverage.md"}
+TEXTS = {page: (ROOT / page).read_text(encoding="utf8") for page in (*SISTERS, *SISTERS.values(), "docs/coverage.md")}
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-COMMANDS = [line for block in blocks(README, "bash") for line in block.splitlines()]
-PORT = next(block for block in blocks(README, "python") if block.startswith("# port.py"))
+def commands(text: str) -> list[str]:
+    return [line for block in blocks(text, "bash") for line in block.splitlines()]
+
+
+def spans(text: str) -> list[str]:
+    """What stands between backquotes outside of blocks."""
+    return re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+COMMANDS = list(dict.fromkeys(command for page in SISTERS for command in commands(TEXTS[page])))  # equal ones run once
+EXAMPLES = {f"{page}, {i}": block for page in SISTERS for i, block in enumerate(blocks(TEXTS[page], "python"), 1)}
+PORT = next(block for block in EXAMPLES.values() if block.startswith("# port.py"))
 # What makes a command quick enough for a test; everything else about it stays.
 SHORTER = {
-    "inspector train": "--steps 2 --evaluate-every 2",
+    "inspector train": "--corpus examples/items.txt --steps 2 --evaluate-every 2 --d-model 32 --n-layers 1",
     "inspector bench agreement": "--samples 5",
     "inspector bench loop": "--rounds 1",
     "inspector bench trace": "--rounds 1",
     "inspector bench gender": "--pairs 2 --samples 1",
-    "inspector bench names": "--models gpt --steps 2 --d-model 32 --n-layers 1 --parameters 60000",
+    "inspector bench names": "--corpus examples/items.txt --models gpt --steps 2 --d-model 32 --n-layers 1 --parameters 60000",
     "inspector bench mtp": "--samples 1 --rounds 1 --max-new-tokens 5",
 }
 
 
-def test_the_readme_shows_every_verb_and_option_file():
-    assert {"make run", "make test", "make lint", "make test-slow", "python inference.py"} <= set(COMMANDS)
-    verbs = {command.split()[1] for command in COMMANDS if command.startswith("inspector")}
-    verbs_of_insides = {"trace", "contributions", "intervene", "diverge", "mutate"}
-    assert verbs == {"tree", "run", "verify", "coverage", "train", "bench"} | verbs_of_insides
+def verbs() -> dict[str, set[str]]:
+    """What the app itself has: verb, those of a group with its name before them → the options."""
+    found = {}
+
+    def walk(command, name: str) -> None:
+        if hasattr(command, "commands"):
+            for own, sub in command.commands.items():
+                walk(sub, f"{name} {own}".strip())
+        else:
+            found[name] = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+
+    walk(typer.main.get_command(app), "")
+    return found
 
 
-def test_both_languages_show_the_same_commands():
-    russian = [line for block in blocks((ROOT / "README.ru.md").read_text(encoding="utf8"), "bash") for line in block.splitlines()]
-    assert russian == [command for command in COMMANDS if command not in ("make lint", "make test-slow")]
+VERBS = verbs()
+
+
+def verb_of(command: str) -> str:
+    """The verb of a command line that begins with ``inspector``, whether there is such a verb or not."""
+    words = [*command.split()[1:], "", ""]
+    return " ".join(words[: 2 if any(verb.startswith(f"{words[0]} ") for verb in VERBS) else 1]).strip()
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ru.md"])
+def test_the_readme_lists_the_verbs_that_the_app_has_and_no_others(page):
+    listed = [span for span in spans(TEXTS[page]) if span.startswith("inspector ")]
+    assert {verb_of(command) for command in listed} == set(VERBS)
+    assert len(TEXTS[page].splitlines()) <= 250
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_a_page_names_verbs_options_and_functions_that_exist(page):
+    from accelerate.commands.launch import launch_command_parser
+
+    lines = [line for line in (*spans(TEXTS[page]), *commands(TEXTS[page])) if line.startswith("inspector ")]
+    for line in lines:
+        assert set(re.findall(r"(?<!\S)--[\w-]+", line)) <= VERBS[verb_of(line)], line
+    known = set().union(*VERBS.values(), launch_command_parser()._option_string_actions)
+    lesson = re.findall(r"^    (\w+): Annotated", (ROOT / "inference.py").read_text(encoding="utf8"), re.MULTILINE)
+    known |= {f"--{name.replace('_', '-')}" for name in lesson}
+    named = {option for span in spans(TEXTS[page]) for option in re.findall(r"(?<!\S)--[a-z][\w-]*", span)}
+    assert named <= known
+    functions = set(re.findall(r"\binspector\.(\w+)", TEXTS[page]))
+    assert all(hasattr(inspector, name) for name in functions)
+
+
+def test_every_verb_speaks_both_languages():
+    assert [verb for verb, options in VERBS.items() if "--lang" not in options] == []
+    assert Output(language="ru").t("a", "б") == "б"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ru.md"])
+def test_a_command_of_the_table_stands_on_the_page_that_it_links_to(page):
+    rows = re.findall(r"^\| .* \| `(inspector .*)` \| \[.*\]\((docs/.*)\) \|$", TEXTS[page], re.MULTILINE)
+    assert len(rows) >= len(VERBS)
+    for command, linked in rows:
+        assert command in commands(TEXTS[linked]), f"{linked} lacks {command}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL)):
+        assert (ROOT / page).parent.joinpath(link).is_file(), link
+
+
+@pytest.mark.parametrize("page", SISTERS)
+def test_both_languages_show_the_same_commands_and_examples(page):
+    own, sister = TEXTS[page], TEXTS[SISTERS[page]]
+    assert commands(own) == commands(sister) and blocks(own, "python") == blocks(sister, "python")
+    assert [line.count("|") for line in own.splitlines() if line.startswith("|")] == [
+        line.count("|") for line in sister.splitlines() if line.startswith("|")
+    ]
+    assert len(re.findall(r"^(?:- |#)", own, re.MULTILINE)) == len(re.findall(r"^(?:- |#)", sister, re.MULTILINE))
+    assert f"]({os.path.relpath(SISTERS[page], Path(page).parent)})" in own
+    assert f"]({os.path.relpath(page, Path(SISTERS[page]).parent)})" in sister
+
+
+def test_every_page_has_its_sister():
+    assert {path.name for path in (ROOT / "docs/ru").glob("*.md")} == {Path(page).name for page in SISTERS} - {"README.md"}
+
+
+def test_the_commands_are_those_that_a_reader_needs_first():
+    assert {"make run", "make test", "make lint", "make test-slow", "python inference.py"} <= set(commands(TEXTS["README.md"]))
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ru.md"])
+def test_the_steps_that_are_explained_are_those_of_the_command(page):
+    m = inspector.load("names-qwen2")
+    assert "inspector run names-qwen2 Крас --temperature 0.8 --top-p 0.9 --seed 3" in commands(TEXTS[page])
+    run = inspector.run(m, m.encode("Крас"), inspector.Sampling(temperature=0.8, top_p=0.9, seed=3), 5)
+    rows = re.findall(r"^(\d) +([\d.]+) +«(.)»: \D*(\d+)\D+(\d+).*; p (\S+) → (\S+); top-p \w+ (\d+) .. (\d+) ", TEXTS[page], re.MULTILINE)
+    assert len(rows) == 3
+    for number, entropy, token, rank, kept, before, after, removed, of in rows:
+        step = run.steps[int(number) - 1]
+        assert (token, int(rank), int(kept)) == (step.token.text, step.rank, step.kept["top_p"])
+        shown = (f"{value:.2f}" for value in (step.entropy, step.chosen.probability_before, step.chosen.probability_after))
+        assert (entropy, before, after) == tuple(shown) and int(removed) == int(of) - int(kept) and int(of) == m.vocab_size
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -63,9 +167,7 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Path("port.py").write_text(PORT, encoding="utf8")
-    Path("items.txt").write_text("альфа\nбета\nгамма\n", encoding="utf8")
-    Path("held_out.txt").write_text("бетта\n", encoding="utf8")
-    Path("prompts.txt").write_text("Крас\nМар\nИ\n", encoding="utf8")
+    Path("examples").symlink_to(ROOT / "examples")
     if name == "accelerate":
         launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments]
         done = subprocess.run(launcher, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200)
@@ -73,7 +175,7 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
         if "train" in arguments:
             assert json.loads(Path("runs/two/recipe.json").read_text())["losses"][-1]["step"] == 20
         else:
-            assert len(json.loads(Path("runs.json").read_text())) == 3
+            assert len(json.loads(Path("runs.json").read_text())) == len(Path("examples/prompts.txt").read_text().splitlines())
         return
     if name == "python" and arguments[0].startswith("examples/"):
         assert (ROOT / arguments[0]).is_file()
@@ -91,10 +193,10 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
     assert exit.value.code == 0, capfd.readouterr().err
 
 
-@pytest.mark.parametrize("example", blocks(README, "python"), ids=["port", "split and loop", "inside", "native", "zoo"])
-def test_python_example_runs(example, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_python_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(EXAMPLES[name], name, "exec"), {})
 
 
 def test_the_picture_is_there_and_is_the_lesson():
@@ -102,28 +204,52 @@ def test_the_picture_is_there_and_is_the_lesson():
     assert "Qwen2DecoderLayer" in picture and "bitwise" in picture
 
 
+def in_english(page: str) -> str:
+    """A page's text in one line, its numbers written as in English."""
+    text = re.sub(r"\s+", " ", TEXTS[page])
+    if page.startswith("docs/ru/"):
+        text = re.sub(r"(?<=\d),(?=\d)", ".", text)
+        text = re.sub(r"(?<=\d) (?=\d{3}\b)", ",", text)
+        text = re.sub(r"(?<![\d.,])(\d)(\d{3})\b(?!\.)", r"\1,\2", text)
+    return text
+
+
+@pytest.mark.parametrize("page", ["docs/train.md", "docs/ru/train.md"])
 @pytest.mark.parametrize("name", ["names-expert", "names-qwen2"])
-def test_the_table_of_embedded_models_says_what_their_recipes_say(name):
+def test_the_table_of_embedded_models_says_what_their_recipes_say(name, page):
     report = json.loads((ASSETS / name / "recipe.json").read_text())
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
-    assert f"{report['parameters']:,}" in row and f"{report['losses'][-1]['validation']:.3f} nats" in row
-    counts = build().counts()
-    assert sum(counts["train"].values()) == report["items"]["train"]
-    for part, words in (("train", "in training"), ("validation", "held out")):
-        assert f"{counts[part]['given name']:,} {words}" in README.replace("\n", " ")
-    for kind in ("surname", "pair"):
-        assert f"({counts['train'][kind]:,} and {counts['validation'][kind]:,})" in README.replace("\n", " ")
+    assert f"| `{name}` | {report['parameters']:,} | {report['losses'][-1]['validation']:.3f} " in in_english(page)
+    assert sum(build().counts()["train"].values()) == report["items"]["train"]
+
+
+@pytest.mark.parametrize("page", ["docs/train.md", "docs/ru/train.md"])
+def test_what_is_said_to_be_held_out_is(page):
+    """Surnames are, in both forms and in pairs; given names are not: only the lines that hold one alone."""
+    text, corpus = in_english(page), build()
+    female, male, surnames = read_names()
+    assert all(re.search(rf"\b{count:,} ", text) for count in (len(female), len(male), len(surnames)))
+    train, held_out = (corpus.counts()[part] for part in ("train", "validation"))
+    for kind in ("surname", "pair", "given name"):
+        assert f"| {train[kind]:,} | {held_out[kind]:,} |" in text
+    given = {*female, *male}
+    pairs = [line.split() for line in corpus.train if " " in line]
+    seen = {line for line in corpus.train if line not in given and " " not in line} | {surname for _, surname in pairs}
+    unseen = [line.split()[-1] for line in corpus.validation if line not in given]
+    assert len(unseen) == held_out["surname"] + held_out["pair"]
+    assert not any({surname, feminine(surname), surname.removesuffix("а")} & seen for surname in unseen)
+    names = Counter(name for name, _ in pairs)
+    alone = [line for line in corpus.validation if line in given]
+    assert len(alone) == held_out["given name"] and not set(alone) & set(corpus.train)
+    least = int(re.search(r"(\d+) (?:training pairs or more|парах обучения или больше)", text)[1])
+    assert min(names[name] for name in alone) >= least
+    assert {line.split()[0] for line in corpus.validation if " " in line} <= set(names)
 
 
 @pytest.mark.parametrize("name", ["gpt-moe", "gpt-mla", "gpt-mtp"])
-@pytest.mark.parametrize("readme", ["README.md", "README.ru.md"])
-def test_the_table_of_bench_names_says_what_the_shipped_recipes_say(name, readme):
+@pytest.mark.parametrize("page", ["docs/zoo.md", "docs/ru/zoo.md"])
+def test_the_table_of_bench_names_says_what_the_shipped_recipes_say(name, page):
     report = json.loads((ASSETS / name / "recipe.json").read_text())
-    loss, parameters = f"{report['losses'][-1]['validation']:.4f}", f"{report['parameters']:,}"
-    if readme == "README.ru.md":
-        loss, parameters = loss.replace(".", ","), parameters.replace(",", " ")
-    text = (ROOT / readme).read_text(encoding="utf8").replace("\u00a0", " ")
-    assert any(line.startswith(f"| `{name}` | {loss} | {parameters} |") for line in text.splitlines())
+    assert f"| `{name}` | {report['losses'][-1]['validation']:.4f} | {report['parameters']:,} |" in in_english(page)
 
 
 def test_the_readme_command_of_a_recipe_gives_that_recipe(monkeypatch, tmp_path):

@@ -11,8 +11,13 @@ from ..records.generation import Sampling
 from ..training.corpus import judge
 
 
-def sample(m, samples: int, sampling: Sampling, max_new_tokens: int = 48, said: Callable[[str], None] = lambda text: None) -> list[str]:
-    """Lines that the model makes up from nothing but its begin symbol, all from one random generator; ``said`` is told how many."""
+def sample(
+    m, samples: int, sampling: Sampling, max_new_tokens: int = 48, said: Callable[[str, str], None] = lambda *words: None
+) -> list[str]:
+    """Lines that the model makes up from nothing but its begin symbol, all from one random generator.
+
+    ``said`` is told how many there are, in English and Russian.
+    """
     generator = new_generator(sampling.seed, m.device)
     ids_1T = torch.tensor([m.encode("", raw=True)], device=m.device)
     lines = []
@@ -28,7 +33,7 @@ def sample(m, samples: int, sampling: Sampling, max_new_tokens: int = 48, said: 
             listed=0,
         )
         lines.append(m.texts.whole([step.token.id for step, _ in steps]))
-        said(f"{len(lines)} of {samples} lines")
+        said(f"{len(lines)} of {samples} lines", f"{len(lines)} из {samples} строк")
     return lines
 
 
@@ -36,7 +41,7 @@ def measure(
     m,
     samples: int = 1000,
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, seed=0),
-    said: Callable[[str], None] = lambda text: None,
+    said: Callable[[str, str], None] = lambda *words: None,
 ) -> dict:
     """How many of ``samples`` lines can be judged, and how many of those agree.
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -158,21 +158,48 @@ def totals(rows: list[Coverage]) -> dict[str, int]:
     }
 
 
-HEADS = ("type", "head", "split", "greedy", "sampled", "roles", "FLOPs", "cache", "reason")
+HEADS = (  # in English and Russian
+    ("type", "тип"),
+    ("head", "голова"),
+    ("split", "разделение"),
+    ("greedy", "жадно"),
+    ("sampled", "сэмплирование"),
+    ("roles", "роли"),
+    ("FLOPs", "FLOP"),
+    ("cache", "кэш"),
+    ("reason", "причина"),
+)
+FIGURES = {  # of ``totals``, in Russian
+    "registered": "зарегистрировано",
+    "built": "построено",
+    "proved": "доказано",
+    "refused": "отклонено",
+    "bitwise, greedy and sampled": "бит в бит, жадно и с сэмплированием",
+    "other, for a known reason": "иначе, по известной причине",
+    "wrong": "неверно",
+    "every layer role recognised": "у всего в слоях есть роль",
+    "FLOPs within 1 % of torch's count": "FLOP отличаются от счётчика torch не больше чем на 1 %",
+    "KV-cache as told": "KV-кэш такой, как сказано",
+}
 
 
-def cells(row: Coverage) -> tuple[str, ...]:
-    """A row as text, a cell for each of ``HEADS``."""
-    words = {True: "yes", False: "no", None: "–"}
+def cells(row: Coverage, t: Callable[[str, str], str]) -> tuple[str, ...]:
+    """A row as text, a cell for each of ``HEADS``; ``t`` picks the English or the Russian, levels of verdicts and reasons are English."""
+    words = {True: t("yes", "да"), False: t("no", "нет"), None: "–"}
+    splits = {"proved": t("proved", "доказано"), "refused": t("refused", "отклонено"), "not built": t("not built", "не построено")}
     told = row.split == "proved"
     figures = [words[row.roles] if told else "–", "–" if row.flops is None else f"{row.flops:.3f}", words[row.cache]]
-    return tuple(cell or "–" for cell in (row.model_type, row.head, row.split, row.greedy, row.sampled, *figures, row.reason))
+    return tuple(cell or "–" for cell in (row.model_type, row.head, splits[row.split], row.greedy, row.sampled, *figures, row.reason))
 
 
 def markdown(rows: list[Coverage]) -> str:
-    """The page of the whole table."""
-    escaped = (tuple(re.sub(r"([|<>*_`])", r"\\\1", cell) for cell in cells(row)) for row in rows)
-    table = [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS), *(f"| {' | '.join(row)} |" for row in escaped)]
+    """The page of the whole table, in English."""
+    escaped = (tuple(re.sub(r"([|<>*_`])", r"\\\1", cell) for cell in cells(row, lambda english, _: english)) for row in rows)
+    table = [
+        f"| {' | '.join(english for english, _ in HEADS)} |",
+        "|" + "---|" * len(HEADS),
+        *(f"| {' | '.join(row)} |" for row in escaped),
+    ]
     figures = [f"- {name}: {number}" for name, number in totals(rows).items()]
     return "\n".join([INTRODUCTION.format(version=transformers.__version__), *figures, "", *table, ""])
 

@@ -84,7 +84,7 @@ def batches(m: Loaded, pairs: int, seed: int = 0) -> list[Batch]:
 
 
 @torch.no_grad()
-def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said: Callable[[str], None] = lambda text: None) -> dict:
+def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said: Callable[[str, str], None] = lambda *words: None) -> dict:
     """Where the gender is known, who reads it, and what is lost without those heads.
 
     Args:
@@ -92,7 +92,7 @@ def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said
         pairs: of prompts.
         samples: lines made up for each agreement in gender (temperature 0.8, top-p 0.95).
         seed: of both.
-        said: is told what is being measured.
+        said: is told what is being measured, in English and Russian.
 
     Returns:
         ``lead``, gender → mean lead; ``moved``, role → place → share of the way from the female lead to the male one that a
@@ -112,7 +112,7 @@ def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said
     moved: dict[str, dict[str, float]] = {}
     patched = ["embed", *layers, *parts, *heads]
     for i, role in enumerate(patched, 1):
-        said(f"patching {role}, {i} of {len(patched)}")
+        said(f"patching {role}, {i} of {len(patched)}", f"подмена {role}, {i} из {len(patched)}")
         places = PLACES[-1:] if role in heads else PLACES
         moved[role] = {
             place: sum(shift(m, batch, role, place, before) for batch, before in zip(todo, leads["female"], strict=True)) / gap
@@ -126,15 +126,16 @@ def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said
     ablated = []
     for roles, also_samples in [([], True), *((best[:n], n <= 2) for n in range(1, count)), ([attention], True)]:
         for fill in ("zero", "mean") if roles else ("",):
-            without = f"without {', '.join(roles)}" if roles else "the whole model"
-            said(without)
+            named = ", ".join(roles)
+            without = (f"without {named}", f"без {named}") if roles else ("the whole model", "вся модель")
+            said(*without)
             with ExitStack() as stack:
                 for role in roles:
                     stack.enter_context(ablate(m, role, fill))
                 row = dict(roles=roles, fill=fill, **right(m, todo))
                 if also_samples and fill != "mean":
                     sampling = Sampling(temperature=0.8, top_p=0.95, seed=seed)
-                    made_up = agreement(m, samples, sampling, lambda text, without=without: said(f"{without}: {text}"))
+                    made_up = agreement(m, samples, sampling, lambda *words, without=without: said(*map("{}: {}".format, without, words)))
                     row |= dict(agreement_percent=made_up["agreement_percent"], unjudged_percent=made_up["unjudged_percent"])
             ablated.append(row)
     means = {name: float(torch.cat(values).mean()) for name, values in leads.items()}

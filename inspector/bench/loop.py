@@ -61,14 +61,14 @@ def seconds_per_step(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, f
 
 
 def measure(
-    m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4, said: Callable[[str], None] = lambda text: None
+    m, lengths: Sequence[int] = LENGTHS, rounds: int = 5, steps: int = 4, said: Callable[[str, str], None] = lambda *words: None
 ) -> list[dict]:
     """Per context length: milliseconds of a step by hand and of one of ``generate(use_cache=False)``, see ``median_step``.
 
     The two take turns in every round, after one that does not count; ``hand_to_generate`` is the median of the rounds' ratios, so
     that a machine whose speed drifts does not favour one. ``recording_percent`` is what a step's record takes beside the step, the
     median of the steps' ratios. ``limit`` is the least a step can take here: its multiplications at the speed of a large matrix
-    product measured in the same run.
+    product measured in the same run. ``said`` is told what runs, in English and Russian.
     """
     reference = with_generate(m).model
     rows = []
@@ -80,7 +80,10 @@ def measure(
         made: dict[str, list] = {way: [] for way in ways}
         with without_checkpoint_settings(reference):
             for turn in range(rounds + 1):
-                said(f"{length} tokens: round {turn} of {rounds}" if turn else f"{length} tokens: warming up")
+                if turn:
+                    said(f"{length} tokens: round {turn} of {rounds}", f"токенов {length}: раунд {turn} из {rounds}")
+                else:
+                    said(f"{length} tokens: warming up", f"токенов {length}: прогрев")
                 for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
                     made[way].append(ways[way]())
         hand = [[step.seconds for step in one] for one in made["hand"][1:]]

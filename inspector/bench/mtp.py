@@ -13,6 +13,7 @@ from ..records.generation import Sampling
 from .loop import timed
 
 BEGINNING = 4  # tokens of a prompt that the model makes up
+WAYS = dict(speculation="спекуляция", cached="с кэшем", uncached="без кэша")  # in Russian
 
 
 def made_up(m, samples: int, seed: int = 0, length: int = BEGINNING) -> list[list[int]]:
@@ -39,7 +40,7 @@ def measure(
     sampling: Sampling,
     max_new_tokens: int = 40,
     turns: int = 3,
-    said: Callable[[str], None] = lambda text: None,
+    said: Callable[[str, str], None] = lambda *words: None,
 ) -> dict:
     """Acceptance of each depth, tokens per pass, and speculation's speed beside the loops with and without a cache.
 
@@ -47,6 +48,7 @@ def measure(
     prompt of each that warms up. A pass gives several tokens, so the time of a token is that of all over their number: its median over
     the turns. ``speed_up`` is the median of the turns' ratios, so that a machine whose speed drifts does not favour one.
     ``identical`` is None for draws: they use the random numbers otherwise, and only their distribution is the same.
+    ``said`` is told what runs, in English and Russian.
 
     Raises:
         ValueError: the model has no multi-token prediction; or as ``decoding.loop`` does.
@@ -55,7 +57,7 @@ def measure(
     samplings = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
     records = []
     for ids, own in zip(prompts, samplings, strict=True):
-        said(f"prompt {len(records) + 1} of {len(prompts)}")
+        said(f"prompt {len(records) + 1} of {len(prompts)}", f"запрос {len(records) + 1} из {len(prompts)}")
         records.append(speculate(model, ids, own, max_new_tokens, m.stop_ids, m.origin.name))
     jobs = [(torch.tensor(r.prompt, device=m.device), r.sampling, r.tokens) for r in records]
     ways = dict(
@@ -69,7 +71,7 @@ def measure(
         run(*jobs[0])
     for turn in range(turns):
         for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
-            said(f"round {turn + 1} of {turns}: {way}")
+            said(f"round {turn + 1} of {turns}: {way}", f"раунд {turn + 1} из {turns}: {WAYS[way]}")
             times[way].append(timed(lambda run=ways[way]: [run(*job) for job in jobs]))
     tokens, passes = sum(len(r.tokens) for r in records), sum(len(r.rounds) for r in records)
     partings = [r.parting for r in records if r.parting is not None]

@@ -16,12 +16,12 @@ LENGTH = 128
 EVERY = ("**",)
 
 
-def measure(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None] = lambda text: None) -> list[dict]:
+def measure(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str, str], None] = lambda *words: None) -> list[dict]:
     """A row for each way to run the same pass over ``length`` random tokens, or as many as the model reads.
 
     The ways take turns in every round, and ratios to the bare pass are taken within a round, so that a machine whose speed
     drifts does not favour one. The head runs on the last position alone, as in the loop: on all of them the bare pass would
-    take longer, and the ratios would be smaller.
+    take longer, and the ratios would be smaller. ``said`` is told what runs, in English and Russian.
     """
     ids = probe_ids(m, min(length, m.context_length or length))
     blocks, every = chosen(m.components, BLOCKS, m.origin.name), chosen(m.components, EVERY, m.origin.name)
@@ -55,7 +55,7 @@ def measure(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None
     for run in ways.values():
         run()
     for turn in range(rounds):
-        said(f"round {turn + 1} of {rounds}")
+        said(f"round {turn + 1} of {rounds}", f"раунд {turn + 1} из {rounds}")
         order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
         for name in order:
             times[name].append(timed(ways[name]))
@@ -71,7 +71,7 @@ def measure(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None
     ]
 
 
-def by_role(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None] = lambda text: None) -> list[dict]:
+def by_role(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str, str], None] = lambda *words: None) -> list[dict]:
     """A row for each kind of role, that of all layers as one (``layers.*.mlp``): what the statistics of its outputs cost.
 
     ``ms`` are those of all its components in one pass, ``share`` is their part of the same pass without the watching, medians
@@ -83,7 +83,10 @@ def by_role(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str], None
     passes: list[float] = []
     clock = Clock(m.device)
     for turn in range(rounds + 1):  # the first one warms up
-        said(f"role by role, round {turn} of {rounds}" if turn else "role by role, warming up")
+        if turn:
+            said(f"role by role, round {turn} of {rounds}", f"роль за ролью, раунд {turn} из {rounds}")
+        else:
+            said("role by role, warming up", "роль за ролью, прогрев")
         calls, sizes, began, spans = Counter(), Counter(), {}, defaultdict(list)
 
         def see(call: Call) -> None:

@@ -20,7 +20,7 @@ from ..records.comparison import LEVELS
 from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
 from ..render.steps import computing_line, continuations, text_panel
-from ..render.text import translator, visible
+from ..render.text import visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import coverage_table, verdict_line
 from .bench import bench
@@ -165,7 +165,8 @@ def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_
     with Console(stderr=True, quiet=processes.rank > 0).status("") as status:
 
         def show(prompt: int, step) -> None:
-            status.update(Text(f"prompt {prompt + 1} of {len(texts)}, token {step.index + 1}"))
+            at, of, token = prompt + 1, len(texts), step.index + 1
+            status.update(Text(t(f"prompt {at} of {of}, token {token}", f"запрос {at} из {of}, токен {token}")))
 
         try:
             runs = run_prompts(m, ids, sampling, max_new_tokens, batch_size, origins, processes, show)
@@ -208,7 +209,7 @@ def verify(
 
 
 @app.command()
-@grouped(without=["language"])
+@grouped()
 def coverage(
     types: Annotated[list[str] | None, typer.Argument(metavar="[TYPE]...", help="Model types; all that are registered by default.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown too.")] = None,
@@ -219,19 +220,20 @@ def coverage(
     """Split a tiny model of every causal LM type of transformers and hold it against generate(): exit code 1 if one is wrong."""
     at_least_one(threads=threads)
     check_writable(markdown)
-    console = out.console
-    with busy("loading torch …") as say:
+    t, console = out.t, out.console
+    with busy(t("loading torch …", "загрузка torch …")) as say:
         with importing():
             from ..bench import coverage as bench
 
         rows, todo = [], bench.coverage(types, threads)
         for row in todo:
             rows.append(row)
-            say(f"{len(rows)} of {len(types or bench.types())} types, the last was {row.model_type}")
-    console.print(computing_line([], threads, translator("en")))
-    console.print(coverage_table(bench.HEADS, [bench.cells(row) for row in rows], console.width))
+            done, of, last = len(rows), len(types or bench.types()), row.model_type
+            say(t(f"{done} of {of} types, the last was {last}", f"{done} из {of} типов, последний — {last}"))
+    console.print(computing_line([], threads, t))
+    console.print(coverage_table([t(*head) for head in bench.HEADS], [bench.cells(row, t) for row in rows], console.width))
     for name, number in bench.totals(rows).items():
-        console.print(f"{number:4} {name}", markup=False)
+        console.print(f"{number:4} {t(name, bench.FIGURES[name])}", markup=False)
     if markdown:
         write_whole(markdown, bench.markdown(rows))
     out.write(dict(rows=rows, totals=bench.totals(rows)))

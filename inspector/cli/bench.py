@@ -1,5 +1,6 @@
 """``inspector bench``: one thin function per question; each prints a table, and writes its numbers with ``--json``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,9 @@ from rich.text import Text
 
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
-from ..render.names import names_view
+from ..render.names import agreement_view, names_view
 from ..render.tables import table
+from ..render.text import Translate
 from ..render.verdicts import loop_table
 from .options import (
     ModelArgument,
@@ -30,6 +32,11 @@ from .train import bar_of_steps
 bench = typer.Typer(help="Measure: each question prints a table; --json writes its numbers.")
 
 
+def in_language(say: Callable[[str], None], t: Translate) -> Callable[[str, str], None]:
+    """``say`` for what measures, which says in English and Russian what it is at."""
+    return lambda *words: say(t(*words))
+
+
 @bench.command("gender")
 @grouped(model="names-qwen2")
 def bench_gender(
@@ -47,7 +54,7 @@ def bench_gender(
     with busy(out.t("measuring …", "измерение …")) as say:
         from ..bench.gender import measure
 
-        result = measure(m, pairs, samples, seed, said=say)
+        result = measure(m, pairs, samples, seed, said=in_language(say, out.t))
     out.header(model)
     out.console.print(effects.gender_view(result, out.t))
     out.write(dict(model=model, threads=threads_now()) | result)
@@ -68,7 +75,7 @@ def bench_loop(
     with busy(out.t("measuring …", "измерение …")) as say:
         from ..bench.loop import measure
 
-        rows = measure(m, rounds=rounds, said=say)
+        rows = measure(m, rounds=rounds, said=in_language(say, out.t))
     if not rows:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
     out.header(model)
@@ -92,12 +99,19 @@ def bench_trace(
     with busy(out.t("measuring …", "измерение …")) as say:
         from ..bench.trace import by_role, measure
 
-        rows, roles = measure(m, tokens, rounds, say), by_role(m, tokens, rounds, say)
+        said = in_language(say, out.t)
+        rows, roles = measure(m, tokens, rounds, said), by_role(m, tokens, rounds, said)
     t = out.t
+    ways = {
+        "plain": t("plain", "чистый"),
+        "references": t("references", "ссылки"),
+        "blocks": t("blocks", "блоки"),
+        "every role": t("every role", "все роли"),
+    }
     parts = t("components", "компонентов")
     result = table(t("way", "способ"), t("tokens", "токенов"), parts, t("ms", "мс"), t("to plain*", "к чистому*"), numbers=range(1, 5))
     for row in rows:
-        result.add_row(row["way"], str(row["tokens"]), str(row["components"]), f"{row['ms']:.2f}", f"{row['to_plain']:.3f}")
+        result.add_row(ways[row["way"]], str(row["tokens"]), str(row["components"]), f"{row['ms']:.2f}", f"{row['to_plain']:.3f}")
     heads = t("statistics of", "статистика"), parts, t("numbers", "чисел"), t("ms", "мс"), t("% of the pass*", "% прохода*")
     own = table(*heads, numbers=range(1, 5))
     for row in roles:
@@ -105,11 +119,11 @@ def bench_trace(
     out.header(model)
     out.console.print(result)
     out.console.print(own)
-    said = t(
+    explained = t(
         "a time is the median of rounds after a warm-up; * the median of the ratios within rounds",
         "время — медиана раундов после прогрева; * медиана отношений внутри раундов",
     )
-    out.console.print(Text(said, "dim"))
+    out.console.print(Text(explained, "dim"))
     out.write(dict(model=model, threads=threads_now(), rows=rows, roles=roles))
 
 
@@ -129,13 +143,9 @@ def bench_agreement(
     with busy(out.t("making lines up …", "придумываются строки …")) as say:
         from ..bench.agreement import measure
 
-        result = measure(m, samples, Sampling(temperature=0.8, top_p=0.95, seed=seed), said=say)
+        result = measure(m, samples, Sampling(temperature=0.8, top_p=0.95, seed=seed), said=in_language(say, out.t))
     out.header(model)
-    out.console.print("made up: " + ", ".join(result["examples"]), markup=False)
-    out.console.print(
-        f"{result['unjudged_percent']:.1f} % of {samples} lines cannot be judged; "
-        f"of the others {result['agreement_percent']:.1f} % agree ({result['agrees']} to {result['disagrees']})"
-    )
+    out.console.print(agreement_view(result, out.t))
     out.write(dict(model=model, threads=threads_now()) | result)
 
 
@@ -167,13 +177,14 @@ def bench_names(
 ) -> None:
     """Which architecture learns names best with equal parameters and steps, and by how much does it beat counting n-grams?"""
     at_least_one(parameters=parameters, threads=threads)
-    with busy("loading torch …") as say:
+    t = out.t
+    with busy(t("loading torch …", "загрузка torch …")) as say:
         with importing():
             from tempfile import TemporaryDirectory
 
             from ..bench.names import equal_recipes, measure, parts
 
-        say("sizing the models …")
+        say(t("sizing the models …", "подбор размеров …"))
         settle_threads(threads, parameters)
         data = parts(corpus, validation, seed)
         sizes = dict(d_model=d_model, n_layers=n_layers, n_heads=n_heads)
@@ -186,22 +197,33 @@ def bench_names(
 
         def told(name, done) -> None:
             if done is None:
-                console.print(f"{name} …")
+                console.print(f"{t(name, 'n-граммы') if name == 'n-grams' else name} …")
                 return
-            held = "" if done.validation_loss is None else f", held out {done.validation_loss:.4f}"
-            bar.update(tasks[name], completed=done.step, description=f"{name}: loss {done.loss:.4f}{held}")
+            loss, held = t(f"loss {done.loss:.4f}", f"потери {done.loss:.4f}"), ""
+            if done.validation_loss is not None:
+                held = t(f", held out {done.validation_loss:.4f}", f", на отложенном {done.validation_loss:.4f}")
+            bar.update(tasks[name], completed=done.step, description=f"{name}: {loss}{held}")
             if done.validation_loss != shown[name]:
                 shown[name] = done.validation_loss
-                console.print(f"{name}, step {done.step:,}: loss {done.loss:.4f}{held} nats per character, {done.seconds_left:.0f} s left")
+                left = f"{done.seconds_left:.0f}"
+                line = t(
+                    f"{name}, step {done.step:,}: {loss}{held} nats per character, {left} s left",
+                    f"{name}, шаг {done.step:,}: {loss}{held} нат на символ, осталось {left} с",
+                )
+                console.print(line, markup=False)
 
         try:
             result = measure(data, recipes, folder or Path(temporary), told)
         except KeyboardInterrupt:
             if folder is not None:
-                console.print(f"stopped; what is done is in {folder}: the same command goes on", markup=False)
+                stopped = t(
+                    f"stopped; what is done is in {folder}: the same command goes on",
+                    f"остановлено; сделанное лежит в {folder}: та же команда продолжит",
+                )
+                console.print(stopped, markup=False)
             raise
     out.header(*recipes)
-    out.console.print(names_view(result, out.t))
+    out.console.print(names_view(result, t))
     out.write(dict(threads=threads_now()) | result)
 
 
@@ -234,7 +256,7 @@ def bench_mtp(
         draws = any(SETTINGS[name].draws for name in asked.flags)
         sampling, _ = asked.settings(m, None if draws else dict(temperature=0.0))
         prompts = [m.encode(text, raw=True) for text in prompt] if prompt else made_up(m, samples, sampling.seed)
-        result = measure(m, prompts, sampling, asked.max_new_tokens, rounds, say)
+        result = measure(m, prompts, sampling, asked.max_new_tokens, rounds, in_language(say, out.t))
     out.header(model)
     out.console.print(speculation.mtp_view(result, out.t))
     out.write(dict(model=model, threads=threads_now()) | result)

@@ -9,13 +9,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..render.screen import QuietConsole
-from ..render.text import threads_of, translator
+from ..render.text import Translate, threads_of
 from ..training.recipe import MODELS, NEEDED, Recipe
-from .options import Threads, at_least_one, busy, grouped, importing, settle_threads, threads_now
+from .options import Output, Threads, at_least_one, busy, grouped, importing, settle_threads, threads_now
 
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 
 
+KINDS = {  # of lines of the embedded corpus, and its parts, in Russian
+    "given name": "имён",
+    "surname": "фамилий",
+    "pair": "пар",
+    "train": "для обучения",
+    "validation": "отложенных",
+}
 SettingsOfModels = make_dataclass(  # those of a recipe that only some models have
     "SettingsOfModels",
     [(own.name, Annotated[own.type, typer.Option(help=own.metadata["help"])], own.default) for own in fields(Recipe) if own.name in NEEDED],
@@ -23,7 +30,7 @@ SettingsOfModels = make_dataclass(  # those of a recipe that only some models ha
 )
 
 
-@grouped()
+@grouped(without=["json_path"])
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist, unless --resume is given.")],
     corpus: Annotated[
@@ -53,6 +60,7 @@ def train(
     threads: Threads = None,
     *,
     of_models: SettingsOfModels,
+    screen: Output,
 ) -> None:
     """Train a small model on the lines of a file. Ctrl-C saves the state; the same command with --resume goes on.
 
@@ -61,7 +69,8 @@ def train(
     """
     given = locals()
     at_least_one(threads=threads)
-    with busy("loading torch …"), importing():
+    t = screen.t
+    with busy(t("loading torch …", "загрузка torch …")), importing():
         from ..loop.batches import join_processes
         from ..training.corpus import build, read_lines
         from ..training.loop import STATE
@@ -78,19 +87,26 @@ def train(
         named = given | vars(of_models) | dict(corpus=corpus if parts else Path(corpus).name)
         recipe = Recipe(**{field.name: named[field.name] for field in fields(Recipe)})
         progress = start_training(recipe, lines, held_out, out, resume, evaluate_every, gradient_checkpointing)
-        console.print(f"{len(lines):,} lines to train on, {len(held_out):,} held out; {threads_of(threads_now(), translator('en'))}")
+        lines_said = t(
+            f"{len(lines):,} lines to train on, {len(held_out):,} held out",
+            f"строк для обучения {len(lines):,}, отложенных {len(held_out):,}",
+        )
+        console.print(f"{lines_said}; {threads_of(threads_now(), t)}")
         for part, kinds in parts.counts().items() if parts else ():
-            console.print(f"  {part}: " + ", ".join(f"{count:,} × {kind}" for kind, count in kinds.items()))
-        show_training(progress, steps, console)
+            counts = ", ".join(t(f"{count:,} × {kind}", f"{KINDS[kind]} {count:,}") for kind, count in kinds.items())
+            console.print(f"  {t(part, KINDS[part])}: {counts}")
+        show_training(progress, steps, console, t)
     except ValueError:
         if processes.rank > 0:  # the first process says it
             raise typer.Exit(2) from None
         raise
     except KeyboardInterrupt:
         if (out / STATE).exists():
-            console.print(f"stopped; the state is in {out}: add --resume to go on", markup=False)
+            stopped = f"stopped; the state is in {out}: add --resume to go on", f"остановлено; состояние лежит в {out}: продолжит --resume"
+            console.print(t(*stopped), markup=False)
         raise
-    console.print(f"done: inspector run {out if len(out.parts) > 1 else f'./{out}'} PROMPT", markup=False)
+    folder = out if len(out.parts) > 1 else f"./{out}"
+    console.print(t(f"done: inspector run {folder} PROMPT", f"готово: inspector run {folder} ЗАПРОС"), markup=False)
 
 
 def bar_of_steps(console: Console) -> Progress:
@@ -99,22 +115,31 @@ def bar_of_steps(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def show_training(progress, steps: int, console: Console) -> None:
+def show_training(progress, steps: int, console: Console, t: Translate) -> None:
     """A bar that follows the steps, and a line whenever the held-out part was measured, with the load of each mixture of experts."""
     shown = None
     with bar_of_steps(console) as bar:
         task = bar.add_task("", total=steps)
         for done in progress:
-            losses = f"loss {done.loss:.4f}"
-            losses += "" if done.validation_loss is None else f", held out {done.validation_loss:.4f}"
-            losses += "" if done.mtp_loss is None else f", further ahead {done.mtp_loss:.4f}"
-            balance = "" if done.balance_loss is None else f", balance {done.balance_loss:.4f}"
+            named = (
+                (t("loss", "потери"), done.loss),
+                (t("held out", "на отложенном"), done.validation_loss),
+                (t("further ahead", "дальше следующего"), done.mtp_loss),
+            )
+            losses = ", ".join(f"{name} {value:.4f}" for name, value in named if value is not None)
+            balance = "" if done.balance_loss is None else t(", balance ", ", баланс ") + f"{done.balance_loss:.4f}"
             loads = done.router_load or {}
             shares = [share for load in loads.values() for share in load]
-            spread = f", load {min(shares):.0%} to {max(shares):.0%}" if shares else ""
+            spread = f", {t('load', 'загрузка')} {min(shares):.0%} {t('to', '–')} {max(shares):.0%}" if shares else ""
             bar.update(task, completed=done.step, description=losses + balance + spread)
             if done.validation_loss != shown or done.step == steps:
                 shown = done.validation_loss
-                console.print(f"step {done.step:,}: {losses} nats per character{balance}, {done.seconds_left:.0f} s left")
+                step, left = f"{done.step:,}", f"{done.seconds_left:.0f}"
+                line = t(
+                    f"step {step}: {losses} nats per character{balance}, {left} s left",
+                    f"шаг {step}: {losses} нат на символ{balance}, осталось {left} с",
+                )
+                console.print(line, markup=False)
                 for name, load in loads.items():
-                    console.print(f"  {name}: load by expert " + ", ".join(f"{share:.1%}" for share in load), markup=False)
+                    every = ", ".join(f"{share:.1%}" for share in load)
+                    console.print(t(f"  {name}: load by expert {every}", f"  {name}: загрузка по экспертам {every}"), markup=False)

@@ -26,7 +26,7 @@ def trace_view(trace: Trace, width: int, t: Translate) -> RenderableType:
     shapes = Counter((row.output.shape, row.output.dtype) for row in trace.components)
     usual = shapes.most_common(1)[0][0]
     bad = any(not row.output.finite for row in trace.components)
-    heads = [t("component", "компонент"), "mean", "rms", "min", "max", *(["NaN", "Inf"] if bad else []), t("ms", "мс"), "%"]
+    heads = [t("component", "компонент"), t("mean", "среднее"), "rms", "min", "max", *(["NaN", "Inf"] if bad else []), t("ms", "мс"), "%"]
     result = table(*heads, numbers=range(1, len(heads)))
     for row, label in zip(trace.components, indented([row.role for row in trace.components]), strict=True):
         out = row.output
@@ -101,12 +101,12 @@ def not_finite_panel(found: NotFinite, length: int, t: Translate) -> RenderableT
     if found.input is None:
         lines.append(t("it was fed token ids", "на входе номера токенов"))
     elif found.input.finite:
-        lines.append(t(f"its input was finite: {in_words(found.input)}", f"на входе всё конечно: {in_words(found.input)}"))
+        lines.append(t(f"its input was finite: {in_words(found.input, t)}", f"на входе всё конечно: {in_words(found.input, t)}"))
     else:
         lines.append(
             t(
-                f"its input held some already ({many(found.input, t)}; the rest {in_words(found.input)}): they arose between components",
-                f"они были уже на входе ({many(found.input, t)}; остальное {in_words(found.input)}): возникли между компонентами",
+                f"its input held some already ({many(found.input, t)}; the rest {in_words(found.input, t)}): they arose between components",
+                f"они были уже на входе ({many(found.input, t)}; остальное {in_words(found.input, t)}): возникли между компонентами",
             )
         )
     if found.weights:
@@ -125,9 +125,9 @@ def many(numbers: Statistics, t: Translate) -> str:
     return t(f"{', '.join(parts)} of {total:,}", f"{', '.join(parts)} из {total:,}")
 
 
-def in_words(numbers: Statistics) -> str:
+def in_words(numbers: Statistics, t: Translate) -> str:
     """The statistics of a tensor in a line."""
-    named = (("mean", numbers.mean), ("rms", numbers.rms), ("min", numbers.min), ("max", numbers.max))
+    named = ((t("mean", "среднее"), numbers.mean), ("rms", numbers.rms), ("min", numbers.min), ("max", numbers.max))
     return f"{form(numbers)}, " + ", ".join(f"{name} {number(value)}" for name, value in named)
 
 

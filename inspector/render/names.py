@@ -35,6 +35,18 @@ def names_view(result: dict, t: Translate) -> RenderableType:
     return Group(Text(corpus_words(result, t)), Text(""), view, Text(""), Text(explained, "dim"), Text(""), Text(beaten(result, t)))
 
 
+def agreement_view(result: dict, t: Translate) -> RenderableType:
+    """What ``bench agreement`` counted: some of the lines, and how many of them agree in gender."""
+    made_up = ", ".join(map(visible, result["examples"]))
+    unjudged, agreeing, lines = f"{result['unjudged_percent']:.1f} %", f"{result['agreement_percent']:.1f} %", f"{result['samples']:,}"
+    to = f"{result['agrees']:,}", f"{result['disagrees']:,}"
+    counted = t(
+        f"{unjudged} of {lines} lines cannot be judged; of the others {agreeing} agree ({to[0]} to {to[1]})",
+        f"строк {lines}, из них нельзя судить о {unjudged}; из прочих согласованы {agreeing} ({to[0]} против {to[1]})",
+    )
+    return Group(Text(t(f"made up: {made_up}", f"придумано: {made_up}")), Text(counted))
+
+
 def number(value: float | None, form: str) -> str:
     """A number in a format; a dash where there is none."""
     return "–" if value is None else format(value, form)
@@ -51,8 +63,8 @@ def corpus_words(result: dict, t: Translate) -> str:
         )
     elif result["split"] == "own":
         words = t(
-            f"The embedded corpus of names: {train} items to train on, {held_out} held out; no surname is in both.",
-            f"Встроенный корпус имён: строк для обучения {train}, отложенных {held_out}; ни одна фамилия не входит в обе части.",
+            f"The embedded corpus of names: {train} items to train on, {held_out} held out; no surname is in both, given names are.",
+            f"Встроенный корпус имён: строк для обучения {train}, отложенных {held_out}; общих фамилий у частей нет, имена общие.",
         )
     else:
         words = t(

@@ -1,0 +1,88 @@
+"""Every verb's screen in Russian: what stands there in Latin letters is a name, a term or a unit, not an English word."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from inspector.cli import app, main
+
+# Mathematics and the terms that Russian texts keep; dtypes and units; settings and options; roles; models and files; columns of JSON.
+ALLOWED = re.findall(
+    r"\S+",
+    """
+    rms min max NaN Inf KL softmax dtype backbone residual pre-norm post-norm feed-forward MTP causal eager
+    sdpa KV- n- FLOP FLOPs RoPE attention bias tied bitwise gelu
+    RMSNorm GELU MLP KV-cache float32 float64 float16 float bfloat16 int8 int4 torch ms KiB MiB
+    seed penalty temperature top-k top-p min-p generate from inspector run
+    embed layers attn mlp gate act up down head norm logits mtp block model BACKBONE
+    names-qwen2 names-expert gpt gpt-moe gpt-mla gpt-mtp granite bert items txt norm-order
+    context hand limit recording percent
+    """,
+)
+NAMES = re.compile(r"«.*?»|\d[\d.]*e-\d+|[A-Z]\w*[a-z]\w*[A-Z]\w*|Linear|Embedding|\w*_\w+|\w+(?:\.\w+)+")  # tokens, numbers, modules
+TRAINING = "--corpus items.txt --steps 2 --d-model 32 --n-layers 1"
+COMMANDS = (
+    "tree names-qwen2",
+    "tree names-qwen2 --diff names-expert",
+    "run names-qwen2 Крас --seed 3 --min-p 0.05 --max-new-tokens 3",
+    "run names-qwen2 --prompts items.txt --max-new-tokens 1",
+    "verify names-qwen2 Крас --max-new-tokens 3",
+    "coverage granite bert",
+    f"train {TRAINING} --evaluate-every 1 --out run --model gpt-moe-mla-mtp --n-experts 4",
+    "train --out run --steps 1 --batch-size 2 --d-model 16 --n-layers 1",
+    "trace gpt-moe Анна",
+    "trace gpt-mla Анна",
+    "trace gpt-mtp Анна",
+    "trace names-expert Крас --lens",
+    "trace names-qwen2 Крас --attention --head 3.2",
+    "contributions names-qwen2 Крас --heads --top 8",
+    "intervene names-qwen2 Крас --patch layers.3.attn --from Иван --ablate layers.1.mlp --ablate-with mean --scale layers.0.mlp=0.5",
+    "diverge names-qwen2 names-qwen2 Крас --dtype-b bfloat16",
+    "mutate names-expert norm-order",
+    "bench gender --pairs 2 --samples 1",
+    "bench loop --rounds 1",
+    "bench trace --rounds 1 --tokens 16",
+    "bench agreement --samples 2",
+    f"bench names {TRAINING} --models gpt --parameters 60000",
+    "bench mtp gpt-mtp --samples 1 --rounds 1 --max-new-tokens 5",
+)
+
+
+def english(text: str) -> list[str]:
+    """The words of a screen in Latin letters that are neither allowed nor the name of something."""
+    words = re.findall(r"[A-Za-z][A-Za-z0-9'-]+", NAMES.sub(" ", text))
+    return sorted({word for word in words if word not in ALLOWED})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_screen_in_russian_is_russian(command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("items.txt").write_text("альфа\nбета\nгамма\nдельта\nйота\nкаппа\nлямбда\nмю\nню\nомега\n", "utf8")
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(sys, "argv", ["inspector", *command.split(), "--lang", "ru"])
+    said = []  # what moves on a terminal while a verb computes
+    monkeypatch.setattr("rich.status.Status.update", lambda self, text: said.append(str(text)))
+    code = main_code()
+    shown, beside = capfd.readouterr()
+    assert code in (0, 1), beside
+    assert english(shown) == english(beside) == english("\n".join(said)) == []
+
+
+def main_code() -> int:
+    """Runs the command line that stands in ``sys.argv``."""
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return exit.value.code
+
+
+def test_every_verb_has_a_screen_here():
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    groups = {group.name: {command.name for command in group.typer_instance.registered_commands} for group in app.registered_groups}
+    assert {command.split()[0] for command in COMMANDS} == verbs | set(groups)
+    assert {command.split()[1] for command in COMMANDS if command.startswith("bench ")} == groups["bench"]
+
+
+def test_english_words_are_found():
+    assert english("ошибка sum of «the» layers.3.attn, Qwen2DecoderLayer: 3 cannot") == ["cannot", "of", "sum"]
