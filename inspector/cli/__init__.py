@@ -139,7 +139,7 @@ def run(
         result = run_lines(m, prompts, lines, reading, sampling, origins, asked.max_new_tokens, batch_size, processes, screen, t)
     else:
         check_request(len(ids), asked.max_new_tokens, m.context_length)
-        screen.show(out.fed(model, m, ids, prompt))
+        screen.show(out.fed(model, m, ids, prompt, reading))
         screen.show(settings_line(sampling, origins, t))
         with LiveSteps(screen, [model], t) as live:
             result = generate(m, ids, sampling, asked.max_new_tokens, origins, on_step=lambda step: live.add([step]))

@@ -1,5 +1,6 @@
 """``inspector train``: its options, and what it shows while it trains."""
 
+import shlex
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..render.screen import QuietConsole
+from ..render.tables import command
 from ..render.text import threads_of, translator
 from ..training.recipe import MODELS, NEEDED, Recipe
 from .options import Threads, at_least_one, busy, grouped, importing, settle_threads, threads_now
@@ -90,7 +92,8 @@ def train(
         if (out / STATE).exists():
             console.print(f"stopped; the state is in {out}: add --resume to go on", markup=False)
         raise
-    console.print(f"done: inspector run {out if len(out.parts) > 1 else f'./{out}'} PROMPT", markup=False)
+    console.print("done; to run it:")
+    console.print(command(shlex.join(["run", str(out if len(out.parts) > 1 else f"./{out}"), "PROMPT"])), soft_wrap=True)
 
 
 def bar_of_steps(console: Console) -> Progress:

@@ -9,16 +9,25 @@ from rich.console import Console
 
 from inspector.files import write_whole
 from inspector.records.comparison import LEVELS, Verdict
-from inspector.records.generation import Candidate, Run, Sampling, Setting, Step, Token
+from inspector.records.generation import Candidate, Removal, Run, Sampling, Setting, Step, Token
 from inspector.records.structure import Costs, ModuleNode
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import FILTER_NAMES, settings_line, settings_remarks, settings_table
-from inspector.render.steps import candidate_table, computing_line, fed_panel, steps_table, text_panel
-from inspector.render.tables import notice, section, title
-from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
+from inspector.render.steps import candidate_table, computing_line, continuations, fed_panel, other_temperature, steps_table, text_panel
+from inspector.render.tables import command, notice, section, title
+from inspector.render.text import chance, count, duration, memory, percent, quoted, translator, visible
 from inspector.render.trees import parts_explained, split_table, tree_difference, tree_panel, trees
-from inspector.render.verdicts import LEVEL_STYLES, LOOP_COLUMNS, comparison_table, growth_table, loop_table, rises, verdict_line
+from inspector.render.verdicts import (
+    LEVEL_STYLES,
+    LOOP_COLUMNS,
+    comparison_table,
+    coverage_table,
+    growth_table,
+    loop_table,
+    rises,
+    verdict_line,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "[bold]\x1b[31m\u202e\n"
@@ -43,12 +52,17 @@ STEP = Step(
     rank=2,
     text="ин",
     seconds=0.0123,
+    removed={"top_p": Removal(63, 65, 0.085)},
+    runner_up=candidate(11, "ж", 3.0, 0.05, 0.34, draw=0.3),
 )
 BANNED = replace(
     STEP,
     candidates=(*STEP.candidates[:2], candidate(9, "к", 4.0, 0.1, 0.0, "no_repeat_ngram_size", 0.4)),
     kept={"no_repeat_ngram_size": 64, "greedy": 1},
+    removed={"no_repeat_ngram_size": Removal(1, 65, 0.1)},
+    runner_up=candidate(7, "о", 7.31, 0.5, 0.0, "greedy"),
 )
+FED = tuple(Token(i, text, text[0] == "<") for i, text in enumerate(("<a>", "You", "<b>", "\n\n", "К", "<b>", "<b>")))
 ROWS = [
     Setting("repetition_penalty", 1.0, "default", "off", 1.1, "checkpoint", notes=("not taken", "greedy too")),
     Setting("bad_words_ids", ((5,), (7, 8)), "flag", "yes", tuple((i,) for i in range(9)), "checkpoint", notes=("overruled",)),
@@ -129,16 +143,18 @@ def everything(width: int, language: str) -> str:
     for renderable in (
         title(t),
         lesson.origins([("names", "embedded", "torch.float32", "cpu")], t),
-        lesson.stand_in("a/b", "names", t),
+        *lesson.stand_in("a/b", "names", t),
         trees([TREE, TREE], ["one", "two"], width, t),
         parts_explained(t),
         split_table([("names", "model", "Linear(32→65, tied)", 8)], t),
         fed_panel("names", RUN.prompt, ["q"], t),
         fed_panel("long", [Token(i, "а") for i in range(100)], [], t, threads=2),
+        fed_panel("chat", FED, [], t, 1, ("template", "default", "template", None, "prompt", "prompt", "template")),
+        fed_panel("plain", FED[:2], [], t, 1, ("special", "prompt")),
         computing_line(["one", "two"], 1, t),
         settings_line(
             Sampling(temperature=0.8, top_k=5, seed=1),
-            dict.fromkeys(("repetition_penalty", "temperature", "top_k", "top_p", "seed"), "flag"),
+            dict.fromkeys(("repetition_penalty", "temperature", "top_k", "top_p", "seed"), "flag") | dict(temperature="lesson"),
             t,
         ),
         settings_line(
@@ -149,9 +165,11 @@ def everything(width: int, language: str) -> str:
         settings_table(ROWS, t),
         settings_remarks(ROWS, t),
         candidate_table(STEP, stages, t),
-        candidate_table(BANNED, dict(no_repeat_ngram_size=[0.5, 0.3, 0.0], bad_words_ids=[0.5, 0.3, 0.0]) | stages, t, width),
-        steps_table(["one"], [[BANNED]], width, t),
-        steps_table(["one", "two"], [[STEP, STEP], [LAST, None]], width, t),
+        candidate_table(BANNED, dict(no_repeat_ngram_size=[0.5, 0.3, 0.0], bad_words_ids=[0.5, 0.3, 0.0]) | stages, t),
+        candidate_table(LAST, {}, t),
+        other_temperature(0.5, [(Token(7, "о"), 0.75), (Token(8, "ин"), 0.25)], Token(8, "ин"), t),
+        steps_table(["one"], [[BANNED]], t),
+        steps_table(["one", "two"], [[STEP, STEP], [LAST, None]], t),
         *(verdict_line("names", v, t) for v in VERDICTS),
         comparison_table("model", "lm_head", VERDICTS[0], [11, 135], t),
         growth_table({"names": {8: 0.0012, 32: 1.5}, "other": {8: 0.2}}, t),
@@ -160,6 +178,9 @@ def everything(width: int, language: str) -> str:
         text_panel("К", RUN, t),
         text_panel("К", replace(RUN, steps=tuple(replace(step, recording_seconds=0.0002) for step in RUN.steps)), t),
         text_panel("К", replace(RUN, steps=(), text="", stop_reason="interrupted"), t),
+        continuations(["К", "Кр"], [RUN, RUN], ["q"], t),
+        lesson.no_cache(RUN, t),
+        coverage_table(["type", "head", "split", "loop", "verdict", "reason"], [("gpt2", "Linear", "yes", "no", "bitwise", "–")], width),
     ):
         console.print(renderable)
     return console.file.getvalue()
@@ -201,11 +222,15 @@ def test_golden(width, language, request):
     assert text == path.read_text(encoding="utf8")
 
 
+def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
+    whole_at_any_width(everything)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_candidates_through_all_filters_lose_nothing_at_any_width(width):
     stages = {name: [0.5 - 0.01 * i, 0.3, 0.0] for i, name in enumerate(FILTER_NAMES)}
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(candidate_table(STEP, stages, translator("en"), width))
+    console.print(candidate_table(STEP, stages, translator("en")))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     heads = [line for line in lines if line.startswith("token")]
@@ -265,8 +290,10 @@ def test_hostile_text_is_shown_in_every_panel_and_never_obeyed(terminal_output):
     run = Run(HOSTILE, HOSTILE, "float32", "cpu", (token,), Sampling(seed=0), {}, 1, (step,), "eos", HOSTILE)
     for renderable in (
         fed_panel(HOSTILE, [token], [HOSTILE], t),
-        steps_table([HOSTILE], [[step]], 100, t),
-        steps_table([HOSTILE, HOSTILE], [[step, step]], 120, t),
+        steps_table([HOSTILE], [[step]], t),
+        steps_table([HOSTILE, HOSTILE], [[step, step]], t),
+        other_temperature(0.5, [(token, 0.75)], token, t),
+        command(HOSTILE),
         candidate_table(step, {}, t),
         text_panel(HOSTILE, run, t),
         verdict_line(HOSTILE, VERDICTS[0], t),
@@ -294,7 +321,17 @@ def test_counts(number, text):
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_976_131_072, "1.8 GiB")])
 def test_memory(size, text):
-    assert memory(size) == text
+    assert memory(size, translator("en")) == text
+    russian = {"B": "Б", "KiB": "КиБ", "MiB": "МиБ", "GiB": "ГиБ"}
+    number, unit = text.split()
+    assert memory(size, translator("ru")) == f"{number} {russian[unit]}"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "<0.01 %"), (9e-5, "<0.01 %"), (0.0009, "0.09 %"), (0.0851, "8.5 %"), (0.995, "99.5 %"), (1.0, "100.0 %")]
+)
+def test_percents(share, text):
+    assert percent(share) == text
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "0.00"), (0.214, "0.21"), (1.0, "1.00"), (0.0000724, "7e-05"), (0.01, "0.01")])
@@ -303,7 +340,8 @@ def test_chances(p, text):
 
 
 def test_durations():
-    assert (duration(0.00123), duration(1.5)) == ("1.2 ms", "1.50 s")
+    assert [duration(seconds, translator("en")) for seconds in (0.00123, 1.5)] == ["1.2 ms", "1.50 s"]
+    assert [duration(seconds, translator("ru")) for seconds in (0.00123, 1.5)] == ["1.2 мс", "1.50 с"]
 
 
 def test_language_follows_the_locale(monkeypatch):
