@@ -116,6 +116,6 @@ def parts_by_offsets(offsets: Sequence[tuple[int, int]], spans: Spans, length: i
     parts, done = [], 0
     for begin, end in offsets:
         held = set(part_at[min(begin, done) : end])
-        parts.append(held.pop() if len(held) == 1 and end > begin else None)
+        parts.append(held.pop() if len(held) == 1 else None)
         done = max(done, end)
     return parts

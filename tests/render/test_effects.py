@@ -93,14 +93,17 @@ GENDER = dict(
 )
 
 
+def drawn(width, language):
+    t, plain = translator(language), replace(RECORD, token=Token(7, "а"))
+    return "".join(shown(view, width) for view in (contributions_view(plain, width, t), effect_view(EFFECT, t), gender_view(GENDER, t)))
+
+
 def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
-    plain = replace(RECORD, token=Token(7, "а"))
-
-    def drawn(width, language):
-        t = translator(language)
-        return "".join(shown(view, width) for view in (contributions_view(plain, width, t), effect_view(EFFECT, t), gender_view(GENDER, t)))
-
     whole_at_any_width(drawn)
+
+
+def test_every_style_can_be_read_in_a_saved_screen(readable):
+    readable(drawn)
 
 
 def test_the_gender_view_names_every_place():

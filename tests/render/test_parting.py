@@ -70,6 +70,10 @@ def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
     whole_at_any_width(drawn)
 
 
+def test_every_style_can_be_read_in_a_saved_screen(readable):
+    readable(drawn)
+
+
 @pytest.mark.parametrize("language", ["en", "ru"])
 @pytest.mark.parametrize("width", [80, 120])
 def test_looks_as_it_did(language, width, request):

@@ -14,7 +14,18 @@ from inspector.records.structure import Costs, ModuleNode
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import FILTER_NAMES, settings_line, settings_remarks, settings_table
-from inspector.render.steps import candidate_table, computing_line, continuations, fed_panel, other_temperature, steps_table, text_panel
+from inspector.render.steps import (
+    candidate_table,
+    computing_line,
+    continuations,
+    decision,
+    fed_panel,
+    other_temperature,
+    sentence,
+    steps_table,
+    text_panel,
+    token_line,
+)
 from inspector.render.tables import command, notice, section, title
 from inspector.render.text import chance, count, duration, memory, percent, quoted, translator, visible
 from inspector.render.trees import parts_explained, split_table, tree_difference, tree_panel, trees
@@ -226,6 +237,10 @@ def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
     whole_at_any_width(everything)
 
 
+def test_every_style_can_be_read_in_a_saved_screen(readable):
+    readable(everything)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_candidates_through_all_filters_lose_nothing_at_any_width(width):
     stages = {name: [0.5 - 0.01 * i, 0.3, 0.0] for i, name in enumerate(FILTER_NAMES)}
@@ -238,6 +253,109 @@ def test_candidates_through_all_filters_lose_nothing_at_any_width(width):
         assert sum(f" {name} " in f"{head} " for head in heads) == 1, name
     assert sum("0.3600" in line for line in lines) == 1 and "◀ chosen" in console.file.getvalue()
     assert all("«" in line for line in lines if "0.3000" in line)
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_the_chosen_mark_stays_in_its_row(language):
+    """At 80 columns, as at any other: the mark is on the line of the chosen token, or on that of its number below."""
+    t = translator(language)
+    stages = dict(temperature=[0.6, 0.3, 0.05], top_p=[0.66, 0.34, 0.0])
+    for width in (40, 50, 60, 80, 100):
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        console.print(candidate_table(STEP, stages, t))
+        marked = [line for line in console.file.getvalue().splitlines() if "◀" in line]
+        assert len(marked) == 1 and marked[0].startswith("«ин»") and t("◀ chosen", "◀ выбран") in marked[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (STEP, "the largest p/q wins: «ин» 1.7, then «ж» 1.133 (not listed: p 0.34, q 0.3)"),
+        (replace(STEP, runner_up=STEP.candidates[0]), "the largest p/q wins: «ин» 1.7, then «о» 0.3474"),
+        (replace(STEP, runner_up=None, kept={"top_p": 1}), "the largest p/q wins: «ин» 1.7, no other was left"),
+        (replace(STEP, runner_up=None), "the largest p/q wins: «ин» 1.7"),  # a file that does not tell
+        (BANNED, "greedy: no noise, the largest logit after the filters wins: «ин» 6.440, then «о» 7.310"),
+        (
+            replace(BANNED, kept={"repetition_penalty": 65, "greedy": 1}),
+            "greedy: no noise, the largest logit after the filters wins (here before the penalty): «ин» 6.440, then «о» 7.310",
+        ),
+        (
+            replace(BANNED, kept={"forced_eos_token_id": 1, "greedy": 1}, runner_up=None),
+            "greedy: no noise, the largest logit after the filters wins: «ин» 6.440, no other was left",
+        ),
+        (replace(STEP, candidates=()), ""),
+    ],
+)
+def test_who_won_and_over_whom(step, said):
+    assert decision(step, translator("en")).endswith(said)
+    assert ("each token draws a noise q from the seed" in decision(step, translator("en"))) == ("p/q" in said)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (STEP, "«ин»: rank 2 of 2 kept; p 0.21 → 0.34; top-p removed 63 of 65 (8.5 % of the mass)"),
+        (replace(STEP, token=Token(7, "о"), rank=1), "«о»: rank 1 of 2 kept; p 0.50 → 0.66; top-p removed 63 of 65 (8.5 % of the mass)"),
+        (replace(STEP, kept={}, removed={}), "«ин»: rank 2; p 0.21 → 0.34"),
+        (
+            replace(STEP, removed={"bad_words_ids": Removal(1, 1066, 0.5), "top_k": Removal(1060, 1065, 0.00001)}),
+            "«ин»: rank 2 of 2 kept; p 0.21 → 0.34; bad words removed 1 of 1,066 (50.0 % of the mass); "
+            "top-k removed 1,060 of 1,065 (<0.01 % of the mass)",
+        ),
+        (BANNED, "«ин»: the most probable after the filters; p 0.21; n-grams removed 1 of 65 (10.0 % of the mass)"),
+        (LAST, "«</s>»: the most probable; p 0.90"),
+        (replace(STEP, candidates=()), "«ин»; top-p removed 63 of 65 (8.5 % of the mass)"),
+    ],
+)
+def test_a_sentence_counts_what_each_filter_took(step, said):
+    assert sentence(step, translator("en")) == said
+
+
+def test_russian_sentences_count_too():
+    assert sentence(STEP, translator("ru")).endswith("top-p убрал 63 из 65 (8.5 % массы)")
+
+
+def test_every_row_has_its_entropy():
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(steps_table(["one", "two"], [[STEP, LAST], [LAST, None]], translator("en")))
+    rows = [line.split()[:2] for line in console.file.getvalue().splitlines() if line[:1].isdigit()]
+    assert rows == [["1", "1.25"], ["2", "0.30"], ["1", "0.30"]]
+
+
+def test_settings_say_what_the_lesson_chose_and_what_greedy_leaves_idle():
+    origins = dict.fromkeys(vars(Sampling()), "default") | dict(temperature="lesson", top_p="lesson")
+    line = settings_line(Sampling(temperature=0.8, top_p=0.9, seed=0), origins, translator("en")).plain
+    assert "temperature 0.8 (lesson default)" in line and "top-p 0.9 (lesson default); seed 0 (default)" in line
+    assert "temperature 0.8 (умолчание урока)" in settings_line(Sampling(temperature=0.8, seed=0), origins, translator("ru")).plain
+    greedy = settings_line(Sampling(temperature=0, top_p=0.9), origins | dict(temperature="flag"), translator("en")).plain
+    assert "temperature 0 (flag) → top-k off (greedy) → top-p off (greedy); seed off (greedy)" in greedy
+
+
+def test_parts_of_a_prompt_are_marked_apart():
+    line = token_line(FED, ("template", "default", "template", None, "prompt", "prompt", "template"), translator("en"))
+    text = line.plain.replace("\u00a0", " ")
+    assert text.startswith("template: «<a>» 0*  system, the template's own: «You» 1  template: «<b>» 2*  not told apart: «\\n\\n» 3")
+    assert "prompt: «К» 4  «<b>» 5*  template: «<b>» 6*" in text
+    styles = {line.plain[span.start : span.end]: str(span.style) for span in line.spans}
+    assert len({styles[part] for part in ("«You»", "«К»", "«\\n\\n»", "«<a>»")}) == 4
+    assert token_line(FED[:2], (None, None), translator("en")).plain.replace("\u00a0", " ") == "«<a>» 0*  «You» 1  "
+
+
+def test_a_long_prompt_keeps_its_parts_at_both_ends():
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    parts = ["template"] * 10 + ["prompt"] * 80 + ["template"] * 10
+    console.print(fed_panel("m", [Token(i, "а") for i in range(100)], [], translator("en"), parts=parts))
+    shown = console.file.getvalue().replace("\u00a0", " ")
+    assert [shown.count(part) for part in ("template: «", "prompt: «")] == [2, 2]
+    assert shown.index("template: «а» 0") < shown.index("prompt: «а» 10") < shown.index("template: «а» 90")
+
+
+def test_a_saved_screen_has_the_colours_that_can_be_read(tmp_path, contrasts):
+    for suffix in (".svg", ".html"):
+        screen = Screen(tmp_path / f"screen{suffix}", Console(width=80, file=io.StringIO()))
+        screen.show(text_panel("К", RUN, translator("en")))
+        screen.close("title")
+        assert min(contrasts((tmp_path / f"screen{suffix}").read_text()).values()) >= 4.5
 
 
 def test_what_costs_do_not_tell_is_said_of_each_of_two_trees():
