@@ -252,7 +252,7 @@ def command_arguments(*words: str, options: Sequence[object]) -> str:
     given = [(own.name, getattr(group, own.name)) for group in options for own in fields(group) if getattr(group, own.name) != own.default]
     flags = []
     for name, value in given:
-        for one in value if isinstance(value, list) else [value]:
+        for one in value if isinstance(value, (list, tuple)) else [value]:
             flags += [f"--{name.replace('_', '-')}", *([] if one is True else [str(one)])]
     dashed = ["--"] if any(word.startswith("-") for word in words) else []
     line = [words[0], *flags, *dashed, *words[1:]] if dashed else [*words, *flags]

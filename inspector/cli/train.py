@@ -92,7 +92,7 @@ def train(
         if (out / STATE).exists():
             console.print(f"stopped; the state is in {out}: add --resume to go on", markup=False)
         raise
-    console.print("done; to run it:")
+    console.print("done:")
     console.print(command(shlex.join(["run", str(out if len(out.parts) > 1 else f"./{out}"), "PROMPT"])), soft_wrap=True)
 
 
