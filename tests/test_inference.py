@@ -44,7 +44,7 @@ def test_everything_is_on_the_screen_in_order(output):
         "1. The module trees",
         "4 × Qwen2DecoderLayer",
         "2. The split and its proof",
-        "bit for bit, on a probe of 40 tokens",
+        "head(backbone(ids)) = model(ids), bit for bit",
         "3. The tokens that are fed",
         "«К» 1",
         "4. One step by hand",

@@ -4,6 +4,7 @@ torch and everything that needs it is imported inside the verbs, so that ``--hel
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ..records.comparison import LEVELS
 from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
 from ..render.steps import computing_line, continuations, text_panel
+from ..render.tables import program
 from ..render.text import translator, visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import coverage_table, verdict_line
@@ -266,7 +268,9 @@ def entry(command: Callable[[], None]) -> None:
 
 def fail(message: str) -> int:
     """One line on stderr, control characters made visible; the exit code for a wrong request."""
-    print(f"inspector: {visible(' '.join(message.split()))}", file=sys.stderr)
+    verbs = "|".join(own.callback.__name__ for own in app.registered_commands)
+    message = re.sub(rf"\binspector (?=(?:{verbs})\b)", f"{program()} ", " ".join(message.split()))  # a command that can be called
+    print(f"inspector: {visible(message)}", file=sys.stderr)
     return 2
 
 

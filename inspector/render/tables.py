@@ -43,13 +43,14 @@ def section(title: str) -> RenderableType:
 
 
 def command(arguments: str) -> Text:
-    """A command line of ``inspector`` that can be copied: a line of its own that is never wrapped, and a name that can be called.
+    """A command line of ``inspector`` that can be copied: a line of its own that is never wrapped, and a name that can be called."""
+    return unwrapped(f"{program()} {arguments}")
 
-    That is ``inspector`` where the path finds the one of this Python, else ``python -m inspector``.
-    """
+
+def program() -> str:
+    """What this command is called by: ``inspector`` where the path finds the one of this Python, else ``python -m inspector``."""
     own, found = shutil.which("inspector", path=sysconfig.get_path("scripts")), shutil.which("inspector")
-    name = "inspector" if own and found and os.path.samefile(own, found) else "python -m inspector"
-    return unwrapped(f"{name} {arguments}")
+    return "inspector" if own and found and os.path.samefile(own, found) else "python -m inspector"
 
 
 def unwrapped(line: str) -> Text:

@@ -273,3 +273,9 @@ def test_public_record_names_need_no_torch():
     code = "import sys, inspector; inspector.Sampling(), inspector.Run, inspector.Step, inspector.Verdict; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_step_of_a_file_that_does_not_tell_what_filters_took_is_read():
+    data = json.loads(json.dumps(to_json(DRAWN_STEP)))
+    del data["removed"], data["runner_up"]
+    assert from_json(Step, data) == replace(DRAWN_STEP, removed={}, runner_up=None)

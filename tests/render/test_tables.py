@@ -111,6 +111,17 @@ def test_a_command_is_named_as_it_can_be_called(scripts, tmp_path):
     assert command("run").plain == "inspector run"
 
 
+def test_an_error_names_commands_that_can_be_called(scripts, tmp_path, capsys):
+    from inspector.cli import fail
+
+    said = "the inspector train wrote; inspector trace MODEL PROMPT shows where; inspector tracing is no verb; my-inspector run.py"
+    for path, name in ((tmp_path / "mine", "inspector"), (None, "python -m inspector")):
+        scripts(tmp_path / "mine", path)
+        fail(said)
+        error = capsys.readouterr().err
+        assert f"the {name} train wrote; {name} trace MODEL PROMPT shows where; inspector tracing is no verb" in error
+
+
 @pytest.mark.parametrize("language", ["en", "ru"])
 def test_commands_stand_alone_on_unbroken_lines(tmp_path, language):
     t = translator(language)
