@@ -92,6 +92,11 @@ def test_a_template_without_a_place_for_a_system_text_has_no_default_of_it():
     assert {part for part, _ in parts(tokenizer_with(PLAIN), "hi")} <= {"template", "prompt", None}
 
 
+def test_a_prompt_in_the_place_of_a_system_text_is_the_users():
+    either = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}{{ messages[-1].content }}{% endif %}<|e|>"
+    assert parts(tokenizer_with(either), "Be") == [("prompt", "Be"), ("template", "<|e|>")]
+
+
 @pytest.mark.parametrize(("template", "prompt"), [(SHOUTING, "hi"), (LISTENING, "be quiet")])
 def test_where_it_cannot_be_told_nothing_is_said(template, prompt):
     assert {part for part, _ in parts(tokenizer_with(template), prompt)} == {None}

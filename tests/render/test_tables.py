@@ -68,6 +68,12 @@ b
     )
 
 
+def test_what_stands_beside_a_column_is_never_broken():
+    result = table("a", "one", "", numbers=(1,))
+    result.add_row("b", "1", "█" * 30)
+    assert all("█" * 30 in shown(result, width) for width in (34, 36, 38, 80))
+
+
 def test_a_table_that_fits_is_one_table():
     assert shown(example(), 80).count("name  ") == 2 and shown(example(), 80).count("────") >= 1
     assert len(shown(example(), 80).splitlines()) == 4
