@@ -7,6 +7,7 @@ run by hand, are the model. Options are in ``inspector/cli/options.py``, what th
 Shape letters: B batch, T tokens, D hidden, V vocabulary.
 """
 
+from dataclasses import replace
 from inspect import getsource
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -18,7 +19,7 @@ from inspector.cli import entry, options
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import settings_line
-from inspector.render.steps import candidate_table, text_panel
+from inspector.render.steps import candidate_table, other_temperature, text_panel
 from inspector.render.tables import notice, section, title
 from inspector.render.trees import parts_explained, split_table, trees
 from inspector.render.verdicts import comparison_table, growth_table, verdict_line
@@ -26,6 +27,7 @@ from inspector.render.verdicts import comparison_table, growth_table, verdict_li
 QWEN_PROMPT = "Назови одну русскую фамилию, которая начинается на «Крас». Ответь только фамилией."
 NAMES_PROMPT = "Крас"
 DEFAULTS = dict(temperature=0.8, top_p=0.9)
+OTHER = 0.5  # the temperature that is asked about beside the run's own, and 1.5 where that is its own
 LENGTHS = (8, 32, 64, 128)  # context lengths at which a step is timed
 QWEN_PARAMETERS = 494_032_768
 
@@ -93,7 +95,7 @@ def main(
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
     screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t))
     if model is None and names[0] != DEFAULT:
-        screen.show(lesson.stand_in(DEFAULT, names[0], t))
+        screen.show(*lesson.stand_in(DEFAULT, names[0], t))
 
     # 1. What they are made of.
     screen.show(section(t("1. The module trees", "1. Деревья модулей")))
@@ -106,19 +108,24 @@ def main(
 
     # 3. From text to token ids.
     screen.show(section(t("3. The tokens that are fed", "3. Токены на входе")))
-    for m, text, row in zip(models, prompts, ids, strict=True):
-        screen.show(out.fed(m.origin.name, m, row, text))
+    for m, text, row, how_read in zip(models, prompts, ids, (reading, options.PromptOptions()), strict=True):
+        screen.show(out.fed(m.origin.name, m, row, text, how_read))
 
     # 4. One step by hand, and the proof that the loop does the same.
     screen.show(section(t("4. One step by hand", "4. Один шаг вручную")))
-    first = []
+    first, alike = [], settings[0] == settings[1]
+    if alike:
+        screen.show(settings_line(*settings[0], t))
     for m, row, (sampling, origins), steps in zip(models, ids, settings, loops, strict=True):
         token_id, stages = one_step(m, row, sampling, max_new_tokens)
+        other = OTHER if sampling.temperature != OTHER else 1.5
+        then_id, then = one_step(m, row, replace(sampling, temperature=other), max_new_tokens)
         first.append(next(steps))
         assert token_id == first[-1].token.id, "the step by hand and the loop chose different tokens"
         listed = {name: [float(p_V[c.token.id]) for c in first[-1].candidates] for name, p_V in stages.items()}
-        screen.show(section(m.origin.name), settings_line(sampling, origins, t))
-        screen.show(candidate_table(first[-1], listed, t, screen.console.width))
+        screen.show(section(m.origin.name), *([] if alike else [settings_line(sampling, origins, t)]))
+        leaders = [(m.texts.token(id), p) for p, id in zip(*(top.tolist() for top in then["temperature"].topk(3)), strict=True)]
+        screen.show(candidate_table(first[-1], listed, t), other_temperature(other, leaders, m.texts.token(then_id), t))
 
     # 5. The loop: the same step again and again, until the models end it.
     screen.show(section(t("5. The loop, step by step", "5. Цикл по шагам")))
@@ -152,7 +159,9 @@ def main(
         times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
         if nodes[0].parameters != QWEN_PARAMETERS:
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
-    screen.show(growth_table(times, t), lesson.closing(t))
+    again = [asked.again(samplings[0], DEFAULTS), reading, how]
+    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t))
+    screen.show(*lesson.closing(options.command_arguments("run", names[0], prompts[0], options=again), t))
     screen.close("python inference.py")
     out.write(dict(runs=runs, verdicts=verdicts))
 

@@ -1,6 +1,7 @@
 """What several tests share: tiny random models with a tokenizer, and the full-size stand-in."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,3 +97,27 @@ def standin_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("standin") / "qwen"
     subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture
+def contrasts():
+    """A function: a screen saved as .svg or .html → colour of letters → its contrast to the background, as WCAG 2.1 defines it."""
+
+    def measured(text: str) -> dict[str, float]:
+        def luminance(colour: str) -> float:
+            parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+            return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+        if "<svg" in text:
+            [background] = re.findall(r'<rect fill="(#[0-9a-f]{6})" stroke', text)
+            letters = set(re.findall(r"-r\d+ \{ fill: (#[0-9a-f]{6})", text)) | set(re.findall(r"-title \{\s*fill: (#[0-9a-f]{6})", text))
+        else:
+            [(colour, background)] = re.findall(r"body \{\s*color: (#[0-9a-f]{6});\s*background-color: (#[0-9a-f]{6})", text)
+            letters = {colour, *re.findall(r"\.r\d+ \{color: (#[0-9a-f]{6})", text)}
+            assert "background-color" not in text.split("</style>")[0].replace(f"background-color: {background}", "")
+        paper = luminance(background)
+        lights = {colour: luminance(colour) for colour in letters}
+        return {colour: (max(light, paper) + 0.05) / (min(light, paper) + 0.05) for colour, light in lights.items()}
+
+    return measured

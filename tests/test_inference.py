@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def lesson(*arguments, columns=120, code=0, **env):
 
 @pytest.fixture(scope="module")
 def output():
-    return lesson("--lang", "en").stdout.replace("\u00a0", " ")
+    return lesson("--lang", "en", columns=100).stdout.replace("\u00a0", " ")
 
 
 def test_everything_is_on_the_screen_in_order(output):
@@ -43,7 +44,7 @@ def test_everything_is_on_the_screen_in_order(output):
         "1. The module trees",
         "4 × Qwen2DecoderLayer",
         "2. The split and its proof",
-        "bit for bit, on a probe of 40 tokens",
+        "head(backbone(ids)) = model(ids), bit for bit",
         "3. The tokens that are fed",
         "«К» 1",
         "4. One step by hand",
@@ -63,6 +64,36 @@ def test_everything_is_on_the_screen_in_order(output):
     assert places == sorted(places)
 
 
+def test_the_main_screen_answers_on_no_more_lines_than_it_had(output):
+    """What a class asks about a run, each question with a part of its answer."""
+    assert output.count("\n") <= 203
+    said = {
+        "the runner-up": "the largest p/q wins: «и» 1.652, then «н» 0.4671",
+        "what top-p removed": "«н»: rank 1 of 1 kept; p 0.83 → 1.00; top-p removed 64 of 65 (8.5 % of the mass)",
+        "another temperature": "at temperature 0.5 with the same seed: «н» 0.9824, «и» 0.0156, «о» 0.0012; «н» would be chosen",
+        "what the template added": "names-qwen2: 5 tokens fed, no chat template",
+        "which tokens are the prompt": "special: «<s>» 1  prompt: «К» 14",
+        "how sure, and where least": "least sure at step 3",
+        "no KV-cache": "the 9 steps of names-qwen2 read 5 + … + 13 = 81 tokens; with one each is read once: 13",
+        "which are defaults": "temperature 0.8 (lesson default) → top-k off (default) → top-p 0.9",
+        "can it be replayed": "inspector run names-qwen2 Крас --temperature 0.8 --top-p 0.9 --seed 0\n",
+        "what next": "top-p keeps more tokens, and names get stranger:\n",
+    }
+    assert [question for question, part in said.items() if part not in output] == []
+
+
+def test_the_shown_command_repeats_the_run(tmp_path):
+    """With settings that only the lesson has, and a prompt that a shell must not take apart."""
+    given = ["--prompt", "Анна Кр", "--min-p", "0.02", "--bad-words", "ов", "--seed", "3", "--max-new-tokens", "6"]
+    output = lesson("--lang", "en", *given, "--json", str(tmp_path / "lesson.json")).stdout
+    [command] = [line for line in output.splitlines() if "inspector run names-qwen2 'Анна Кр'" in line]
+    words = shlex.split(command.partition("inspector run ")[2])
+    verb = [sys.executable, "-m", "inspector", "run", *words, "--json", "-"]
+    again = json.loads(subprocess.run(verb, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    [first, _] = json.loads((tmp_path / "lesson.json").read_text())["runs"]
+    assert first["sampling"] == again["sampling"] and [s["token"] for s in first["steps"]] == [s["token"] for s in again["steps"]]
+
+
 def test_the_default_seed_shows_top_p_removing_the_runner_up():
     m = load("names-qwen2")
     sampling = Sampling(**inference.DEFAULTS, seed=0)
@@ -78,6 +109,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(columns):
     from rich.cells import cell_len
 
     assert max(map(cell_len, lines)) <= columns
+    assert "умолчание" in "\n".join(lines) and not any(f" {unit} " in line for line in lines for unit in ("ms", "KiB", "MiB", "nats"))
     tree = "\n".join(lines)
     assert "…" not in tree.split("2. Разделение")[0]
 
@@ -86,17 +118,18 @@ def test_json_holds_runs_and_verdicts_that_come_back():
     data = json.loads(lesson("--json", "-", "--max-new-tokens", "5", "--temperature", "0.7", "--seed", "4").stdout)
     runs, verdicts = [from_json(Run, run) for run in data["runs"]], [from_json(Verdict, v) for v in data["verdicts"]]
     assert [run.model for run in runs] == ["names-qwen2", "names-expert"]
-    assert runs[0].sampling == Sampling(temperature=0.7, top_p=0.9, seed=4) and runs[0].origins["top_p"] == "default"
+    assert runs[0].sampling == Sampling(temperature=0.7, top_p=0.9, seed=4) and runs[0].origins["top_p"] == "lesson"
     assert [v.level for v in verdicts] == ["bitwise", "bitwise"]
     assert [v.tokens_hand for v in verdicts] == [tuple(step.token.id for step in run.steps) for run in runs]
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".html"])
-def test_the_screen_is_saved(tmp_path, suffix):
+def test_the_screen_is_saved_in_colours_that_can_be_read(tmp_path, suffix, contrasts):
     lesson("--save-screen", str(tmp_path / f"screen{suffix}"), "--max-new-tokens", "3", "--expert-prompt", "<script>К")
     text = (tmp_path / f"screen{suffix}").read_text()
     assert "Qwen2DecoderLayer" in text.replace("&#160;", " ") and "<script>" not in text
     assert [file.name for file in tmp_path.iterdir()] == [f"screen{suffix}"]
+    assert min(contrasts(text).values()) >= 4.5
 
 
 @pytest.mark.parametrize(

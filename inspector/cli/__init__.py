@@ -4,6 +4,7 @@ torch and everything that needs it is imported inside the verbs, so that ``--hel
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ..records.comparison import LEVELS
 from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
 from ..render.steps import computing_line, continuations, text_panel
+from ..render.tables import program
 from ..render.text import visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import coverage_table, verdict_line
@@ -139,7 +141,7 @@ def run(
         result = run_lines(m, prompts, lines, reading, sampling, origins, asked.max_new_tokens, batch_size, processes, screen, t)
     else:
         check_request(len(ids), asked.max_new_tokens, m.context_length)
-        screen.show(out.fed(model, m, ids, prompt))
+        screen.show(out.fed(model, m, ids, prompt, reading))
         screen.show(settings_line(sampling, origins, t))
         with LiveSteps(screen, [model], t) as live:
             result = generate(m, ids, sampling, asked.max_new_tokens, origins, on_step=lambda step: live.add([step]))
@@ -268,7 +270,9 @@ def entry(command: Callable[[], None]) -> None:
 
 def fail(message: str) -> int:
     """One line on stderr, control characters made visible; the exit code for a wrong request."""
-    print(f"inspector: {visible(' '.join(message.split()))}", file=sys.stderr)
+    verbs = "|".join(own.callback.__name__ for own in app.registered_commands)
+    message = re.sub(rf"\binspector (?=(?:{verbs})\b)", f"{program()} ", " ".join(message.split()))  # a command that can be called
+    print(f"inspector: {visible(message)}", file=sys.stderr)
     return 2
 
 

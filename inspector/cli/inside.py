@@ -13,7 +13,6 @@ from ..records.effects import Intervention
 from ..records.inside import Trace
 from ..render import effects, parting
 from ..render.inside import BELOW, STATISTICS, VIEWS, View, views_below
-from ..render.steps import fed_panel
 from ..render.tables import notice
 from ..render.text import visible
 from .options import (
@@ -105,7 +104,7 @@ def trace(
     except InvariantError as error:  # the view would show what is not so
         out.notices.print(notice([str(error)], t("Not shown", "Не показано")))
         raise typer.Exit(1) from None
-    console.print(out.fed(model, m, ids, prompt), VIEWS[view.name].show(result, console.width, t))
+    console.print(out.fed(model, m, ids, prompt, reading), VIEWS[view.name].show(result, console.width, t))
     if view.name == STATISTICS:
         console.print(*views_below(result, console.width, t))
     for reason in refused:
@@ -141,7 +140,7 @@ def contributions(
 
         ids = reading.encode(m, prompt)
         record = sum_up(m, ids, None if token is None else m.token_id(token), heads)
-    console.print(out.fed(model, m, ids, prompt))
+    console.print(out.fed(model, m, ids, prompt, reading))
     console.print(effects.contributions_view(record, console.width, t, top))
     out.write(record)
 
@@ -178,9 +177,9 @@ def intervene(
         ids = reading.encode(m, prompt)
         sources = {} if source is None else {source: reading.encode(m, source)}
         record = effect(m, ids, wanted, sources)
-    console.print(out.fed(model, m, ids, prompt))
+    console.print(out.fed(model, m, ids, prompt, reading))
     if sources:
-        console.print(fed_panel("--from", [m.texts.token(id) for id in sources[source]], m.unknown(source), t))
+        console.print(out.fed("--from", m, sources[source], source, reading))
         if len(sources[source]) != len(ids):
             console.print(
                 t(

@@ -6,11 +6,12 @@ A verb names a group once, as a parameter annotated with it, and ``grouped`` mak
 import gc
 import json
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass, make_dataclass, replace
 from functools import cache, cached_property, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -177,9 +178,12 @@ class Output:
         """Says which models compute, and with how many threads."""
         self.console.print(computing_line(names, threads_now(), self.t))
 
-    def fed(self, name: str, m, ids: Sequence[int], prompt: str | None) -> RenderableType:
-        """The panel of what a model is fed, which also says with how many threads it computes."""
-        return fed_panel(name, [m.texts.token(id) for id in ids], m.unknown(prompt or ""), self.t, threads_now())
+    def fed(self, name: str, m, ids: Sequence[int], prompt: str | None, reading: PromptOptions = PromptOptions()) -> RenderableType:
+        """The panel of what a model is fed, which also says with how many threads it computes; ``reading`` made the ids of the prompt."""
+        from ..loading.texts import parts_of
+
+        parts = parts_of(m.tokenizer, ids, prompt or "", reading.system, reading.raw)
+        return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), parts)
 
     def write(self, result) -> None:
         """Writes the result as JSON, where that was asked for."""
@@ -216,6 +220,11 @@ class SamplingFlags:
             given["forced_eos_token_id"] = (given["forced_eos_token_id"],)
         return {name: value for name, value in given.items() if value not in (None, [])}
 
+    def again(self, sampling: Sampling, defaults: dict) -> "SamplingOptions":
+        """The options that a verb without ``defaults`` needs to choose as ``settings`` did with them, the seed included."""
+        own = {} if self.greedy or self.checkpoint_settings else {n: v for n, v in defaults.items() if getattr(self, n) is None}
+        return replace(self, **own, seed=sampling.seed)
+
     def settings(self, m, defaults: dict | None = None) -> tuple[Sampling, dict[str, str]]:
         """As ``settings``."""
         return settings(m, self.flags, self.seed, self.checkpoint_settings, defaults)
@@ -238,11 +247,24 @@ SamplingOptions = make_dataclass(
 )
 
 
+def command_arguments(*words: str, options: Sequence[object]) -> str:
+    """A command line's arguments, for a shell: ``words``, a verb first, and of these groups of options what is not at its default."""
+    given = [(own.name, getattr(group, own.name)) for group in options for own in fields(group) if getattr(group, own.name) != own.default]
+    flags = []
+    for name, value in given:
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            flags += [f"--{name.replace('_', '-')}", *([] if one is True else [str(one)])]
+    dashed = ["--"] if any(word.startswith("-") for word in words) else []
+    line = [words[0], *flags, *dashed, *words[1:]] if dashed else [*words, *flags]
+    # Unlike shlex.join it quotes no letters, of whatever alphabet.
+    return " ".join(word if re.fullmatch(r"[\w@%+=:,./-]+", word) else shlex.quote(word) for word in line)
+
+
 def settings(m, flags: dict, seed: int | None, checkpoint: bool, defaults: dict | None = None) -> tuple[Sampling, dict[str, str]]:
-    """The sampling settings of a run, and of each where it is from: "flag", "checkpoint", "library" or "default".
+    """The sampling settings of a run, and of each where it is from: "flag", "checkpoint", "library", "lesson" or "default".
 
     With ``checkpoint`` what no flag gives comes from the checkpoint, or from transformers where that fills in what the
-    checkpoint does not say; otherwise from ``defaults`` or those of ``Sampling``.
+    checkpoint does not say; otherwise from ``defaults``, which are the lesson's, or those of ``Sampling``.
 
     Raises:
         ValueError: a bad word that the tokenizer cannot write, or a token id that the model does not have.
@@ -256,6 +278,8 @@ def settings(m, flags: dict, seed: int | None, checkpoint: bool, defaults: dict 
     origins = {field.name: "default" for field in fields(Sampling)}
     if checkpoint:
         origins |= {name: "checkpoint" if m.ships(name) else "library" for name in base}
+    else:
+        origins |= dict.fromkeys(base, "lesson")
     return sampling, origins | dict.fromkeys(flags, "flag") | ({} if seed is None else {"seed": "flag"})
 
 

@@ -1,5 +1,6 @@
 """``inspector train``: its options, and what it shows while it trains."""
 
+import shlex
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..render.screen import QuietConsole
+from ..render.tables import command
 from ..render.text import Translate, threads_of
 from ..training.recipe import MODELS, NEEDED, Recipe
 from .options import Output, Threads, at_least_one, busy, grouped, importing, settle_threads, threads_now
@@ -105,8 +107,9 @@ def train(
             stopped = f"stopped; the state is in {out}: add --resume to go on", f"остановлено; состояние лежит в {out}: продолжит --resume"
             console.print(t(*stopped), markup=False)
         raise
-    folder = out if len(out.parts) > 1 else f"./{out}"
-    console.print(t(f"done: inspector run {folder} PROMPT", f"готово: inspector run {folder} ЗАПРОС"), markup=False)
+    console.print(t("done:", "готово:"))
+    run = ["run", str(out if len(out.parts) > 1 else f"./{out}"), t("PROMPT", "ЗАПРОС")]
+    console.print(command(shlex.join(run)), soft_wrap=True)
 
 
 def bar_of_steps(console: Console) -> Progress:

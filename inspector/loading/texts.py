@@ -1,7 +1,11 @@
-"""How token ids become text, and what a prompt must be."""
+"""How token ids become text, what a prompt must be, and which part of it each token is."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+
+from transformers import PreTrainedTokenizerBase
 
 from ..records.generation import Token
 
@@ -22,3 +26,96 @@ def check_request(length: int, max_new_tokens: int, context_length: int | None) 
         raise ValueError(f"the prompt holds {length:,} tokens, the model reads at most {context_length:,}: shorten it")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: give a whole number from 1 up")
+
+
+def parts_of(
+    tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], prompt: str, system: str | None = None, raw: bool = False
+) -> list[str | None]:
+    """Which part of a prompt each of its ids is from, for ids that ``Loaded.encode`` made of the other arguments.
+
+    Returns:
+        for each id "prompt", what the user wrote; "system", the system text that was given; "default", the system text that
+        the chat template has of its own; "template", what the template wrote around them; "special", what a tokenizer without a
+        template added; None where it cannot be told, such as of a token that holds characters of two parts.
+    """
+    nothing = [None] * len(ids)
+    if tokenizer is None:
+        return ["prompt"] * len(ids)
+    if tokenizer.chat_template is None or raw:
+        encoded = tokenizer(prompt, return_special_tokens_mask=True)
+        same = list(encoded["input_ids"]) == list(ids)
+        return ["special" if added else "prompt" for added in encoded["special_tokens_mask"]] if same else nothing
+    if not tokenizer.is_fast:
+        return nothing
+    try:
+        text, spans = rendered(tokenizer, prompt, system)
+    except Exception:  # a template is a program of the checkpoint's: it may raise anything where a message is not as it likes
+        return nothing
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return parts_by_offsets(encoded["offset_mapping"], spans, len(text)) if list(encoded["input_ids"]) == list(ids) else nothing
+
+
+Spans = list[tuple[int, int, str | None]]  # (begin, end, part) of a text
+MARKS = {"prompt": "PromptStandsHere", "system": "SystemStandsHere"}
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None) -> tuple[str, Spans]:
+    """What the chat template makes of a prompt, and where in it stands what is not the template's own writing.
+
+    The template is asked a second time, with marks in the place of the texts, and what it wrote around the marks must be what it
+    wrote around the texts. So a text is found also where the template's words hold it too, or where the template repeats it.
+    """
+
+    def ask(user: str, system: str | None) -> str:
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": user})
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    text = ask(prompt, system)
+    if system is not None:
+        return text, spans_between(text, ask(MARKS["prompt"], MARKS["system"]), dict(prompt=prompt, system=system))
+    spans = spans_between(text, ask(MARKS["prompt"], None), dict(prompt=prompt))
+    try:
+        before, _, after = ask(prompt, MARKS["system"]).partition(MARKS["system"])
+    except Exception:  # a template without a place for a system text
+        return text, spans
+    begin, end = len(before), len(text) - len(after)
+    apart = all(end <= other_begin or other_end <= begin for other_begin, other_end, _ in spans)
+    if begin < end and after and apart and text.startswith(before) and text.endswith(after):
+        spans.append((begin, end, "default"))
+    return text, spans
+
+
+def spans_between(text: str, marked: str, texts: dict[str, str]) -> Spans:
+    """Where ``texts``, part → text, stand in ``text``: where ``marked`` has their marks. Templates may trim them.
+
+    One span of None over everything, if the two do not agree.
+    """
+    pieces = re.split(f"({'|'.join(MARKS.values())})", marked)
+    ways = [[(MARKS[part], own, part) for own in (own, own.strip(), own.lstrip(), own.rstrip())] for part, own in texts.items()]
+    for way in product(*ways):
+        filled = {mark: (own, part) for mark, own, part in way}
+        if "".join(filled.get(piece, (piece,))[0] for piece in pieces) == text:
+            spans, at = [], 0
+            for piece in pieces:
+                own, part = filled.get(piece, (piece, "template"))
+                spans.append((at, at + len(own), part))
+                at += len(own)
+            return [span for span in spans if span[2] != "template"]
+    return [(0, len(text), None)]
+
+
+def parts_by_offsets(offsets: Sequence[tuple[int, int]], spans: Spans, length: int) -> list[str | None]:
+    """The part of each token, by the characters that it stands for: those of two parts, or of none, have none.
+
+    Characters that no token claims, such as blanks that a tokenizer trims off its offsets, count to the token after them.
+    """
+    part_at: list[str | None] = ["template"] * length
+    for begin, end, part in spans:
+        part_at[begin:end] = [part] * (end - begin)
+    parts, done = [], 0
+    for begin, end in offsets:
+        held = set(part_at[min(begin, done) : end])
+        parts.append(held.pop() if len(held) == 1 else None)
+        done = max(done, end)
+    return parts

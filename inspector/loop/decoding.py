@@ -15,7 +15,7 @@ from ..loading.loaded import Loaded
 from ..loading.texts import Texts, check_request
 from ..parts.heads import hidden_states
 from ..parts.splitting import Split, context_length, evaluating
-from ..records.generation import Candidate, Run, Sampling, Step
+from ..records.generation import Candidate, Removal, Run, Sampling, Step
 from .beam_search import Beams, Hypothesis, beam_search
 from .sampling import GREEDY, Filtered, bounds_of, fetch, new_generator, race, remover, run_filters
 
@@ -191,11 +191,12 @@ def fetch_each(groups: Sequence[Sequence[Tensor]]) -> list[list]:
 
 
 def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]:
-    """What ``ledger`` needs to know of a choice: of the listed tokens and, behind them, the chosen one, and of the whole step."""
+    """What ``ledger`` needs to know of a choice: of the listed tokens and, behind them, the chosen one and the runner-up, and of the
+    whole step."""
     logits_V, scores_V, token_1 = choice.filtered.logits_V, choice.filtered.scores_V, choice.token_1
     log_p_V = logits_V.log_softmax(-1)
     before_V = log_p_V.exp()
-    ids_C = torch.cat([logits_V.topk(min(listed, logits_V.numel())).indices, token_1])
+    ids_C = torch.cat([logits_V.topk(min(listed, logits_V.numel())).indices, token_1, runner_up(choice)])
     # Greedy is the limit of temperature → 0: all the mass on the best token.
     after_C = (ids_C == token_1).float() if sampling.greedy else scores_V.softmax(-1)[ids_C]
     draws_C = torch.full_like(after_C, torch.nan) if choice.q_V is None else choice.q_V[ids_C]
@@ -203,7 +204,15 @@ def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]
     entropy = -(before_V * log_p_V).nansum()
     ahead = (scores_V > scores_V[token_1]).sum()
     listed_C = torch.stack([logits_V[ids_C], before_V[ids_C], after_C, draws_C])
-    return ids_C, listed_C, gone_FV[:, ids_C].T, (~gone_FV).sum(-1), entropy, ahead
+    return ids_C, listed_C, gone_FV[:, ids_C].T, (~gone_FV).sum(-1), *choice.filtered.taken, entropy, ahead
+
+
+def runner_up(choice: Choice) -> Tensor:
+    """The id [1] of the token that would have been chosen without the chosen one; any token where no other is left."""
+    scores_V = choice.filtered.scores_V
+    race_V = scores_V if choice.q_V is None else scores_V.softmax(-1) / choice.q_V
+    out_V = (scores_V == -torch.inf).index_fill(0, choice.token_1, True)
+    return race_V.masked_fill(out_V, -torch.inf).argmax().view(1)
 
 
 def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: Sampling, texts: Texts, listed: int) -> dict:
@@ -211,21 +220,26 @@ def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: S
 
     ``filters`` are the names of those that were on, ``weighed`` the numbers of ``weigh``.
     """
-    ids, columns, gone, kept, entropy, ahead = weighed
-    count = len(ids) if listed and token_id not in ids[:-1] else len(ids) - 1  # the chosen one has a row of its own only where it lacks one
-    candidates = []
-    for id, logit, before, after, q, was_gone in list(zip(ids, *columns, gone, strict=True))[:count]:
+    ids, columns, gone, kept, taken, mass, entropy, ahead = weighed
+    rows = list(zip(ids, *columns, gone, strict=True))
+    beside = [] if not listed or token_id in ids[:-2] else rows[-2:-1]  # the chosen one has a row of its own only where it lacks one
+
+    def candidate(id: int, logit: float, before: float, after: float, q: float, was_gone: Sequence[bool]) -> Candidate:
         by = remover(filters, was_gone)
         if sampling.greedy and id != token_id:
             by = by or GREEDY
-        candidates.append(Candidate(texts.token(id), logit, before, after, by, None if sampling.greedy else q))
+        return Candidate(texts.token(id), logit, before, after, by, None if sampling.greedy else q)
+
+    candidates = tuple(candidate(*row) for row in rows[:-2] + beside)
     return dict(
-        candidates=tuple(candidates),
+        candidates=candidates,
         other_mass=max(0.0, 1.0 - sum(c.probability_before for c in candidates)),
         entropy=entropy,
         kept=dict(zip(filters, kept[1:], strict=True)) | ({GREEDY: 1} if sampling.greedy else {}),
         token=texts.token(token_id),
         rank=1 + ahead,
+        removed={name: Removal(*row) for name, *row in zip(filters, taken, kept[:-1], mass, strict=True) if row[0]},
+        runner_up=candidate(*rows[-1]) if listed and kept[-1] > 1 else None,
     )
 
 

@@ -243,6 +243,15 @@ class Filtered:
         return torch.stack([self.logits_V.float(), *self.stages.values()]) == -math.inf
 
     @property
+    def taken(self) -> tuple[Tensor, Tensor]:
+        """How many tokens each filter removed, and their mass in the softmax of the scores that it was given: [F] each."""
+        given_FV = torch.stack([self.logits_V.float(), *self.stages.values()])[:-1]
+        gone_FV = self.gone
+        taken_FV = gone_FV[1:] & ~gone_FV[:-1]
+        # Where nothing was left for a forced token's filter the softmax is NaN, and nothing is taken.
+        return taken_FV.sum(-1), given_FV.softmax(-1).where(taken_FV, 0.0).sum(-1)
+
+    @property
     def extremes(self) -> tuple[Tensor, Tensor]:
         """The largest logit and the largest score, for ``check``. Where any is NaN, so is the maximum."""
         return self.logits_V.max(), self.scores_V.max()

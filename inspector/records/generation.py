@@ -193,6 +193,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """What a filter took away at a step.
+
+    Args:
+        count: tokens that it removed.
+        given: tokens that it was given.
+        mass: the probability of the removed ones in the softmax of the scores that it was given, not in that of the raw logits.
+    """
+
+    count: int
+    given: int
+    mass: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One generated token.
 
@@ -209,6 +224,9 @@ class Step:
         seconds: time of the step: backbone, head, filters and draw.
         stop_reason: "eos", "max_new_tokens" or "context_full" on the last step, None before.
         recording_seconds: time for this record, beside the step's own; 0 in files that do not tell (their ``seconds`` hold it).
+        removed: what each filter took away, in their order, those that removed nothing left out; empty in files that do not tell.
+        runner_up: the best of the tokens that were left beside the chosen one, listed or not: by probability_after / draw, or by
+            score when greedy. None where no other was left, and in files that do not tell.
     """
 
     index: int
@@ -223,6 +241,8 @@ class Step:
     seconds: float
     stop_reason: str | None = None
     recording_seconds: float = 0.0
+    removed: dict[str, Removal] = field(default_factory=dict)
+    runner_up: Candidate | None = None
 
     @property
     def chosen(self) -> Candidate | None:
@@ -244,7 +264,7 @@ class Run:
     """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
 
     ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
-    fills in where the checkpoint is silent) or "default" (no filter, unless the program has one of its own).
+    fills in where the checkpoint is silent), "default" (no filter) or "lesson" (what ``inference.py`` has instead of that).
     """
 
     model: str

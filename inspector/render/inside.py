@@ -39,9 +39,9 @@ def trace_view(trace: Trace, width: int, t: Translate) -> RenderableType:
         result.add_row(name, *numbers, *counts, milliseconds(row.seconds), f"{100 * share:.1f}", style="none" if out.finite else "bold red")
     said = t(
         f"outputs are {form_of(*usual)} where nothing else is said; one pass over {tokens_of(len(trace.prompt), t)} took "
-        f"{duration(trace.seconds)}, and the time of a component holds what is inside it",
+        f"{duration(trace.seconds, t)}, and the time of a component holds what is inside it",
         f"выходы имеют форму {form_of(*usual)}, где не сказано иное; проход по промпту ({tokens_of(len(trace.prompt), t)}) занял "
-        f"{duration(trace.seconds)}; во время компонента входит всё, что внутри него",
+        f"{duration(trace.seconds, t)}; во время компонента входит всё, что внутри него",
     )
     proof = t("the watched pass gave the bits of the unwatched one", "проход с наблюдением дал те же биты, что и без него")
     if trace.apart:

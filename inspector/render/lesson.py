@@ -3,20 +3,16 @@
 Texts come in English and Russian: every function takes ``t``, which picks one of the two.
 """
 
-import os
-import shutil
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.panel import Panel
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from .tables import notice, table
-from .text import Translate, memory, visible
+from ..records.generation import Run
+from .tables import command, notice, table, unwrapped
+from .text import Translate, memory, tokens_of, translator, visible
+
+ENGLISH = translator("en")
 
 
 def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
@@ -28,46 +24,61 @@ def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
     return result
 
 
-def stand_in(wanted: str, name: str, t: Translate) -> RenderableType:
+def stand_in(wanted: str, name: str, t: Translate) -> Iterator[RenderableType]:
     """Says that an embedded model is shown instead of the default one, and how to get that."""
-    lines = (
-        t(
-            f"{wanted} is not in the cache and the hub does not give it, so the embedded {name} stands in: "
-            "a small Qwen2 of the same architecture, trained on Russian names.",
-            f"{wanted} нет в кэше, и хаб её не отдаёт, поэтому вместо неё встроенная {name}: "
-            "маленький Qwen2 той же архитектуры, обученный на русских именах.",
-        ),
-        t(
-            "For the real one run this again with a network: about 1 GB is fetched once. "
-            "Or copy its files to a folder and name it: python inference.py --model FOLDER",
-            "Чтобы увидеть настоящую, запустите урок с сетью: около 1 ГБ скачается один раз. "
-            "Или скопируйте её файлы в папку и назовите её: python inference.py --model ПАПКА",
-        ),
+    line = t(
+        f"{wanted} is not in the cache and the hub does not give it, so the embedded {name} stands in: a small Qwen2, trained on "
+        "Russian names. For the real one run this again with a network: about 1 GB is fetched once. Or copy its files to a folder:",
+        f"{wanted} нет в кэше, и хаб её не отдаёт, поэтому вместо неё встроенная {name}: маленький Qwen2, обученный на русских "
+        "именах. Чтобы увидеть настоящую, запустите урок с сетью: около 1 ГБ скачается один раз. Или скопируйте её файлы в папку:",
     )
-    return notice(lines, t("The real Qwen is not here", "Настоящего Qwen здесь нет"))
+    yield notice([line], t("The real Qwen is not here", "Настоящего Qwen здесь нет"))
+    yield unwrapped(t("python inference.py --model FOLDER", "python inference.py --model ПАПКА"))
 
 
 def places(sizes: dict[str, int]) -> RenderableType:
     """Where the weights of a model lie that was spread: place → bytes."""
-    return Text("weights: " + ", ".join(f"{memory(size)} on {place}" for place, size in sizes.items()), "dim")
+    return Text("weights: " + ", ".join(f"{memory(size, ENGLISH)} on {place}" for place, size in sizes.items()), "dim")
 
 
-def closing(t: Translate) -> RenderableType:
-    """What was shown, in a sentence, and what to try next."""
-    said = t(
-        "A language model is a backbone, a head and a loop: what generate() does is no more than what you have just read.",
-        "Языковая модель — это backbone, голова и цикл: generate() делает не больше, чем вы только что прочли.",
-    )
-    command = "inspector" if shutil.which("inspector") else os.path.relpath(Path(sys.executable).parent / "inspector")
-    commands = (
-        ("run names-qwen2 Крас --top-k 5 --seed 7", t("other settings, other surnames", "другие настройки, другие фамилии")),
-        (
-            "verify names-expert Крас --greedy",
-            t("the verdict alone; a script reads its exit code", "только вердикт; скрипт читает код выхода"),
+def no_cache(run: Run, t: Translate) -> RenderableType:
+    """What the loop of a run cost without a KV-cache, in tokens that were read, and what one would have saved."""
+    read = [step.context_length for step in run.steps]
+    if len(read) < 2:
+        return Text(t("no KV-cache: every step reads all N tokens again", "без KV-cache: каждый шаг заново читает все N токенов"), "dim")
+    said, steps = f"{read[0]} + {'… + ' * (len(read) > 2)}{read[-1]} = {tokens_of(sum(read), t)}", len(read)
+    return Text(
+        t(
+            f"no KV-cache: the {steps} steps of {visible(run.model)} read {said}; with one each is read once: {read[-1]:,}",
+            f"без KV-cache: шаги {visible(run.model)} ({steps}) прочли {said}; с ним каждый читается один раз: {read[-1]:,}",
         ),
-        ("tree names-expert", t("one model's tree", "дерево одной модели")),
+        "dim",
     )
-    lines = Table.grid(padding=(0, 2))
-    for arguments, what in commands:
-        lines.add_row(Text(f"{command} {arguments}", "bold"), Text(what, "dim"))
-    return Panel(Group(Text(said), Text(""), lines), box=box.HEAVY)
+
+
+def closing(again: str, t: Translate) -> Iterator[RenderableType]:
+    """What was shown, in a sentence, and what to try next: what will be seen, and below it the command.
+
+    ``again`` are the arguments of the command that repeats the first model's run.
+    """
+    said = t(
+        "A backbone, a head and a loop: generate() does no more than what you have just read. Try next:",
+        "Backbone, голова и цикл: generate() делает не больше, чем вы только что прочли. Что попробовать:",
+    )
+    yield Text(f"\n{said}", "bold cyan")
+    for what, arguments in (
+        (t("the same seed, so the same q and the same tokens:", "тот же seed, а значит, те же q и те же токены:"), again),
+        (
+            t(
+                "a flatter p: top-p keeps more tokens, and names get stranger:",
+                "p ровнее: top-p оставит больше токенов, имена страннее:",
+            ),
+            "run names-qwen2 Крас --temperature 1.5 --top-p 0.9 --seed 1",
+        ),
+        (
+            t("the verdict alone, and a script's exit code, 0 for bitwise:", "только вердикт, а для скрипта код выхода: 0, если bitwise:"),
+            "verify names-expert Крас --greedy",
+        ),
+    ):
+        yield Text(what)
+        yield command(arguments)

@@ -193,10 +193,10 @@ def latents_view(latents: Latents, width: int, t: Translate) -> RenderableType:
     lines = [
         Text(
             t(
-                f"a latent and one turned key for all heads stand for every head's key and value: {memory(kept)} per token instead of "
-                f"{memory(full)}, {full / kept:.1f} times less; rms is the root mean square over tokens (and heads)",
-                f"латент и один повёрнутый ключ на все головы заменяют ключи и значения каждой головы: {memory(kept)} на токен вместо "
-                f"{memory(full)}, в {full / kept:.1f} раза меньше; rms — среднеквадратичное по токенам (и головам)",
+                f"a latent and one turned key for all heads stand for every head's key and value: {memory(kept, t)} per token instead of "
+                f"{memory(full, t)}, {full / kept:.1f} times less; rms is the root mean square over tokens (and heads)",
+                f"латент и один повёрнутый ключ на все головы заменяют ключи и значения каждой головы: {memory(kept, t)} на токен вместо "
+                f"{memory(full, t)}, в {full / kept:.1f} раза меньше; rms — среднеквадратичное по токенам (и головам)",
             ),
             "dim",
         ),

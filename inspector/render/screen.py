@@ -8,14 +8,21 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from ..files import check_writable, write_whole
 from ..records.generation import Step
 from .steps import steps_table
-from .tables import WIDE
 from .text import Translate
+
+# Of saved screens. The colours of the terminal are the user's own; these keep every style at a contrast of 4.5 or more, dim ones too,
+# which lie halfway between their colour and the background.
+EXPORT = TerminalTheme(
+    (18, 18, 18),
+    (255, 255, 255),
+    [(18, 18, 18), (255, 128, 128), (96, 224, 96), (240, 224, 96), (128, 184, 255), (240, 144, 240), (96, 224, 224), (255, 255, 255)],
+)
 
 
 class QuietConsole(Console):
@@ -51,7 +58,8 @@ class Screen:
     def show(self, *renderables: RenderableType) -> None:
         """Prints, and remembers for the file."""
         for renderable in renderables:
-            self.console.print(renderable)
+            copied_whole = isinstance(renderable, Text) and bool(renderable.no_wrap)  # a command: the terminal alone may break it
+            self.console.print(renderable, soft_wrap=copied_whole)
             self.record(renderable)
 
     def record(self, renderable: RenderableType) -> None:
@@ -63,7 +71,9 @@ class Screen:
         """Writes the file, if one was asked for; a file that stood there is replaced only by a whole one."""
         if self.save is None:
             return
-        text = self.recorder.export_svg(title=title) if self.save.suffix == ".svg" else self.recorder.export_html()
+        text = (
+            self.recorder.export_svg(title=title, theme=EXPORT) if self.save.suffix == ".svg" else self.recorder.export_html(theme=EXPORT)
+        )
         write_whole(self.save, text)
 
 
@@ -75,16 +85,17 @@ class LiveSteps:
         self.rows: list[Sequence[Step | None]] = []
         self.live = Live(console=screen.console, auto_refresh=False, transient=True) if screen.console.is_terminal else None
 
-    def table(self, last: int | None = None) -> Table:
-        """The table of all rows, or of the last ones only."""
-        return steps_table(self.names, self.rows, self.screen.console.width, self.t, last)
+    def table(self, last: int | None = None) -> RenderableType:
+        """The tables of all rows, or of the last ones only."""
+        return steps_table(self.names, self.rows, self.t, last)
 
     def add(self, row: Sequence[Step | None]) -> None:
         """One more step of every model; None for a model that has ended."""
         self.rows.append(row)
         if self.live:
-            height = 4 if self.screen.console.width >= WIDE else 3 * len(self.names)
-            self.live.update(self.table(last=max(1, (self.screen.console.height - 3) // height)), refresh=True)
+            console = self.screen.console
+            lines = -(-100 // console.width)  # of a row; a table has a head of two
+            self.live.update(self.table(last=max(1, ((console.height - 2) // len(self.names) - 2) // lines)), refresh=True)
 
     def __enter__(self) -> "LiveSteps":
         if self.live:

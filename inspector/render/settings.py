@@ -20,7 +20,8 @@ def settings_line(sampling: Sampling, origins: dict[str, str], t: Translate) -> 
         idle = sampling.greedy and SETTINGS[name].draws and name != "temperature"  # a temperature of 0 says that it is greedy
         value = None if idle else getattr(sampling, name)
         if name in always or value not in (None, 0):
-            parts.append(f"{FILTER_NAMES.get(name, name)} {off if value is None else setting_text(value)} ({words[origins[name]]})")
+            origin = t("greedy", "жадно") if idle else words[origins[name]]
+            parts.append(f"{FILTER_NAMES.get(name, name)} {off if value is None else setting_text(value)} ({origin})")
     return Text(" → ".join(parts[:-1]) + "; " + parts[-1], "dim")
 
 
@@ -31,6 +32,7 @@ def origin_words(t: Translate) -> dict[str | None, str]:
         "checkpoint": t("checkpoint", "чекпойнт"),
         "library": t("library", "библиотека"),
         "default": t("default", "умолчание"),
+        "lesson": t("lesson default", "умолчание урока"),
         "fixed": t("always so", "всегда так"),
         None: "",
     }

@@ -1,10 +1,15 @@
 """The forms that every screen shares."""
 
 import math
-from collections.abc import Sequence
+import os
+import shutil
+import sysconfig
+from collections.abc import Iterator, Sequence
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +20,7 @@ WIDE = 110  # columns from which two models stand side by side
 BARS = "▁▂▃▄▅▆▇█"
 LABEL = 16  # columns for the token at the left of a map
 MAP_ROWS = 40
+FEWEST = 24  # columns that a text which wraps is given at least
 
 
 def title(t: Translate) -> RenderableType:
@@ -36,12 +42,96 @@ def section(title: str) -> RenderableType:
     return Text(f"\n{visible(title)}", "bold cyan")
 
 
-def table(*columns: str, numbers: Sequence[int] = (), wide: Sequence[int] = ()) -> Table:
+def command(arguments: str) -> Text:
+    """A command line of ``inspector`` that can be copied: a line of its own that is never wrapped, and a name that can be called."""
+    return unwrapped(f"{program()} {arguments}")
+
+
+def program() -> str:
+    """What this command is called by: ``inspector`` where the path finds the one of this Python, else ``python -m inspector``."""
+    own, found = shutil.which("inspector", path=sysconfig.get_path("scripts")), shutil.which("inspector")
+    return "inspector" if own and found and os.path.samefile(own, found) else "python -m inspector"
+
+
+def unwrapped(line: str) -> Text:
+    """A line that ``Screen.show`` does not wrap: the terminal breaks it without a line's end, and it is copied whole."""
+    return Text(visible(line), "bold", no_wrap=True)
+
+
+class NamedRows(Table):
+    """A table whose first column, the rows' names, stays whole at any width.
+
+    Columns for which there is no room follow in further tables below, each with the names again; a column without a head stays
+    beside the one before it. Where even a name and one column do not fit side by side, every row becomes lines of its own.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        name, *needs = (self.need(i, console, options) for i in range(len(self.columns)))
+        groups: list[list[int]] = []
+        for i, column in enumerate(self.columns[1:], 1):
+            if groups and not str(column.header):
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        parts, room = [], -1
+        for group in groups:
+            size = sum(3 + needs[i - 1] for i in group)
+            if name + size > options.max_width:
+                yield from self.row_by_row(groups)
+                return
+            if size > room:
+                parts.append([0])
+                room = options.max_width - name
+            parts[-1] += group
+            room -= size
+        for part in parts or [[0]]:
+            yield self.part(part)
+
+    def need(self, i: int, console: Console, options: ConsoleOptions) -> int:
+        """The columns on the screen that column ``i`` cannot do without: text that may wrap is content with a few words' width."""
+        column = self.columns[i]
+        if column.width is not None:
+            return column.width
+        measured = [Measurement.get(console, options.update_width(1000), cell) for cell in (column.header, *column.cells)]
+        longest, word = (max(getattr(one, end) for one in measured) for end in ("maximum", "minimum"))
+        if column.max_width is not None:
+            longest = min(longest, column.max_width)
+        wraps = column.flexible or not (i == 0 or column.no_wrap or any(other.flexible for other in self.columns))
+        least = min(longest, FEWEST if column.flexible else min(max(word, FEWEST // 2), FEWEST)) if wraps else longest
+        return max(least, column.min_width or 0)
+
+    def part(self, columns: Sequence[int]) -> Table:
+        """The table of these columns alone."""
+        some = [self.columns[i] for i in columns]
+        result = Table(box=self.box, pad_edge=self.pad_edge, show_edge=self.show_edge, expand=any(column.flexible for column in some))
+        for i, own in zip(columns, some, strict=True):
+            sizes = dict(width=own.width, min_width=own.min_width, max_width=own.max_width, ratio=own.ratio)
+            result.add_column(own.header, justify=own.justify, overflow=own.overflow, no_wrap=own.no_wrap or i == 0, **sizes)
+        for row, *cells in zip(self.rows, *(column.cells for column in some), strict=True):
+            result.add_row(*cells, style=row.style)
+        return result
+
+    def row_by_row(self, groups: Sequence[Sequence[int]]) -> Iterator[RenderableType]:
+        """A row's name on a line, and below it each column's head and cell."""
+        for row, *cells in zip(self.rows, *(column.cells for column in self.columns), strict=True):
+            yield Text.assemble(cells[0], style=row.style or "", overflow="fold")
+            for group in groups:
+                head = str(self.columns[group[0]].header).replace("\n", "")
+                said = Text(" ").join(Text.assemble(cells[i]) for i in group if str(cells[i]))
+                if said:
+                    yield Padding(Text.assemble(f"{head}: " if head else "", said, style=row.style or "", overflow="fold"), (0, 0, 0, 2))
+
+
+def table(*columns: str, numbers: Sequence[int] = (), wide: Sequence[int] = ()) -> NamedRows:
     """An empty table; ``numbers`` are the columns set right, ``wide`` the ones that take the room that is left."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=bool(wide), show_edge=False)
+    result = NamedRows(box=box.SIMPLE_HEAD, pad_edge=False, expand=bool(wide), show_edge=False)
     for i, column in enumerate(columns):
         result.add_column(
-            Text(column), justify="right" if i in numbers else "left", ratio=1 if i in wide else None, overflow="fold", no_wrap=i in numbers
+            Text(column),
+            justify="right" if i in numbers else "left",
+            ratio=1 if i in wide else None,
+            overflow="fold",
+            no_wrap=i in numbers or not column,
         )
     return result
 

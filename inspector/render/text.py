@@ -42,7 +42,7 @@ def quoted(text: str) -> str:
 
 
 def count(number: int) -> str:
-    """A number of parameters or FLOPs, short: 803.7k, 494.0M."""
+    """A number of parameters or FLOPs, short, as in the names of models: 803.7k, 494.0M."""
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.1f}{unit}"
@@ -66,12 +66,12 @@ def counted(number: int, english: str, russian: str, t: Translate) -> str:
     return t(f"{number:,} {english}{'s' * (number != 1)}", f"{number:,} {russian}{ending}")
 
 
-def memory(size: int) -> str:
-    """A number of bytes in binary units: 3.1 MiB."""
-    for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+def memory(size: int, t: Translate) -> str:
+    """A number of bytes in binary units: 3.1 MiB; 3.1 МиБ."""
+    for exponent, unit in ((30, t("GiB", "ГиБ")), (20, t("MiB", "МиБ")), (10, t("KiB", "КиБ"))):
         if size >= 2**exponent:
             return f"{size / 2**exponent:.1f} {unit}"
-    return f"{size} B"
+    return f"{size} {t('B', 'Б')}"
 
 
 def chance(p: float) -> str:
@@ -79,6 +79,12 @@ def chance(p: float) -> str:
     return f"{p:.2f}" if p >= 0.01 or p == 0 else f"{p:.1g}"
 
 
-def duration(seconds: float) -> str:
-    """A time, short: 12.3 ms, 1.25 s."""
-    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+def percent(share: float) -> str:
+    """A share in per cent, short: 8.5 %, and <0.01 % where two decimals would say nothing."""
+    value = 100 * share
+    return f"{value:.1f} %" if value >= 0.1 else f"{value:.2f} %" if value >= 0.01 else "<0.01 %"
+
+
+def duration(seconds: float, t: Translate) -> str:
+    """A time, short: 12.3 ms, 1.25 s; 12.3 мс, 1.25 с."""
+    return f"{seconds * 1e3:.1f} {t('ms', 'мс')}" if seconds < 1 else f"{seconds:.2f} {t('s', 'с')}"

@@ -46,6 +46,12 @@ def longest_role(node: ModuleNode) -> int:
     return max([len(short_role(node.role or "")), *map(longest_role, node.children)])
 
 
+def longest_name(node: ModuleNode, level: int = 0) -> int:
+    """Columns that the longest name in a tree takes with its guides."""
+    own = 0 if node.functional else 2 * level + len(node.name)
+    return max([own, *(longest_name(child, level + 1) for child in node.children)])
+
+
 def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = False) -> Table:
     """A module tree ``width`` columns wide: names and types as a tree, parameters and memory beside it; roles and FLOPs on request."""
     grid = Table.grid(padding=(0, 1), expand=True)
@@ -57,21 +63,33 @@ def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = Fa
         grid.add_column(justify="right", no_wrap=True, min_width=6)
         grid.add_column(no_wrap=True, min_width=12)
         heads, room = [*heads, "FLOPs", t("role", "роль")], room - 9 - max(12, longest_role(node))
-    grid.add_row(*(Text(head, "dim") for head in heads))
+    narrow = room < longest_name(node)
+    if narrow:  # the names have all columns: what they are, and their numbers, stand below them
+        grid = Table.grid()
+        grid.add_column(overflow="fold")
+    else:
+        grid.add_row(*(Text(head, "dim") for head in heads))
 
     def add(node: ModuleNode, guides: str, lead: str) -> None:
         name, what = node_label(node, t)
         numbers = [
             Text("=", "yellow") if node.tied_to else count(node.parameters) if node.parameters else "",
-            memory(node.bytes) if node.bytes else "",
+            memory(node.bytes, t) if node.bytes else "",
         ]
         if with_costs:
             numbers += [count(node.flops) if node.flops else "", Text(short_role(node.role or ""), "magenta")]
-        label = Text(lead, "dim") + name + Text(" " if name else "") + what
-        if label.cell_len > room and what:  # too long for one line: the name, and below it what it is
-            grid.add_row(Text(lead, "dim") + name)
-            label = Text(guides + ("│ " if node.children else "  ") + " ", "dim") + what
-        grid.add_row(label, *numbers)
+        label = Text.assemble((lead, "dim"), name, " " if name else "", what)
+        if narrow:
+            said = [what] if name and what else []
+            said += [Text.assemble(f"{head} ", number) for head, number in zip(heads[1:], numbers, strict=True) if number]
+            grid.add_row(Text.assemble((lead, "dim"), name or what))
+            if said:
+                grid.add_row(Text.assemble((guides + ("│ " if node.children else "  ") + " ", "dim"), Text("  ").join(said)))
+        elif label.cell_len > room and what:  # too long for one line: the name, and below it what it is
+            grid.add_row(Text.assemble((lead, "dim"), name))
+            label = Text.assemble((guides + ("│ " if node.children else "  ") + " ", "dim"), what)
+        if not narrow:
+            grid.add_row(label, *numbers)
         for i, child in enumerate(node.children):
             last = i == len(node.children) - 1
             add(child, guides + ("  " if last else "│ "), guides + ("└ " if last else "├ "))
@@ -84,7 +102,7 @@ def tree_panel(node: ModuleNode, title: str, width: int, t: Translate, costs: Co
     """A module tree with its totals, in a panel ``width`` columns wide."""
     total = t("{:,} parameters, {}; tied weights counted once", "{:,} параметров, {}; общие веса учтены один раз")
     tied = next((child for child in node.children if child.tied_to), None)
-    lines: list[RenderableType] = [Text(total.format(node.parameters, memory(node.bytes)))]
+    lines: list[RenderableType] = [Text(total.format(node.parameters, memory(node.bytes, t)))]
     if tied:
         lines.append(Text(t("= {} uses the weights of {}", "= {} берёт веса из {}").format(tied.name, tied.tied_to), "yellow"))
     if costs is not None:
@@ -98,7 +116,7 @@ def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate) -> 
     rows = [
         (t("parameters", "параметры"), lambda c: f"{c.parameters:,}"),
         (t("act on each token", "действуют на каждый токен"), lambda c: f"{c.active_parameters:,}"),
-        (t("memory", "память"), lambda c: ", ".join(f"{memory(size)} {name}" for name, size in c.bytes.items())),
+        (t("memory", "память"), lambda c: ", ".join(f"{memory(size, t)} {name}" for name, size in c.bytes.items())),
         (
             t("KV-cache per token", "KV-cache на токен"),
             lambda c: cache_words(c, t),
@@ -120,7 +138,7 @@ def cache_words(costs: Costs, t: Translate) -> str:
     """What the KV-cache keeps for a token, and where it stops growing."""
     if not costs.cache_bytes:
         return "–"
-    said = ", ".join(f"{memory(costs.cache_bytes[name])} {name}" for name in ("float32", "bfloat16"))
+    said = ", ".join(f"{memory(costs.cache_bytes[name], t)} {name}" for name in ("float32", "bfloat16"))
     until = t(f"; layers with a window stop at {costs.window:,}", f"; слои с окном — до {costs.window:,}") if costs.window else ""
     return said + until
 

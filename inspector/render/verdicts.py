@@ -161,7 +161,7 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
         (t("lines of code", "строк кода"), t(f"{lines[0]}, the call", f"{lines[0]}, вызов"), f"{lines[1]}, inference.py"),
         (
             t("time of a step, median", "время шага, медиана"),
-            *("–" if s is None else duration(s) for s in (verdict.step_seconds_generate, verdict.step_seconds_hand)),
+            *("–" if s is None else duration(s, t) for s in (verdict.step_seconds_generate, verdict.step_seconds_hand)),
         ),
     )
     result = table(t("aspect", "аспект"), "model.generate()", t("by hand", "вручную"), wide=(1, 2))
@@ -178,7 +178,7 @@ def growth_table(times: dict[str, dict[int, float]], t: Translate) -> Renderable
     lengths = sorted({length for row in times.values() for length in row})
     result = table(t("a step at N tokens", "шаг при N токенах"), *map(str, lengths), numbers=range(1, len(lengths) + 1))
     for name, row in times.items():
-        believed = {length: duration(seconds) if rises(row) else "?" for length, seconds in row.items()}
+        believed = {length: duration(seconds, t) if rises(row) else "?" for length, seconds in row.items()}
         result.add_row(Text(visible(name)), *(believed.get(length, "–") for length in lengths))
     if all(map(rises, times.values())):
         return result

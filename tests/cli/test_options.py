@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -53,6 +54,45 @@ def one_thread():
     """torch's number of threads is 1 again afterwards, as in all tests."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["run", "names-qwen2", "Крас"], []),
+        (["run", "a folder/model", "it's «x» $HOME `ls` \\ \n"], ["--top-k", "5", "--bad-words", "ов", "--bad-words", "a b", "--raw"]),
+        (["run", "m", "-x --seed 4"], ["--greedy", "--device", "cpu", "--threads", "2", "--system", "be 'kind'"]),
+        (["verify", "m", ""], ["--force-eos", "3", "--checkpoint-settings", "--trust-remote-code", "--max-new-tokens", "3"]),
+    ],
+)
+def test_a_shown_command_is_read_back_as_it_was_given(words, arguments):
+    """By a shell, and by the verb itself."""
+
+    def read(line: list[str]) -> dict:
+        return VERBS[line[0]].make_context(line[0], line[1:]).params
+
+    given = read([words[0], *arguments, "--", *words[1:]])
+    groups = [
+        group(**{own.name: given[own.name] for own in fields(group)}) for group in (SamplingOptions, options.PromptOptions, ModelOptions)
+    ]
+    shown = options.command_arguments(*words, options=groups)
+    assert read(shlex.split(shown)) == given
+    by_shell = subprocess.run(["sh", "-c", f"printf '%s\\0' {shown}"], capture_output=True, text=True, check=True).stdout
+    assert by_shell.split("\0")[:-1] == shlex.split(shown)
+
+
+@pytest.mark.parametrize("given", [{}, dict(temperature=1.5), dict(greedy=True), dict(checkpoint_settings=True), dict(seed=4, top_k=3)])
+def test_the_options_that_choose_again_as_the_lesson_did(given):
+    m = SimpleNamespace(checkpoint_settings=lambda: dict(top_p=0.7), ships=lambda name: True, vocab_size=65)
+    asked, defaults = SamplingOptions(**given), dict(temperature=0.8, top_p=0.9)
+    sampling, origins = asked.settings(m, defaults)
+    again, _ = asked.again(sampling, defaults).settings(m)
+    assert {name: getattr(again, name) for name in SETTINGS if again.is_on(name)} == {
+        name: getattr(sampling, name) for name in SETTINGS if sampling.is_on(name)
+    }
+    chosen = {name for name, origin in origins.items() if origin == "lesson"}
+    left = set(defaults) - ({"temperature"} & set(given) or set()) - ({"temperature"} if given.get("greedy") else set())
+    assert chosen == (set() if given.get("checkpoint_settings") else left)
 
 
 def options_of(verb: str) -> set[str]:

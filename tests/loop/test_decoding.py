@@ -10,7 +10,19 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from inspector.loading.loaded import Loaded, attach, token_of
 from inspector.loading.texts import Texts
@@ -18,7 +30,7 @@ from inspector.loop.decoding import decode, decode_with_logits, loop, newly_read
 from inspector.models import ExpertModel, to_transformers
 from inspector.parts.splitting import Split
 from inspector.records.as_json import from_json, to_json
-from inspector.records.generation import Origin, Run, Sampling
+from inspector.records.generation import Origin, Removal, Run, Sampling
 
 V, CONTEXT = 40, 24
 GREEDY = Sampling(temperature=0.0)
@@ -238,6 +250,63 @@ def test_greedy_ledger_leaves_the_chosen_token_alone(kind):
         assert (step.chosen.probability_after, step.chosen.removed_by) == (1.0, None)
         assert {(c.probability_after, c.removed_by) for c in step.candidates[1:]} == {(0.0, "greedy")}
         assert {c.draw for c in step.candidates} == {None}
+
+
+@KIND
+def test_what_each_filter_took_is_what_transformers_own_take(kind):
+    """Counts and masses against transformers' processors and torch's softmax, each of the scores that it is given."""
+    sampling = Sampling(temperature=0.7, top_k=12, top_p=0.8, min_p=0.1, no_repeat_ngram_size=1, bad_words_ids=((5,),), seed=3)
+    processors = dict(
+        no_repeat_ngram_size=NoRepeatNGramLogitsProcessor(1),
+        bad_words_ids=NoBadWordsLogitsProcessor([[5]]),
+        temperature=TemperatureLogitsWarper(0.7),
+        top_k=TopKLogitsWarper(12),
+        top_p=TopPLogitsWarper(0.8),
+        min_p=MinPLogitsWarper(0.1),
+    )
+    ids = list(PROMPT)
+    for step, logits_V in decode_with_logits(tiny(kind), PROMPT, sampling, 5):
+        scores_1V, expected = logits_V[None], {}
+        for name, processor in processors.items():
+            given_1V, scores_1V = scores_1V, processor(torch.tensor([ids]), scores_1V.clone())
+            taken_1V = (scores_1V == -math.inf) & (given_1V > -math.inf)
+            if taken_1V.any():
+                mass = pytest.approx(float(given_1V.double().softmax(-1)[taken_1V].sum()), rel=1e-5)  # float32 against float64
+                expected[name] = Removal(int(taken_1V.sum()), int((given_1V > -math.inf).sum()), mass)
+        assert step.removed == expected and list(step.removed) == list(expected)
+        assert {"no_repeat_ngram_size", "top_k", "top_p"} <= set(expected) and "temperature" not in expected
+        ids.append(step.token.id)
+
+
+@KIND
+@pytest.mark.parametrize("listed", [1, 3])
+def test_the_runner_up_is_who_wins_without_the_winner_also_where_it_is_not_listed(kind, listed):
+    """Against the ledger of all tokens: the second of the race, or of the scores."""
+    unlisted = 0
+    for sampling in (Sampling(temperature=3.0, top_k=12, seed=2), Sampling(temperature=0.0, repetition_penalty=1.5), Sampling(seed=4)):
+        logits = {}
+        for every, (step, logits_V) in zip(
+            decode(tiny(kind), PROMPT, sampling, 8, listed=V), decode_with_logits(tiny(kind), PROMPT, sampling, 8, listed), strict=True
+        ):
+            assert every.runner_up == step.runner_up
+            others = [c for c in every.candidates if c.token.id != step.token.id and c.removed_by in (None, "greedy")]
+            if sampling.greedy:
+                ids = torch.tensor([PROMPT + list(logits)])
+                penalised_V = RepetitionPenaltyLogitsProcessor(1.5)(ids, logits_V[None].clone())[0]
+                best = max(others, key=lambda c: float(penalised_V[c.token.id]))
+            else:
+                best = max(others, key=lambda c: c.probability_after / c.draw)
+            assert step.runner_up == best
+            logits[step.token.id] = logits_V
+            unlisted += best.token.id not in [c.token.id for c in step.candidates]
+    assert unlisted > 0
+
+
+def test_there_is_no_runner_up_where_no_other_token_is_left():
+    step = next(decode(tiny("qwen2"), PROMPT, Sampling(top_k=1, seed=0), 1))
+    assert step.runner_up is None and step.removed["top_k"].count == V - 1
+    step = next(decode(tiny("qwen2"), PROMPT, Sampling(forced_eos_token_id=(7,), bad_words_ids=((7,),), seed=0), 1))
+    assert step.runner_up is None and step.removed["forced_eos_token_id"].count == V - 1
 
 
 def scripted(tokens: list[int], vocab_size: int, start: int = 1) -> Split:

@@ -10,7 +10,7 @@ import pytest
 
 from inspector.records.as_json import SCHEMA, from_json, to_json
 from inspector.records.comparison import LEVELS, Verdict
-from inspector.records.generation import Candidate, Origin, Run, Sampling, Step, Token, median_step
+from inspector.records.generation import Candidate, Origin, Removal, Run, Sampling, Step, Token, median_step
 from inspector.records.structure import ModuleNode
 
 TOKEN = Token(7, "ин")
@@ -37,6 +37,8 @@ DRAWN_STEP = replace(
     candidates=(Candidate(TOKEN, 1e-300, 1 / 3, 0.1 + 0.2, None, 0.0123), Candidate(Token(2, "</s>", True), 2.0, 0.1, 0.0, "top_p", 3.5)),
     kept={"temperature": 50, "top_k": 20, "top_p": 1},
     stop_reason="eos",
+    removed={"top_p": Removal(64, 65, 0.085)},
+    runner_up=Candidate(Token(2, "</s>", True), 2.0, 0.1, 0.0, "top_p", 3.5),
 )
 RUN = Run(
     model="names-qwen2",
@@ -271,3 +273,9 @@ def test_public_record_names_need_no_torch():
     code = "import sys, inspector; inspector.Sampling(), inspector.Run, inspector.Step, inspector.Verdict; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_step_of_a_file_that_does_not_tell_what_filters_took_is_read():
+    data = json.loads(json.dumps(to_json(DRAWN_STEP)))
+    del data["removed"], data["runner_up"]
+    assert from_json(Step, data) == replace(DRAWN_STEP, removed={}, runner_up=None)

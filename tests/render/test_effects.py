@@ -1,6 +1,7 @@
 """How contributions and interventions look: nothing wider than the terminal, signs to their sides, texts never obeyed."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -81,15 +82,30 @@ def test_interventions_are_said_in_words():
     assert "positions changed, of 2: layers.0.mlp 2, embed 1, layers.1 2" in text and "KL(before‖after) = 1.758 nats" in text
 
 
+GENDER = dict(
+    pairs=3,
+    lead=dict(female=1.0, male=-1.0),
+    moved={"embed": {"given name": -0.001, "everywhere": 1.0}},
+    ablated=[
+        dict(roles=[], fill="", female=1.0, male=1.0, agreement_percent=99.0, unjudged_percent=10.0),
+        dict(roles=["layers.3.attn.head.3", "layers.3.attn.head.2"], fill="mean", female=0.5, male=1.0),
+    ],
+)
+
+
+def drawn(width, language):
+    t, plain = translator(language), replace(RECORD, token=Token(7, "а"))
+    return "".join(shown(view, width) for view in (contributions_view(plain, width, t), effect_view(EFFECT, t), gender_view(GENDER, t)))
+
+
+def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
+    whole_at_any_width(drawn)
+
+
+def test_every_style_can_be_read_in_a_saved_screen(readable):
+    readable(drawn)
+
+
 def test_the_gender_view_names_every_place():
-    result = dict(
-        pairs=3,
-        lead=dict(female=1.0, male=-1.0),
-        moved={"embed": {"given name": -0.001, "everywhere": 1.0}},
-        ablated=[
-            dict(roles=[], fill="", female=1.0, male=1.0, agreement_percent=99.0, unjudged_percent=10.0),
-            dict(roles=["layers.3.attn.head.3", "layers.3.attn.head.2"], fill="mean", female=0.5, male=1.0),
-        ],
-    )
-    text = shown(gender_view(result, translator("en")), 100)
+    text = shown(gender_view(GENDER, translator("en")), 100)
     assert "100%" in text and "-0%" not in text and "layers.3.attn.head.3, 2" in text and "99.0 %" in text

@@ -108,6 +108,14 @@ def test_hostile_text_is_shown_and_never_obeyed_and_nothing_is_too_wide(width):
     assert all(len(line) <= width for line in text.splitlines())
 
 
+def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
+    whole_at_any_width(drawn)
+
+
+def test_every_style_can_be_read_in_a_saved_screen(readable):
+    readable(drawn)
+
+
 def test_roles_become_a_tree():
     roles = ["embed", "layers.1", "layers.1.attn", "layers.1.attn.q", "layers.1.mlp", "layers.10", "layers.10.attn", "final_norm"]
     assert inside.indented(roles) == ["embed", "layers.1", "  attn", "    q", "  mlp", "layers.10", "  attn", "final_norm"]

@@ -80,6 +80,14 @@ def test_hostile_text_is_shown_and_never_obeyed_and_nothing_is_too_wide(width):
     assert all(len(line) <= width for line in text.splitlines())
 
 
+def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
+    whole_at_any_width(drawn)
+
+
+def test_every_style_can_be_read_in_a_saved_screen(readable):
+    readable(drawn)
+
+
 def test_a_long_prompt_says_what_it_leaves_out():
     assert "the last 8 of 200 tokens" in drawn(80, "en") and "the last 39 of 200 tokens" in drawn(120, "en")
     assert "последние 13 из 200" in drawn(80, "ru")

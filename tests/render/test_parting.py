@@ -60,12 +60,24 @@ def printed(renderable, width: int = 80) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
+def drawn(width: int, language: str) -> str:
+    t = translator(language)
+    parts = divergence_report(BETWEEN, t), divergence_report(EQUAL, t), mutations_table(ROWS, "names", width, t)
+    return "\n".join(printed(part, width) for part in parts)
+
+
+def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
+    whole_at_any_width(drawn)
+
+
+def test_every_style_can_be_read_in_a_saved_screen(readable):
+    readable(drawn)
+
+
 @pytest.mark.parametrize("language", ["en", "ru"])
 @pytest.mark.parametrize("width", [80, 120])
 def test_looks_as_it_did(language, width, request):
-    t = translator(language)
-    parts = divergence_report(BETWEEN, t), divergence_report(EQUAL, t), mutations_table(ROWS, "names", width, t)
-    text = "\n".join(printed(part, width) for part in parts)
+    text = drawn(width, language)
     file = GOLDEN / f"parting-{width}-{language}.txt"
     if request.config.getoption("--rewrite-golden"):
         file.write_text(text, encoding="utf8")

@@ -9,16 +9,36 @@ from rich.console import Console
 
 from inspector.files import write_whole
 from inspector.records.comparison import LEVELS, Verdict
-from inspector.records.generation import Candidate, Run, Sampling, Setting, Step, Token
+from inspector.records.generation import Candidate, Removal, Run, Sampling, Setting, Step, Token
 from inspector.records.structure import Costs, ModuleNode
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import FILTER_NAMES, settings_line, settings_remarks, settings_table
-from inspector.render.steps import candidate_table, computing_line, fed_panel, steps_table, text_panel
-from inspector.render.tables import notice, section, title
-from inspector.render.text import chance, count, duration, memory, quoted, translator, visible
+from inspector.render.steps import (
+    candidate_table,
+    computing_line,
+    continuations,
+    decision,
+    fed_panel,
+    other_temperature,
+    sentence,
+    steps_table,
+    text_panel,
+    token_line,
+)
+from inspector.render.tables import command, notice, section, title
+from inspector.render.text import chance, count, duration, memory, percent, quoted, translator, visible
 from inspector.render.trees import parts_explained, split_table, tree_difference, tree_panel, trees
-from inspector.render.verdicts import LEVEL_STYLES, LOOP_COLUMNS, comparison_table, growth_table, loop_table, rises, verdict_line
+from inspector.render.verdicts import (
+    LEVEL_STYLES,
+    LOOP_COLUMNS,
+    comparison_table,
+    coverage_table,
+    growth_table,
+    loop_table,
+    rises,
+    verdict_line,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "[bold]\x1b[31m\u202e\n"
@@ -43,12 +63,17 @@ STEP = Step(
     rank=2,
     text="ин",
     seconds=0.0123,
+    removed={"top_p": Removal(63, 65, 0.085)},
+    runner_up=candidate(11, "ж", 3.0, 0.05, 0.34, draw=0.3),
 )
 BANNED = replace(
     STEP,
     candidates=(*STEP.candidates[:2], candidate(9, "к", 4.0, 0.1, 0.0, "no_repeat_ngram_size", 0.4)),
     kept={"no_repeat_ngram_size": 64, "greedy": 1},
+    removed={"no_repeat_ngram_size": Removal(1, 65, 0.1)},
+    runner_up=candidate(7, "о", 7.31, 0.5, 0.0, "greedy"),
 )
+FED = tuple(Token(i, text, text[0] == "<") for i, text in enumerate(("<a>", "You", "<b>", "\n\n", "К", "<b>", "<b>")))
 ROWS = [
     Setting("repetition_penalty", 1.0, "default", "off", 1.1, "checkpoint", notes=("not taken", "greedy too")),
     Setting("bad_words_ids", ((5,), (7, 8)), "flag", "yes", tuple((i,) for i in range(9)), "checkpoint", notes=("overruled",)),
@@ -129,16 +154,18 @@ def everything(width: int, language: str) -> str:
     for renderable in (
         title(t),
         lesson.origins([("names", "embedded", "torch.float32", "cpu")], t),
-        lesson.stand_in("a/b", "names", t),
+        *lesson.stand_in("a/b", "names", t),
         trees([TREE, TREE], ["one", "two"], width, t),
         parts_explained(t),
         split_table([("names", "model", "Linear(32→65, tied)", 8)], t),
         fed_panel("names", RUN.prompt, ["q"], t),
         fed_panel("long", [Token(i, "а") for i in range(100)], [], t, threads=2),
+        fed_panel("chat", FED, [], t, 1, ("template", "default", "template", None, "prompt", "prompt", "template")),
+        fed_panel("plain", FED[:2], [], t, 1, ("special", "prompt")),
         computing_line(["one", "two"], 1, t),
         settings_line(
             Sampling(temperature=0.8, top_k=5, seed=1),
-            dict.fromkeys(("repetition_penalty", "temperature", "top_k", "top_p", "seed"), "flag"),
+            dict.fromkeys(("repetition_penalty", "temperature", "top_k", "top_p", "seed"), "flag") | dict(temperature="lesson"),
             t,
         ),
         settings_line(
@@ -149,9 +176,11 @@ def everything(width: int, language: str) -> str:
         settings_table(ROWS, t),
         settings_remarks(ROWS, t),
         candidate_table(STEP, stages, t),
-        candidate_table(BANNED, dict(no_repeat_ngram_size=[0.5, 0.3, 0.0], bad_words_ids=[0.5, 0.3, 0.0]) | stages, t, width),
-        steps_table(["one"], [[BANNED]], width, t),
-        steps_table(["one", "two"], [[STEP, STEP], [LAST, None]], width, t),
+        candidate_table(BANNED, dict(no_repeat_ngram_size=[0.5, 0.3, 0.0], bad_words_ids=[0.5, 0.3, 0.0]) | stages, t),
+        candidate_table(LAST, {}, t),
+        other_temperature(0.5, [(Token(7, "о"), 0.75), (Token(8, "ин"), 0.25)], Token(8, "ин"), t),
+        steps_table(["one"], [[BANNED]], t),
+        steps_table(["one", "two"], [[STEP, STEP], [LAST, None]], t),
         *(verdict_line("names", v, t) for v in VERDICTS),
         comparison_table("model", "lm_head", VERDICTS[0], [11, 135], t),
         growth_table({"names": {8: 0.0012, 32: 1.5}, "other": {8: 0.2}}, t),
@@ -160,6 +189,9 @@ def everything(width: int, language: str) -> str:
         text_panel("К", RUN, t),
         text_panel("К", replace(RUN, steps=tuple(replace(step, recording_seconds=0.0002) for step in RUN.steps)), t),
         text_panel("К", replace(RUN, steps=(), text="", stop_reason="interrupted"), t),
+        continuations(["К", "Кр"], [RUN, RUN], ["q"], t),
+        lesson.no_cache(RUN, t),
+        coverage_table(["type", "head", "split", "loop", "verdict", "reason"], [("gpt2", "Linear", "yes", "no", "bitwise", "–")], width),
     ):
         console.print(renderable)
     return console.file.getvalue()
@@ -201,11 +233,19 @@ def test_golden(width, language, request):
     assert text == path.read_text(encoding="utf8")
 
 
+def test_names_and_numbers_stay_whole_on_narrow_terminals(whole_at_any_width):
+    whole_at_any_width(everything)
+
+
+def test_every_style_can_be_read_in_a_saved_screen(readable):
+    readable(everything)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_candidates_through_all_filters_lose_nothing_at_any_width(width):
     stages = {name: [0.5 - 0.01 * i, 0.3, 0.0] for i, name in enumerate(FILTER_NAMES)}
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(candidate_table(STEP, stages, translator("en"), width))
+    console.print(candidate_table(STEP, stages, translator("en")))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     heads = [line for line in lines if line.startswith("token")]
@@ -213,6 +253,109 @@ def test_candidates_through_all_filters_lose_nothing_at_any_width(width):
         assert sum(f" {name} " in f"{head} " for head in heads) == 1, name
     assert sum("0.3600" in line for line in lines) == 1 and "◀ chosen" in console.file.getvalue()
     assert all("«" in line for line in lines if "0.3000" in line)
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_the_chosen_mark_stays_in_its_row(language):
+    """At 80 columns, as at any other: the mark is on the line of the chosen token, or on that of its number below."""
+    t = translator(language)
+    stages = dict(temperature=[0.6, 0.3, 0.05], top_p=[0.66, 0.34, 0.0])
+    for width in (40, 50, 60, 80, 100):
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        console.print(candidate_table(STEP, stages, t))
+        marked = [line for line in console.file.getvalue().splitlines() if "◀" in line]
+        assert len(marked) == 1 and marked[0].startswith("«ин»") and t("◀ chosen", "◀ выбран") in marked[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (STEP, "the largest p/q wins: «ин» 1.7, then «ж» 1.133 (not listed: p 0.34, q 0.3)"),
+        (replace(STEP, runner_up=STEP.candidates[0]), "the largest p/q wins: «ин» 1.7, then «о» 0.3474"),
+        (replace(STEP, runner_up=None, kept={"top_p": 1}), "the largest p/q wins: «ин» 1.7, no other was left"),
+        (replace(STEP, runner_up=None), "the largest p/q wins: «ин» 1.7"),  # a file that does not tell
+        (BANNED, "greedy: no noise, the largest logit after the filters wins: «ин» 6.440, then «о» 7.310"),
+        (
+            replace(BANNED, kept={"repetition_penalty": 65, "greedy": 1}),
+            "greedy: no noise, the largest logit after the filters wins (here before the penalty): «ин» 6.440, then «о» 7.310",
+        ),
+        (
+            replace(BANNED, kept={"forced_eos_token_id": 1, "greedy": 1}, runner_up=None),
+            "greedy: no noise, the largest logit after the filters wins: «ин» 6.440, no other was left",
+        ),
+        (replace(STEP, candidates=()), ""),
+    ],
+)
+def test_who_won_and_over_whom(step, said):
+    assert decision(step, translator("en")).endswith(said)
+    assert ("each token draws a noise q from the seed" in decision(step, translator("en"))) == ("p/q" in said)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (STEP, "«ин»: rank 2 of 2 kept; p 0.21 → 0.34; top-p removed 63 of 65 (8.5 % of the mass)"),
+        (replace(STEP, token=Token(7, "о"), rank=1), "«о»: rank 1 of 2 kept; p 0.50 → 0.66; top-p removed 63 of 65 (8.5 % of the mass)"),
+        (replace(STEP, kept={}, removed={}), "«ин»: rank 2; p 0.21 → 0.34"),
+        (
+            replace(STEP, removed={"bad_words_ids": Removal(1, 1066, 0.5), "top_k": Removal(1060, 1065, 0.00001)}),
+            "«ин»: rank 2 of 2 kept; p 0.21 → 0.34; bad words removed 1 of 1,066 (50.0 % of the mass); "
+            "top-k removed 1,060 of 1,065 (<0.01 % of the mass)",
+        ),
+        (BANNED, "«ин»: the most probable after the filters; p 0.21; n-grams removed 1 of 65 (10.0 % of the mass)"),
+        (LAST, "«</s>»: the most probable; p 0.90"),
+        (replace(STEP, candidates=()), "«ин»; top-p removed 63 of 65 (8.5 % of the mass)"),
+    ],
+)
+def test_a_sentence_counts_what_each_filter_took(step, said):
+    assert sentence(step, translator("en")) == said
+
+
+def test_russian_sentences_count_too():
+    assert sentence(STEP, translator("ru")).endswith("top-p убрал 63 из 65 (8.5 % массы)")
+
+
+def test_every_row_has_its_entropy():
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(steps_table(["one", "two"], [[STEP, LAST], [LAST, None]], translator("en")))
+    rows = [line.split()[:2] for line in console.file.getvalue().splitlines() if line[:1].isdigit()]
+    assert rows == [["1", "1.25"], ["2", "0.30"], ["1", "0.30"]]
+
+
+def test_settings_say_what_the_lesson_chose_and_what_greedy_leaves_idle():
+    origins = dict.fromkeys(vars(Sampling()), "default") | dict(temperature="lesson", top_p="lesson")
+    line = settings_line(Sampling(temperature=0.8, top_p=0.9, seed=0), origins, translator("en")).plain
+    assert "temperature 0.8 (lesson default)" in line and "top-p 0.9 (lesson default); seed 0 (default)" in line
+    assert "temperature 0.8 (умолчание урока)" in settings_line(Sampling(temperature=0.8, seed=0), origins, translator("ru")).plain
+    greedy = settings_line(Sampling(temperature=0, top_p=0.9), origins | dict(temperature="flag"), translator("en")).plain
+    assert "temperature 0 (flag) → top-k off (greedy) → top-p off (greedy); seed off (greedy)" in greedy
+
+
+def test_parts_of_a_prompt_are_marked_apart():
+    line = token_line(FED, ("template", "default", "template", None, "prompt", "prompt", "template"), translator("en"))
+    text = line.plain.replace("\u00a0", " ")
+    assert text.startswith("template: «<a>» 0*  system, the template's own: «You» 1  template: «<b>» 2*  not told apart: «\\n\\n» 3")
+    assert "prompt: «К» 4  «<b>» 5*  template: «<b>» 6*" in text
+    styles = {line.plain[span.start : span.end]: str(span.style) for span in line.spans}
+    assert len({styles[part] for part in ("«You»", "«К»", "«\\n\\n»", "«<a>»")}) == 4
+    assert token_line(FED[:2], (None, None), translator("en")).plain.replace("\u00a0", " ") == "«<a>» 0*  «You» 1  "
+
+
+def test_a_long_prompt_keeps_its_parts_at_both_ends():
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    parts = ["template"] * 10 + ["prompt"] * 80 + ["template"] * 10
+    console.print(fed_panel("m", [Token(i, "а") for i in range(100)], [], translator("en"), parts=parts))
+    shown = console.file.getvalue().replace("\u00a0", " ")
+    assert [shown.count(part) for part in ("template: «", "prompt: «")] == [2, 2]
+    assert shown.index("template: «а» 0") < shown.index("prompt: «а» 10") < shown.index("template: «а» 90")
+
+
+def test_a_saved_screen_has_the_colours_that_can_be_read(tmp_path, contrasts):
+    for suffix in (".svg", ".html"):
+        screen = Screen(tmp_path / f"screen{suffix}", Console(width=80, file=io.StringIO()))
+        screen.show(text_panel("К", RUN, translator("en")))
+        screen.close("title")
+        assert min(contrasts((tmp_path / f"screen{suffix}").read_text()).values()) >= 4.5
 
 
 def test_what_costs_do_not_tell_is_said_of_each_of_two_trees():
@@ -265,8 +408,10 @@ def test_hostile_text_is_shown_in_every_panel_and_never_obeyed(terminal_output):
     run = Run(HOSTILE, HOSTILE, "float32", "cpu", (token,), Sampling(seed=0), {}, 1, (step,), "eos", HOSTILE)
     for renderable in (
         fed_panel(HOSTILE, [token], [HOSTILE], t),
-        steps_table([HOSTILE], [[step]], 100, t),
-        steps_table([HOSTILE, HOSTILE], [[step, step]], 120, t),
+        steps_table([HOSTILE], [[step]], t),
+        steps_table([HOSTILE, HOSTILE], [[step, step]], t),
+        other_temperature(0.5, [(token, 0.75)], token, t),
+        command(HOSTILE),
         candidate_table(step, {}, t),
         text_panel(HOSTILE, run, t),
         verdict_line(HOSTILE, VERDICTS[0], t),
@@ -294,7 +439,17 @@ def test_counts(number, text):
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_976_131_072, "1.8 GiB")])
 def test_memory(size, text):
-    assert memory(size) == text
+    assert memory(size, translator("en")) == text
+    russian = {"B": "Б", "KiB": "КиБ", "MiB": "МиБ", "GiB": "ГиБ"}
+    number, unit = text.split()
+    assert memory(size, translator("ru")) == f"{number} {russian[unit]}"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "<0.01 %"), (9e-5, "<0.01 %"), (0.0009, "0.09 %"), (0.0851, "8.5 %"), (0.995, "99.5 %"), (1.0, "100.0 %")]
+)
+def test_percents(share, text):
+    assert percent(share) == text
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0, "0.00"), (0.214, "0.21"), (1.0, "1.00"), (0.0000724, "7e-05"), (0.01, "0.01")])
@@ -303,7 +458,8 @@ def test_chances(p, text):
 
 
 def test_durations():
-    assert (duration(0.00123), duration(1.5)) == ("1.2 ms", "1.50 s")
+    assert [duration(seconds, translator("en")) for seconds in (0.00123, 1.5)] == ["1.2 ms", "1.50 s"]
+    assert [duration(seconds, translator("ru")) for seconds in (0.00123, 1.5)] == ["1.2 мс", "1.50 с"]
 
 
 def test_language_follows_the_locale(monkeypatch):

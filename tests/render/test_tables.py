@@ -1,0 +1,152 @@
+"""The table that keeps its rows' names, and commands that can be copied."""
+
+import io
+import shlex
+import sysconfig
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from inspector.records.generation import Run, Sampling, Step, Token
+from inspector.records.structure import Costs, ModuleNode
+from inspector.render import lesson
+from inspector.render.screen import Screen
+from inspector.render.tables import command, table
+from inspector.render.text import translator
+from inspector.render.trees import tree_panel
+
+T = translator("en")
+
+
+def shown(renderable, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def example():
+    result = table("name", "one", "two", "", "words", numbers=(1, 2))
+    result.add_row(Text("a quite long name"), "1.000", "123456", "◀ here", "some words that may wrap", style="bold")
+    result.add_row("b", "2.000", "7", "", "few")
+    return result
+
+
+def test_columns_without_room_follow_below_with_the_names_again():
+    assert (
+        shown(example(), 40)
+        == """\
+name                  one
+─────────────────────────
+a quite long name   1.000
+b                   2.000
+name                   two
+───────────────────────────────────
+a quite long name   123456   ◀ here
+b                        7
+name                words
+────────────────────────────────────────
+a quite long name   some words that may
+                    wrap
+b                   few"""
+    )
+
+
+def test_a_row_becomes_lines_where_a_name_leaves_no_room():
+    assert (
+        shown(example(), 25)
+        == """\
+a quite long name
+  one: 1.000
+  two: 123456 ◀ here
+  words: some words that
+  may wrap
+b
+  one: 2.000
+  two: 7
+  words: few"""
+    )
+
+
+def test_what_stands_beside_a_column_is_never_broken():
+    result = table("a", "one", "", numbers=(1,))
+    result.add_row("b", "1", "█" * 30)
+    assert all("█" * 30 in shown(result, width) for width in (34, 36, 38, 80))
+
+
+def test_a_table_that_fits_is_one_table():
+    assert shown(example(), 80).count("name  ") == 2 and shown(example(), 80).count("────") >= 1
+    assert len(shown(example(), 80).splitlines()) == 4
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+@pytest.mark.parametrize("costs", [False, True])
+def test_a_tree_keeps_its_names(width, costs):
+    leaf = ModuleNode("a_norm_with_quite_a_long_name", "TinyRMSNorm", "32", 32, 128, role="layers.*.norm_attn", flops=64)
+    node = ModuleNode("", "Tiny", parameters=32, bytes=128, children=(ModuleNode("layers", "Block", children=(leaf,), repeat=3),))
+    text = shown(tree_panel(node, "m", width, T, Costs(8, 32, 32, {"float32": 128}, {}, 64, 0) if costs else None), width)
+    assert all(any(part in line for line in text.splitlines()) for part in ("a_norm_with_quite_a_long_name", "layers", "128 B"))
+    assert not costs or "norm_attn" in text
+
+
+@pytest.fixture
+def scripts(monkeypatch, tmp_path):
+    """A function: makes ``own`` the folder of this Python's scripts, and ``path`` the search path; each gets an ``inspector``."""
+
+    def make(own, path):
+        for folder in filter(None, (own, path)):
+            folder.mkdir(exist_ok=True)
+            (folder / "inspector").write_text("#!/bin/sh\n")
+            (folder / "inspector").chmod(0o755)
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(own or tmp_path / "nothing"))
+        monkeypatch.setenv("PATH", str(path or tmp_path / "nowhere"))
+
+    return make
+
+
+def test_a_command_is_named_as_it_can_be_called(scripts, tmp_path):
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    scripts(mine, mine)
+    assert command("run").plain == "inspector run"
+    for own, path in ((mine, other), (mine, None), (None, other)):
+        scripts(own, path)
+        assert command("run").plain == "python -m inspector run"
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "inspector").symlink_to(mine / "inspector")
+    scripts(mine, tmp_path / "link")
+    assert command("run").plain == "inspector run"
+
+
+def test_an_error_names_commands_that_can_be_called(scripts, tmp_path, capsys):
+    from inspector.cli import fail
+
+    said = "the inspector train wrote; inspector trace MODEL PROMPT shows where; inspector tracing is no verb; my-inspector run.py"
+    for path, name in ((tmp_path / "mine", "inspector"), (None, "python -m inspector")):
+        scripts(tmp_path / "mine", path)
+        fail(said)
+        error = capsys.readouterr().err
+        assert f"the {name} train wrote; {name} trace MODEL PROMPT shows where; inspector tracing is no verb" in error
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_commands_stand_alone_on_unbroken_lines(tmp_path, language):
+    t = translator(language)
+    console = Console(width=40, file=io.StringIO(), color_system=None)
+    screen = Screen(tmp_path / "screen.html", console)
+    again = "run names-qwen2 'two words and more of them, so that it is wide' --seed 0"
+    screen.show(*lesson.closing(again, t), *lesson.stand_in("a/b", "names", t))
+    lines = console.file.getvalue().splitlines()
+    commands = [line for line in lines if line.startswith(("inspector ", "python "))]
+    assert [shlex.split(line)[-1] for line in commands[:3]] == ["0", "1", "--greedy"] and len(commands) == 4
+    assert commands[0].endswith(again) and "python inference.py --model" in commands[3]
+    assert all(line.count("│") == 0 and ".." not in line and "/" not in line for line in commands)
+    screen.close("title")
+    saved = " ".join((tmp_path / "screen.html").read_text().split())
+    assert "--seed 0" in saved
+
+
+def test_what_no_cache_costs_is_counted():
+    steps = tuple(Step(i, 5 + i, (), 1.0, 0.0, {}, Token(1, "a"), 1, "a", 0.1) for i in range(4))
+    run = Run("m", "m", "float32", "cpu", (), Sampling(), {}, 4, steps, "eos", "aaaa")
+    assert "the 4 steps of m read 5 + … + 8 = 26 tokens; with one each is read once: 8" in lesson.no_cache(run, T).plain
+    assert "(4) прочли 5 + … + 8 = 26 токенов" in lesson.no_cache(run, translator("ru")).plain
