@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded
 from ..parts.errors import InvariantError, NoSumError
 from ..parts.heads import Kind, steps
-from ..parts.splitting import AMPLIFIED, input_embedding
+from ..parts.splitting import AMPLIFIED, input_embedding, is_tied
 from ..parts.watching import Call, Watch, first_numbers, first_tensor, substituted
 from ..records.effects import Check, Contributions, Term
 from .interventions import activation, head_count
@@ -509,9 +509,11 @@ def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
         own_V = m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)[0, -1].double().cpu()
     if own_V.isnan().any():
         raise InvariantError(f"{m.origin.name} gives NaN here: inspector trace shows where it begins")
+    embedding = input_embedding(m.model)
+    tied = [module for module in m.model.modules() if is_tied(module, embedding)]
     with torch.enable_grad():
         rows_P1D = probes(hidden_1TD[0, -1]).requires_grad_()
-        done = steps(m.model, m.split.head, rows_P1D.clone(), input_embedding(m.model))
+        done = steps(m.model, m.split.head, rows_P1D.clone(), tied)
     operations = [operation for step in done for operation in step.operations]
     said = f"{m.origin.name}: its head, {' → '.join(map(str, operations))},"
     if unknown := next((operation for operation in operations if operation.kind is Kind.UNKNOWN), None):

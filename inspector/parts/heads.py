@@ -5,11 +5,11 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary, P positions of all row
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain, dropwhile
+from itertools import dropwhile
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ class Step:
     output: Tensor
 
 
-def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor, embedding: nn.Module | None = None) -> list[Step]:
+def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor, tied: Collection[nn.Module] = ()) -> list[Step]:
     """What happens between hidden states and logits: modules, tensors of the model that no module uses, and what numbers tell.
 
     A tensor that takes part is found in the functions that are called with it: its values do not matter, so a temperature of
@@ -145,7 +145,7 @@ def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor
         model: to which the modules and the tensors belong.
         head: run once on the hidden states.
         hidden_BTD: the more they differ, and the larger some of them are, the more they tell.
-        embedding: a module with its weight is called tied.
+        tied: modules whose weight is the embedding's, which is said of them.
     """
     done: list[tuple[tuple[Operation, ...], Tensor, Tensor]] = []  # what was done, to what, and what it made
     meetings = Meetings(named_tensors(model), hidden_BTD, done)
@@ -161,7 +161,7 @@ def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor
             meetings.let_flow(call.output)
         if call in given:
             meetings.modules -= 1
-            done.append((of_module(call, given[call], embedding), given[call], first_tensor(call.output).clone()))
+            done.append((of_module(call, given[call], tied), given[call], first_tensor(call.output).clone()))
 
     with Watch(submodules(model), before, after), meetings:
         logits_BTV = head(hidden_BTD)
@@ -187,12 +187,11 @@ def is_leaf(module: nn.Module) -> bool:
     return not list(module.children()) and not isinstance(module, (nn.Dropout, nn.Identity))
 
 
-def of_module(call: Call, given: Tensor, embedding: nn.Module | None) -> tuple[Operation, ...]:
+def of_module(call: Call, given: Tensor, tied: Collection[nn.Module]) -> tuple[Operation, ...]:
     """A module of a head, such as ``Linear(896→151936, tied)``; one without weights by what it did to its numbers."""
     module = call.module
     if isinstance(module, nn.Linear):
-        tied = embedding is not None and module.weight is embedding.weight
-        notes = ", bias" * (module.bias is not None) + ", tied" * tied
+        notes = ", bias" * (module.bias is not None) + ", tied" * (module in tied)
         return (Operation(Kind.MODULE, f"Linear({module.in_features}→{module.out_features}{notes})"),)
     if not list(module.parameters()) and isinstance(call.output, Tensor):
         said = recognise(given, call.output)
@@ -201,38 +200,54 @@ def of_module(call: Call, given: Tensor, embedding: nn.Module | None) -> tuple[O
     return (Operation(Kind.MODULE, type(module).__name__),)
 
 
-def named_tensors(model: nn.Module) -> dict[int, str]:
-    """id → name, of every tensor that a model holds: parameters, buffers, and plain attributes."""
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Name and tensor, of all that a model holds: parameters, buffers, and plain attributes."""
     plain = (
         (f"{name}.{own}".lstrip("."), value)
         for name, module in model.named_modules()
         for own, value in vars(module).items()
         if isinstance(value, Tensor)
     )
-    return {id(tensor): name for name, tensor in chain(plain, model.named_buffers(), model.named_parameters())}
+    return [*plain, *model.named_buffers(), *model.named_parameters()]
 
 
 SIGNS = {
     "mul": "×", "multiply": "×", "imul": "×", "rmul": "×", "add": "+", "iadd": "+", "radd": "+",
     "div": "÷", "divide": "÷", "truediv": "÷", "true_divide": "÷", "itruediv": "÷", "idiv": "÷", "sub": "−", "subtract": "−", "isub": "−",
 }  # fmt: skip
-SAME = {"getitem", "unsqueeze", "view", "expand", "reshape", "to", "float", "double", "type", "type_as", "contiguous", "clone", "detach"}
+SAME = {
+    "getitem",
+    "unsqueeze",
+    "view",
+    "expand",
+    "reshape",
+    "to",
+    "float",
+    "double",
+    "type",
+    "type_as",
+    "contiguous",
+    "clone",
+    "detach",
+    "get",
+}
 
 
 class Meetings(TorchFunctionMode):
     """While it is active: where tensors of the model, used by no module, meet what comes from the hidden states.
 
     Args:
-        names: id → name of the model's tensors.
+        own: name and tensor, of those that the model holds.
         hidden_BTD: where the flow begins.
         done: gets, for each meeting, the operation, what was given and what came of it.
     """
 
-    def __init__(self, names: dict[int, str], hidden_BTD: Tensor, done: list):
+    def __init__(self, own: Iterable[tuple[str, Tensor]], hidden_BTD: Tensor, done: list):
         super().__init__()
-        self.names, self.done = dict(names), done
-        self.flow = {id(hidden_BTD): hidden_BTD}  # kept, so that no other tensor gets an id of theirs
-        self.made: list[Tensor] = []
+        self.done = done
+        # by id; all are kept, so that no other tensor gets an id of theirs, as where accelerate puts weights in and out
+        self.own = {id(tensor): (name, tensor) for name, tensor in own}
+        self.flow = {id(hidden_BTD): hidden_BTD}
         self.modules = 0  # that run now: what they do with their own is theirs
 
     def flows(self, values: object) -> bool:
@@ -247,7 +262,7 @@ class Meetings(TorchFunctionMode):
         """Runs a function of torch, and sees what met in it."""
         given = list(tensors((args, options or {})))
         flowing = [tensor for tensor in given if id(tensor) in self.flow]
-        own = [tensor for tensor in given if id(tensor) in self.names]
+        own = [self.own[id(tensor)] for tensor in given if id(tensor) in self.own and id(tensor) not in self.flow]
         meeting = bool(flowing and own) and not self.modules
         before = flowing[0].clone() if meeting else None
         result = function(*args, **(options or {}))
@@ -255,11 +270,11 @@ class Meetings(TorchFunctionMode):
         if flowing:
             self.let_flow(made)
         elif own and made:
-            self.made += made
-            self.names |= dict.fromkeys(map(id, made), in_function(function, [self.names[id(tensor)] for tensor in own]))
+            name = in_function(function, [name for name, _ in own])
+            self.own |= {id(tensor): (name, tensor) for tensor in made}
         if meeting and made:
             after = made[0].clone()
-            operation = of_meeting(function, before, after, own[0], self.names[id(own[0])], given[0] is flowing[0])
+            operation = of_meeting(function, before, after, *own[0], given[0] is flowing[0])
             self.done.append(((operation,), before, after))
         return result
 
@@ -274,7 +289,7 @@ def in_function(function: Callable, names: list[str]) -> str:
     return names[0] if name_of(function) in SAME else f"{name_of(function)}({', '.join(names)})"
 
 
-def of_meeting(function: Callable, x: Tensor, y: Tensor, own: Tensor, name: str, x_first: bool) -> Operation:
+def of_meeting(function: Callable, x: Tensor, y: Tensor, name: str, own: Tensor, x_first: bool) -> Operation:
     """What a function made of x and a tensor of the model's."""
     sign = SIGNS.get(name_of(function))
     plain = sign is not None and (x_first or sign in "×+")
@@ -304,6 +319,8 @@ def recognise(before: Tensor, after: Tensor) -> tuple[Operation, ...]:
     """
     said = []
     dtypes = before.dtype, after.dtype
+    if before.dim() < 2 or before.dim() != after.dim() or not all(dtype.is_floating_point for dtype in dtypes):  # masks, choices
+        return (UNKNOWN,)
     if after.shape[-1] < before.shape[-1]:
         said.append(Operation(Kind.SLICE, f"first {after.shape[-1]} of {before.shape[-1]}", True))
         before = before[..., : after.shape[-1]]
@@ -312,7 +329,7 @@ def recognise(before: Tensor, after: Tensor) -> tuple[Operation, ...]:
     x_PV, y_PV = (values.detach().double().flatten(0, -2) for values in (before, after))
     if not torch.equal(x_PV.nan_to_num(), y_PV.nan_to_num()):
         finite_P = (x_PV.isfinite() & y_PV.isfinite()).all(-1)
-        rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+        rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes)
         fits = (factor, soft_cap, activation, elementwise) if finite_P.any() else ()
         said.append(next((found for fit in fits if (found := fit(x_PV[finite_P], y_PV[finite_P], rounding))), UNKNOWN))
     if dtypes[0] != dtypes[1]:

@@ -110,18 +110,19 @@ def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:
     rest = RestOfForward(model, base.module, base.output)
     embedding = input_embedding(base.module)
     inner = calls[calls.index(after[0]) :]
+    tied = {call.module for call in inner if is_tied(call.module, embedding)}
     parts = Split(
         backbone=lambda ids_BT: hidden_states(forward(base.module, ids_BT)),
         head=rest,
         backbone_name=base.role,
         head_names=tuple(call.role for call in after),
-        tied=any(is_tied(call.module, embedding) for call in inner),
+        tied=bool(tied),
         probe=probe_1T.shape[1],
         last_alone=slices(model),
     )
 
     def done_by(head: Callable[[Tensor], Tensor]) -> tuple[Operation, ...]:
-        return operations(model, head, torch.cat([hidden, hidden * AMPLIFIED]), embedding)
+        return operations(model, head, torch.cat([hidden, hidden * AMPLIFIED]), tied)
 
     if own.isnan().any():
         return replace(parts, probe=0, operations=done_by(rest))

@@ -433,7 +433,7 @@ def test_the_next_token_is_the_models_own_and_its_logit_the_sum(head, kind, trai
     if "softcap" in head:
         cap = float(head.split("softcap ")[1][0])
         assert record.after[0] == f"softcap {cap:g}"
-        explained = cap * torch.tanh(torch.tensor(explained).double() / cap) * (float(m.model.own[0]) if "2 → × own" in head else 1)
+        explained = cap * torch.tanh(torch.tensor(explained).double() / cap) * (m.model.own[0].item() if "2 → × own" in head else 1)
     torch.testing.assert_close(torch.as_tensor(explained).double(), logits.topk(2).values, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sum(term.logit for term in record.terms), record.logit, rtol=1e-5, atol=1e-6)
     assert m.split.describe() == head and torch.equal(m.split.head(m.split.backbone(torch.tensor([IDS])))[0, -1].double(), logits)

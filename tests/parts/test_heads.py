@@ -208,6 +208,23 @@ def test_a_tensor_that_takes_part_is_named_whatever_its_values(words, inside):
         assert torch.equal(parts.head(given), ENDS[words](model.head.out(given), own))
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x, own: x.masked_fill((x > own) & (own > 0), 0),
+        lambda x, own: x * (x.mean(-1, keepdim=True) * own[0]),
+        lambda x, own: x + own[x.argmax(-1)][..., None],
+        lambda x, own: torch.stack([a * own for a in x.unbind(0)]) * x.sum(-1, keepdim=True).sigmoid(),
+        lambda x, own: x * own.data * (x > 0.3),
+    ],
+)
+def test_whatever_a_tensor_takes_part_in_is_split_and_not_called_known(end):
+    model = Ended(end, False)
+    parts, given = split(model), torch.randn(2, 3, 4)
+    assert any(operation.kind is Kind.UNKNOWN for operation in parts.operations) and "own" in parts.describe()
+    assert torch.equal(parts.head(given), end(model.head.out(given), model.own))
+
+
 def test_a_tensor_that_takes_no_part_in_the_head_is_not_named():
     class Model(nn.Module):
         def __init__(self):
