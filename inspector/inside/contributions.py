@@ -10,21 +10,24 @@ Shape letters: B batch, T tokens, D hidden, H heads, K head width, V vocabulary.
 """
 
 import copy
+import operator
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..loading.loaded import Loaded
-from ..parts.errors import NoSumError
-from ..parts.heads import recognise
-from ..parts.watching import Call, Watch, first_numbers, first_tensor, submodules, substituted
+from ..parts.errors import InvariantError, NoSumError
+from ..parts.heads import Kind, steps
+from ..parts.splitting import AMPLIFIED, input_embedding, is_tied
+from ..parts.watching import Call, Watch, first_numbers, first_tensor, substituted
 from ..records.effects import Check, Contributions, Term
 from .interventions import activation, head_count
 
-BRANCHES = {  # of a layer, in the order in which they are looked for: role → where else it ends, if the module holds the stream too
+LAYER = re.compile(r"layers\d*\.\d+")
+BRANCHES = {  # of a layer: part → where else it ends, if the module holds the stream too
     "attn": "attn.o",
     "cross": "cross.o",
     "mixer": "mixer.out",
@@ -37,10 +40,32 @@ NORMS = ("norm_attn", "norm_attn_post", "norm_cross", "norm_mlp", "norm_mlp_post
 
 @dataclass(frozen=True)
 class Seen:
-    """The last position of what a module was given first and of what it gave, [D] each, as they were at the time of the call."""
+    """A call of a module: the last position of what it was given first and of what it gave, [D] each, as they were at that time.
 
+    Args:
+        role: of the module; one that stands in several places has that of the first.
+        name: of the call, such as "layers.0.attn#2" (``watching.Call.name``).
+        index: its place in the order in which calls began.
+        around: names of the calls in which it began.
+        input, output: the numbers, in float64.
+    """
+
+    role: str
+    name: str
+    index: int
+    around: tuple[str, ...]
     input: Tensor
     output: Tensor
+
+    @property
+    def number(self) -> str:
+        """What the name adds to the role: "#2" of a second call."""
+        return self.name.removeprefix(self.role)
+
+    @property
+    def part(self) -> str:
+        """Of the role (``part_of``)."""
+        return part_of(self.role)
 
 
 @dataclass(frozen=True)
@@ -48,14 +73,35 @@ class Branch:
     """Something that is added to the stream.
 
     Args:
-        role: the component, such as "layers.3.attn".
-        outlet: role of the module whose output is added: the component, its last projection, or the norm behind it.
-        norm: role of that norm, where there is one.
+        name: of the component's call, such as "layers.3.attn" or "layers.0.attn#2".
+        outlet: the call whose output is added: the component, its last projection, or the norm behind it.
+        last: the call before that norm; where there is none, the outlet.
+        layer: the calls in its layer.
     """
 
-    role: str
-    outlet: str
-    norm: str | None = None
+    name: str
+    outlet: Seen
+    last: Seen
+    layer: tuple[Seen, ...]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a model's residual stream is.
+
+    Args:
+        start: the first call of a layer; its input is the beginning.
+        branches: what is added to it.
+        norm: the last call of the final norm, whose input is the end; None where the final hidden states are.
+        end_D: the end.
+        factors: with which the beginning, and then what each branch adds, reach the end, [D] each.
+    """
+
+    start: Seen
+    branches: tuple[Branch, ...]
+    norm: Seen | None
+    end_D: Tensor
+    factors: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,87 +119,116 @@ class FrozenNorm:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the head reads a hidden state, up to a cap: logit = factor · weight[token] · hidden + bias[token]."""
+    """How the head reads a hidden state, up to a cap: logit = direction(token) · hidden + bias[token].
 
+    Args:
+        own_V: the model's logits.
+        logits_V: those that are a sum: its own, or what they are before a cap.
+        bias_V: what the head gives for a hidden state of zeros.
+        direction: token → what a hidden state is multiplied by for its logit, [D].
+        after: what the head does to ``logits_V`` yet, in words.
+    """
+
+    own_V: Tensor
     logits_V: Tensor
-    weight_VD: Tensor
-    bias_V: Tensor | None
-    factor: float
-    bias_factor: float
+    bias_V: Tensor
+    direction: Callable[[int], Tensor]
     after: tuple[str, ...]
 
-    def direction(self, token: int) -> Tensor:
-        """What a hidden state [D] is multiplied by for a token's logit."""
-        return self.factor * self.weight_VD[token].double().cpu()
 
-    def bias(self, token: int) -> float:
-        """What is added to a token's logit."""
-        return 0.0 if self.bias_V is None else self.bias_factor * float(self.bias_V[token])
-
-
-def contributions(m: Loaded, ids: Sequence[int], token: int | None = None, heads: bool = False) -> Contributions:
+def contributions(m: Loaded, ids: Sequence[int] | Tensor, token: int | None = None, heads: bool = False) -> Contributions:
     """What every component adds to the logit of the next token, and to its lead over the best other token.
+
+    A component that runs several times is several terms, named like the calls of a trace: "layers.0.attn", "layers.0.attn#2".
 
     Args:
         m: the model.
         ids: the tokens of the prompt.
-        token: the one whose logit is explained; the most probable one by default.
+        token: the one whose logit is explained; by default the next one, of which the model's own logits are the largest.
         heads: take every attention apart into its heads, the bias of its projection a term of its own.
 
     Raises:
-        NoSumError: a post-norm model, or one whose stream, norm or head is not of this kind; or a sum that does not come
-            out, by more than rounding.
-        ValueError: there is no such token.
+        ValueError: the prompt is wrong, or there is no such token.
+        NoSumError: a post-norm model, or one whose stream, norm or head is not of this kind.
+        InvariantError: the sum does not come out, by more than rounding, as it is or at other weights; or the model gives NaN.
     """
-    found = m.modules
-    modules = {role: module for role, module in found.items() if role != "head" and not isinstance(module, nn.ModuleList)}
     ids_1T = m.prompt(ids)
+    token = None if token is None else real_token(m, token)
+    modules = {role: module for role, module in m.components.items() if of_interest(part_of(role))}
     seen, hidden_1TD = run_watched(m, modules, ids_1T)
-    refuse_post_norm(m, modules, seen)
-    stream, end_D = as_sum(m, modules, seen, hidden_1TD, ids_1T, heads)
-    residual = check_residual(m, stream, end_D)
-    require(m, [residual])
+    if hidden_1TD[0, -1].isnan().any():
+        raise InvariantError(f"{m.origin.name} gives NaN here: inspector trace shows where it begins")
+    refuse_post_norm(m, seen)
+    terms, stream = as_sum(m, modules, seen, hidden_1TD, ids_1T, heads)
+    residual = check_residual(m, terms, stream.end_D)
+    if not residual.holds:
+        refuse_rescaled(m, modules, stream, ids_1T)
+    require(m, [residual, check_attribution(m, modules, stream, ids_1T)])
 
-    hidden_D = hidden_1TD[0, -1]
-    norm = frozen(m, modules.get("final_norm"), end_D, hidden_D)
+    hidden_D = hidden_1TD[0, -1].double().cpu()
+    norm = frozen(m, stream.norm and modules[stream.norm.role], stream.end_D, hidden_D)
     reading = read_head(m, hidden_1TD)
-    logits_V = reading.logits_V.double().cpu()
-    token = int(logits_V.argmax()) if token is None else token
-    if not 0 <= token < len(logits_V):
-        raise ValueError(f"token id {token}: {m.origin.name} has the ids 0 to {len(logits_V) - 1}")
-    others_V = logits_V.clone()
+    token = int(reading.own_V.argmax()) if token is None else real_token(m, token, len(reading.own_V))
+    others_V = reading.own_V.clone()
     others_V[token] = -torch.inf
     rival = int(others_V.argmax())
+    directions = {id: reading.direction(id) for id in (token, rival)}
 
-    def row(role: str, of: Tensor, bias: tuple[float, float] = (0.0, 0.0)) -> Term:
-        chosen, other = (float(reading.direction(id) @ of) + b for id, b in zip((token, rival), bias, strict=True))
+    def row(role: str, of_D: Tensor, bias_V: Tensor | None = None) -> Term:
+        chosen, other = (float(directions[id] @ of_D) + (0.0 if bias_V is None else float(bias_V[id])) for id in (token, rival))
         return Term(role, chosen, chosen - other)
 
-    terms = [row(role, norm.linear(term_D)) for role, term_D in stream.items()]
+    rows = [row(role, norm.linear(term_D)) for role, term_D in terms.items()]
     if norm.bias_D.any():
-        terms.append(row("final_norm.bias", norm.bias_D))
-    if reading.bias_V is not None:
-        terms.append(row("head.bias", torch.zeros_like(norm.bias_D), (reading.bias(token), reading.bias(rival))))
-    spread_D = spread(m, stream)
-    allowed = {id: allowed_logit(m, reading.direction(id), norm, spread_D, hidden_D, float(logits_V[id])) for id in (token, rival)}
-    logit, lead = float(logits_V[token]), float(logits_V[token] - logits_V[rival])
+        rows.append(row("final_norm.bias", norm.bias_D))
+    if reading.bias_V.any():
+        rows.append(row("head.bias", torch.zeros_like(norm.bias_D), reading.bias_V))
+    spread_D = spread(m, terms)
+    logit, other = float(reading.logits_V[token]), float(reading.logits_V[rival])
+    allowed = {id: allowed_logit(m, directions[id], norm, spread_D, hidden_D, value) for id, value in ((token, logit), (rival, other))}
     checks = (
         residual,
-        compared("logit", sum(term.logit for term in terms), logit, allowed[token]),
-        compared("difference", sum(term.difference for term in terms), lead, sum(allowed.values())),
+        compared("logit", sum(term.logit for term in rows), logit, allowed[token]),
+        compared("difference", sum(term.difference for term in rows), logit - other, sum(allowed.values())),
     )
     require(m, checks)
     return Contributions(
         model=m.origin.name,
-        prompt=m.tokens(ids),
+        prompt=m.tokens(ids_1T),
         token=m.texts.token(token),
         rival=m.texts.token(rival),
         logit=logit,
-        rival_logit=float(logits_V[rival]),
+        rival_logit=other,
         after=reading.after,
-        terms=tuple(terms),
+        terms=tuple(rows),
         checks=checks,
     )
+
+
+def part_of(role: str) -> str:
+    """What a role is in its layer, such as "attn.o"; empty for the layer itself, and outside of layers the role."""
+    layer = LAYER.match(role)
+    return role[layer.end() :].removeprefix(".") if layer else role
+
+
+def of_interest(part: str) -> bool:
+    """Whether a part can be one of the stream's, or tell where it is."""
+    return part in ("", "embed", "embed_pos", "final_norm", *BRANCHES, *BRANCHES.values()) or part.startswith("norm")
+
+
+def real_token(m: Loaded, token: object, logits: int | None = None) -> int:
+    """A token id, if the model has it, and among its ``logits``. Raises ``ValueError``."""
+    kind = getattr(token, "dtype", type(token))
+    try:
+        id = operator.index(token)
+    except TypeError:
+        id = None
+    if id is None or kind in (bool, torch.bool):
+        raise ValueError(f"token {str(token)[:40]!r}: give the id of a token, a whole number; m.token_id(text) makes one of a text")
+    size = m.vocab_size if logits is None else min(m.vocab_size, logits)
+    if not 0 <= id < size:
+        raise ValueError(f"token id {id}: {m.origin.name} has the ids 0 to {size - 1}")
+    return id
 
 
 def compared(name: str, total: float, target: float, allowed: float) -> Check:
@@ -162,10 +237,10 @@ def compared(name: str, total: float, target: float, allowed: float) -> Check:
 
 
 def require(m: Loaded, checks: Sequence[Check]) -> None:
-    """Raises ``NoSumError`` with the first check that does not hold."""
+    """Raises ``InvariantError`` with the first check that does not hold."""
     for check in checks:
         if not check.holds:
-            raise NoSumError(
+            raise InvariantError(
                 f"{m.origin.name}: the contributions add up to {check.sum:.6g} where the {check.name} is {check.target:.6g}: "
                 f"off by {check.error:.3g}, and rounding explains {check.allowed:.3g}; something in this model writes into "
                 "the stream that is not known here"
@@ -174,9 +249,12 @@ def require(m: Loaded, checks: Sequence[Check]) -> None:
 
 @torch.no_grad()
 def run_watched(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor) -> tuple[dict[str, Seen], Tensor]:
-    """Role → the last position of what its module was given and gave, [1, T, …] or [T, …]; and the final hidden states [1, T, D]."""
-    seen: dict[str, Seen] = {}
-    given: dict[Call, Tensor] = {}
+    """Name → call, in the order in which calls began; and the final hidden states [1, T, D].
+
+    What is given or given back in another form than [1, T, …] or [T, …] is left out.
+    """
+    found: list[Seen] = []
+    given: dict[Call, tuple[Tensor | None, tuple[str, ...]]] = {}
     length = ids_1T.shape[1]
 
     def last(values: object) -> Tensor | None:
@@ -185,143 +263,197 @@ def run_watched(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor) -> tup
         return value.flatten(0, -2)[-1].double().cpu().clone() if fits else None  # a model may go on writing into its own
 
     def note(call: Call) -> None:
-        if (before := last(call.given)) is not None:
-            given[call] = before
+        given[call] = last(call.given), tuple(outer.name for outer in watch.running if outer is not call)
 
     def keep(call: Call) -> None:
-        before, after = given.pop(call, None), last(call.output)
+        (before, around), after = given.pop(call), last(call.output)
         if after is not None:
-            seen[call.role] = Seen(after if before is None else before, after)
+            found.append(Seen(call.role, call.name, call.index, around, after if before is None else before, after))
 
-    with Watch(modules, note, keep):
-        return seen, m.split.backbone(ids_1T)
+    with Watch(modules, note, keep) as watch:
+        hidden_1TD = m.split.backbone(ids_1T)
+    return {call.name: call for call in sorted(found, key=lambda call: call.index)}, hidden_1TD
 
 
-def refuse_post_norm(m: Loaded, modules: dict[str, nn.Module], seen: dict[str, Seen]) -> None:
-    """Raises ``NoSumError`` where a layer ends with a norm of the whole stream: what earlier layers wrote is rescaled there."""
-    for role in seen:
-        if found := re.fullmatch(r"(layers\.\d+)\.(?:norm_\w+)", role):
-            layer = seen.get(found[1])
-            if layer is not None and torch.equal(layer.output, seen[role].output):
-                raise NoSumError(
-                    f"{m.origin.name} is post-norm: {role} norms the whole stream at the end of its layer, so the stream is "
-                    "no sum of what the layers wrote; inspector intervene shows what a component does there"
-                )
-    if "layers.0" not in seen:
+def layers_of(seen: Mapping[str, Seen]) -> list[tuple[Seen, tuple[Seen, ...]]]:
+    """Every call of a layer with the calls in it."""
+    return [(layer, tuple(call for call in seen.values() if layer.name in call.around)) for layer in seen.values() if not layer.part]
+
+
+def outside(seen: Mapping[str, Seen]) -> list[Seen]:
+    """The calls of norms outside of layers: the final norm, which may be one of a layer's too."""
+    apart = [call for call in seen.values() if not any(LAYER.fullmatch(name.partition("#")[0]) for name in call.around)]
+    return [call for call in apart if call.part in ("final_norm", *NORMS)]
+
+
+def refuse_post_norm(m: Loaded, seen: Mapping[str, Seen]) -> None:
+    """Raises ``NoSumError`` where the whole stream is normed at the end of a layer or behind it: what was written is rescaled there."""
+    layers = layers_of(seen)
+    if not layers:
         raise NoSumError(f"{m.origin.name} has no layers whose hidden states are [1, T, D]: there is no stream to take apart")
+    remedy = "so the stream is no sum of what the layers wrote; inspector intervene shows what a component does there"
+    for layer, inside in layers:
+        for call in inside:
+            if call.part.startswith("norm") and torch.equal(layer.output, call.output):
+                raise NoSumError(f"{m.origin.name} is post-norm: {call.name} norms the whole stream at the end of its layer, {remedy}")
+    for call in outside(seen):
+        for layer, _ in layers[1:]:
+            if layers[0][0].index < call.index < layer.index and torch.equal(layer.input, call.output):
+                raise NoSumError(f"{m.origin.name} is post-norm: {call.name} norms the whole stream before {layer.name}, {remedy}")
 
 
-def branches(modules: dict[str, nn.Module], seen: dict[str, Seen], inner: bool) -> list[Branch]:
-    """What is added to the stream, in the order of layers; ``inner``: where a component holds the stream too, its last projection."""
-    found = []
-    for index in range(sum(bool(re.fullmatch(r"layers\.\d+", role)) for role in modules)):
-        for name, end in BRANCHES.items():
-            role = f"layers.{index}.{name}"
-            choices = [f"layers.{index}.{end}", role] if inner else [role, f"layers.{index}.{end}"]
-            outlet = next((choice for choice in choices if choice in seen), None)
-            if outlet is None:
-                continue
-            behind = (f"layers.{index}.{norm}" for norm in NORMS)
-            norm = next((n for n in behind if n in seen and torch.equal(seen[n].input, seen[outlet].output)), None)
-            found.append(Branch(role, norm or outlet, norm))
-    return found
+def branches(seen: Mapping[str, Seen], inner: bool) -> Iterable[Branch]:
+    """What is added to the stream, call by call; ``inner``: where a component holds the stream too, its last projection."""
+    for _, inside in layers_of(seen):
+        for part, end in BRANCHES.items():
+            whole, ends = ([call for call in inside if call.part == wanted] for wanted in (part, end))
+            for call in (ends or whole) if inner else (whole or ends):
+                around = next((outer for outer in whole if outer.name in call.around), None)
+                name = around.name if around else call.role.removesuffix(end) + part + call.number if call.part == end else call.name
+                behind = (n for n in inside if n.part in NORMS and n.index > call.index and torch.equal(n.input, call.output))
+                yield Branch(name, next(behind, call), call, inside)
 
 
 def as_sum(
-    m: Loaded, modules: dict[str, nn.Module], seen: dict[str, Seen], hidden_1TD: Tensor, ids_1T: Tensor, heads: bool
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The stream in its terms, and its end, the input of the final norm, [D]. Raises ``NoSumError`` where it has no beginning."""
+    m: Loaded, modules: dict[str, nn.Module], seen: Mapping[str, Seen], hidden_1TD: Tensor, ids_1T: Tensor, heads: bool
+) -> tuple[dict[str, Tensor], Stream]:
+    """The terms of the stream, [D] each, and where it is. Raises ``NoSumError`` where it has no beginning, or is not one."""
+    hidden_D = hidden_1TD[0, -1].double().cpu()
+    last = [call for call in outside(seen) if call.index > layers_of(seen)[0][0].index]
+    norm = next((call for call in reversed(last) if torch.equal(call.output, hidden_D)), last[-1] if last else None)
     for inner in (False, True):
-        parts = branches(modules, seen, inner)
-        start_D, *factors_D = wiring(m, modules, [part.outlet for part in parts], ids_1T)
-        if start_D.any():  # else a component gave back the stream itself, the embedding in it, as Bloom's do
+        parts = tuple(sorted(branches(seen, inner), key=lambda part: part.outlet.index))
+        stream = Stream(layers_of(seen)[0][0], parts, norm, norm.input if norm else hidden_D)
+        stream = replace(stream, factors=wiring(m, modules, stream, ids_1T))
+        if stream.factors[0].any():  # else a component gave back the stream itself, the embedding in it, as Bloom's do
             break
     else:
         raise NoSumError(f"{m.origin.name}: what stands at the beginning of the stream does not reach its end: it is no sum")
-    stream = embedding_terms(seen, start_D)
-    for part, factor_D in zip(parts, factors_D, strict=True):
+    terms = embedding_terms(seen, stream.start, stream.factors[0])
+    for part, factor_D in zip(parts, stream.factors[1:], strict=True):
         if not factor_D.any():  # it is inside another one, as shared experts are
             continue
-        if heads and part.role.endswith(".attn"):
-            stream |= {role: factor_D * term_D for role, term_D in head_terms(m, modules, seen, part).items()}
-        else:
-            stream[part.role] = factor_D * seen[part.outlet].output
-    end_D = seen["final_norm"].input if "final_norm" in seen else hidden_1TD[0, -1].double().cpu()
-    if any(term_D.shape != end_D.shape for term_D in stream.values()):
+        own = head_terms(m, modules, part) if heads and part.name.partition("#")[0].endswith(".attn") else {part.name: part.outlet.output}
+        for role, term_D in own.items():
+            terms[role] = terms.get(role, 0) + factor_D * term_D
+    if any(term_D.shape != stream.end_D.shape for term_D in terms.values()):
         raise NoSumError(f"{m.origin.name}: its layers do not write into one stream: it is several, or of another width at its end")
-    return stream, end_D
+    if stream.end_D.shape != hidden_D.shape:
+        widths = f"{len(stream.end_D)} wide, its final hidden states {len(hidden_D)}"
+        raise NoSumError(f"{m.origin.name}: its stream is {widths}: what stands between them is not known here")
+    return terms, stream
 
 
-def embedding_terms(seen: dict[str, Seen], factor_D: Tensor) -> dict[str, Tensor]:
+def embedding_terms(seen: Mapping[str, Seen], start: Seen, factor_D: Tensor) -> dict[str, Tensor]:
     """What the stream begins with: the embedding, and the positions apart from it where the two are simply added."""
-    start_D = seen["layers.0"].input
     if "embed" in seen and "embed_pos" in seen:
         tokens_D, positions_D = seen["embed"].output, seen["embed_pos"].output
-        if tokens_D.shape == positions_D.shape and torch.allclose(tokens_D + positions_D, start_D, rtol=1e-5, atol=1e-6):
-            return {"embed": factor_D * (start_D - positions_D), "embed_pos": factor_D * positions_D}
-    return {"embed": factor_D * start_D}
+        fit = tokens_D.shape == positions_D.shape == start.input.shape
+        if fit and torch.allclose(tokens_D + positions_D, start.input, rtol=1e-5, atol=1e-6):
+            return {"embed": factor_D * (start.input - positions_D), "embed_pos": factor_D * positions_D}
+    return {"embed": factor_D * start.input}
 
 
-def wiring(m: Loaded, modules: dict[str, nn.Module], outlets: Sequence[str], ids_1T: Tensor) -> list[Tensor]:
+def run_with(m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: Tensor, put: Callable[[str, Tensor], Tensor]) -> Tensor:
+    """The end of the stream, [1, T, D] or [T, D], where its beginning, and what outlets give in any call, is ``put(its name, x)``."""
+    outlets, end = {part.outlet.role for part in stream.branches}, []
+
+    def replaced(values: object, name: str, own: Tensor) -> object:
+        return substituted(values, {id(own): put(name, own)})
+
+    def before(call: Call) -> tuple[tuple, dict] | None:
+        if stream.norm and call.name == stream.norm.name:
+            end.append(first_tensor(call.given))
+        if call.name != stream.start.name:
+            return None
+        args, options = replaced((call.args, call.options), call.name, first_tensor(call.given))
+        return args, options
+
+    def after(call: Call) -> object:
+        return replaced(call.output, call.name, activation(call.output)) if call.role in outlets else None
+
+    roles = outlets | {call.role for call in (stream.start, stream.norm) if call}
+    with Watch({role: modules[role] for role in roles}, before, after):
+        hidden_1TD = m.split.backbone(ids_1T)
+    return end[-1] if end else hidden_1TD
+
+
+def wiring(m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: Tensor, growth: float = 0.0) -> tuple[Tensor, ...]:
     """The factor, [D], with which the beginning of the stream and each outlet's output reach its end.
 
-    One token is run with every outlet's output replaced by a leaf of autograd: what is left between leaves and the end are
-    the additions of the stream itself, and whatever multiplies there.
+    One token is run with every outlet's output replaced by a leaf of autograd, one for each call: what is left between leaves
+    and the end are the additions of the stream itself, and whatever multiplies there. ``growth`` makes every leaf larger than
+    the one before by that part of its own.
     """
-    leaves: list[Tensor | None] = [None] * (1 + len(outlets))
-    end: list[Tensor] = []
+    leaves: dict[str, Tensor] = {}
 
-    def leaf(at: int, value: Tensor) -> Tensor:
-        leaves[at] = value.detach().requires_grad_()
-        return leaves[at].clone()  # a leaf itself must not be written into, as Falcon's layer does
+    def leaf(name: str, value: Tensor) -> Tensor:
+        leaves[name] = (value.detach() * (1 + growth * len(leaves))).requires_grad_()
+        return leaves[name].clone()  # a leaf itself must not be written into, as Falcon's layer does
 
-    def begin(call: Call) -> tuple[tuple, dict] | None:
-        first = first_tensor(call.given)
-        if call.role == "final_norm":
-            end.append(first)
-        if call.role != "layers.0":
-            return None
-        fresh = {id(first): leaf(0, first)}
-        return substituted(call.args, fresh), substituted(call.options, fresh)
-
-    def cut(call: Call) -> object:
-        if call.role not in outlets:
-            return None
-        own = activation(call.output)
-        return substituted(call.output, {id(own): leaf(1 + outlets.index(call.role), own)})
-
-    parts = {role: modules[role] for role in dict.fromkeys(["layers.0", *outlets, *(["final_norm"] if "final_norm" in modules else [])])}
-    with Watch(parts, begin, cut), torch.enable_grad():
-        hidden = m.split.backbone(ids_1T[:, -1:])
-    end_11D = end[-1] if end else hidden
-    if any(x is None for x in leaves) or not end_11D.requires_grad:
+    with torch.enable_grad():
+        end_11D = run_with(m, modules, stream, ids_1T[:, -1:], leaf)
+    names = [stream.start.name, *(part.outlet.name for part in stream.branches)]
+    if any(name not in leaves for name in names) or not end_11D.requires_grad:
         raise NoSumError(f"{m.origin.name} runs other components for one token than for a prompt: its stream has no fixed wiring")
-    grads = torch.autograd.grad(end_11D.sum(), leaves, allow_unused=True)
+    grads = torch.autograd.grad(end_11D.sum(), [leaves[name] for name in names], allow_unused=True)
     width = end_11D.shape[-1]
-    return [torch.zeros(width).double() if g is None else g.flatten(0, -2)[-1].double().cpu() for g in grads]
+    return tuple(torch.zeros(width).double() if g is None else g.flatten(0, -2)[-1].double().cpu() for g in grads)
 
 
-def head_terms(m: Loaded, modules: dict[str, nn.Module], seen: dict[str, Seen], part: Branch) -> dict[str, Tensor]:
+def refuse_rescaled(m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: Tensor) -> None:
+    """Raises ``NoSumError`` where the factors depend on what is written: on its way are not additions alone."""
+    for before_D, after_D in zip(stream.factors, wiring(m, modules, stream, ids_1T, growth=0.5), strict=True):
+        if float((before_D - after_D).abs().max()) > 1e-2 * float(before_D.abs().max()):
+            raise NoSumError(
+                f"{m.origin.name}: its stream goes through more than additions, such as a norm of the whole, or a component that is "
+                "not known here: it is no sum of what the layers wrote; inspector intervene shows what a component does there"
+            )
+
+
+@torch.no_grad()
+def check_attribution(m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: Tensor) -> Check:
+    """The stream's end where what every call wrote at the last position is put in at a weight of its own, against the sum likewise.
+
+    With all weights 1 the sum would come out, too, if what one call wrote were called the embedding's, or reached the end with
+    another's factor. Calls that are no branch of the stream give zeros.
+    """
+    weights = 0.5 + torch.rand(len(stream.branches), generator=torch.Generator().manual_seed(0)).double()
+    written = {part.outlet.name: weight * part.outlet.output for part, weight in zip(stream.branches, weights, strict=True)}
+
+    def weighted(name: str, value: Tensor) -> Tensor:
+        if name == stream.start.name:
+            return value
+        value = value.clone(memory_format=torch.contiguous_format)
+        value[..., -1, :] = written[name].to(value) if name in written else 0
+        return value
+
+    end_D = run_with(m, modules, stream, ids_1T, weighted).flatten(0, -2)[-1].double().cpu()
+    values = [stream.start.input, *written.values()]
+    terms = {str(i): factor_D * x_D for i, (factor_D, x_D) in enumerate(zip(stream.factors, values, strict=True)) if factor_D.any()}
+    return check_residual(m, terms, end_D, "residual at other weights")
+
+
+def head_terms(m: Loaded, modules: dict[str, nn.Module], part: Branch) -> dict[str, Tensor]:
     """What each head of an attention adds, through its columns of the output projection; and the biases, [D] each."""
-    o_role = f"{part.role}.o"
-    before_norm = seen[part.norm].input if part.norm else seen[part.outlet].output
-    if o_role not in seen or not torch.equal(seen[o_role].output, before_norm):
-        raise NoSumError(f"{m.origin.name}: {part.role} does not end with an output projection attn.o, so it is no sum over heads")
-    heads, K = head_count(m.model, modules[o_role])
-    o = exactly(modules[o_role])
-    x_HK = seen[o_role].input.unflatten(0, (heads, K))
+    last = next((call for call in part.layer if call.part == "attn.o" and torch.equal(call.output, part.last.output)), None)
+    if last is None:
+        raise NoSumError(f"{m.origin.name}: {part.name} does not end with an output projection attn.o, so it is no sum over heads")
+    heads, K = head_count(m.model, modules[last.role])
+    o = exactly(modules[last.role])
+    x_HK = last.input.unflatten(0, (heads, K))
     apart = torch.block_diag(*x_HK)  # row h holds the columns of head h and zeros elsewhere
     with torch.no_grad():
         bias_D, *_ = o(torch.zeros_like(apart[:1]))
         written_HD = o(apart) - bias_D
-    terms = {f"{part.role}.head.{h}": written_HD[h] for h in range(heads)}
+    terms = {f"{part.name}.head.{h}": written_HD[h] for h in range(heads)}
     if bias_D.any():
-        terms[f"{o_role}.bias"] = bias_D
-    if part.norm:
-        norm = frozen(m, modules[part.norm], seen[part.norm].input, seen[part.norm].output)
+        terms[f"{last.name}.bias"] = bias_D
+    if part.outlet is not part.last:
+        norm = frozen(m, modules[part.outlet.role], part.outlet.input, part.outlet.output)
         terms = {role: norm.linear(term_D) for role, term_D in terms.items()}
         if norm.bias_D.any():
-            terms[f"{part.norm}.bias"] = norm.bias_D
+            terms[f"{part.outlet.name}.bias"] = norm.bias_D
     return terms
 
 
@@ -367,54 +499,74 @@ def rounding(m: Loaded) -> float:
     return max(torch.finfo(m.dtype).eps, torch.finfo(torch.float32).eps)
 
 
-@torch.no_grad()
 def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
-    """How the head makes logits of hidden states. Raises ``NoSumError`` where it is more than one linear map before a cap."""
-    last = hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD
-    calls: list[Call] = []
-    with Watch(submodules(m.model), before=calls.append):
-        output = m.split.head(last)
-    call = next((c for c in reversed(calls) if isinstance(c.module, nn.Linear)), None)
-    if call is None or call.module.in_features != last.shape[-1]:
-        raise NoSumError(f"{m.origin.name}: its head, {m.split.describe()}, is not one linear map of the hidden states")
-    before = one_factor(m, last[0, -1], first_tensor(call.given)[0, -1])
-    if before is None:
-        raise NoSumError(f"{m.origin.name}: its head, {m.split.describe()}, is not linear in the hidden states")
-    logits_V = output[0, -1]
-    raw_V = call.output[0, -1, : len(logits_V)]
-    behind = one_factor(m, raw_V, logits_V)
-    return Reading(
-        logits_V=raw_V if behind is None else logits_V,
-        weight_VD=call.module.weight.detach(),
-        bias_V=None if call.module.bias is None else call.module.bias.detach(),
-        factor=before * (behind or 1.0),
-        bias_factor=behind or 1.0,
-        after=tuple(recognise(raw_V[None, None], logits_V[None, None])) if behind is None else (),
-    )
+    """How the head makes logits of hidden states.
+
+    Raises:
+        NoSumError: it does what has no name here, or is more than a linear map and what keeps the order of its numbers.
+    """
+    with torch.no_grad():
+        own_V = m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)[0, -1].double().cpu()
+    if own_V.isnan().any():
+        raise InvariantError(f"{m.origin.name} gives NaN here: inspector trace shows where it begins")
+    embedding = input_embedding(m.model)
+    tied = [module for module in m.model.modules() if is_tied(module, embedding)]
+    with torch.enable_grad():
+        rows_P1D = probes(hidden_1TD[0, -1]).requires_grad_()
+        done = steps(m.model, m.split.head, rows_P1D.clone(), tied)
+    operations = [operation for step in done for operation in step.operations]
+    said = f"{m.origin.name}: its head, {' → '.join(map(str, operations))},"
+    if unknown := next((operation for operation in operations if operation.kind is Kind.UNKNOWN), None):
+        raise NoSumError(f"{said} is not taken apart: {unknown} is no sum, nor known to keep the order of the tokens")
+    capped = next((i for i, step in enumerate(done) if any(op.kind is Kind.MONOTONE for op in step.operations)), len(done))
+    behind = [operation for step in done[capped:] for operation in step.operations]
+    logits_P1V = done[capped - 1].output if capped else rows_P1D
+    if not (all(operation.keeps_order for operation in behind) and is_affine(m, logits_P1V.detach()[:, 0])):
+        raise NoSumError(f"{said} is not linear in the hidden states")
+    if not logits_P1V.requires_grad:
+        raise NoSumError(f"{said} computes without gradients: what it reads in a hidden state cannot be told")
+
+    def direction(token: int) -> Tensor:
+        [grad_P1D] = torch.autograd.grad(logits_P1V[1, 0, token], rows_P1D, retain_graph=True)
+        return grad_P1D[1, 0].double().cpu()
+
+    zero_V, at_V = logits_P1V.detach()[:2, 0, : len(own_V)].double().cpu()
+    after = tuple(str(operation) for operation in behind if operation.kind not in (Kind.SLICE, Kind.CAST))
+    return Reading(own_V, at_V if behind else own_V, zero_V, direction, after)
 
 
-def one_factor(m: Loaded, x: Tensor, y: Tensor) -> float | None:
-    """The number that y is x times, up to rounding; None where there is none."""
-    x, y = x.double(), y.double()
-    factor = float(x @ y / (x @ x))
-    return factor if float((y - factor * x).abs().max()) <= 8 * rounding(m) * float(y.abs().max()) else None
+def probes(hidden_D: Tensor) -> Tensor:
+    """Hidden states that tell what a head does, [P, 1, D]: zeros, the given one a, another one b, a + b, and both larger by far."""
+    noise_D = torch.randn(len(hidden_D), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(hidden_D)
+    other_D = noise_D * hidden_D.square().mean().sqrt()
+    rows = [torch.zeros_like(hidden_D), hidden_D, other_D, hidden_D + other_D, -AMPLIFIED * hidden_D, AMPLIFIED * other_D]
+    return torch.stack(rows)[:, None].detach()
 
 
-def spread(m: Loaded, stream: dict[str, Tensor]) -> Tensor:
+def is_affine(m: Loaded, y_PV: Tensor) -> bool:
+    """Whether what a head made of the ``probes`` adds up as a linear map with an offset does."""
+    zero_V, *rows = y_PV.double()
+    a, b, both, large_a, large_b = (row_V - zero_V for row_V in rows)
+    size_V = zero_V.abs() + (a.abs() + b.abs()) + (a.abs() + b.abs()).median()
+    errors = (both - a - b, (large_a + AMPLIFIED * a) / AMPLIFIED, (large_b - AMPLIFIED * b) / AMPLIFIED)
+    return all(bool((error.abs() <= 16 * rounding(m) * size_V).all()) for error in errors if error.isfinite().all())  # float16 overflows
+
+
+def spread(m: Loaded, terms_by_role: Mapping[str, Tensor]) -> Tensor:
     """How far rounding may take the end of the stream from the exact sum, [D].
 
     Each term costs one rounding of the stream as it is then; they are independent, so they grow with the root of their number.
     """
-    terms = torch.stack(list(stream.values()))
+    terms = torch.stack(list(terms_by_role.values()))
     largest_D = torch.maximum(terms.cumsum(0).abs(), terms.abs()).max(0).values
     return 2 * rounding(m) * len(terms) ** 0.5 * largest_D
 
 
-def check_residual(m: Loaded, stream: dict[str, Tensor], end_D: Tensor) -> Check:
+def check_residual(m: Loaded, terms: Mapping[str, Tensor], end_D: Tensor, name: str = "residual") -> Check:
     """The sum of the stream's terms against its end: at the dimension where the error is the largest part of what is allowed."""
-    sum_D, allowed_D = torch.stack(list(stream.values())).sum(0), spread(m, stream)
+    sum_D, allowed_D = torch.stack(list(terms.values())).sum(0), spread(m, terms)
     worst = int(((sum_D - end_D).abs() / allowed_D.clamp(min=1e-300)).nan_to_num(torch.inf).argmax())
-    return compared("residual", float(sum_D[worst]), float(end_D[worst]), float(allowed_D[worst]))
+    return compared(name, float(sum_D[worst]), float(end_D[worst]), float(allowed_D[worst]))
 
 
 def allowed_logit(m: Loaded, direction_D: Tensor, norm: FrozenNorm, spread_D: Tensor, hidden_D: Tensor, logit: float) -> float:

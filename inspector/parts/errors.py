@@ -10,4 +10,4 @@ class NoPartError(ValueError):
 
 
 class NoSumError(ValueError):
-    """The model's stream is no sum of what its components write, or the sum does not come out."""
+    """The model's stream or head is not of a kind whose logits are a sum over what its components write: a wrong request."""

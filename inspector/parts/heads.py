@@ -1,17 +1,22 @@
 """What a causal LM does after its backbone: found by watching one forward pass, run by the model itself, and said in words.
 
-Shape letters: B batch, T tokens, D hidden, V vocabulary.
+Shape letters: B batch, T tokens, D hidden, V vocabulary, P positions of all rows.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import dropwhile
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from .watching import Call, first_tensor
+from .watching import Call, Watch, first_tensor, submodules, tensors
 
 
 @contextmanager
@@ -91,33 +96,212 @@ def hidden_states(output) -> Tensor | None:
     return output[0] if isinstance(output, (tuple, list)) and output else output if isinstance(output, Tensor) else None
 
 
-def operations(hidden_BTD: Tensor, calls: list[Call], logits_BTV: Tensor, tied: Callable[[nn.Module], bool]) -> tuple[str, ...]:
-    """What happened between hidden states and logits, in words: the modules that ran, and between them what the numbers tell."""
-    leaves = [call for call in calls if not list(call.module.children()) and not isinstance(call.module, (nn.Dropout, nn.Identity))]
-    said: list[str] = []
-    last = hidden_BTD
-    for call in leaves:
-        given = first_tensor(call.given)
-        if given is not None and given.shape[-1:] == last.shape[-1:] and given.shape[:2] == last.shape[:2]:
-            said += recognise(last, given)
-        said += in_words(call, tied(call.module))
-        last = first_tensor(call.output)
-    return (*said, *recognise(last, logits_BTV))
+class Kind(StrEnum):
+    """What an operation of a head is to those who take the head apart."""
+
+    MODULE = "module"  # with weights of its own: whether it is linear, its numbers tell
+    FACTOR = "factor"  # one number times all
+    ELEMENTWISE = "elementwise"  # every number times its own, plus its own: a temperature or an offset for each token
+    MONOTONE = "monotone"  # one growing function for all
+    ACTIVATION = "activation"  # one function for all that does not grow everywhere
+    SLICE = "slice"
+    CAST = "cast"
+    UNKNOWN = "unknown"
 
 
-def in_words(call: Call, tied: bool) -> list[str]:
+@dataclass(frozen=True)
+class Operation:
+    """One thing that a head does.
+
+    Args:
+        kind: what it is.
+        words: what is said of it, such as "÷ 8", "softcap 30", "Linear(896→151936, tied)" or "× temperature_V[151936]".
+        keeps_order: the larger of two numbers is the larger one afterwards, too, with the values that it has now.
+    """
+
+    kind: Kind
+    words: str
+    keeps_order: bool = False
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a head's run: its operations, and what they made, [B, T, D] or [B, T, V], as it was then."""
+
+    operations: tuple[Operation, ...]
+    output: Tensor
+
+
+def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor, tied: Collection[nn.Module] = ()) -> list[Step]:
+    """What happens between hidden states and logits: modules, tensors of the model that no module uses, and what numbers tell.
+
+    A tensor that takes part is found in the functions that are called with it: its values do not matter, so a temperature of
+    ones is one. What stands between those and the modules is told from its numbers (``recognise``).
+
+    Args:
+        model: to which the modules and the tensors belong.
+        head: run once on the hidden states.
+        hidden_BTD: the more they differ, and the larger some of them are, the more they tell.
+        tied: modules whose weight is the embedding's, which is said of them.
+    """
+    done: list[tuple[tuple[Operation, ...], Tensor, Tensor]] = []  # what was done, to what, and what it made
+    meetings = Meetings(named_tensors(model), hidden_BTD, done)
+    given: dict[Call, Tensor] = {}
+
+    def before(call: Call) -> None:
+        if is_leaf(call.module) and meetings.flows(call.given):  # else it has to do with the backbone, which does not run
+            given[call] = first_tensor(call.given).clone()  # what follows may write into it
+            meetings.modules += 1
+
+    def after(call: Call) -> None:
+        if meetings.flows(call.given):
+            meetings.let_flow(call.output)
+        if call in given:
+            meetings.modules -= 1
+            done.append((of_module(call, given[call], tied), given[call], first_tensor(call.output).clone()))
+
+    with Watch(submodules(model), before, after), meetings:
+        logits_BTV = head(hidden_BTD)
+    found, last = [], hidden_BTD
+    for operations, x, y in done:
+        if x.shape[-1:] == last.shape[-1:] and x.shape[:2] == last.shape[:2]:
+            found.append(Step(recognise(last, x), x))
+        found.append(Step(operations, y))
+        last = y
+    found.append(Step(recognise(last, logits_BTV), logits_BTV))
+    return [step for step in found if step.operations]
+
+
+def operations(
+    model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor, embedding: nn.Module | None
+) -> tuple[Operation, ...]:
+    """All that a head does, in order; arguments as in ``steps``."""
+    return tuple(operation for step in steps(model, head, hidden_BTD, embedding) for operation in step.operations)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one that does something itself."""
+    return not list(module.children()) and not isinstance(module, (nn.Dropout, nn.Identity))
+
+
+def of_module(call: Call, given: Tensor, tied: Collection[nn.Module]) -> tuple[Operation, ...]:
     """A module of a head, such as ``Linear(896→151936, tied)``; one without weights by what it did to its numbers."""
-    if isinstance(call.module, nn.Linear):
-        notes = ", bias" * (call.module.bias is not None) + ", tied" * tied
-        return [f"Linear({call.module.in_features}→{call.module.out_features}{notes})"]
-    given = first_tensor(call.given)
-    if not list(call.module.parameters()) and given is not None and isinstance(call.output, Tensor):
+    module = call.module
+    if isinstance(module, nn.Linear):
+        notes = ", bias" * (module.bias is not None) + ", tied" * (module in tied)
+        return (Operation(Kind.MODULE, f"Linear({module.in_features}→{module.out_features}{notes})"),)
+    if not list(module.parameters()) and isinstance(call.output, Tensor):
         said = recognise(given, call.output)
-        return said if UNKNOWN not in said else [type(call.module).__name__]
-    return [type(call.module).__name__]
+        if not any(operation.kind is Kind.UNKNOWN for operation in said):
+            return said
+    return (Operation(Kind.MODULE, type(module).__name__),)
 
 
-UNKNOWN = "an operation without a name here"
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Name and tensor, of all that a model holds: parameters, buffers, and plain attributes."""
+    plain = (
+        (f"{name}.{own}".lstrip("."), value)
+        for name, module in model.named_modules()
+        for own, value in vars(module).items()
+        if isinstance(value, Tensor)
+    )
+    return [*plain, *model.named_buffers(), *model.named_parameters()]
+
+
+SIGNS = {
+    "mul": "×", "multiply": "×", "imul": "×", "rmul": "×", "add": "+", "iadd": "+", "radd": "+",
+    "div": "÷", "divide": "÷", "truediv": "÷", "true_divide": "÷", "itruediv": "÷", "idiv": "÷", "sub": "−", "subtract": "−", "isub": "−",
+}  # fmt: skip
+SAME = {
+    "getitem",
+    "unsqueeze",
+    "view",
+    "expand",
+    "reshape",
+    "to",
+    "float",
+    "double",
+    "type",
+    "type_as",
+    "contiguous",
+    "clone",
+    "detach",
+    "get",
+}
+
+
+class Meetings(TorchFunctionMode):
+    """While it is active: where tensors of the model, used by no module, meet what comes from the hidden states.
+
+    Args:
+        own: name and tensor, of those that the model holds.
+        hidden_BTD: where the flow begins.
+        done: gets, for each meeting, the operation, what was given and what came of it.
+    """
+
+    def __init__(self, own: Iterable[tuple[str, Tensor]], hidden_BTD: Tensor, done: list):
+        super().__init__()
+        self.done = done
+        # by id; all are kept, so that no other tensor gets an id of theirs, as where accelerate puts weights in and out
+        self.own = {id(tensor): (name, tensor) for name, tensor in own}
+        self.flow = {id(hidden_BTD): hidden_BTD}
+        self.modules = 0  # that run now: what they do with their own is theirs
+
+    def flows(self, values: object) -> bool:
+        """Whether what was given, or made, comes from the hidden states."""
+        return any(id(tensor) in self.flow for tensor in tensors(values))
+
+    def let_flow(self, values: object) -> None:
+        """Notes that what was made does."""
+        self.flow |= {id(tensor): tensor for tensor in tensors(values)}
+
+    def __torch_function__(self, function, types, args=(), options=None):
+        """Runs a function of torch, and sees what met in it."""
+        given = list(tensors((args, options or {})))
+        flowing = [tensor for tensor in given if id(tensor) in self.flow]
+        own = [self.own[id(tensor)] for tensor in given if id(tensor) in self.own and id(tensor) not in self.flow]
+        meeting = bool(flowing and own) and not self.modules
+        before = flowing[0].clone() if meeting else None
+        result = function(*args, **(options or {}))
+        made = list(tensors(result))
+        if flowing:
+            self.let_flow(made)
+        elif own and made:
+            name = in_function(function, [name for name, _ in own])
+            self.own |= {id(tensor): (name, tensor) for tensor in made}
+        if meeting and made:
+            after = made[0].clone()
+            operation = of_meeting(function, before, after, *own[0], given[0] is flowing[0])
+            self.done.append(((operation,), before, after))
+        return result
+
+
+def name_of(function: Callable) -> str:
+    """What a function of torch is called, without the signs of methods that Python calls by itself or that work in place."""
+    return getattr(function, "__name__", "").strip("_")
+
+
+def in_function(function: Callable, names: list[str]) -> str:
+    """The name of what a function makes of tensors."""
+    return names[0] if name_of(function) in SAME else f"{name_of(function)}({', '.join(names)})"
+
+
+def of_meeting(function: Callable, x: Tensor, y: Tensor, name: str, own: Tensor, x_first: bool) -> Operation:
+    """What a function made of x and a tensor of the model's."""
+    sign = SIGNS.get(name_of(function))
+    plain = sign is not None and (x_first or sign in "×+")
+    shape = list(dropwhile(lambda size: size == 1, own.shape))
+    words = f"{sign if plain else name_of(function)} {name}{shape or ''}"
+    if any(operation.kind is Kind.UNKNOWN for operation in recognise(x, y)):
+        return Operation(Kind.UNKNOWN, words)
+    one = own.flatten()[0]
+    return Operation(Kind.ELEMENTWISE, words, plain and bool((own == one).all()) and (sign in "+−" or bool(one > 0)))
+
+
+UNKNOWN = Operation(Kind.UNKNOWN, "an operation without a name here")
 ACTIVATIONS = {
     "gelu": nn.functional.gelu,
     "gelu (tanh)": lambda x: nn.functional.gelu(x, approximate="tanh"),
@@ -127,59 +311,101 @@ ACTIVATIONS = {
 }
 
 
-def recognise(before: Tensor, after: Tensor) -> list[str]:
+def recognise(before: Tensor, after: Tensor) -> tuple[Operation, ...]:
     """The operations that lead from one tensor to another of the same positions, told from their numbers alone.
 
-    A slice of the last dimension, one factor for all numbers, a soft cap c·tanh(x/c), an activation, a cast; ``UNKNOWN``
-    for anything else.
+    A slice of the last dimension, one factor for all numbers, a soft cap c·tanh(x/c), an activation, a factor and an offset
+    for each place of the last dimension, a cast; ``UNKNOWN`` for anything else. Positions with infinities tell nothing.
     """
     said = []
     dtypes = before.dtype, after.dtype
+    if before.dim() < 2 or before.dim() != after.dim() or not all(dtype.is_floating_point for dtype in dtypes):  # masks, choices
+        return (UNKNOWN,)
     if after.shape[-1] < before.shape[-1]:
-        said.append(f"first {after.shape[-1]} of {before.shape[-1]}")
+        said.append(Operation(Kind.SLICE, f"first {after.shape[-1]} of {before.shape[-1]}", True))
         before = before[..., : after.shape[-1]]
     if before.shape != after.shape:
-        return [*said, UNKNOWN]
-    x, y = before.double().flatten(), after.double().flatten()
-    rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-    if not (x.isfinite().all() and y.isfinite().all()):
-        return [*said, UNKNOWN]
-    if not torch.equal(x, y):
-        found = (name for fit in (factor, soft_cap, activation) if (name := fit(x, y, rounding)))
-        said.append(next(found, UNKNOWN))
+        return (*said, UNKNOWN)
+    x_PV, y_PV = (values.detach().double().flatten(0, -2) for values in (before, after))
+    if not torch.equal(x_PV.nan_to_num(), y_PV.nan_to_num()):
+        finite_P = (x_PV.isfinite() & y_PV.isfinite()).all(-1)
+        rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes)
+        fits = (factor, soft_cap, activation, elementwise) if finite_P.any() else ()
+        said.append(next((found for fit in fits if (found := fit(x_PV[finite_P], y_PV[finite_P], rounding))), UNKNOWN))
     if dtypes[0] != dtypes[1]:
-        said.append(str(dtypes[1]).removeprefix("torch."))
-    return said
+        said.append(Operation(Kind.CAST, str(dtypes[1]).removeprefix("torch."), True))
+    return tuple(said)
 
 
-def activation(x: Tensor, y: Tensor, rounding: float) -> str | None:
-    """The name in ``ACTIVATIONS`` of the function that makes y of x, else None."""
-    close = (
-        name for name, apply in ACTIVATIONS.items() if torch.allclose(y, apply(x), rtol=rounding, atol=rounding * float(y.abs().max()))
-    )
-    return next(close, None)
+def within(y: Tensor, fitted: Tensor, size: Tensor, rounding: float) -> bool:
+    """Whether every number is what was fitted, up to the rounding of numbers of that size."""
+    return bool(((y - fitted).abs() <= rounding * size + torch.finfo(torch.float32).tiny).all())
 
 
-def factor(x: Tensor, y: Tensor, rounding: float) -> str | None:
+def activation(x: Tensor, y: Tensor, rounding: float) -> Operation | None:
+    """The function in ``ACTIVATIONS`` that makes y of x, else None."""
+    size = torch.maximum(x.abs(), y.abs())
+    name = next((name for name, apply in ACTIVATIONS.items() if within(y, apply(x), size, rounding)), None)
+    grows = name == "tanh"
+    return name and Operation(Kind.MONOTONE if grows else Kind.ACTIVATION, name, grows)
+
+
+def factor(x: Tensor, y: Tensor, rounding: float) -> Operation | None:
     """ "× 0.3" or "÷ 8" where y is x times one number, else None. The number is the one that fits all best."""
-    ratio = float(x @ y / (x @ x))
-    if ratio == 0 or not torch.allclose(y, ratio * x, rtol=rounding, atol=rounding * float(y.abs().max())):
+    ratio = float((x * y).sum() / x.square().sum())
+    if ratio == 0 or not within(y, ratio * x, y.abs(), rounding):
         return None
-    digits = 5 if rounding < 1e-4 else 3
-    times, by = f"{ratio:.{digits}g}", f"{1 / ratio:.{digits}g}"
-    return f"÷ {by}" if len(by) < len(times) else f"× {times}"
+    return Operation(Kind.FACTOR, times(ratio, rounding), ratio > 0)
 
 
-def soft_cap(x: Tensor, y: Tensor, rounding: float) -> str | None:
+def times(ratio: float, rounding: float) -> str:
+    """A factor in words: the shorter of "× 0.125" and "÷ 8"."""
+    of, by = (number(value, rounding) for value in (ratio, 1 / ratio))
+    return f"÷ {by}" if len(by) < len(of) else f"× {of}"
+
+
+def number(value: float, rounding: float) -> str:
+    """A number with the digits that its precision tells."""
+    return f"{value:.{5 if rounding < 1e-4 else 3}g}"
+
+
+def soft_cap(x: Tensor, y: Tensor, rounding: float) -> Operation | None:
     """ "softcap 30" where y is c·tanh(x/c), else None. c is found by bisection at the largest x: y grows with it."""
     largest = x.abs().argmax()
-    at, to = float(x[largest].abs()), float(y[largest].abs())
+    at, to = (float(values.flatten()[largest].abs()) for values in (x, y))
     if to >= at:
         return None
     low, high = to, 1e6
     for _ in range(200):
         c = (low + high) / 2
-        low, high = (c, high) if c * torch.tanh(torch.tensor(at / c, dtype=torch.float64)) < to else (low, c)
-    if not torch.allclose(y, high * torch.tanh(x / high), rtol=rounding, atol=rounding * to):
+        low, high = (c, high) if c * math.tanh(at / c) < to else (low, c)
+    if not within(y, high * torch.tanh(x / high), y.abs(), rounding):
         return None
-    return f"softcap {high:.4g}"
+    return Operation(Kind.MONOTONE, f"softcap {high:.4g}", True)
+
+
+def elementwise(x_PV: Tensor, y_PV: Tensor, rounding: float) -> Operation | None:
+    """ "× a vector[60] + 3" where each place v has a factor and an offset, the same at all positions (three at least), else None."""
+    if len(x_PV) < 3:
+        return None
+    high, low, least = (index[None] for index in (x_PV.argmax(0), x_PV.argmin(0), x_PV.abs().argmin(0)))
+    apart_V = (x_PV.gather(0, high) - x_PV.gather(0, low))[0]
+    slope_V = torch.where(apart_V == 0, 1.0, (y_PV.gather(0, high) - y_PV.gather(0, low))[0] / apart_V)
+    one_V, none_V = torch.ones_like(slope_V), torch.zeros_like(slope_V)
+    x_V, y_V = x_PV.gather(0, least)[0], y_PV.gather(0, least)[0]  # small numbers tell an offset best
+    for scale_V, offset_V in ((one_V, y_V - x_V), (slope_V, none_V), (slope_V, y_V - slope_V * x_V)):
+        size_PV = (scale_V * x_PV).abs() + offset_V.abs() + y_PV.abs() + (scale_V * x_V).abs() + y_V.abs()
+        if within(y_PV, scale_V * x_PV + offset_V, size_PV, rounding):
+            scaled = [] if scale_V is one_V else [vector("×", scale_V, rounding)]
+            moved = [] if offset_V is none_V else [vector("+", offset_V, rounding)]
+            same = not any("vector" in words for words in scaled + moved)
+            return Operation(Kind.ELEMENTWISE, " ".join(scaled + moved), same and bool(scale_V[0] > 0))
+    return None
+
+
+def vector(sign: str, values_V: Tensor, rounding: float) -> str:
+    """A factor or an offset in words: one number where it is one for all."""
+    mean = float(values_V.mean())
+    if not within(values_V, torch.full_like(values_V, mean), values_V.abs(), rounding):
+        return f"{sign} a vector[{len(values_V)}]"
+    return times(mean, rounding) if sign == "×" else f"+ {number(mean, rounding)}"

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from .heads import UNKNOWN, RestOfForward, forward, hidden_states, logits_of, operations, recognise
+from .heads import Kind, Operation, RestOfForward, forward, hidden_states, logits_of, operations, recognise
 from .watching import Call, Watch, alike, close, submodules
 
 PROBE_LENGTH = 8
@@ -44,7 +44,7 @@ class Split:
     head: Callable[[Tensor], Tensor]
     backbone_name: str = "backbone"
     head_names: tuple[str, ...] = ("lm_head",)
-    operations: tuple[str, ...] = ()
+    operations: tuple[Operation, ...] = ()
     tied: bool = False
     probe: int = 0
     last_alone: bool = True
@@ -57,7 +57,7 @@ class Split:
 
     def describe(self) -> str:
         """What the head does, such as ``Linear(2304→256000, tied) → softcap 30``."""
-        return " → ".join(self.operations) or getattr(self.head, "__name__", type(self.head).__name__)
+        return " → ".join(map(str, self.operations)) or getattr(self.head, "__name__", type(self.head).__name__)
 
 
 def split(model: nn.Module, backbone: Callable | None = None, head: Callable | None = None, finite: bool = True) -> Split:
@@ -110,21 +110,26 @@ def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:
     rest = RestOfForward(model, base.module, base.output)
     embedding = input_embedding(base.module)
     inner = calls[calls.index(after[0]) :]
+    tied = {call.module for call in inner if is_tied(call.module, embedding)}
     parts = Split(
         backbone=lambda ids_BT: hidden_states(forward(base.module, ids_BT)),
         head=rest,
         backbone_name=base.role,
         head_names=tuple(call.role for call in after),
-        operations=operations(hidden, inner, own, lambda m: is_tied(m, embedding)),
-        tied=any(is_tied(call.module, embedding) for call in inner),
+        tied=bool(tied),
         probe=probe_1T.shape[1],
         last_alone=slices(model),
     )
+
+    def done_by(head: Callable[[Tensor], Tensor]) -> tuple[Operation, ...]:
+        return operations(model, head, torch.cat([hidden, hidden * AMPLIFIED]), tied)
+
     if own.isnan().any():
-        return replace(parts, probe=0)
+        return replace(parts, probe=0, operations=done_by(rest))
     by_position(parts, kind, hidden)
-    parts = replace(parts, causal=is_causal(parts, model, probe_1T, hidden))
-    if len(after) == 1 and is_whole_head(after[0].module, rest, hidden):
+    parts = replace(parts, operations=done_by(rest), causal=is_causal(parts, model, probe_1T, hidden))
+    # a temperature of ones changes no number, and is no part of the module all the same
+    if len(after) == 1 and is_whole_head(after[0].module, rest, hidden) and done_by(after[0].module) == parts.operations:
         parts = replace(parts, head=after[0].module)
     return proved(parts, model, probe_1T)
 
@@ -268,8 +273,9 @@ def proved(parts: Split, model: nn.Module, probe_1T: Tensor) -> Split:
 
 def refusal(kind: str, parts: Split, by_parts: Tensor, own: Tensor) -> SplitError:
     """Why parts whose logits are not the model's own are refused."""
-    missing = " → ".join(recognise(by_parts, own))
-    reason = "they are logits from another head" if UNKNOWN in missing else f"the parts lack {missing}"
+    missing = recognise(by_parts, own)
+    unknown = any(operation.kind is Kind.UNKNOWN for operation in missing)
+    reason = "they are logits from another head" if unknown else f"the parts lack {' → '.join(map(str, missing))}"
     width = min(by_parts.shape[-1], own.shape[-1])
     difference = float((by_parts[..., :width].double() - own[..., :width].double()).abs().max())
     what = f"{kind} is not these parts, {parts.describe()}"

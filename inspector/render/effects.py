@@ -49,9 +49,12 @@ def contributions_view(record: Contributions, width: int, t: Translate, top: int
         result.add_row(Text(name, "dim" if not row.role else ""), f"{row.logit:+.3f}", bars[0], f"{row.difference:+.3f}", bars[1])
     logit, lead = (next(check for check in record.checks if check.name == name) for name in ("logit", "difference"))
     result.add_row(Text(t("sum", "сумма"), "bold"), Text(f"{logit.sum:+.3f}", "bold"), "", Text(f"{lead.sum:+.3f}", "bold"), "")
+    asked = record.logit < record.rival_logit  # for: the next token is the best one
     said = t(
-        f"The next token: {chosen}, logit {record.logit:.3f}; the best other one: {rival}, logit {record.rival_logit:.3f}.",
-        f"Следующий токен: {chosen}, логит {record.logit:.3f}; лучший из остальных: {rival}, логит {record.rival_logit:.3f}.",
+        f"{'A token' if asked else 'The next token'}: {chosen}, logit {record.logit:.3f}; "
+        f"the best {'' if asked else 'other '}one: {rival}, logit {record.rival_logit:.3f}.",
+        f"{'Токен' if asked else 'Следующий токен'}: {chosen}, логит {record.logit:.3f}; "
+        f"лучший{'' if asked else ' из остальных'}: {rival}, логит {record.rival_logit:.3f}.",
     )
     if record.after:
         words = " → ".join(record.after)

@@ -1,15 +1,21 @@
 """Contributions against transformers' own hidden states and logits, and against the formula written out by hand."""
 
+import copy
 import json
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
+from transformers import OPTConfig, OPTForCausalLM
 
 from inspector.bench.tiny import tiny_model
 from inspector.inside import contributions as module
-from inspector.inside.contributions import NoSumError, contributions
+from inspector.inside.contributions import contributions
+from inspector.inside.tracing import trace
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
+from inspector.parts.errors import InvariantError, NoSumError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Contributions
 
@@ -147,7 +153,7 @@ def test_the_native_model_is_refused_as_post_norm():
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "falcon"])
 @pytest.mark.parametrize("place", ["layers.1", "layers.3", "final_norm", "head"])
 def test_whatever_else_is_written_into_the_stream_is_found(family, place):
-    """The check can fail: a thousandth of one number, added by nobody in the table, is refused."""
+    """The check can fail: a thousandth of one number, added by nobody in the table, is no rounding; what the head adds is its bias."""
     m = tiny(family)
     layers = m.model.transformer.h if family == "falcon" else m.model.model.layers
     norm = m.model.transformer.ln_f if family == "falcon" else m.model.model.norm
@@ -159,10 +165,14 @@ def test_whatever_else_is_written_into_the_stream_is_found(family, place):
         return (first, *output[1:]) if isinstance(output, tuple) else first
 
     hook = where.register_forward_hook(secretly)
-    with pytest.raises(NoSumError, match=r"add up to|more than a scale|not linear"):
-        contributions(m, IDS, token=3)
+    if place == "head":
+        term = contributions(m, IDS, token=3).terms[-1]
+        assert (term.role, round(term.logit, 6), round(term.difference, 6)) == ("head.bias", 1e-3, 1e-3)
+    else:
+        with pytest.raises(NoSumError if place == "final_norm" else InvariantError, match=r"add up to|more than a scale"):
+            contributions(m, IDS, token=3)
     hook.remove()
-    contributions(m, IDS)
+    assert contributions(m, IDS).terms[-1].role != "head.bias"
 
 
 def test_a_head_that_is_not_linear_is_refused():
@@ -193,3 +203,310 @@ def test_the_record_survives_json():
     record = contributions(m, m.encode("Анна Красновск"), heads=True)
     assert record.token.text == "а" and record.rival.text == "и"
     assert from_json(Contributions, json.loads(json.dumps(to_json(record)))) == record
+
+
+# A block that runs several times in one pass
+
+
+def layers_of(model):
+    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
+
+
+def share(model, what, how):
+    """Module ``what`` of layer 0 stands in layer 2 too, ``how`` (as it is, or a copy of it)."""
+    layers = layers_of(model)
+    if what == "layer":
+        layers[2] = how(layers[0])
+        layers[3] = how(layers[0])
+    elif what == "norms":
+        for name, _ in list(layers[2].named_children()):
+            if "norm" in name:
+                setattr(layers[2], name, how(getattr(layers[0], name)))
+    elif what == "final norm":
+        first = next(name for name, _ in layers[0].named_children() if "norm" in name)
+        setattr(layers[0], first, how(model.model.norm))
+    else:
+        setattr(layers[2], what, how(getattr(layers[0], what)))
+
+
+SHARED = [
+    *(("llama", what) for what in ("layer", "self_attn", "mlp", "norms", "final norm")),
+    *(("gemma2", what) for what in ("layer", "self_attn", "mlp", "norms")),  # norms behind the branches
+    *(("olmo2", what) for what in ("layer", "norms")),
+    ("gpt2", "layer"),
+    ("gpt2", "attn"),
+    ("falcon", "layer"),
+    ("bloom", "layer"),  # branches that hold the stream
+    ("bloom", "mlp"),
+    ("opt", "layer"),  # no module for the feed-forward
+    ("mixtral", "layer"),
+]
+
+
+def pair(family, what):
+    """A model that shares a module, and the same with a copy in its place."""
+    models = []
+    for how in (lambda part: part, copy.deepcopy):
+        model = tiny_model(family)
+        if family == "opt":
+            model.model.layers = model.model.decoder.layers
+        share(model, what, how)
+        if family == "opt":
+            del model.model.layers
+        models.append(attach(model))
+    return models
+
+
+@pytest.mark.parametrize("heads", [False, True], ids=["whole", "heads"])
+@pytest.mark.parametrize(("family", "what"), SHARED)
+def test_every_call_of_a_shared_block_is_a_term(family, what, heads):
+    shared, apart = (contributions(m, IDS, heads=heads) for m in pair(family, what))
+    assert len(shared.terms) == len(apart.terms) and len({term.role for term in shared.terms}) == len(shared.terms)
+    assert any("#2" in term.role for term in shared.terms) or "norm" in what
+    for one, other in zip(shared.terms, apart.terms, strict=True):
+        torch.testing.assert_close([one.logit, one.difference], [other.logit, other.difference], rtol=1e-5, atol=1e-6)
+    assert shared.terms[0].role == "embed" and shared.logit == apart.logit
+
+
+def test_calls_are_named_as_a_trace_names_them():
+    m = pair("llama", "layer")[0]
+    traced = [row.role for row in trace(m, IDS, ["**"]).components]
+    whole = [term.role for term in contributions(m, IDS).terms]
+    assert whole[1:] == [role for role in traced if role.partition("#")[0].endswith((".attn", ".mlp"))]
+    assert [role for role in whole if "#" in role] == [f"layers.0.{part}#{n}" for n in (2, 3) for part in ("attn", "mlp")]
+    heads = [term.role for term in contributions(m, IDS, heads=True).terms]
+    assert "layers.0.attn#2.head.1" in heads and "layers.0.attn.o#3.bias" in heads
+
+
+def test_the_embedding_is_what_the_embedding_gave():
+    """The formula by hand, for a model whose third layer is the first again."""
+    m, _ = pair("llama", "layer")
+    kept = {}
+    hook = m.model.model.norm.register_forward_pre_hook(lambda _, given: kept.update(end=given[0][0, -1].double()))
+    token = int(own_logits(m).argmax())
+    hook.remove()
+    rms = (kept["end"].square().mean() + m.model.model.norm.variance_epsilon).sqrt()
+    gain = m.model.model.norm.weight.detach().double() * m.model.lm_head.weight.detach().double()[token]
+    by_hand = gain @ m.model.model.embed_tokens.weight.detach().double()[IDS[-1]] / rms
+    torch.testing.assert_close(contributions(m, IDS).terms[0].logit, float(by_hand), rtol=1e-6, atol=1e-7)
+
+
+class Block(nn.Module):
+    """A pre-norm layer without attention: enough for a stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm_mlp, self.mlp = nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+
+    def forward(self, x):
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Looped(nn.Module):
+    """A universal transformer: two layers, three times. ``read``: the norm also looks at every turn, ``normed``: it is the stream's."""
+
+    def __init__(self, turns=3, read=False, normed=False):
+        super().__init__()
+        self.turns, self.read, self.normed = turns, read, normed
+        self.embed, self.layers, self.norm = nn.Embedding(96, 16), nn.ModuleList([Block(), Block()]), nn.LayerNorm(16)
+
+    def forward(self, ids):
+        x, said = self.embed(ids), 0
+        for turn in range(self.turns):
+            for layer in self.layers:
+                x = layer(x)
+            if turn < self.turns - 1 and (self.read or self.normed):
+                said = said + self.norm(x)
+                x = self.norm(x) if self.normed else x
+        return self.norm(x)
+
+
+class WithHead(nn.Module):
+    def __init__(self, core, end=lambda model, logits: logits, **tensors):
+        super().__init__()
+        self.core, self.lm_head, self.end = core, nn.Linear(16, 96, bias=False), end
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
+    def forward(self, ids):
+        return self.end(self, self.lm_head(self.core(ids)))
+
+
+def looped(**how):
+    torch.manual_seed(0)
+    model = WithHead(Looped(**how)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["plain", "norm read at every turn"])
+def test_layers_in_a_loop_are_those_of_an_unrolled_model(read):
+    model = looped(read=read)
+    unrolled = copy.deepcopy(model)
+    unrolled.core.turns, unrolled.core.read = 1, False
+    unrolled.core.layers = nn.ModuleList([copy.deepcopy(layer) for _ in range(3) for layer in model.core.layers])
+    record, other = contributions(attach(model), IDS), contributions(attach(unrolled), IDS)
+    assert [term.role for term in record.terms][1:-1] == [
+        f"layers.{i}.mlp{'' if turn == 1 else f'#{turn}'}" for turn in (1, 2, 3) for i in (0, 1)
+    ]
+    for one, two in zip(record.terms, other.terms, strict=True):
+        torch.testing.assert_close([one.logit, one.difference], [two.logit, two.difference], rtol=1e-5, atol=1e-6)
+
+
+def test_a_stream_that_is_normed_between_its_turns_is_no_sum():
+    with pytest.raises(NoSumError, match=r"is post-norm: final_norm norms the whole stream before layers\.0#2"):
+        contributions(attach(looped(normed=True)), IDS)
+
+
+def test_a_stream_that_is_normed_inside_its_layers_is_no_sum():
+    with pytest.raises(NoSumError, match=r"goes through more than additions"):
+        contributions(tiny("minimax"), IDS)
+
+
+@pytest.mark.parametrize("wrong", ["the beginning", "a factor"])
+def test_terms_that_add_up_by_another_way_are_found(wrong, monkeypatch):
+    """What was written before the last call of a layer is in its input: called the embedding's, it adds up, but not at other weights."""
+    m, _ = pair("llama", "layer")
+    plain_seen, plain_wiring = module.run_watched, module.wiring
+
+    def late(*args):
+        seen, hidden_1TD = plain_seen(*args)
+        begin = seen["layers.0#3"].index
+        return {name: call for name, call in seen.items() if call.index >= begin or not call.name.startswith("layers.")}, hidden_1TD
+
+    def traded(m, modules, stream, *args):
+        """A part of what the second call wrote is said to be the first one's."""
+        factors = list(plain_wiring(m, modules, stream, *args))
+        one, other = (part.outlet.output for part in stream.branches[:2])
+        factors[1], factors[2] = factors[1] + 0.01 * other / one, factors[2] - 0.01
+        return tuple(factors)
+
+    monkeypatch.setattr(module, *(("run_watched", late) if wrong == "the beginning" else ("wiring", traded)))
+    with pytest.raises(InvariantError, match="where the residual at other weights is"):
+        contributions(m, IDS)
+
+
+# What the head does to the logits
+
+
+HEADS = {
+    "Linear(16→96)": (lambda model, x: x, {}),
+    "Linear(16→96) → × 0.3": (lambda model, x: x * 0.3, {}),
+    "Linear(16→96) → × -1": (lambda model, x: -x, {}),
+    "Linear(16→96) → + 3": (lambda model, x: x + 3, {}),
+    "Linear(16→96) → × own[96]": (lambda model, x: x * model.own, dict(own=1)),
+    "Linear(16→96) → ÷ exp(own)[96]": (lambda model, x: x / model.own.exp(), dict(own=0)),
+    "Linear(16→96) → + own[96]": (lambda model, x: model.own + x, dict(own=0)),
+    "Linear(16→96) → masked_fill gt(own)[96]": (lambda model, x: x.masked_fill(model.own > 0.5, -1e4), dict(own=0)),
+    "Linear(16→96) → × own": (lambda model, x: x * model.own[0], dict(own=1)),
+    "Linear(16→96) → ÷ own → softcap 2": (lambda model, x: 2 * torch.tanh(x / model.own[0] / 2), dict(own=1)),
+    "Linear(16→96) → softcap 2 → × own": (lambda model, x: 2 * torch.tanh(x / 2) * model.own[0], dict(own=1)),
+    "Linear(16→96) → first 50 of 96 → softcap 2": (lambda model, x: 2 * torch.tanh(x[..., :50] / 2), {}),
+    "Linear(16→96) → softcap 1": (lambda model, x: x.clone().tanh_(), {}),
+}
+
+
+def with_head(head, kind=nn.Parameter, trained=False):
+    end, own = HEADS[head]
+    torch.manual_seed(0)
+    tensors = {name: kind(torch.full((96,), float(value))) for name, value in own.items()}
+    model = WithHead(Looped(turns=1), end, **tensors).eval()
+    m = attach(model)
+    if trained and own:
+        with torch.no_grad():
+            model.own += torch.rand(96, generator=torch.Generator().manual_seed(1)) * 0.9
+    return m
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["at load", "trained"])
+@pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer, torch.Tensor.clone], ids=["parameter", "buffer", "attribute"])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_next_token_is_the_models_own_and_its_logit_the_sum(head, kind, trained):
+    m = with_head(head, kind, trained)
+    with torch.no_grad():
+        logits = m.model(torch.tensor([IDS]))[0, -1].double()
+    record = contributions(m, IDS)
+    assert [record.token.id, record.rival.id] == logits.topk(2).indices.tolist()
+    explained = [record.logit, record.rival_logit]
+    if "softcap" in head:
+        cap = float(head.split("softcap ")[1][0])
+        assert record.after[0] == f"softcap {cap:g}"
+        explained = cap * torch.tanh(torch.tensor(explained).double() / cap) * (m.model.own[0].item() if "2 → × own" in head else 1)
+    torch.testing.assert_close(torch.as_tensor(explained).double(), logits.topk(2).values, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sum(term.logit for term in record.terms), record.logit, rtol=1e-5, atol=1e-6)
+    assert m.split.describe() == head and torch.equal(m.split.head(m.split.backbone(torch.tensor([IDS])))[0, -1].double(), logits)
+
+
+REFUSED = {
+    "mixes the tokens": (lambda model, x: x.flip(-1), r"an operation without a name here is no sum"),
+    "a power": (lambda model, x: x**3, r"an operation without a name here is no sum"),
+    "probabilities": (lambda model, x: x.softmax(-1), r"an operation without a name here is no sum"),
+    "depends on the largest": (lambda model, x: x - x.amax(-1, keepdim=True) * 2, r"an operation without a name here is no sum"),
+    "a cap for each token": (lambda model, x: model.own * torch.tanh(x / model.own), r"is not linear|is no sum"),
+    "a cap, then each its own": (lambda model, x: 2 * torch.tanh(x / 2) * model.own, r"softcap 2 → × own\[96\], is not linear"),
+    "a cap upside down": (lambda model, x: -2 * torch.tanh(x / 2), r"is not linear|is no sum"),
+    "an activation that dips": (lambda model, x: nn.functional.gelu(x), r"gelu, is not linear"),
+    "one that makes ties": (lambda model, x: nn.functional.relu(x), r"relu, is not linear"),
+}
+
+
+@pytest.mark.parametrize("head", REFUSED)
+def test_a_head_that_cannot_be_taken_apart_is_refused(head):
+    end, why = REFUSED[head]
+    torch.manual_seed(0)
+    model = WithHead(Looped(turns=1), end, own=nn.Parameter(1 + torch.rand(96))).eval()
+    with pytest.raises(NoSumError, match=why):
+        contributions(attach(model), IDS)
+
+
+def test_a_chain_of_linear_maps_is_one():
+    torch.manual_seed(0)
+    model = WithHead(Looped(turns=1)).eval()
+    model.lm_head = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 96))
+    record = contributions(attach(model), IDS)
+    with torch.no_grad():
+        assert record.token.id == int(model(torch.tensor([IDS]))[0, -1].argmax()) and record.terms[-1].role == "head.bias"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_opt_with_a_projected_embedding_is_refused(before):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+    m = attach(OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=16, do_layer_norm_before=before)))
+    for heads in (False, True):
+        with pytest.raises(NoSumError, match="32 wide, its final hidden states 16" if before else "is post-norm") as error:
+            contributions(m, IDS, heads=heads)
+        assert "\n" not in str(error.value)
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    "token", [True, np.True_, torch.tensor(True), 1.0, np.float32(1), torch.tensor(1.5), "и", [1, 2], b"1", 96, -1, 10**30]
+)
+def test_what_is_no_token_is_refused(token):
+    with pytest.raises(ValueError, match=r"^token id -?\d+: Qwen2ForCausalLM has the ids 0 to 95$|: give the id of a token"):
+        contributions(tiny("qwen2"), IDS, token=token)
+
+
+@pytest.mark.parametrize("token", [7, np.int64(7), torch.tensor(7)])
+def test_a_token_is_any_whole_number(token):
+    assert contributions(tiny("qwen2"), torch.tensor([IDS]), token=token).token.id == 7
+
+
+def test_a_token_without_a_logit_is_refused():
+    m = with_head("Linear(16→96) → first 50 of 96 → softcap 2")
+    with pytest.raises(ValueError, match="token id 50: WithHead has the ids 0 to 49"):
+        contributions(m, IDS, token=50)
+
+
+def test_a_model_that_gives_nan_is_said_to():
+    for weights in (lambda model: model.model.layers[1].mlp.up_proj.weight, lambda model: model.lm_head.weight):
+        m = tiny("qwen2")
+        with torch.no_grad():
+            weights(m.model)[3] = torch.nan
+        with pytest.raises(InvariantError, match="gives NaN here"):
+            contributions(m, IDS)

@@ -165,7 +165,7 @@ MORE = pytest.mark.parametrize("operation", MORE_AFTER_THE_BACKBONE)
 def test_operation_after_the_head_is_in_the_split_and_named(operation):
     model = build(lambda: MORE_AFTER_THE_BACKBONE[operation](True))
     parts = split(model)
-    assert parts.operations[-1] == operation and parts.operations[0].startswith("Linear(16→60")
+    assert str(parts.operations[-1]) == operation and str(parts.operations[0]).startswith("Linear(16→60")
     ids = torch.arange(20).view(2, 10)
     assert torch.equal(parts.head(parts.backbone(ids)), model(ids).logits)
     assert torch.equal(parts.head(parts.backbone(ids)[:, -1:]), model(ids, logits_to_keep=1).logits)
@@ -183,6 +183,16 @@ def test_parts_that_forget_the_operation_are_refused_with_size_and_name(operatio
     model = build(lambda: MORE_AFTER_THE_BACKBONE[operation](True))
     with pytest.raises(SplitError, match=rf"{type(model).__name__} is not these parts.* by up to \d.*; the parts lack {operation}$"):
         split(model, model.model, model.lm_head)
+
+
+@pytest.mark.parametrize(("end", "lacks"), [(lambda x, v: x * v, "×"), (lambda x, v: x + v, r"\+")], ids=["temperatures", "offsets"])
+def test_parts_that_forget_what_each_token_has_of_its_own_are_told_so(end, lacks):
+    model = build(MODELS["qwen2"])
+    plain, vector = model.lm_head, 1 + torch.rand(60)
+    model.lm_head = nn.Sequential(plain)
+    model.lm_head.register_forward_hook(lambda _, given, logits: end(logits, vector))
+    with pytest.raises(SplitError, match=rf"the parts lack {lacks} a vector\[60\]$"):
+        split(model, model.model, plain)
 
 
 def test_parts_with_another_head_are_refused_as_such():

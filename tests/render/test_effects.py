@@ -58,6 +58,15 @@ def test_a_role_stays_on_its_line_at_80_columns():
 
 
 @pytest.mark.parametrize(
+    ("rival", "english", "russian"), [(0.5, "The next token: «а»", "Следующий токен: «а»"), (1.5, "A token: «а»", "Токен: «а»")]
+)
+def test_only_the_best_token_is_called_the_next(rival, english, russian):
+    record = Contributions("m", (), Token(7, "а"), Token(8, "и"), 1.0, rival, (), TERMS, CHECKS)
+    for language, said in (("en", english), ("ru", russian)):
+        assert shown(contributions_view(record, 100, translator(language))).startswith(said)
+
+
+@pytest.mark.parametrize(
     ("value", "expected"), [(0, "    │"), (2, "    │████"), (1, "    │██"), (-1, "  ██│"), (-2, "████│"), (0.01, "    │")]
 )
 def test_bars_begin_in_the_middle(value, expected):
