@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -290,24 +291,40 @@ def texts_of(tokenizer: PreTrainedTokenizerBase) -> Texts:
 
 def token_of(tokenizer: PreTrainedTokenizerBase, id: int) -> Token:
     """A token's text; one that is part of a character shows its bytes, such as ``<D0>``."""
-    special = id in tokenizer.all_special_ids or id in tokenizer.added_tokens_decoder
     text = tokenizer.decode([id])
     if "\ufffd" in text:
         text = as_bytes(tokenizer.convert_ids_to_tokens(id)) or text
-    return Token(id, text, special)
+    return Token(id, text, id in special_ids(tokenizer))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that a tokenizer calls special, and those that were added to it, now.
+
+    A tokenizer gathers both anew each time it is asked: every token of every step would wait for hundreds of them. Here they are
+    gathered where it has grown, or calls something else special, since they were last.
+    """
+    # not ``all_special_tokens``, which takes twenty times as long for hundreds of them
+    state = len(tokenizer), tokenizer.special_tokens_map, tuple(tokenizer._extra_special_tokens)
+    known = SPECIAL_IDS.get(tokenizer)
+    if known is None or known[0] != state:
+        known = SPECIAL_IDS[tokenizer] = state, frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+    return known[1]
+
+
+SPECIAL_IDS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → its state, and the ids that ``special_ids`` found in it
 
 
 def as_bytes(piece: str | None) -> str | None:
     """The bytes behind a piece of a byte-level vocabulary, which writes each byte as a printable character; else None."""
-    printable = {character: byte for byte, character in byte_characters().items()}
+    printable = bytes_of_characters()
     if not piece or any(character not in printable for character in piece):
         return None
     return "".join(f"<{printable[character]:02X}>" for character in piece)
 
 
 @cache
-def byte_characters() -> dict[int, str]:
-    """Byte → the character that byte-level tokenizers write for it (GPT-2's table: printable Latin-1 stays as it is)."""
+def bytes_of_characters() -> dict[str, int]:
+    """The character that byte-level tokenizers write for a byte → the byte (GPT-2's table: printable Latin-1 stays as it is)."""
     as_is = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in as_is]
-    return {byte: chr(byte) for byte in as_is} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in as_is} | {chr(256 + i): byte for i, byte in enumerate(others)}

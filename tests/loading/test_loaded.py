@@ -99,3 +99,32 @@ def test_a_tokenizer_can_be_had_without_weights(tmp_path):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(LoadError, match="tokenizer cannot be loaded"):
         load_tokenizer(str(folder))
+
+
+def test_special_tokens_are_gathered_once_and_again_when_the_tokenizer_changes(tiny, monkeypatch):
+    m = tiny("qwen2")
+    tokenizer = m.tokenizer
+    gathered = []
+    own = type(tokenizer).added_tokens_decoder
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", property(lambda self: gathered.append(1) or own.fget(self)))
+
+    def special():
+        """By the tokenizer's own word; what is shown says the same."""
+        ids = range(len(tokenizer))
+        expected = [id in tokenizer.all_special_ids or id in own.fget(tokenizer) for id in ids]
+        gathered.clear()
+        assert [m.texts.token(id).special for id in ids] == expected
+        assert len(gathered) <= 1
+        return [id for id, yes in enumerate(expected) if yes]
+
+    before = special()
+    special()
+    assert not gathered  # nothing has changed since
+    tokenizer.add_tokens([f"<{i}>" for i in range(256)])
+    assert len(special()) == len(before) + 256
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<extra>", "<0>"]})
+    assert len(special()) == len(before) + 257
+    tokenizer.eos_token = "а"  # one that was there, and was none
+    assert set(special()) > {tokenizer.convert_tokens_to_ids("а")}
+    again = tiny("qwen2")
+    assert [id for id in range(len(again.tokenizer)) if again.texts.token(id).special] == before  # another tokenizer is its own
