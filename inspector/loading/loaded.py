@@ -15,17 +15,8 @@ from ..parts import splitting
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
-from ..records.generation import SETTINGS, Ids, Origin, Sampling, Token
+from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token
 from .texts import Texts, check_request
-
-EFFECTIVE = (  # of a generation config, settings beside those of transformers' usual filters that change what is drawn or where it ends
-    *("top_h", "epsilon_cutoff", "eta_cutoff", "sequence_bias", "exponential_decay_length_penalty", "guidance_scale"),
-    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),  # in a decoder-only model they act on the prompt
-    *("remove_invalid_values", "renormalize_logits", "watermarking_config", "token_healing", "stop_strings", "max_time"),
-    *("num_beams", "num_return_sequences", "penalty_alpha", "dola_layers", "constraints", "force_words_ids"),
-    *("use_mtp", "prompt_lookup_num_tokens", "assistant_early_exit"),
-)
-OTHER_SETTINGS = tuple(name for name in EFFECTIVE if name not in SETTINGS)  # those that Sampling does not have
 
 
 @dataclass(frozen=True)
@@ -199,10 +190,9 @@ class Loaded:
         return getattr(own, "do_sample" if name == "temperature" and not own.do_sample else name) is not None
 
     def other_settings(self) -> dict:
-        """The settings that the checkpoint ships, that act in generate(), and that ``Sampling`` does not have."""
-        own = self.generation_config
-        shipped = {name: getattr(own, name, None) for name in OTHER_SETTINGS}
-        return {name: value for name, value in shipped.items() if value is True or value not in (None, 0, 1.0, [])}
+        """The settings that the checkpoint ships with a value that acts in generate(), and that ``Sampling`` does not have."""
+        shipped = {name: getattr(self.generation_config, name, None) for name in OTHER_SETTINGS}
+        return {name: value for name, value in shipped.items() if OTHER_SETTINGS[name].acts(value)}
 
     def places(self) -> dict[str, int]:
         """Where the weights lie: place ("cuda:0", "cpu", "disk") → bytes. A tied weight counts once."""
@@ -235,6 +225,8 @@ class Loaded:
             if entry.draws and not own.do_sample:
                 continue
             value = entry.filled_in if value is None else as_ids(value) if own_field.type == Ids | None else as_tuple(value)
+            if not entry.acts(value) and value not in entry.off:
+                value = own_field.default  # transformers has more ways to say off
             if value not in (None, ()) and (name, value) != ("top_k", 0):  # which Sampling, unlike transformers, writes as None
                 settings[name] = value
         return settings

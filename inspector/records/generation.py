@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 
@@ -29,6 +29,7 @@ class Entry:
     Args:
         help: text of its option on the command line; None: it has no option.
         off: the values that leave it without effect; ``generate()`` is told the first.
+        where: which of the other values have one in ``generate()``; None: all.
         draws: it acts on draws alone: a greedy run and beam search have no use for it.
         above: the setting that takes its place where that is on.
         filled_in: the value that ``generate()`` fills in when it draws and nobody says one.
@@ -39,12 +40,27 @@ class Entry:
 
     help: str | None = None
     off: tuple = (None,)
+    where: Callable[[object], bool] | None = None
     draws: bool = False
     above: str | None = None
     filled_in: object = None
     option: str | None = None
     metavar: str | None = None
     given: type | None = None
+
+    def acts(self, value: object) -> bool:
+        """Whether ``generate()`` does something for this value."""
+        return value not in self.off and (self.where is None or self.where(value))
+
+
+def positive(value: float) -> bool:
+    """Whether a number is above 0."""
+    return value > 0
+
+
+def below_one(value: float) -> bool:
+    """Whether a number is below 1."""
+    return value < 1
 
 
 def setting(default: object = None, **entry) -> object:
@@ -79,14 +95,18 @@ class Sampling:
 
     temperature: float = setting(1.0, off=(1.0,), draws=True, help="Divides the logits; 0 is greedy.")
     top_k: int | None = setting(off=(0, None), draws=True, filled_in=50, help="Keep the k most probable tokens.")
-    top_p: float | None = setting(off=(1.0, None), draws=True, help="Keep the smallest set of tokens whose probability reaches p.")
+    top_p: float | None = setting(
+        off=(1.0, None), where=below_one, draws=True, help="Keep the smallest set of tokens whose probability reaches p."
+    )
     repetition_penalty: float = setting(1.0, off=(1.0,), help="Above 1 makes tokens of the context less likely.")
     seed: int | None = setting(draws=True, help="Of the random draws; 0 by default.")
     min_p: float | None = setting(off=(None, 0), draws=True, help="Keep the tokens with at least this share of the best one's probability.")
     typical_p: float | None = setting(
-        off=(1.0, None), draws=True, help="Keep the tokens nearest to the expected surprise, up to this probability."
+        off=(1.0, None), where=below_one, draws=True, help="Keep the tokens nearest to the expected surprise, up to this probability."
     )
-    no_repeat_ngram_size: int = setting(0, off=(0,), help="No sequence of so many tokens comes twice, the prompt counted.")
+    no_repeat_ngram_size: int = setting(
+        0, off=(0, None), where=positive, help="No sequence of so many tokens comes twice, the prompt counted."
+    )
     bad_words_ids: tuple[Ids, ...] | None = setting(
         option="bad_words",
         metavar="TEXT",
@@ -104,8 +124,8 @@ class Sampling:
     )
     suppress_tokens: Ids | None = setting()
     begin_suppress_tokens: Ids | None = setting()
-    min_length: int = setting(0, off=(None, 0), above="min_new_tokens")
-    min_new_tokens: int = setting(0, off=(None, 0))
+    min_length: int = setting(0, off=(None, 0), where=positive, above="min_new_tokens")
+    min_new_tokens: int = setting(0, off=(None, 0), where=positive)
 
     def __post_init__(self):
         if not 0 <= self.temperature < math.inf:
@@ -156,10 +176,38 @@ class Sampling:
         entry = SETTINGS[name]
         if (entry.draws and self.greedy) or (entry.above is not None and self.is_on(entry.above)):
             return False
-        return getattr(self, name) not in entry.off
+        return entry.acts(getattr(self, name))
 
 
 SETTINGS: dict[str, Entry] = {own.name: own.metadata["entry"] for own in fields(Sampling)}
+# Those settings of ``generate()`` that ``Sampling`` does not have, and that change what is generated from one prompt or where it ends.
+OTHER_SETTINGS: dict[str, Entry] = {
+    "top_h": Entry(draws=True),
+    "epsilon_cutoff": Entry(where=lambda value: 0 < value < 1, draws=True),
+    "eta_cutoff": Entry(where=lambda value: 0 < value < 1, draws=True),
+    "sequence_bias": Entry(off=(None, {}, [])),
+    "exponential_decay_length_penalty": Entry(),
+    "guidance_scale": Entry(off=(None, 1)),
+    "encoder_repetition_penalty": Entry(off=(None, 1)),  # in a decoder-only model this and the next act on the prompt
+    "encoder_no_repeat_ngram_size": Entry(where=positive),
+    "remove_invalid_values": Entry(off=(None, False)),
+    "renormalize_logits": Entry(off=(None, False)),
+    "watermarking_config": Entry(),
+    "token_healing": Entry(off=(None, False)),
+    "stop_strings": Entry(off=(None, [], "")),
+    "max_time": Entry(),
+    "num_beams": Entry(off=(None, 1)),
+    "num_return_sequences": Entry(where=lambda value: value > 1),
+    "penalty_alpha": Entry(where=positive),
+    "dola_layers": Entry(),
+    "constraints": Entry(),
+    "force_words_ids": Entry(),
+    "use_mtp": Entry(off=(None, False)),
+    "prompt_lookup_num_tokens": Entry(),
+    "assistant_early_exit": Entry(),
+    "is_assistant": Entry(off=(None, False)),  # it stops where the model is not sure
+    "cache_implementation": Entry(where=lambda value: value == "quantized"),  # others keep the numbers as they are
+}
 
 
 @dataclass(frozen=True)
