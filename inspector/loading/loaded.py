@@ -16,7 +16,7 @@ from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token
-from .texts import Texts, check_request
+from .texts import Texts, check_ids, check_request
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,8 @@ class Loaded:
         if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != 1):
             raise ValueError(f"ids of shape {list(given.shape)}: give one prompt, [T] or [1, T]; several go one by one, or to run_prompts")
         check_request(given.numel(), 1, self.context_length)
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-            raise ValueError(f"ids of {str(given.dtype).removeprefix('torch.')}: give whole numbers")
+        check_ids(given, self.vocab_size, self.origin.name)
         given = given.to(torch.long)
-        low, high = (int(end) for end in given.aminmax())
-        if low < 0 or high >= self.vocab_size:
-            raise ValueError(f"token id {low if low < 0 else high}: {self.origin.name} has the ids 0 to {self.vocab_size - 1}")
         return given.reshape(1, -1).to(self.device, copy=True)
 
     def tokens(self, ids: Sequence[int] | Tensor) -> tuple[Token, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..loading.loaded import Loaded
 from ..loading.loading import pick_device
-from ..loading.texts import check_request
+from ..loading.texts import check_count, check_request
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..parts.watching import alike, close
 from ..records.generation import Run, Sampling, Step
@@ -79,10 +79,14 @@ def run_prompts(
     and for each batch only where that fails.
 
     Raises:
-        ValueError: as ``decoding.loop`` does, in whichever process, or a batch size below 1.
+        ValueError: as ``decoding.loop`` does, in whichever process, a batch size that is no whole number from 1 up, or a seed
+            that leaves none for the last prompt.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give a whole number from 1 up")
+    check_count(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    if (sampling.seed or 0) + len(prompts) > 2**63:
+        raise ValueError(
+            f"seed={sampling.seed}: each of the {len(prompts)} prompts takes the next one: give one up to 2^63 - {len(prompts)}"
+        )
     for ids in prompts:
         check_request(m.prompt(ids).shape[1], max_new_tokens, m.context_length)
     samplings = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
@@ -119,7 +123,7 @@ def as_alone(m: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -
     that depends on the length of what is read (LongRoPE, dynamic NTK), or anything else that looks at padding or at other rows,
     shows there. What differs by more than rounding usually does is asked again in float64, where rounding is nothing.
     """
-    if len(prompts) == 1 or not m.split.causal:  # the rows of the latter run one by one anyway
+    if len(prompts) < 2 or not m.split.causal:  # the rows of the latter run one by one anyway
         return True
     rows_T = sorted((m.prompt(ids)[0] for ids in prompts), key=len)
     short_T, long_T = rows_T[0], rows_T[-1]

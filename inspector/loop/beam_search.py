@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..records.generation import SETTINGS, Sampling
+from ..records.generation import SETTINGS, Sampling, is_number
 from .sampling import Bounds, fetch, run_filters
 
 EMPTY = -1e9  # the score of a beam or hypothesis that is not there; transformers' number, since which of them tie depends on it
@@ -44,9 +44,9 @@ class Beams:
 
     def __post_init__(self):
         if type(self.num_beams) is not int or self.num_beams < 1:
-            raise ValueError(f"num_beams={self.num_beams}: give a whole number from 1 (no beams) up")
-        if not -STEEPEST <= self.length_penalty <= STEEPEST:
-            raise ValueError(f"length_penalty={self.length_penalty}: give a number from {-STEEPEST} to {STEEPEST} (0 is none)")
+            raise ValueError(f"num_beams={self.num_beams!r}: give a whole number from 1 (no beams) up")
+        if not (is_number(self.length_penalty) and -STEEPEST <= self.length_penalty <= STEEPEST):
+            raise ValueError(f"length_penalty={self.length_penalty!r}: give a number from {-STEEPEST} to {STEEPEST} (0 is none)")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ValueError(f'early_stopping={self.early_stopping!r}: give True, False or "never"')
 
@@ -74,9 +74,11 @@ def beam_search(
     ``next_logits`` gives the raw logits [K, V] after each of K sequences [K, T]. ``bounds`` must have a ``max_length``.
 
     Raises:
-        ValueError: settings that draw, logits that nothing can be chosen from, before anything was found, or a length penalty
-            that leaves no hypothesis.
+        ValueError: no prompt, or no place behind it; settings that draw; logits that nothing can be chosen from, before anything
+            was found; a length penalty that leaves no hypothesis.
     """
+    if not len(ids_T) or bounds.max_length is None or bounds.max_length <= len(ids_T):
+        raise ValueError(f"a prompt of {len(ids_T)} tokens and max_length={bounds.max_length}: give at least one, and a longer max_length")
     search = Search(ids_T, beams, without_draws(sampling), bounds)
     while not search.over:
         search.take(next_logits(search.ids_KT))

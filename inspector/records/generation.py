@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
+from numbers import Real
 
 from .as_json import SCHEMA
 
@@ -12,6 +13,11 @@ from .as_json import SCHEMA
 def is_id(value: object) -> bool:
     """Whether it is a whole number from 0 up, as token ids and counts are."""
     return type(value) is int and value >= 0
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def are_ids(value: object) -> bool:
@@ -128,31 +134,31 @@ class Sampling:
     min_new_tokens: int = setting(0, off=(None, 0), where=positive)
 
     def __post_init__(self):
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: give 0 (greedy) or a positive number")
-        if self.top_k is not None and not (type(self.top_k) is int and self.top_k >= 1):
-            raise ValueError(f"top_k={self.top_k}: give a whole number from 1 up, or leave it out to keep every token")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: give a number above 0 and up to 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty={self.repetition_penalty}: give a positive number (1 is none)")
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
-            raise ValueError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p={self.min_p}: give a number from 0 (none) to 1")
-        if self.typical_p is not None and not 0 < self.typical_p <= 1:
-            raise ValueError(f"typical_p={self.typical_p}: give a number above 0 and up to 1")
+        if not (is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise ValueError(f"temperature={self.temperature!r}: give 0 (greedy) or a positive number")
+        if self.top_k is not None and not (is_id(self.top_k) and self.top_k >= 1):
+            raise ValueError(f"top_k={self.top_k!r}: give a whole number from 1 up, or leave it out to keep every token")
+        if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p={self.top_p!r}: give a number above 0 and up to 1")
+        if not (is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty!r}: give a positive number (1 is none)")
+        if self.seed is not None and not (is_id(self.seed) and self.seed < 2**63):
+            raise ValueError(f"seed={self.seed!r}: give a whole number from 0 to 2^63 - 1")
+        if self.min_p is not None and not (is_number(self.min_p) and 0 <= self.min_p <= 1):
+            raise ValueError(f"min_p={self.min_p!r}: give a number from 0 (none) to 1")
+        if self.typical_p is not None and not (is_number(self.typical_p) and 0 < self.typical_p <= 1):
+            raise ValueError(f"typical_p={self.typical_p!r}: give a number above 0 and up to 1")
         for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
             if not is_id(value := getattr(self, name)):
-                raise ValueError(f"{name}={value}: give a whole number, 0 for none")
+                raise ValueError(f"{name}={value!r}: give a whole number, 0 for none")
         if self.forced_bos_token_id is not None and not is_id(self.forced_bos_token_id):
-            raise ValueError(f"forced_bos_token_id={self.forced_bos_token_id}: give a token id, a whole number from 0 up")
+            raise ValueError(f"forced_bos_token_id={self.forced_bos_token_id!r}: give a token id, a whole number from 0 up")
         for name in ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
             if (value := getattr(self, name)) is not None and not are_ids(value):
-                raise ValueError(f"{name}={value}: give a tuple of token ids, such as (2,), or leave it out")
+                raise ValueError(f"{name}={value!r}: give a tuple of token ids, such as (2,), or leave it out")
         words = self.bad_words_ids
         if words is not None and not (isinstance(words, tuple) and words and all(map(are_ids, words))):
-            raise ValueError(f"bad_words_ids={words}: give a tuple of tuples of token ids, such as ((5,), (7, 8)), or leave it out")
+            raise ValueError(f"bad_words_ids={words!r}: give a tuple of tuples of token ids, such as ((5,), (7, 8)), or leave it out")
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses token ids that a model of so many tokens does not have; a suppressed one that it lacks does no harm.

@@ -304,7 +304,7 @@ def test_draws_with_beams_are_an_error_that_names_them(settings):
     "settings",
     [
         *(dict(num_beams=value) for value in (0, -1, 1.5, True, None)),
-        *(dict(length_penalty=value) for value in (math.inf, -math.inf, math.nan, 11, -10.5)),
+        *(dict(length_penalty=value) for value in (math.inf, -math.inf, math.nan, 11, -10.5, "1", True, None)),
         *(dict(early_stopping=value) for value in ("always", 1, None)),
     ],
 )
@@ -322,6 +322,12 @@ def test_length_penalty_that_leaves_no_hypothesis_is_an_error():
 def test_prompt_longer_than_the_context_is_an_error_with_beams_too():
     with pytest.raises(ValueError, match="25 tokens, the model reads at most 24"):
         model_of(0, 13).generate(torch.ones(1, 25, dtype=torch.long), 1, num_beams=2)
+
+
+@pytest.mark.parametrize("bounds", [Bounds(1), Bounds(1, 1)], ids=["no end", "no place"])
+def test_a_search_without_an_end_or_a_place_is_an_error(bounds):
+    with pytest.raises(ValueError, match="a prompt of 1 tokens and max_length="):
+        beam_search(toy, torch.tensor([1]), Beams(2), Sampling(), bounds)
 
 
 def test_nothing_to_generate_is_an_error_with_beams_too():
