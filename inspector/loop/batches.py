@@ -84,9 +84,7 @@ def run_prompts(
     """
     check_count(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if (sampling.seed or 0) + len(prompts) > 2**63:
-        raise ValueError(
-            f"seed={sampling.seed}: each of the {len(prompts)} prompts takes the next one: give one up to 2^63 - {len(prompts)}"
-        )
+        raise ValueError(f"seed={sampling.seed}: each of {len(prompts)} prompts takes the next one: give one up to 2^63 - {len(prompts)}")
     for ids in prompts:
         check_request(m.prompt(ids).shape[1], max_new_tokens, m.context_length)
     samplings = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from transformers import GenerationConfig
 
-from ..loading.loaded import Loaded, as_ids, as_tuple
+from ..loading.loaded import Loaded, as_ids
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Entry, Sampling, Setting
 from .sampling import FILTERS, bounds_of
 
@@ -76,7 +76,15 @@ def taken_by_generate(m: Loaded, prompt_length: int) -> dict:
         values["max_length"] = min(values["max_length"] + prompt_length, m.context_length or math.inf)
     for name in ("eos_token_id", "forced_eos_token_id"):
         values[name] = as_ids(values.get(name)) or None
-    return {name: as_tuple(value) for name, value in values.items()}
+    return {name: plain(value) for name, value in values.items()}
+
+
+def plain(value: object) -> object:
+    """A value of a generation config as a record holds it, of what JSON has: lists as tuples, objects of transformers by their entries."""
+    value = value.to_dict() if hasattr(value, "to_dict") else value
+    if isinstance(value, (list, tuple, dict)):
+        return tuple(map(plain, value.items() if isinstance(value, dict) else value))
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def same(name: str, a: object, b: object) -> bool:

@@ -294,38 +294,6 @@ def median_step(*runs: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
-
-    ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
-    fills in where the checkpoint is silent) or "default" (no filter, unless the program has one of its own).
-    """
-
-    model: str
-    model_type: str
-    dtype: str
-    device: str
-    prompt: tuple[Token, ...]
-    sampling: Sampling
-    origins: dict[str, str]
-    max_new_tokens: int
-    steps: tuple[Step, ...]
-    stop_reason: str
-    text: str
-    schema: int = SCHEMA
-
-    @property
-    def step_seconds(self) -> tuple[float, ...]:
-        """The time of every step, for ``median_step``."""
-        return tuple(step.seconds for step in self.steps)
-
-    @property
-    def recording_seconds(self) -> tuple[float, ...]:
-        """The time that the record of every step took."""
-        return tuple(step.recording_seconds for step in self.steps)
-
-
-@dataclass(frozen=True)
 class Setting:
     """One generation setting: what a run by hand takes, and what ``generate()`` takes when it is told nothing.
 
@@ -348,6 +316,40 @@ class Setting:
     alone_origin: str | None
     idle: bool = False
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
+
+    ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
+    fills in where the checkpoint is silent) or "default" (no filter, unless the program has one of its own). ``settings`` are
+    all generation settings with those of ``generate()`` beside them, where they were asked for (--explain), else empty.
+    """
+
+    model: str
+    model_type: str
+    dtype: str
+    device: str
+    prompt: tuple[Token, ...]
+    sampling: Sampling
+    origins: dict[str, str]
+    max_new_tokens: int
+    steps: tuple[Step, ...]
+    stop_reason: str
+    text: str
+    settings: tuple[Setting, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def step_seconds(self) -> tuple[float, ...]:
+        """The time of every step, for ``median_step``."""
+        return tuple(step.seconds for step in self.steps)
+
+    @property
+    def recording_seconds(self) -> tuple[float, ...]:
+        """The time that the record of every step took."""
+        return tuple(step.recording_seconds for step in self.steps)
 
 
 @dataclass(frozen=True)

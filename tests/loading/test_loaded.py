@@ -57,7 +57,6 @@ RUNS = {
     "run": lambda m, **given: inspector.run(m, [1, 2], **given),
     "run_prompts": lambda m, **given: run_prompts(m, [[1, 2], [3]], **given),
     "search": lambda m, **given: search(m.split, torch.tensor([1, 2]), inspector.Sampling(), beams=Beams(2), **given),
-    "verify": lambda m, **given: inspector.verify(m, [1, 2], **given),
     "speculate": lambda m, **given: inspector.speculate(m, [1, 2], **given),
 }
 

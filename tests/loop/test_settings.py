@@ -1,5 +1,6 @@
 """What ``--explain`` says: against what generate() itself makes of a checkpoint's settings."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from inspector.loading.loaded import as_ids
 from inspector.loading.loading import load
 from inspector.loop.sampling import FILTERS
 from inspector.loop.settings import IMPLEMENTED, WITHOUT_EFFECT, explained
-from inspector.records.generation import OTHER_SETTINGS, SETTINGS, Sampling
+from inspector.records.as_json import from_json, to_json
+from inspector.records.generation import OTHER_SETTINGS, SETTINGS, Sampling, Setting
 
 QWEN = dict(do_sample=True, repetition_penalty=1.1, temperature=0.7, top_p=0.8, top_k=20, eos_token_id=[2, 3])
 
@@ -244,3 +246,14 @@ def test_a_checkpoint_that_says_off_in_another_way_needs_no_remark():
     assert {name for name, row in rows.items() if row.notes} == set()
     assert all(rows[name].applied == "off" for name in ("typical_p", "top_p", "no_repeat_ngram_size"))
     assert rows_of(dict(max_time=1.0))["max_time"].notes == ("missing",)
+
+
+def test_rows_hold_nothing_that_json_lacks():
+    shipped = dict(
+        sequence_bias={(5, 6): -1.0}, watermarking_config=WatermarkingConfig(bias=1.5), exponential_decay_length_penalty=(3, 1.1)
+    )
+    rows = rows_of(shipped)
+    text = json.dumps(to_json(list(rows.values())), allow_nan=False)
+    assert tuple(from_json(Setting, row) for row in json.loads(text)) == tuple(rows.values())
+    assert rows["sequence_bias"].alone == (((5, 6), -1.0),) and ("bias", 1.5) in rows["watermarking_config"].alone
+    assert {rows[name].notes for name in shipped} == {("missing",)}
