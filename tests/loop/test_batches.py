@@ -167,6 +167,25 @@ def test_large_rounding_is_told_from_a_difference_in_float64(tiny, monkeypatch):
     assert not batches.as_alone(m, encoded(m), 6)  # what cannot be told goes the safe way
 
 
+def test_a_model_that_does_not_read_as_much_as_was_asked_for_still_runs_until_it_stops(tiny):
+    """It does not say how much it reads, and its stop token comes before that."""
+    m = tiny("qwen2")
+    backbone = m.split.backbone
+
+    def short(ids_BT):
+        if ids_BT.shape[1] > 16:
+            raise IndexError("index out of range in self")
+        return backbone(ids_BT)
+
+    m = replace(m, context_length=None, split=replace(m.split, backbone=short))
+    prompts, sampling = [m.encode("аба"), m.encode("в")], Sampling(seed=1)
+    alone = [run(m, ids, replace(sampling, seed=1 + i), 5) for i, ids in enumerate(prompts)]
+    m = replace(m, stop_ids=tuple({made.steps[-1].token.id for made in alone}))
+    made = run_prompts(m, prompts, sampling, 200)
+    assert {one.stop_reason for one in made} == {"eos"}
+    assert [one.text for one in made] == [run(m, ids, replace(sampling, seed=1 + i), 200).text for i, ids in enumerate(prompts)]
+
+
 @pytest.mark.slow
 def test_rows_of_any_length_have_the_logits_that_they_have_alone_in_every_type_of_model():
     from inspector.bench.tiny import tiny_model, types
