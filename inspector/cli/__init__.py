@@ -18,6 +18,7 @@ from rich.text import Text
 from ..files import check_writable, write_whole
 from ..records.as_json import to_json
 from ..records.comparison import LEVELS
+from ..records.generation import Setting
 from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
 from ..render.steps import computing_line, continuations, text_panel
@@ -44,6 +45,11 @@ from .options import (
     threads_now,
 )
 from .train import train
+
+EXPLAIN_HELP = (
+    "First list every generation setting: its value, where it is from, what generate() would use. "
+    'In the JSON they are the run\'s "settings", which without this is empty.'
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
@@ -102,9 +108,7 @@ def run(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Of --prompts: prompts that go through the model together.")] = 8,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="First list every generation setting: its value, where it is from, what generate() would use.")
-    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help=EXPLAIN_HELP)] = False,
     *,
     asked: SamplingOptions,
     reading: PromptOptions,
@@ -135,7 +139,11 @@ def run(
 
         limit = "flag" if context.get_parameter_source("max_new_tokens").name == "COMMANDLINE" else "default"
         limits = origins | {"max_new_tokens": limit}
-        rows = explained(m, len(ids or [0]), sampling, asked.max_new_tokens, limits, asked.checkpoint_settings)
+
+        def settings(length: int) -> tuple[Setting, ...]:
+            return tuple(explained(m, length, sampling, asked.max_new_tokens, limits, asked.checkpoint_settings))
+
+        rows = settings(len(ids or [0]))
         screen.show(settings_table(rows, t), settings_remarks(rows, t))
     if lines:
         result = run_lines(m, prompts, lines, reading, sampling, origins, asked.max_new_tokens, batch_size, processes, screen, t)
@@ -147,6 +155,9 @@ def run(
             result = generate(m, ids, sampling, asked.max_new_tokens, origins, on_step=lambda step: live.add([step]))
         screen.show(text_panel(prompt or "", result, t))
     if processes is None or processes.rank == 0:
+        if explain:  # each run's own: where it ends, and whether a forced beginning acts, depends on its prompt
+            own = [replace(made, settings=settings(len(made.prompt))) for made in (result if lines else [result])]
+            result = own if lines else own[0]
         out.write(result)
 
 

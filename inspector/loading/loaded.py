@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,8 @@ from ..parts import splitting
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
-from ..records.generation import SETTINGS, Ids, Origin, Sampling, Token
-from .texts import Texts, check_request
-
-EFFECTIVE = (  # of a generation config, settings beside those of transformers' usual filters that change what is drawn or where it ends
-    *("top_h", "epsilon_cutoff", "eta_cutoff", "sequence_bias", "exponential_decay_length_penalty", "guidance_scale"),
-    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),  # in a decoder-only model they act on the prompt
-    *("remove_invalid_values", "renormalize_logits", "watermarking_config", "token_healing", "stop_strings", "max_time"),
-    *("num_beams", "num_return_sequences", "penalty_alpha", "dola_layers", "constraints", "force_words_ids"),
-    *("use_mtp", "prompt_lookup_num_tokens", "assistant_early_exit"),
-)
-OTHER_SETTINGS = tuple(name for name in EFFECTIVE if name not in SETTINGS)  # those that Sampling does not have
+from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token
+from .texts import Texts, check_ids, check_request
 
 
 @dataclass(frozen=True)
@@ -106,12 +98,8 @@ class Loaded:
         if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != 1):
             raise ValueError(f"ids of shape {list(given.shape)}: give one prompt, [T] or [1, T]; several go one by one, or to run_prompts")
         check_request(given.numel(), 1, self.context_length)
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-            raise ValueError(f"ids of {str(given.dtype).removeprefix('torch.')}: give whole numbers")
+        check_ids(given, self.vocab_size, self.origin.name)
         given = given.to(torch.long)
-        low, high = (int(end) for end in given.aminmax())
-        if low < 0 or high >= self.vocab_size:
-            raise ValueError(f"token id {low if low < 0 else high}: {self.origin.name} has the ids 0 to {self.vocab_size - 1}")
         return given.reshape(1, -1).to(self.device, copy=True)
 
     def tokens(self, ids: Sequence[int] | Tensor) -> tuple[Token, ...]:
@@ -198,10 +186,9 @@ class Loaded:
         return getattr(own, "do_sample" if name == "temperature" and not own.do_sample else name) is not None
 
     def other_settings(self) -> dict:
-        """The settings that the checkpoint ships, that act in generate(), and that ``Sampling`` does not have."""
-        own = self.generation_config
-        shipped = {name: getattr(own, name, None) for name in OTHER_SETTINGS}
-        return {name: value for name, value in shipped.items() if value is True or value not in (None, 0, 1.0, [])}
+        """The settings that the checkpoint ships with a value that acts in generate(), and that ``Sampling`` does not have."""
+        shipped = {name: getattr(self.generation_config, name, None) for name in OTHER_SETTINGS}
+        return {name: value for name, value in shipped.items() if OTHER_SETTINGS[name].acts(value)}
 
     def places(self) -> dict[str, int]:
         """Where the weights lie: place ("cuda:0", "cpu", "disk") → bytes. A tied weight counts once."""
@@ -234,6 +221,8 @@ class Loaded:
             if entry.draws and not own.do_sample:
                 continue
             value = entry.filled_in if value is None else as_ids(value) if own_field.type == Ids | None else as_tuple(value)
+            if not entry.acts(value) and value not in entry.off:
+                value = own_field.default  # transformers has more ways to say off
             if value not in (None, ()) and (name, value) != ("top_k", 0):  # which Sampling, unlike transformers, writes as None
                 settings[name] = value
         return settings
@@ -290,24 +279,40 @@ def texts_of(tokenizer: PreTrainedTokenizerBase) -> Texts:
 
 def token_of(tokenizer: PreTrainedTokenizerBase, id: int) -> Token:
     """A token's text; one that is part of a character shows its bytes, such as ``<D0>``."""
-    special = id in tokenizer.all_special_ids or id in tokenizer.added_tokens_decoder
     text = tokenizer.decode([id])
     if "\ufffd" in text:
         text = as_bytes(tokenizer.convert_ids_to_tokens(id)) or text
-    return Token(id, text, special)
+    return Token(id, text, id in special_ids(tokenizer))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that a tokenizer calls special, and those that were added to it, now.
+
+    A tokenizer gathers both anew each time it is asked: every token of every step would wait for hundreds of them. Here they are
+    gathered where it has grown, or calls something else special, since they were last.
+    """
+    # not ``all_special_tokens``, which takes twenty times as long for hundreds of them
+    state = len(tokenizer), tokenizer.special_tokens_map, tuple(tokenizer._extra_special_tokens)
+    known = SPECIAL_IDS.get(tokenizer)
+    if known is None or known[0] != state:
+        known = SPECIAL_IDS[tokenizer] = state, frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+    return known[1]
+
+
+SPECIAL_IDS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → its state, and the ids that ``special_ids`` found in it
 
 
 def as_bytes(piece: str | None) -> str | None:
     """The bytes behind a piece of a byte-level vocabulary, which writes each byte as a printable character; else None."""
-    printable = {character: byte for byte, character in byte_characters().items()}
+    printable = bytes_of_characters()
     if not piece or any(character not in printable for character in piece):
         return None
     return "".join(f"<{printable[character]:02X}>" for character in piece)
 
 
 @cache
-def byte_characters() -> dict[int, str]:
-    """Byte → the character that byte-level tokenizers write for it (GPT-2's table: printable Latin-1 stays as it is)."""
+def bytes_of_characters() -> dict[str, int]:
+    """The character that byte-level tokenizers write for a byte → the byte (GPT-2's table: printable Latin-1 stays as it is)."""
     as_is = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in as_is]
-    return {byte: chr(byte) for byte in as_is} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in as_is} | {chr(256 + i): byte for i, byte in enumerate(others)}

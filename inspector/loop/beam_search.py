@@ -7,13 +7,14 @@ log-probabilities; a hypothesis' score is that sum over its length to the power 
 Shape letters: K beams, C candidates, T tokens, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..records.generation import SETTINGS, Sampling
+from ..records.generation import SETTINGS, Sampling, is_number
 from .sampling import Bounds, fetch, run_filters
 
 EMPTY = -1e9  # the score of a beam or hypothesis that is not there; transformers' number, since which of them tie depends on it
@@ -43,9 +44,9 @@ class Beams:
 
     def __post_init__(self):
         if type(self.num_beams) is not int or self.num_beams < 1:
-            raise ValueError(f"num_beams={self.num_beams}: give a whole number from 1 (no beams) up")
-        if not -STEEPEST <= self.length_penalty <= STEEPEST:
-            raise ValueError(f"length_penalty={self.length_penalty}: give a number from {-STEEPEST} to {STEEPEST} (0 is none)")
+            raise ValueError(f"num_beams={self.num_beams!r}: give a whole number from 1 (no beams) up")
+        if not (is_number(self.length_penalty) and -STEEPEST <= self.length_penalty <= STEEPEST):
+            raise ValueError(f"length_penalty={self.length_penalty!r}: give a number from {-STEEPEST} to {STEEPEST} (0 is none)")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ValueError(f'early_stopping={self.early_stopping!r}: give True, False or "never"')
 
@@ -73,8 +74,11 @@ def beam_search(
     ``next_logits`` gives the raw logits [K, V] after each of K sequences [K, T]. ``bounds`` must have a ``max_length``.
 
     Raises:
-        ValueError: settings that draw, logits that nothing can be chosen from, or a length penalty that leaves no hypothesis.
+        ValueError: no prompt, or no place behind it; settings that draw; logits that nothing can be chosen from, before anything
+            was found; a length penalty that leaves no hypothesis.
     """
+    if not len(ids_T) or bounds.max_length is None or bounds.max_length <= len(ids_T):
+        raise ValueError(f"a prompt of {len(ids_T)} tokens and max_length={bounds.max_length}: give at least one, and a longer max_length")
     search = Search(ids_T, beams, without_draws(sampling), bounds)
     while not search.over:
         search.take(next_logits(search.ids_KT))
@@ -113,8 +117,12 @@ class Search:
         self.over = False
 
     def take(self, logits_KV: Tensor) -> None:
-        """One step, from the raw logits after each beam."""
-        scores_C, ids_CT = self.candidates(logits_KV)
+        """One step, from the raw logits after each beam; where none of them has a token left, the search is over."""
+        candidates = self.candidates(logits_KV)
+        if candidates is None:
+            self.over = True
+            return
+        scores_C, ids_CT = candidates
         length = ids_CT.shape[1]
         ends_C = torch.isin(ids_CT[:, -1], self.stop_ids) | (length == self.bounds.max_length)
         ended_K = self.set_aside(scores_C, ids_CT, ends_C)
@@ -125,19 +133,28 @@ class Search:
         self.ended_ids = [ids[i] for i in ended]
         self.over = all_end or (full and (self.beams.early_stopping is True or not can_improve))
 
-    def candidates(self, logits_KV: Tensor) -> tuple[Tensor, Tensor]:
+    def candidates(self, logits_KV: Tensor) -> tuple[Tensor, Tensor] | None:
         """The best extensions of all beams by one token: their scores [C], best first, and ids [C, T].
 
         The filters act on log-probabilities, whose sum they may change, and it is not made 1 again. There are so many
-        candidates that ``num_beams`` of them go on whichever of the beams may end.
+        candidates that ``num_beams`` of them go on whichever of the beams may end. A beam that the filters leave no token is
+        extended by all of them at a score of −inf, and so drops out behind the others; None where that is so of all.
+
+        Raises:
+            ValueError: a logit is NaN or infinite; no beam has a token left and none has ended.
         """
         num_beams, vocab_size = logits_KV.shape
         log_p_KV = logits_KV.log_softmax(-1)
         rows = zip(log_p_KV, self.ids_KT, strict=True)
         filtered_K = [run_filters(log_p_V, ids_T, self.sampling, self.bounds) for log_p_V, ids_T in rows]
-        extremes = fetch([extreme for filtered in filtered_K for extreme in filtered.extremes])
-        for filtered, best, left in zip(filtered_K, extremes[::2], extremes[1::2], strict=True):
-            filtered.check(self.sampling, best, left)
+        *extremes, scores = fetch([*(extreme for filtered in filtered_K for extreme in filtered.extremes), self.scores_K])
+        beams = list(zip(filtered_K, extremes[::2], extremes[1::2], scores, strict=True))
+        stuck = all(left == -math.inf for _, _, left, score in beams if score > EMPTY / 2)  # an empty beam's tokens lead nowhere
+        for filtered, best, left, _ in beams:
+            if left != -math.inf or not math.isfinite(best) or (stuck and not self.ended_K.any()):
+                filtered.check(self.sampling, best, left)
+        if stuck:
+            return None
         totals = (torch.stack([filtered.scores_V for filtered in filtered_K]) + self.scores_K[:, None]).flatten()
         wanted = num_beams * max(2, 1 + len(self.stop_ids))
         scores_C, index_C = totals.topk(min(wanted, len(totals)))

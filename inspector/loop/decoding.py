@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..loading.loaded import Loaded
-from ..loading.texts import Texts, check_request
+from ..loading.texts import Texts, check_ids, check_request
 from ..parts.heads import hidden_states
 from ..parts.splitting import Split, context_length, evaluating
-from ..records.generation import Candidate, Removal, Run, Sampling, Step
+from ..records.generation import Candidate, Removal, Run, Sampling, Step, is_id
 from .beam_search import Beams, Hypothesis, beam_search
 from .sampling import GREEDY, Filtered, bounds_of, fetch, new_generator, race, remover, run_filters
 
@@ -91,6 +91,8 @@ def loop(
         ValueError: no prompt, one that exceeds the context, nothing to generate, or logits that cannot be drawn from.
     """
     check_request(ids_1T.shape[1], max_new_tokens, context_length)
+    if not is_id(listed):
+        raise ValueError(f"listed={listed!r}: give a whole number, 0 for none")
     generator = generator or new_generator(sampling.seed, ids_1T.device)
     return steps(split, ids_1T, sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed)
 
@@ -317,6 +319,7 @@ def generate(
     """
     if ids_BT.dim() != 2:
         raise ValueError(f"input_ids has shape {tuple(ids_BT.shape)}: give [B, T], such as input_ids[None] for one prompt")
+    check_ids(ids_BT, model.lm_head.weight.shape[0], type(model).__name__)
     settings, width = Sampling(**sampling), Beams(**beams or {})
     generator = new_generator(settings.seed, ids_BT.device)
     parts = Split(lambda ids_BT: hidden_states(model.backbone(ids_BT)), model.lm_head)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from transformers import GenerationConfig
 
-from ..loading.loaded import Loaded, as_ids, as_tuple
-from ..records.generation import SETTINGS, Entry, Sampling, Setting
+from ..loading.loaded import Loaded, as_ids
+from ..records.generation import OTHER_SETTINGS, SETTINGS, Entry, Sampling, Setting
 from .sampling import FILTERS, bounds_of
 
 IMPLEMENTED = ("do_sample", *FILTERS, "seed", "max_new_tokens", "max_length", "eos_token_id", "use_cache")
@@ -16,11 +16,11 @@ WITHOUT_EFFECT = (
     *("pad_token_id", "bos_token_id", "decoder_start_token_id"),  # of batches, of no prompt at all, of encoder-decoders
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
     *("cache_config", "max_cache_len", "prefill_chunk_size", "compile_config", "disable_compile", "continuous_batching_config"),
-    *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),  # of a second model
+    *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),  # of a second model
     *("assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type", "max_matching_ngram_size"),
     *("low_memory", "transformers_version", "_from_model_config"),
 )
-OF_DRAWS = {*(name for name, entry in SETTINGS.items() if entry.draws), "top_h", "epsilon_cutoff", "eta_cutoff"} - {"seed"}
+OF_DRAWS = {name for name, entry in (SETTINGS | OTHER_SETTINGS).items() if entry.draws} - {"seed"}
 OF_BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 
 
@@ -76,13 +76,21 @@ def taken_by_generate(m: Loaded, prompt_length: int) -> dict:
         values["max_length"] = min(values["max_length"] + prompt_length, m.context_length or math.inf)
     for name in ("eos_token_id", "forced_eos_token_id"):
         values[name] = as_ids(values.get(name)) or None
-    return {name: as_tuple(value) for name, value in values.items()}
+    return {name: plain(value) for name, value in values.items()}
+
+
+def plain(value: object) -> object:
+    """A value of a generation config as a record holds it, of what JSON has: lists as tuples, objects of transformers by their entries."""
+    value = value.to_dict() if hasattr(value, "to_dict") else value
+    if isinstance(value, (list, tuple, dict)):
+        return tuple(map(plain, value.items() if isinstance(value, dict) else value))
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def same(name: str, a: object, b: object) -> bool:
     """Whether two values of a setting say the same: there are several ways to say that it is off."""
-    off = (*SETTINGS.get(name, Entry()).off, None, ())
-    return a == b or (a in off and b in off)
+    acts = SETTINGS.get(name, Entry()).acts
+    return a == b or not any(value not in (None, ()) and acts(value) for value in (a, b))
 
 
 def notes(row: Setting, refused: Collection[str], greedy: bool, alone: dict, prompt_length: int) -> Iterator[str]:

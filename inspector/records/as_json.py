@@ -45,4 +45,6 @@ def from_json(kind, data):
         return tuple(from_json(kind.__args__[0], value) for value in data)
     if typing.get_origin(kind) is dict:
         return {key: from_json(kind.__args__[1], value) for key, value in data.items()}
+    if kind is object and isinstance(data, list):  # a value of any kind: records hold no lists
+        return tuple(from_json(object, value) for value in data)
     return float(data) if kind is float else data

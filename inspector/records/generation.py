@@ -2,9 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
+from numbers import Real
 
 from .as_json import SCHEMA
 
@@ -12,6 +13,11 @@ from .as_json import SCHEMA
 def is_id(value: object) -> bool:
     """Whether it is a whole number from 0 up, as token ids and counts are."""
     return type(value) is int and value >= 0
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def are_ids(value: object) -> bool:
@@ -29,6 +35,7 @@ class Entry:
     Args:
         help: text of its option on the command line; None: it has no option.
         off: the values that leave it without effect; ``generate()`` is told the first.
+        where: which of the other values have one in ``generate()``; None: all.
         draws: it acts on draws alone: a greedy run and beam search have no use for it.
         above: the setting that takes its place where that is on.
         filled_in: the value that ``generate()`` fills in when it draws and nobody says one.
@@ -39,12 +46,27 @@ class Entry:
 
     help: str | None = None
     off: tuple = (None,)
+    where: Callable[[object], bool] | None = None
     draws: bool = False
     above: str | None = None
     filled_in: object = None
     option: str | None = None
     metavar: str | None = None
     given: type | None = None
+
+    def acts(self, value: object) -> bool:
+        """Whether ``generate()`` does something for this value."""
+        return value not in self.off and (self.where is None or self.where(value))
+
+
+def positive(value: float) -> bool:
+    """Whether a number is above 0."""
+    return value > 0
+
+
+def below_one(value: float) -> bool:
+    """Whether a number is below 1."""
+    return value < 1
 
 
 def setting(default: object = None, **entry) -> object:
@@ -79,14 +101,18 @@ class Sampling:
 
     temperature: float = setting(1.0, off=(1.0,), draws=True, help="Divides the logits; 0 is greedy.")
     top_k: int | None = setting(off=(0, None), draws=True, filled_in=50, help="Keep the k most probable tokens.")
-    top_p: float | None = setting(off=(1.0, None), draws=True, help="Keep the smallest set of tokens whose probability reaches p.")
+    top_p: float | None = setting(
+        off=(1.0, None), where=below_one, draws=True, help="Keep the smallest set of tokens whose probability reaches p."
+    )
     repetition_penalty: float = setting(1.0, off=(1.0,), help="Above 1 makes tokens of the context less likely.")
     seed: int | None = setting(draws=True, help="Of the random draws; 0 by default.")
     min_p: float | None = setting(off=(None, 0), draws=True, help="Keep the tokens with at least this share of the best one's probability.")
     typical_p: float | None = setting(
-        off=(1.0, None), draws=True, help="Keep the tokens nearest to the expected surprise, up to this probability."
+        off=(1.0, None), where=below_one, draws=True, help="Keep the tokens nearest to the expected surprise, up to this probability."
     )
-    no_repeat_ngram_size: int = setting(0, off=(0,), help="No sequence of so many tokens comes twice, the prompt counted.")
+    no_repeat_ngram_size: int = setting(
+        0, off=(0, None), where=positive, help="No sequence of so many tokens comes twice, the prompt counted."
+    )
     bad_words_ids: tuple[Ids, ...] | None = setting(
         option="bad_words",
         metavar="TEXT",
@@ -104,35 +130,35 @@ class Sampling:
     )
     suppress_tokens: Ids | None = setting()
     begin_suppress_tokens: Ids | None = setting()
-    min_length: int = setting(0, off=(None, 0), above="min_new_tokens")
-    min_new_tokens: int = setting(0, off=(None, 0))
+    min_length: int = setting(0, off=(None, 0), where=positive, above="min_new_tokens")
+    min_new_tokens: int = setting(0, off=(None, 0), where=positive)
 
     def __post_init__(self):
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: give 0 (greedy) or a positive number")
-        if self.top_k is not None and not (type(self.top_k) is int and self.top_k >= 1):
-            raise ValueError(f"top_k={self.top_k}: give a whole number from 1 up, or leave it out to keep every token")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: give a number above 0 and up to 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty={self.repetition_penalty}: give a positive number (1 is none)")
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
-            raise ValueError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p={self.min_p}: give a number from 0 (none) to 1")
-        if self.typical_p is not None and not 0 < self.typical_p <= 1:
-            raise ValueError(f"typical_p={self.typical_p}: give a number above 0 and up to 1")
+        if not (is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise ValueError(f"temperature={self.temperature!r}: give 0 (greedy) or a positive number")
+        if self.top_k is not None and not (is_id(self.top_k) and self.top_k >= 1):
+            raise ValueError(f"top_k={self.top_k!r}: give a whole number from 1 up, or leave it out to keep every token")
+        if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p={self.top_p!r}: give a number above 0 and up to 1")
+        if not (is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty!r}: give a positive number (1 is none)")
+        if self.seed is not None and not (is_id(self.seed) and self.seed < 2**63):
+            raise ValueError(f"seed={self.seed!r}: give a whole number from 0 to 2^63 - 1")
+        if self.min_p is not None and not (is_number(self.min_p) and 0 <= self.min_p <= 1):
+            raise ValueError(f"min_p={self.min_p!r}: give a number from 0 (none) to 1")
+        if self.typical_p is not None and not (is_number(self.typical_p) and 0 < self.typical_p <= 1):
+            raise ValueError(f"typical_p={self.typical_p!r}: give a number above 0 and up to 1")
         for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
             if not is_id(value := getattr(self, name)):
-                raise ValueError(f"{name}={value}: give a whole number, 0 for none")
+                raise ValueError(f"{name}={value!r}: give a whole number, 0 for none")
         if self.forced_bos_token_id is not None and not is_id(self.forced_bos_token_id):
-            raise ValueError(f"forced_bos_token_id={self.forced_bos_token_id}: give a token id, a whole number from 0 up")
+            raise ValueError(f"forced_bos_token_id={self.forced_bos_token_id!r}: give a token id, a whole number from 0 up")
         for name in ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
             if (value := getattr(self, name)) is not None and not are_ids(value):
-                raise ValueError(f"{name}={value}: give a tuple of token ids, such as (2,), or leave it out")
+                raise ValueError(f"{name}={value!r}: give a tuple of token ids, such as (2,), or leave it out")
         words = self.bad_words_ids
         if words is not None and not (isinstance(words, tuple) and words and all(map(are_ids, words))):
-            raise ValueError(f"bad_words_ids={words}: give a tuple of tuples of token ids, such as ((5,), (7, 8)), or leave it out")
+            raise ValueError(f"bad_words_ids={words!r}: give a tuple of tuples of token ids, such as ((5,), (7, 8)), or leave it out")
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses token ids that a model of so many tokens does not have; a suppressed one that it lacks does no harm.
@@ -156,10 +182,38 @@ class Sampling:
         entry = SETTINGS[name]
         if (entry.draws and self.greedy) or (entry.above is not None and self.is_on(entry.above)):
             return False
-        return getattr(self, name) not in entry.off
+        return entry.acts(getattr(self, name))
 
 
 SETTINGS: dict[str, Entry] = {own.name: own.metadata["entry"] for own in fields(Sampling)}
+# Those settings of ``generate()`` that ``Sampling`` does not have, and that change what is generated from one prompt or where it ends.
+OTHER_SETTINGS: dict[str, Entry] = {
+    "top_h": Entry(draws=True),
+    "epsilon_cutoff": Entry(where=lambda value: 0 < value < 1, draws=True),
+    "eta_cutoff": Entry(where=lambda value: 0 < value < 1, draws=True),
+    "sequence_bias": Entry(off=(None, {}, [])),
+    "exponential_decay_length_penalty": Entry(),
+    "guidance_scale": Entry(off=(None, 1)),
+    "encoder_repetition_penalty": Entry(off=(None, 1)),  # in a decoder-only model this and the next act on the prompt
+    "encoder_no_repeat_ngram_size": Entry(where=positive),
+    "remove_invalid_values": Entry(off=(None, False)),
+    "renormalize_logits": Entry(off=(None, False)),
+    "watermarking_config": Entry(),
+    "token_healing": Entry(off=(None, False)),
+    "stop_strings": Entry(off=(None, [], "")),
+    "max_time": Entry(),
+    "num_beams": Entry(off=(None, 1)),
+    "num_return_sequences": Entry(where=lambda value: value > 1),
+    "penalty_alpha": Entry(where=positive),
+    "dola_layers": Entry(),
+    "constraints": Entry(),
+    "force_words_ids": Entry(),
+    "use_mtp": Entry(off=(None, False)),
+    "prompt_lookup_num_tokens": Entry(),
+    "assistant_early_exit": Entry(),
+    "is_assistant": Entry(off=(None, False)),  # it stops where the model is not sure
+    "cache_implementation": Entry(where=lambda value: value == "quantized"),  # others keep the numbers as they are
+}
 
 
 @dataclass(frozen=True)
@@ -260,38 +314,6 @@ def median_step(*runs: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
-
-    ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
-    fills in where the checkpoint is silent), "default" (no filter) or "lesson" (what ``inference.py`` has instead of that).
-    """
-
-    model: str
-    model_type: str
-    dtype: str
-    device: str
-    prompt: tuple[Token, ...]
-    sampling: Sampling
-    origins: dict[str, str]
-    max_new_tokens: int
-    steps: tuple[Step, ...]
-    stop_reason: str
-    text: str
-    schema: int = SCHEMA
-
-    @property
-    def step_seconds(self) -> tuple[float, ...]:
-        """The time of every step, for ``median_step``."""
-        return tuple(step.seconds for step in self.steps)
-
-    @property
-    def recording_seconds(self) -> tuple[float, ...]:
-        """The time that the record of every step took."""
-        return tuple(step.recording_seconds for step in self.steps)
-
-
-@dataclass(frozen=True)
 class Setting:
     """One generation setting: what a run by hand takes, and what ``generate()`` takes when it is told nothing.
 
@@ -314,6 +336,41 @@ class Setting:
     alone_origin: str | None
     idle: bool = False
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
+
+    ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
+    fills in where the checkpoint is silent), "default" (no filter) or "lesson" (what ``inference.py`` has instead of that).
+    ``settings`` are all generation settings with those of ``generate()`` beside them, where they were asked for (--explain),
+    else empty.
+    """
+
+    model: str
+    model_type: str
+    dtype: str
+    device: str
+    prompt: tuple[Token, ...]
+    sampling: Sampling
+    origins: dict[str, str]
+    max_new_tokens: int
+    steps: tuple[Step, ...]
+    stop_reason: str
+    text: str
+    settings: tuple[Setting, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def step_seconds(self) -> tuple[float, ...]:
+        """The time of every step, for ``median_step``."""
+        return tuple(step.seconds for step in self.steps)
+
+    @property
+    def recording_seconds(self) -> tuple[float, ...]:
+        """The time that the record of every step took."""
+        return tuple(step.recording_seconds for step in self.steps)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -91,14 +92,19 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 
 def batch_indices(step: int, n_items: int, batch_size: int, seed: int) -> list[int]:
     """The items of a step: a window of the endless row of epochs, each a new order of all items drawn from the seed."""
-    order = {}
+    place, end = step * batch_size, (step + 1) * batch_size
     indices = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
+    while place < end:
         epoch, within = divmod(place, n_items)
-        if epoch not in order:
-            order[epoch] = torch.randperm(n_items, generator=torch.Generator().manual_seed(seed + 7919 * epoch)).tolist()
-        indices.append(order[epoch][within])
+        indices += epoch_order(epoch, n_items, seed)[within : within + end - place].tolist()
+        place = step * batch_size + len(indices)
     return indices
+
+
+@lru_cache(maxsize=1)  # steps go through the epochs in turn; the order of a million lines takes 0.1 s to draw
+def epoch_order(epoch: int, n_items: int, seed: int) -> Tensor:
+    """The order of all items in an epoch."""
+    return torch.randperm(n_items, generator=torch.Generator().manual_seed(seed + 7919 * epoch))
 
 
 def train(

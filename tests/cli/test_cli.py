@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from inspector.cli import main
 from inspector.loading.finding import ASSETS
+from inspector.loading.loading import load
+from inspector.loop.settings import explained
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Divergence, Planted, Verdict
 from inspector.records.effects import Contributions, Effect, Intervention
@@ -286,6 +288,26 @@ def test_explain_lists_what_runs_and_what_generate_would_do(inspector, tmp_path)
     assert "не взято" not in taken and "чекпойнт" in taken
     quiet = inspector("run", str(tmp_path / "model"), "К", "--explain", "--checkpoint-settings", "--json", "-")
     assert from_json(Run, json.loads(quiet)).origins["top_k"] == "checkpoint"
+
+
+def test_explain_writes_the_settings_of_each_run(inspector, tmp_path):
+    asked = ("--explain", "--greedy", "--max-new-tokens", "2", "--bad-words", "ов", "--json", "-", "--lang", "en")
+    written = json.loads(inspector("run", "names-qwen2", "Крас", *asked))
+    run, rows = from_json(Run, written), {row["name"]: row for row in written["settings"]}
+    m = load("names-qwen2")
+    origins = run.origins | {"max_new_tokens": "flag"}
+    assert run.settings == tuple(explained(m, len(run.prompt), run.sampling, 2, origins))
+    assert rows["max_new_tokens"] == dict(
+        name="max_new_tokens", here=2, origin="flag", applied="yes", alone=None, alone_origin=None, idle=False, notes=[]
+    )
+    assert rows["bad_words_ids"]["here"] == [list(ids) for ids in m.bad_words_ids(["ов"])] and rows["temperature"]["origin"] == "flag"
+    assert rows["num_beams"]["applied"] == "no" and rows["num_beams"]["alone"] == 1
+    plain = json.loads(inspector("run", "names-qwen2", "Крас", *(word for word in asked if word != "--explain")))
+    assert plain.pop("settings") == [] and set(written) == {*plain, "settings"}
+    file = tmp_path / "prompts.txt"
+    file.write_text("Крас\nМаринин\n", encoding="utf8")
+    runs = [from_json(Run, made) for made in json.loads(inspector("run", "names-qwen2", "--prompts", str(file), *asked))]
+    assert runs[0].settings == run.settings and {s.here for r in runs for s in r.settings if s.name == "max_length"} == {7, 10}
 
 
 def test_origins_tell_what_the_checkpoint_says_from_what_transformers_fills_in(inspector, tmp_path):

@@ -1,5 +1,6 @@
 """What a prompt must be, the same at every entry point, and tokenizers without weights."""
 
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,10 @@ import inspector
 from inspector.inside.interventions import effect
 from inspector.loading.finding import ASSETS, LoadError
 from inspector.loading.loading import load, load_tokenizer
-from inspector.loop.decoding import decode_with_logits
+from inspector.loop.batches import run_prompts
+from inspector.loop.beam_search import Beams
+from inspector.loop.decoding import decode_with_logits, search
+from inspector.models import ExpertModel
 from inspector.records.effects import Intervention
 
 ENTRIES = {
@@ -46,6 +50,62 @@ WRONG = {
 def test_a_wrong_prompt_is_the_same_clear_error_everywhere(tiny, entry, wrong):
     with pytest.raises(ValueError, match=wrong):
         ENTRIES[entry](tiny("gpt-moe-mla-mtp", context=24), WRONG[wrong])
+
+
+RUNS = {
+    "decode": lambda m, **given: list(inspector.decode(m, [1, 2], **given)),
+    "run": lambda m, **given: inspector.run(m, [1, 2], **given),
+    "run_prompts": lambda m, **given: run_prompts(m, [[1, 2], [3]], **given),
+    "search": lambda m, **given: search(m.split, torch.tensor([1, 2]), inspector.Sampling(), beams=Beams(2), **given),
+    "speculate": lambda m, **given: inspector.speculate(m, [1, 2], **given),
+}
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.0, 2.5, "3", None])
+@pytest.mark.parametrize("entry", RUNS)
+def test_a_number_of_new_tokens_that_cannot_be_is_the_same_clear_error_everywhere(tiny, entry, wrong):
+    with pytest.raises(ValueError, match=re.escape(f"max_new_tokens={wrong!r}: give a whole number from 1 up")):
+        RUNS[entry](tiny("gpt-mtp"), max_new_tokens=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -3, True, 2.0, "2", None])
+def test_a_batch_size_that_cannot_be_is_refused(tiny, wrong):
+    with pytest.raises(ValueError, match=re.escape(f"batch_size={wrong!r}: give a whole number from 1 up")):
+        run_prompts(tiny("qwen2"), [[1, 2]], batch_size=wrong)
+
+
+def test_many_prompts_are_checked_as_one_is(tiny):
+    m = tiny("qwen2")
+    for message, ids in WRONG.items():
+        if "25" not in message:  # which is of a model that reads 24
+            with pytest.raises(ValueError, match=message):
+                run_prompts(m, [[1], ids], max_new_tokens=1)
+    assert run_prompts(m, [], max_new_tokens=1) == []
+    with pytest.raises(ValueError, match=r"seed=9223372036854775807: each of 2 prompts takes the next one: give one up to 2\^63 - 2"):
+        run_prompts(m, [[1], [2]], inspector.Sampling(seed=2**63 - 1), 1)
+    assert run_prompts(m, [[1], [2]], inspector.Sampling(seed=2**63 - 2), 1)[1].sampling.seed == 2**63 - 1
+
+
+@pytest.mark.parametrize("wrong", [True, -1, 1.0, None])
+def test_a_number_of_candidates_that_cannot_be_is_refused(tiny, wrong):
+    with pytest.raises(ValueError, match=re.escape(f"listed={wrong!r}: give a whole number, 0 for none")):
+        inspector.decode(tiny("qwen2"), [1, 2], listed=wrong)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize(
+    ("message", "ids"),
+    {
+        "token id 26: ExpertModel has the ids 0 to 25": torch.tensor([[1, 26]]),
+        "token id -1: ExpertModel has": torch.tensor([[-1, 2]]),
+        "ids of float32: give whole numbers": torch.ones(1, 2),
+        "ids of bool": torch.ones(1, 2, dtype=torch.bool),
+        "the prompt holds no tokens": torch.ones(1, 0, dtype=torch.long),
+    }.items(),
+)
+def test_generate_of_the_native_models_refuses_what_are_no_ids_of_theirs(message, ids, num_beams):
+    with pytest.raises(ValueError, match=message):
+        ExpertModel(vocab_size=26, d_model=8, n_layers=1, n_heads=2).generate(ids, 2, num_beams=num_beams)
 
 
 def test_a_prompt_is_a_list_a_row_or_a_batch_of_one(tiny):
@@ -99,3 +159,32 @@ def test_a_tokenizer_can_be_had_without_weights(tmp_path):
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(LoadError, match="tokenizer cannot be loaded"):
         load_tokenizer(str(folder))
+
+
+def test_special_tokens_are_gathered_once_and_again_when_the_tokenizer_changes(tiny, monkeypatch):
+    m = tiny("qwen2")
+    tokenizer = m.tokenizer
+    gathered = []
+    own = type(tokenizer).added_tokens_decoder
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", property(lambda self: gathered.append(1) or own.fget(self)))
+
+    def special():
+        """By the tokenizer's own word; what is shown says the same."""
+        ids = range(len(tokenizer))
+        expected = [id in tokenizer.all_special_ids or id in own.fget(tokenizer) for id in ids]
+        gathered.clear()
+        assert [m.texts.token(id).special for id in ids] == expected
+        assert len(gathered) <= 1
+        return [id for id, yes in enumerate(expected) if yes]
+
+    before = special()
+    special()
+    assert not gathered  # nothing has changed since
+    tokenizer.add_tokens([f"<{i}>" for i in range(256)])
+    assert len(special()) == len(before) + 256
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<extra>", "<0>"]})
+    assert len(special()) == len(before) + 257
+    tokenizer.eos_token = "а"  # one that was there, and was none
+    assert set(special()) > {tokenizer.convert_tokens_to_ids("а")}
+    again = tiny("qwen2")
+    assert [id for id in range(len(again.tokenizer)) if again.texts.token(id).special] == before  # another tokenizer is its own

@@ -8,14 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from inspector.cli.options import read_prompts
 from inspector.compare.verifying import by_generate
+from inspector.loading.loaded import attach
 from inspector.loading.texts import Texts
+from inspector.loop import batches
 from inspector.loop.batches import Processes, run_prompts
 from inspector.loop.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
 from inspector.loop.sampling import new_generator
 from inspector.parts.splitting import Split
+from inspector.parts.watching import close
 from inspector.records.as_json import from_json
 from inspector.records.generation import Run, Sampling
 
@@ -51,6 +55,135 @@ def test_rows_of_a_model_that_reads_both_ways_run_one_by_one(tiny):
     alone = torch.stack([next_logits(both_ways, row[None]) for row in rows])
     assert torch.equal(next_logits_of_rows(both_ways, rows), alone)
     assert not torch.allclose(next_logits_of_rows(replace(both_ways, causal=True), rows), alone, atol=1e-2)
+
+
+ROPE = {
+    "plain": dict(rope_type="default", rope_theta=1e4),
+    "longrope": dict(
+        rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[4.0] * 4, original_max_position_embeddings=16
+    ),
+    "dynamic": dict(rope_type="dynamic", rope_theta=1e4, factor=4.0),
+}
+
+
+def model_with(rope: str):
+    """A new tiny model of transformers that reads 64 tokens: Phi-3 with LongRoPE over 16 original positions, else a Llama."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    sizes |= dict(vocab_size=50, initializer_range=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+    if rope == "longrope":
+        config = Phi3Config(**sizes, max_position_embeddings=64, original_max_position_embeddings=16, rope_parameters=ROPE[rope])
+        return attach(Phi3ForCausalLM(config))
+    config = LlamaConfig(**sizes, max_position_embeddings=16 if rope == "dynamic" else 64, rope_parameters=ROPE[rope])
+    return replace(attach(LlamaForCausalLM(config)), context_length=64)
+
+
+def prompts_of(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(1, 50, (length,), generator=generator).tolist() for length in lengths]
+
+
+def shapes_read(m) -> list[tuple]:
+    """A list that grows with the shape of every input of the backbone."""
+    shapes = []
+    m.model.get_submodule(m.split.backbone_name).register_forward_pre_hook(
+        lambda module, args, options: shapes.append(tuple((args[0] if args else options["input_ids"]).shape)), with_kwargs=True
+    )
+    return shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rope", "lengths"),
+    [("longrope", (8, 30)), ("longrope", (30, 8, 9)), ("longrope", (8, 15)), ("dynamic", (8, 30)), ("dynamic", (40, 20, 30))],
+)
+def test_rows_of_a_model_that_looks_at_the_padded_length_run_one_by_one(rope, lengths, dtype):
+    """Bit for bit as in a model that has read nothing else: what a longer row leaves behind in it does not count either."""
+
+    def new():
+        m = model_with(rope)
+        return replace(m, model=m.model.to(dtype))
+
+    prompts, greedy = prompts_of(*lengths), Sampling(temperature=0)
+    alone = [run(new(), ids, replace(greedy, seed=i), 6) for i, ids in enumerate(prompts)]
+    for batch_size in (len(prompts), 8):
+        assert list(map(untimed, run_prompts(new(), prompts, greedy, 6, batch_size))) == list(map(untimed, alone))
+    m = new()
+    rows = [torch.tensor(ids) for ids in prompts]
+    alone = torch.stack([next_logits(new().split, row[None]) for row in rows])
+    apart = float((next_logits_of_rows(m.split, rows) - alone).abs().max() / alone.abs().max())
+    assert apart > 0.03 or lengths == (8, 15)  # these part later, when the longer one has crossed the length
+
+
+@pytest.mark.parametrize(
+    ("rope", "lengths", "batches"),
+    [("plain", (8, 30), 1), ("longrope", (20, 30), 1), ("longrope", (3, 8), 1), ("dynamic", (3, 8), 1), ("plain", (8, 30, 9, 20, 7), 3)],
+)
+def test_other_rows_run_together_and_asking_costs_two_passes(rope, lengths, batches):
+    m = model_with(rope)
+    shapes = shapes_read(m)
+    run_prompts(m, prompts_of(*lengths), Sampling(temperature=0), 6, batch_size=2)
+    assert len(shapes) == 2 + 6 * batches
+    assert shapes[:2] == [(1, min(lengths)), (2, max(lengths) + 5)]  # the last new token is not read
+
+
+def test_a_batch_of_one_row_is_not_asked():
+    m = model_with("longrope")
+    shapes = shapes_read(m)
+    run_prompts(m, prompts_of(8, 30), Sampling(temperature=0), 6, batch_size=1)
+    run_prompts(m, prompts_of(30), Sampling(temperature=0), 6)
+    assert len(shapes) == 3 * 6
+
+
+def test_batches_are_asked_one_by_one_only_where_all_prompts_together_would_part():
+    m = model_with("longrope")
+    shapes = shapes_read(m)
+    run_prompts(m, prompts_of(8, 9, 30, 31), Sampling(temperature=0), 4, batch_size=2)
+    asked, asked_in_float64, steps = [34], [34], lambda longest: [longest + i for i in range(4)]
+    assert [length for rows, length in shapes if rows == 2] == [*asked, *asked_in_float64, 12, *steps(9), 34, *steps(31)]
+
+
+def test_rows_that_other_rows_change_run_one_by_one(tiny):
+    """Padding is not all that a batch brings: here every number is less the mean over the rows."""
+    m = tiny("qwen2")
+    backbone = m.split.backbone
+    mixing = replace(m, split=replace(m.split, backbone=lambda ids: backbone(ids) - backbone(ids).mean((0, 1), keepdim=True) / 2))
+    prompts = [m.encode("аба"), m.encode("где")]
+    alone = [run(mixing, ids, Sampling(temperature=0, seed=i), 5) for i, ids in enumerate(prompts)]
+    assert list(map(untimed, run_prompts(mixing, prompts, Sampling(temperature=0), 5))) == list(map(untimed, alone))
+
+
+def test_large_rounding_is_told_from_a_difference_in_float64(tiny, monkeypatch):
+    """What a pass is apart in float32 by the order of its additions alone, it is not in float64."""
+    m, asked = tiny("qwen2"), []
+    cast = batches.in_dtype
+    monkeypatch.setattr(batches, "in_dtype", lambda *args, **options: asked.append(args[1]) or cast(*args, **options))
+    monkeypatch.setattr(batches, "close", lambda a, b: a.dtype == torch.float64 and close(a, b))
+    monkeypatch.setattr(batches, "alike", lambda a, b: False)
+    before = {name: weight.clone() for name, weight in m.model.state_dict().items()}
+    assert batches.as_alone(m, encoded(m), 6) and asked == [torch.float64]
+    assert all(torch.equal(before[name], weight) for name, weight in m.model.state_dict().items())
+    monkeypatch.setattr(batches, "in_dtype", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no float64 here")))
+    assert not batches.as_alone(m, encoded(m), 6)  # what cannot be told goes the safe way
+
+
+def test_a_model_that_does_not_read_as_much_as_was_asked_for_still_runs_until_it_stops(tiny):
+    """It does not say how much it reads, and its stop token comes before that."""
+    m = tiny("qwen2")
+    backbone = m.split.backbone
+
+    def short(ids_BT):
+        if ids_BT.shape[1] > 16:
+            raise IndexError("index out of range in self")
+        return backbone(ids_BT)
+
+    m = replace(m, context_length=None, split=replace(m.split, backbone=short))
+    prompts, sampling = [m.encode("аба"), m.encode("в")], Sampling(seed=1)
+    alone = [run(m, ids, replace(sampling, seed=1 + i), 5) for i, ids in enumerate(prompts)]
+    m = replace(m, stop_ids=tuple({made.steps[-1].token.id for made in alone}))
+    made = run_prompts(m, prompts, sampling, 200)
+    assert {one.stop_reason for one in made} == {"eos"}
+    assert [one.text for one in made] == [run(m, ids, replace(sampling, seed=1 + i), 200).text for i, ids in enumerate(prompts)]
 
 
 @pytest.mark.slow

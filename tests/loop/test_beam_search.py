@@ -149,6 +149,76 @@ def test_split_model_of_transformers_is_searched_as_its_own_generate_does():
     assert list(best.ids) == expected[0, 4:].tolist()
 
 
+# Beams that have no token left
+
+
+def banned(*first: int, then: range = range(5)) -> list[list[int]]:
+    """Nothing may follow these tokens."""
+    return [[a, b] for a in first for b in then]
+
+
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize(
+    ("num_beams", "settings"),
+    [
+        (2, dict(bad_words_ids=banned(1))),
+        (3, dict(bad_words_ids=banned(1, 3))),
+        (3, dict(bad_words_ids=banned(0, 2, then=range(1, 5)))),
+        (2, dict(no_repeat_ngram_size=1)),
+        (3, dict(no_repeat_ngram_size=2, bad_words_ids=banned(2))),
+        (4, dict(bad_words_ids=banned(0, 1, 2), min_new_tokens=2)),
+    ],
+)
+def test_a_beam_with_no_token_left_drops_out_and_the_others_go_on_as_in_transformers(num_beams, settings, early_stopping):
+    """What transformers lists behind the real hypotheses are empty places, of a score of about −1e9 over some length."""
+    dropped = stuck = 0
+    for seed in range(8):
+        model, ids_T, eos = model_of(seed, vocab_size=5, peaked=1 + seed % 3), torch.tensor([4, seed % 5]), [None, 4, [3, 4]][seed % 3]
+        given = dict(num_beams=num_beams, early_stopping=early_stopping, eos_token_id=eos)
+        theirs = by_transformers(model, ids_T[None], 5, num_return_sequences=num_beams, **given, **settings)
+        real = [
+            (ids, score) for ids, score in zip(theirs.sequences.tolist(), theirs.sequences_scores.tolist(), strict=True) if score > -1e6
+        ]
+        sampling = Sampling(**{name: tuple(map(tuple, v)) if isinstance(v, list) else v for name, v in settings.items()})
+        parts, beams = Split(model.backbone, model.lm_head), Beams(num_beams, early_stopping=early_stopping)
+        if not real:
+            stuck += 1
+            with pytest.raises(ValueError, match="leave no token"):
+                search(parts, ids_T, sampling, 5, beams, stop_ids=stop_ids(eos))
+            continue
+        found = search(parts, ids_T, sampling, 5, beams, stop_ids=stop_ids(eos))
+        dropped += len(found) < num_beams or any(scores_V.isneginf().all(-1).any() for scores_V in theirs.scores)
+        assert [list(hypothesis.ids) for hypothesis in found] == [[id for id in ids[2:] if id != PAD] for ids, _ in real]
+        assert [hypothesis.score for hypothesis in found] == pytest.approx([score for _, score in real], rel=1e-5, abs=1e-5)
+    assert dropped or stuck  # without repetitions three tokens are left to all beams
+
+
+def test_a_search_whose_beams_all_get_stuck_gives_what_has_ended_before():
+    """Token 3 ends; 0 and 1 lead nowhere."""
+
+    def logits(ids_KT):
+        return torch.tensor([0.4, 0.3, 0.1, 0.2]).log().expand(len(ids_KT), -1)
+
+    sampling = Sampling(bad_words_ids=tuple(map(tuple, banned(0, 1, 2, then=range(4)))))
+    bounds = Bounds(prompt_length=1, max_length=9, stop_ids=(3,))
+    found = beam_search(logits, torch.tensor([3]), Beams(3), sampling, bounds)
+    assert [hypothesis.ids for hypothesis in found] == [(3,)]
+    with pytest.raises(ValueError, match="the settings bad_words_ids together leave no token"):
+        beam_search(logits, torch.tensor([3]), Beams(2), sampling, bounds)  # the end symbol is third, and not among its two
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_one_beam_with_broken_logits_is_an_error_where_another_is_stuck(broken):
+    def logits(ids_KT):
+        rows = torch.zeros(len(ids_KT), 4)
+        rows[ids_KT[:, -1] == 2] = broken
+        return rows + torch.tensor([0.3, 0.2, 0.25, 0.1])
+
+    sampling = Sampling(bad_words_ids=tuple(map(tuple, banned(0, then=range(4)))))
+    with pytest.raises(ValueError, match="the largest logit is"):
+        beam_search(logits, torch.tensor([1]), Beams(2), sampling, Bounds(prompt_length=1, max_length=9))
+
+
 # Against all continuations
 
 
@@ -234,7 +304,7 @@ def test_draws_with_beams_are_an_error_that_names_them(settings):
     "settings",
     [
         *(dict(num_beams=value) for value in (0, -1, 1.5, True, None)),
-        *(dict(length_penalty=value) for value in (math.inf, -math.inf, math.nan, 11, -10.5)),
+        *(dict(length_penalty=value) for value in (math.inf, -math.inf, math.nan, 11, -10.5, "1", True, None)),
         *(dict(early_stopping=value) for value in ("always", 1, None)),
     ],
 )
@@ -252,6 +322,12 @@ def test_length_penalty_that_leaves_no_hypothesis_is_an_error():
 def test_prompt_longer_than_the_context_is_an_error_with_beams_too():
     with pytest.raises(ValueError, match="25 tokens, the model reads at most 24"):
         model_of(0, 13).generate(torch.ones(1, 25, dtype=torch.long), 1, num_beams=2)
+
+
+@pytest.mark.parametrize("bounds", [Bounds(1), Bounds(1, 1)], ids=["no end", "no place"])
+def test_a_search_without_an_end_or_a_place_is_an_error(bounds):
+    with pytest.raises(ValueError, match="a prompt of 1 tokens and max_length="):
+        beam_search(toy, torch.tensor([1]), Beams(2), Sampling(), bounds)
 
 
 def test_nothing_to_generate_is_an_error_with_beams_too():

@@ -1,17 +1,19 @@
 """What ``--explain`` says: against what generate() itself makes of a checkpoint's settings."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, WatermarkingConfig
 
 from inspector.cli.options import settings
-from inspector.loading.loaded import OTHER_SETTINGS, as_ids
+from inspector.loading.loaded import as_ids
 from inspector.loading.loading import load
 from inspector.loop.sampling import FILTERS
 from inspector.loop.settings import IMPLEMENTED, WITHOUT_EFFECT, explained
-from inspector.records.generation import Sampling
+from inspector.records.as_json import from_json, to_json
+from inspector.records.generation import OTHER_SETTINGS, SETTINGS, Sampling, Setting
 
 QWEN = dict(do_sample=True, repetition_penalty=1.1, temperature=0.7, top_p=0.8, top_k=20, eos_token_id=[2, 3])
 
@@ -135,3 +137,123 @@ def test_the_limits_of_both_sides():
     assert rows["max_length"].origin == rows["max_new_tokens"].origin == "flag"
     rows = rows_of({}, prompt_length=5)
     assert (rows["max_length"].here, rows["max_length"].alone, rows["max_length"].origin) == (25, 25, "default")
+
+
+# Values of every setting that a checkpoint may ship, those that act and those that do not, wherever transformers takes them.
+VALUES = {
+    "temperature": (1.0, 1, 0.5, 2.0),
+    "top_k": (0, 1, 50),
+    "top_p": (1.0, 1, 1.5, 0.9, 0.0),
+    "min_p": (0.1, 1.0),  # a min_p of 0 is a processor that does nothing
+    "typical_p": (1.0, 1, 1.2, 0.9),
+    "repetition_penalty": (1.0, 1, 1.1, 0.9),
+    "no_repeat_ngram_size": (0, -1, 1, 3),
+    "min_length": (0, -1, 1, 9),
+    "min_new_tokens": (0, -2, 1),
+    "bad_words_ids": ([[5]],),
+    "forced_bos_token_id": (1, 0),
+    "forced_eos_token_id": (1, 0, [2, 3]),
+    "suppress_tokens": ([5],),
+    "begin_suppress_tokens": ([5],),
+    "top_h": (0.5, 1.0),
+    "epsilon_cutoff": (0.0, 1.0, 1.5, 0.01, -0.1),
+    "eta_cutoff": (0.0, 1.0, 1.5, 0.01),
+    "sequence_bias": ([[[5], -1.0]],),
+    "exponential_decay_length_penalty": ((3, 1.1), (3, 1.0)),
+    "guidance_scale": (1, 1.0, 0, 1.5),
+    "encoder_repetition_penalty": (1.0, 1, 1.5),
+    "encoder_no_repeat_ngram_size": (0, -1, 1, 2),
+    "remove_invalid_values": (False, True),
+    "renormalize_logits": (False, True),
+    "watermarking_config": (dict(bias=1.0),),
+    "max_time": (1.0, 1, 0.0, 60.0),
+    "num_beams": (1, 2),
+    "penalty_alpha": (0.0, 0.6, 1.0),
+    "dola_layers": ("low", [0]),
+    "constraints": ([],),
+    "force_words_ids": ([[5]],),
+    "use_mtp": (False, True),
+    "prompt_lookup_num_tokens": (1, 3),
+    "assistant_early_exit": (1, 2),
+    "is_assistant": (False, True),
+    "num_beam_groups": (1, 2),  # of beams, as the next ones
+    "diversity_penalty": (0.0, 1.0),
+    "length_penalty": (1.0, 2.0),
+    "early_stopping": (False, True, "never"),
+    "low_memory": (False, True),
+}
+
+
+@pytest.fixture(scope="module")
+def m():
+    return load("names-qwen2")
+
+
+def made_of(m, shipped: dict) -> tuple:
+    """What transformers makes of a checkpoint's settings when it generates: mode, processors, criteria, as far as they show."""
+    greedy = "penalty_alpha" in shipped  # contrastive search draws nothing
+    m.model.generation_config = GenerationConfig(do_sample=not greedy, eos_token_id=2, **({} if "top_k" in shipped else {"top_k": 50}))
+    for name, value in shipped.items():  # some of them GenerationConfig itself would refuse
+        setattr(m.model.generation_config, name, value)
+    config, more = m.model._prepare_generation_config(None)
+    m.model._prepare_special_tokens(config, device="cpu")
+    ids_1T = torch.tensor([[1, 5, 6]])
+    given = dict(input_ids_seq_length=3, encoder_input_ids=ids_1T, device="cpu", model_kwargs=more)
+    processors = m.model._get_logits_processor(config, **given)
+    criteria = m.model._get_stopping_criteria(config, [], tokenizer=m.tokenizer)
+    kinds = [type(part).__name__ for part in (*processors, *criteria)]
+    return config.get_generation_mode(), kinds
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALUES.items() for value in values], ids=str)
+def test_a_value_acts_where_transformers_builds_something_for_it(m, name, value):
+    if name == "watermarking_config":
+        value = WatermarkingConfig(**value)
+    plain = {"penalty_alpha": None} if name == "penalty_alpha" else {"top_k": 0} if name == "top_k" else {}
+    acts = made_of(m, {name: value}) != made_of(m, plain)
+    m.model.generation_config = GenerationConfig(do_sample=True, top_k=0)
+    setattr(m.model.generation_config, name, value)
+    if name in SETTINGS:
+        assert SETTINGS[name].acts(value) == acts
+        if (name, value) != ("top_p", 0.0):  # transformers keeps the best token then: a way to say greedy that Sampling does not have
+            assert Sampling(**m.checkpoint_settings()).is_on(name) == acts
+        return
+    assert (m.other_settings() == {name: value}) == acts
+    if acts:
+        with pytest.raises(ValueError, match=f"ships {name}="):
+            m.checkpoint_settings()
+    else:
+        assert Sampling(**m.checkpoint_settings()) == Sampling()
+
+
+def test_no_setting_is_left_out_of_the_values():
+    elsewhere = {  # what shows in the number of sequences, the prompt or the cache, or asks for a tokenizer with Latin letters
+        "stop_strings": (("а", ["а", "б"], []), ("а", ["а", "б"])),
+        "token_healing": ((False, True), (True,)),
+        "num_return_sequences": ((1, 2), (2,)),
+        "cache_implementation": (("static", "dynamic", "quantized"), ("quantized",)),
+    }
+    for name, (values, acting) in elsewhere.items():
+        assert [value for value in values if OTHER_SETTINGS[name].acts(value)] == list(acting)
+    assert set(VALUES) | set(elsewhere) >= {*OTHER_SETTINGS, *SETTINGS} - {"seed"}
+    assert not any(entry.acts(None) for entry in OTHER_SETTINGS.values())
+    empty = dict(sequence_bias={}, stop_strings=[], bad_words_ids=(), suppress_tokens=())  # of which generate() makes an error or nothing
+    assert not any(OTHER_SETTINGS[name].acts(value) for name, value in empty.items() if name in OTHER_SETTINGS)
+
+
+def test_a_checkpoint_that_says_off_in_another_way_needs_no_remark():
+    rows = rows_of(dict(do_sample=True, top_k=0, typical_p=1.5, top_p=2.0, no_repeat_ngram_size=-1), taken=True)
+    assert {name for name, row in rows.items() if row.notes} == set()
+    assert all(rows[name].applied == "off" for name in ("typical_p", "top_p", "no_repeat_ngram_size"))
+    assert rows_of(dict(max_time=1.0))["max_time"].notes == ("missing",)
+
+
+def test_rows_hold_nothing_that_json_lacks():
+    shipped = dict(
+        sequence_bias={(5, 6): -1.0}, watermarking_config=WatermarkingConfig(bias=1.5), exponential_decay_length_penalty=(3, 1.1)
+    )
+    rows = rows_of(shipped)
+    text = json.dumps(to_json(list(rows.values())), allow_nan=False)
+    assert tuple(from_json(Setting, row) for row in json.loads(text)) == tuple(rows.values())
+    assert rows["sequence_bias"].alone == (((5, 6), -1.0),) and ("bias", 1.5) in rows["watermarking_config"].alone
+    assert {rows[name].notes for name in shipped} == {("missing",)}

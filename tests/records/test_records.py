@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from inspector.records.as_json import SCHEMA, from_json, to_json
@@ -279,3 +282,37 @@ def test_a_step_of_a_file_that_does_not_tell_what_filters_took_is_read():
     data = json.loads(json.dumps(to_json(DRAWN_STEP)))
     del data["removed"], data["runner_up"]
     assert from_json(Step, data) == replace(DRAWN_STEP, removed={}, runner_up=None)
+
+
+NO_NUMBERS = ("1", True, None, [1], math.nan, math.inf, 1j)
+COUNTS = ("1", True, 1.0, -1, [1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (*NO_NUMBERS, -0.5)),
+        *(("repetition_penalty", value) for value in (*NO_NUMBERS, 0, -1.0)),
+        *((name, value) for name in ("top_p", "typical_p", "min_p") for value in NO_NUMBERS if value is not None),
+        *(("top_k", value) for value in (*COUNTS, 0)),
+        *(("seed", value) for value in (*COUNTS, 2**63)),
+        *((name, value) for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens") for value in (*COUNTS, None)),
+        *(("forced_bos_token_id", value) for value in COUNTS),
+        *(
+            (name, value)
+            for name in ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+            for value in (1, "1", (), [1], (1.0,))
+        ),
+        *(("bad_words_ids", value) for value in (1, (1,), [[1]], ((),), ((True,),))),
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_kind_is_a_clear_error_that_names_it(name, value):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}: give ")) as error:
+        Sampling(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_of_any_kind_are_settings():
+    assert Sampling(temperature=1, top_p=1, repetition_penalty=Fraction(3, 2)).is_on("repetition_penalty")
+    assert Sampling(temperature=np.float32(0.5), min_p=np.float64(0.1)).is_on("min_p")

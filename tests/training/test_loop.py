@@ -24,6 +24,7 @@ from inspector.training.loop import (
     Recipe,
     batch_indices,
     build_model,
+    epoch_order,
     inputs_and_targets,
     learning_rate_at,
     train,
@@ -179,6 +180,40 @@ def test_every_epoch_holds_every_item_once_and_epochs_differ():
     assert seen[:12] != seen[12:]
     across = batch_indices(1, n_items=4, batch_size=3, seed=1)  # the end of one epoch and the beginning of the next
     assert len(across) == 3
+
+
+def test_steps_take_the_items_of_the_endless_row_of_epochs():
+    """Item by item, each epoch's order drawn anew: batches within an epoch, across two, and of several."""
+    for n_items, batch_size in [(12, 3), (4, 3), (3, 8), (1, 2), (5, 5)]:
+        row = []
+        for epoch in range(6 * batch_size // n_items + 1):
+            row += torch.randperm(n_items, generator=torch.Generator().manual_seed(2 + 7919 * epoch)).tolist()
+        for step in (0, 1, 2, 5, 3):  # a resumed run begins anywhere
+            assert batch_indices(step, n_items, batch_size, seed=2) == row[step * batch_size : (step + 1) * batch_size]
+
+
+def test_the_order_of_an_epoch_is_drawn_once_and_after_a_resumption_once_more(tmp_path, monkeypatch):
+    drawn = []
+
+    def randperm(n_items, **options):
+        if n_items == len(LINES):
+            drawn.append(options["generator"].initial_seed())
+        return own(n_items, **options)
+
+    own = torch.randperm
+    monkeypatch.setattr(torch, "randperm", randperm)
+    epoch_order.cache_clear()
+    finish(tmp_path / "whole")  # 12 steps of 3 of 8 lines: four epochs and a half
+    assert drawn == [TINY.seed + 7919 * epoch for epoch in range(5)]
+    for progress in train(TINY, LINES, HELD_OUT, tmp_path / "cut", evaluate_every=5):
+        if progress.step == 7:
+            break
+    epoch_order.cache_clear()  # as in a new process
+    drawn.clear()
+    finish(tmp_path / "cut", resume=True)  # from step 5, in the second epoch
+    assert drawn == [TINY.seed + 7919 * epoch for epoch in range(1, 5)]
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole) and timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
