@@ -82,7 +82,7 @@ def watched(m: Loaded, ids_1T: Tensor, see: Callable[[str, Tensor], None]) -> tu
             see(call.role, weights_1HTT[0])
 
     with eager(m.model) as usual, Watch(modules, after=end):
-        hidden_1TD = m.split.backbone(ids_1T)
+        hidden_1TD = m.split.backbone(ids_1T).clone()  # the usual pass may write into the same memory
     if not given:
         why = "its attention hands out no weights" if modules else "no layer has a module that is recognised as attention"
         raise InvariantError(f"{m.origin.name}: {why}")

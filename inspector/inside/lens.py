@@ -47,12 +47,11 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
     last: dict[bool, Tensor] = {}  # of the last layer that ran, at every position
 
     def see(call: Call) -> None:
-        output = first_tensor(call.output)
         last.clear()
-        last[False] = output
+        last[False] = first_tensor(call.output).clone()  # copies: the model, or its norm, may write into what it has
         if norm is not None:
             try:  # at every position, as the model does it: of one position alone the last bits could differ
-                last[True] = norm(output)
+                last[True] = norm(last[False].clone()).clone()
             except Exception:  # a norm that is not for what the layers give: said below
                 pass
         states.append((call.name, {way: x[:, at : at + 1].clone() for way, x in last.items()}))
@@ -94,7 +93,7 @@ def checked(m: Loaded, hidden_1TD: Tensor, last: dict[bool, Tensor], roles: list
 
 def read(m: Loaded, hidden_11D: Tensor) -> Tensor:
     """Logits [V] of one hidden state."""
-    return m.split.head(hidden_11D)[0, -1].float()
+    return m.split.head(hidden_11D.clone())[0, -1].float().clone()
 
 
 def row(m: Loaded, role: str, logits_V: Tensor, choice: int, top: int) -> LensRow:
