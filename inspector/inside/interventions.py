@@ -13,7 +13,7 @@ Shape letters: B batch, T tokens, D hidden, H heads, K head width.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +26,9 @@ from ..parts.errors import InvariantError
 from ..parts.roles import fit, some_of
 from ..parts.watching import Call, Watch, apart, first_numbers, substituted
 from ..records.effects import Effect, Intervention, Shift
-from .positions import Positions, Reading
+from .positions import Positions, Reading, Site, surroundings
 
 LISTED = 8  # tokens of a distribution that an effect lists
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place whose activation can be read and changed: a module's output, or a head's columns of what attn.o is given."""
-
-    role: str
-    module: nn.Module
-    columns: slice | None = None
 
 
 class Acted(Counter):
@@ -85,9 +76,10 @@ def sites(m: Loaded, pattern: str) -> list[Site]:
         ValueError: there is none; some that there are, are named.
     """
     modules = {role: module for role, module in m.modules.items() if not isinstance(module, (nn.ModuleList, nn.ModuleDict))}
-    found = [Site(role, module) for role, module in modules.items() if fit(pattern, role)]
+    around = surroundings(modules)
+    found = [Site(role, module, around(role)) for role, module in modules.items() if fit(pattern, role)]
     if ".head." in pattern or not found:  # heads are no modules: they are looked for where the pattern asks for them
-        heads, failed = all_heads(m, modules)
+        heads, failed = all_heads(m, modules, around(""))
         found += [site for site in heads if fit(pattern, site.role)]
         if not found and ".head." in pattern and failed:
             raise failed[0]
@@ -101,30 +93,29 @@ def in_order(role: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in role.split(".")]
 
 
-def all_heads(m: Loaded, modules: dict[str, nn.Module]) -> tuple[list[Site], list[ValueError]]:
+def all_heads(m: Loaded, modules: dict[str, nn.Module], around: dict[str, nn.Module]) -> tuple[list[Site], list[ValueError]]:
     """The heads of every attention whose number of heads is known; of others why it is not."""
-    found, failed = [], []
+    found: list[Site] = []
+    failed: list[ValueError] = []
     for role in [role for role in modules if role.endswith(".attn.o")]:
         try:
             heads, K = head_count(m.model, modules[role])
         except ValueError as error:
             failed.append(error)
             continue
-        found += [Site(f"{role.removesuffix('.o')}.head.{h}", modules[role], slice(h * K, (h + 1) * K)) for h in range(heads)]
+        found += [Site(f"{role.removesuffix('.o')}.head.{h}", modules[role], around, slice(h * K, (h + 1) * K)) for h in range(heads)]
     return found, failed
 
 
 @contextmanager
-def changed(
-    m: Loaded, places: Sequence[Site], change: Callable[[Reading], Tensor | None], position: Sequence[int] | None = None
-) -> Iterator[Acted]:
+def changed(places: Sequence[Site], change: Callable[[Reading], Tensor | None], position: Sequence[int] | None = None) -> Iterator[Acted]:
     """While it is active, every place's activation x is ``change(reading of x)``; with ``position`` at these alone.
 
     None leaves it as it is. What the model is handed is a copy, which it may write into: ``change`` may give what it keeps.
     Gives what has acted.
     """
     acted, sites_by_role = Acted(), {site.role: site for site in places}
-    positions = Positions(m.modules, sites_by_role)
+    positions = Positions(places)
 
     def new(site: Site, old: Tensor) -> Tensor | None:
         reading = positions.reading(site.role, site.module, old)
@@ -190,7 +181,7 @@ def ablate(m: Loaded, role: str, fill: str = "zero", position: int | Sequence[in
     """
     positions = checked("ablate", role, fill, position)
     fills = {"zero": lambda reading: torch.zeros_like(reading.x), "mean": Reading.mean}
-    return changed(m, sites(m, role), fills[fill], positions)
+    return changed(sites(m, role), fills[fill], positions)
 
 
 def scale(m: Loaded, role: str, factor: float, position: int | Sequence[int] | None = None):
@@ -200,7 +191,7 @@ def scale(m: Loaded, role: str, factor: float, position: int | Sequence[int] | N
         ValueError: there is no such role, or the factor is not finite.
     """
     positions = checked("scale", role, factor, position)
-    return changed(m, sites(m, role), lambda reading: reading.x * factor, positions)
+    return changed(sites(m, role), lambda reading: reading.x * factor, positions)
 
 
 def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Sequence[int] | None = None):
@@ -234,7 +225,7 @@ def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Seq
             )
         return own.patched(given)
 
-    return changed(m, places, put_in, positions)
+    return changed(places, put_in, positions)
 
 
 def activations(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) -> dict[str, Tensor]:
@@ -261,7 +252,7 @@ def readings(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) -> 
     except (TypeError, ValueError, RuntimeError):
         rows_BT = []
     ids_BT = torch.cat([m.prompt(row_T) for row_T in rows_BT] or [m.prompt(ids)])  # which says what is wrong with them
-    with changed(m, places, keep):
+    with changed(places, keep):
         next_logits(m.split, ids_BT)
     missing = [site.role for site in places if site.role not in found]
     if wrong := next((role for role in missing if ".experts." not in role or not found), None):
@@ -308,7 +299,7 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
     before_V = next_logits(m.split, ids_1T).clone()  # a model may write the next pass's into the same memory
     if before_V.isnan().any():
         raise InvariantError(f"{m.origin.name} gives NaN here by itself: inspector trace shows where it begins")
-    with changed(m, places, lambda reading: reading.x) as run:
+    with changed(places, lambda reading: reading.x) as run:
         hooked_V = next_logits(m.split, ids_1T).clone()
     contexts = [applied(m, what, sources) for what in wanted]  # patches are read here, before anything is changed
     with ExitStack() as stack:

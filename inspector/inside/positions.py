@@ -5,7 +5,7 @@ Shape letters: B batch, T tokens, N = B·T, or entries along an axis, R rows of 
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,40 @@ from torch import Tensor, nn
 from ..parts.watching import Call, first_tensor
 
 IN_MIXTURE = re.compile(r"(?P<mixture>.+\.mlp)\.(?P<inner>(?:experts\.\d+|shared)(?=\.|$))?.*")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place whose activation can be read and changed: a module's output, or a head's columns of what attn.o is given.
+
+    Args:
+        role: of the module, or of the head.
+        module: whose output it is, or whose input.
+        around: role → module, of what tells the positions of its activation (``surroundings``).
+        columns: of a head.
+    """
+
+    role: str
+    module: nn.Module
+    around: dict[str, nn.Module]
+    columns: slice | None = None
+
+
+def surroundings(modules: dict[str, nn.Module]) -> Callable[[str], dict[str, nn.Module]]:
+    """For a model's modules by role: role → the mixture of experts that it is a part of, the expert, and the embedding, if any."""
+    mixtures = {found[0] for role in modules if (found := re.match(r".+\.mlp(?=\.(?:router|experts)(?:\.|$))", role))}
+
+    def around(role: str) -> dict[str, nn.Module]:
+        inside = mixture_and_expert(role)
+        return {other: modules[other] for other in ("embed", *(inside if mixtures & set(inside) else ())) if other in modules}
+
+    return around
+
+
+def mixture_and_expert(role: str) -> list[str]:
+    """Of a part of a feed-forward the feed-forward, and the expert, as their roles would be."""
+    found = IN_MIXTURE.fullmatch(role)
+    return [] if found is None else [found["mixture"], *([f"{found['mixture']}.{found['inner']}"] if found["inner"] else [])]
 
 
 @dataclass(frozen=True)
@@ -117,24 +151,18 @@ class Positions:
     them, as rows: each is found by its bits among the rows of what the mixture was given.
 
     Args:
-        modules: of the model, by role.
-        places: roles, or heads, whose activations are asked for.
+        places: whose activations are asked for.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], places: Iterable[str]):
-        self.mixtures = {found[0] for role in modules if (found := re.match(r".+\.mlp(?=\.(?:router|experts)(?:\.|$))", role))}
-        around = {role for place in places for role in self.around(place)} | {"embed"}
-        self.parts = {role: modules[role] for role in around if role in modules}
+    def __init__(self, places: Sequence[Site]):
+        self.parts = {role: module for site in places for role, module in site.around.items()}
         self.shape_BT: tuple[int, int] | None = None
         self.given_ND: dict[str, Tensor] = {}  # mixture → what its last call was given, a row for every token
         self.tokens_R: dict[str, list[int] | None] = {}  # part of a mixture → the token of each row that its last call was given
 
     def around(self, role: str) -> list[str]:
-        """The mixture of experts that a role is a part of, and the expert."""
-        found = IN_MIXTURE.fullmatch(role)
-        if found is None or found["mixture"] not in self.mixtures:
-            return []
-        return [found["mixture"], *([f"{found['mixture']}.{found['inner']}"] if found["inner"] else [])]
+        """The mixture of experts that a role is a part of, and the expert, where they are watched."""
+        return [other for other in mixture_and_expert(role) if other in self.parts]
 
     def begin(self, call: Call) -> None:
         """Takes note of what a part is given, before it can write into that."""
@@ -143,9 +171,10 @@ class Positions:
             return
         if call.role == "embed" and not given.is_floating_point():
             self.shape_BT = tuple(given.shape[:2]) if given.dim() > 1 else (1, len(given))
-        elif call.role in self.mixtures:
-            self.given_ND[call.role] = given.flatten(0, -2).clone()
-        elif around := self.around(call.role):
+        elif not (around := self.around(call.role)):
+            if call.role in self.parts:
+                self.given_ND[call.role] = given.flatten(0, -2).clone()
+        else:
             tokens = same_rows(given, self.given_ND.get(around[0]))
             expert = self.tokens_R.get(around[-1]) if len(around) > 1 and around[-1] != call.role else None
             if tokens is None and expert is not None and len(given) == len(expert):  # a part of an expert goes on with its rows
@@ -154,8 +183,7 @@ class Positions:
 
     def reading(self, role: str, module: nn.Module, x: Tensor) -> Reading:
         """An activation with its positions, as far as they can be told."""
-        around = self.around(role)
-        routed = bool(around) and not around[-1].endswith(".shared")
+        routed = bool(self.around(role)) and not mixture_and_expert(role)[-1].endswith(".shared")
         if (shape_BT := self.shape_BT or (tuple(x.shape[:2]) if x.dim() > 2 else None)) is None:  # the embedding is not known
             return Reading(role, x, None, None, fixed=False)
         B, T = shape_BT

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
@@ -416,7 +417,7 @@ class EagerLayer(nn.Module):
         self.norm_mlp, self.mlp = nn.LayerNorm(16), EagerMixture(16, 4, n_chosen)
 
     def forward(self, x):
-        x = x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]  # what stands for attention
+        x = x + 0.3 * x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]  # what stands for attention
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -425,18 +426,20 @@ def eager(n_chosen=2):
     return attach(Decoder(Backbone([EagerLayer(n_chosen) for _ in range(3)], 16), 16))
 
 
+NOT_SENT = r"no (position is sent|token of (this prompt|the prompt that is put in) goes) to layers\.\d\.mlp\.experts\.\d"
+
+
 def sent(m, layer, expert, ids):
-    """The positions that a mixture sends to an expert, by its gate's choice; and what the expert gives them."""
+    """The positions that a mixture sends to an expert, in the order of its rows, by its gate's choice; and what the expert gives all."""
     mixture, found = m.modules[f"layers.{layer}.mlp"], []
     hook = mixture.register_forward_pre_hook(lambda _, args: found.append(args[0][0].clone()))
     by_parts(m, ids)
     hook.remove()
     with torch.no_grad():
-        if hasattr(mixture, "n_chosen"):
-            chosen_TK = mixture.gate(found[0]).topk(mixture.n_chosen).indices
+        if hasattr(mixture, "n_chosen"):  # who chose it first, who chose it second …
+            positions = torch.where(torch.eq(mixture.gate(found[0]).topk(mixture.n_chosen).indices.T, expert))[1].tolist()
         else:
-            chosen_TK = mixture.gate(found[0][None]).experts_BTK[0]
-        positions = (chosen_TK == expert).any(-1).nonzero().flatten().tolist()
+            positions = (mixture.gate(found[0][None]).experts_BTK[0] == expert).any(-1).nonzero().flatten().tolist()
         return positions, mixture.experts[expert](found[0])
 
 
@@ -458,7 +461,7 @@ def test_an_expert_is_patched_by_token_where_both_prompts_send_it(make, layer):
             return result
 
         if not both:
-            with pytest.raises(ValueError, match=r"no (position is sent|token of the prompt that is put in)"):
+            with pytest.raises(ValueError, match=NOT_SENT):
                 effect(m, ids, [Intervention("patch", role, "other")], {"other": other})
             continue
         hook = m.modules[role].register_forward_hook(by_hand)
@@ -476,13 +479,13 @@ def test_an_expert_is_patched_by_token_where_both_prompts_send_it(make, layer):
 @pytest.mark.parametrize("make", [eager, lambda: load("gpt-moe")], ids=["eager", "native"])
 def test_prompts_of_different_lengths_meet_at_their_last_token_in_an_expert_too(make):
     m = make()
-    ids, shorter = [id % m.vocab_size for id in IDS], [id % m.vocab_size for id in SHORTER]
+    ids, shorter = [id % m.vocab_size for id in IDS], [id % m.vocab_size for id in (7, 70, 33)]
     met = 0
-    for expert in range(4):
-        role = f"layers.1.mlp.experts.{expert}"
-        (own, _), (theirs, given_TD) = sent(m, 1, expert, ids), sent(m, 1, expert, shorter)
+    for layer, expert in product((0, 2), range(4)):
+        role = f"layers.{layer}.mlp.experts.{expert}"
+        (own, _), (theirs, given_TD) = sent(m, layer, expert, ids), sent(m, layer, expert, shorter)
         if 6 not in own or 2 not in theirs:
-            with pytest.raises(ValueError, match=r"no (position is sent|token of the prompt that is put in)"):
+            with pytest.raises(ValueError, match=NOT_SENT):
                 effect(m, ids, [Intervention("patch", role, "other")], {"other": shorter})
             continue
         met += 1
@@ -500,7 +503,7 @@ def test_one_row_of_another_prompt_is_not_put_in_for_all():
     m = load("gpt-moe")
     ids, nothing = m.encode("Анна Красновск"), m.encode("")
     assert len(nothing) == 1
-    with pytest.raises(ValueError, match=r"no (position is sent|token of the prompt that is put in)"):
+    with pytest.raises(ValueError, match=NOT_SENT):
         effect(m, ids, [Intervention("patch", "layers.3.mlp.experts.1", "")], {"": nothing})
     with pytest.raises(ValueError, match=r"position 3: the prompts are 1 and 15 tokens long"):
         effect(m, ids, [Intervention("patch", "layers.3.mlp.experts.2", "", 3)], {"": nothing})
@@ -513,7 +516,7 @@ def test_an_expert_is_changed_at_a_position_that_is_sent_to_it(make):
     for expert in range(4):
         role = f"layers.1.mlp.experts.{expert}"
         own, _ = sent(m, 1, expert, ids)
-        for position in range(7):
+        for position in (0, 3, 6):
             what = Intervention("scale", role, 3.0, position)
             if position not in own:
                 with pytest.raises(ValueError, match=rf"position {position} is not sent to|no token of this prompt goes"):
@@ -552,13 +555,14 @@ def test_parts_of_an_expert_have_its_rows():
 def test_rows_of_a_batch_are_sent_to_an_expert_together():
     m = eager()
     two, other = torch.tensor([IDS, OTHER]), torch.tensor([OTHER, IDS])
-    for role in ("layers.0.mlp.experts.1", "layers.1.mlp.experts.0", "layers.1.mlp.router", "layers.1.mlp"):
+    assert sent(m, 0, 1, IDS)[0] != sorted(sent(m, 0, 1, IDS)[0])  # not even in order
+    for role in ("layers.0.mlp.experts.1", "layers.1.mlp.experts.2", "layers.1.mlp.router", "layers.1.mlp"):
         with torch.no_grad(), patch(m, role, other):
             both = m.model(two)
         for row in range(2):
             with torch.no_grad(), patch(m, role, other[row]):
                 torch.testing.assert_close(both[row : row + 1], m.model(two[row : row + 1]), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="give one prompt, or as many"), patch(m, "layers.1.mlp.experts.0", torch.tensor([IDS] * 3)):
+    with pytest.raises(ValueError, match="give one prompt, or as many"), patch(m, "layers.1.mlp.experts.2", torch.tensor([IDS] * 3)):
         m.model(two)
 
 
