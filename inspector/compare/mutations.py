@@ -468,11 +468,13 @@ def mutate(m: Loaded, ids: Sequence[int] | None = None, names: Sequence[str] = (
     ``ids`` are tokens to feed, by default the probe of the split. The model itself stays as it is, bit for bit.
 
     Raises:
-        ValueError: there is no such mutation, before anything runs; or as ``diverge`` does.
+        ValueError: there is no such mutation, or the prompt is wrong, before anything runs; or as ``diverge`` does.
     """
+    if isinstance(names, str):
+        raise ValueError(f"names={names!r}: give a list, [{names!r}]")
     if unknown := [name for name in names if name not in MUTATIONS]:
         raise ValueError(f"there is no mutation {unknown[0]!r}: choose of {', '.join(MUTATIONS)}")
-    ids = [min(id, m.vocab_size - 1) for id in probe_ids(m.model)[0].tolist()] if ids is None else list(ids)
+    ids = [min(id, m.vocab_size - 1) for id in probe_ids(m.model)[0].tolist()] if ids is None else m.prompt(ids)[0].tolist()
     return (planted(m, ids, name) for name in names or MUTATIONS)
 
 

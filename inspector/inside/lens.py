@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..loading.loaded import Loaded
-from ..parts.errors import InvariantError
+from ..parts.errors import InvariantError, whole
 from ..parts.roles import layers
 from ..parts.watching import Call, by_hand, first_tensor
 from ..records.generation import Guess
@@ -36,10 +36,9 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
     """
     ids_1T = m.prompt(ids)
     length = ids_1T.shape[1]
-    if not -length <= position < length:
+    if not -length <= whole("position", position) < length:
         raise ValueError(f"position {position}: the prompt has {length} tokens: give a number from {-length} to {length - 1}")
-    if top < 1:
-        raise ValueError(f"top={top}: give a whole number from 1 up")
+    whole("top", top, 1)
     at = position % length
     modules = m.components
     norm = modules.get("final_norm")

@@ -284,8 +284,10 @@ def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict
     """Of the components of the model ``name`` those whose roles fit a glob: ``*`` is anything between two dots, ``**`` dots, too.
 
     Raises:
-        ValueError: a glob of the caller's own fits nothing.
+        ValueError: there is no glob, or one of the caller's own fits nothing.
     """
+    if isinstance(globs, str) or not globs or not all(isinstance(glob, str) for glob in globs):
+        raise ValueError(f"roles {globs!r}: give a list of at least one role or glob, such as ['layers.*.attn']")
     fits = [{role for role in known if fit(glob, role)} for glob in globs]
     for glob, found in zip(globs, fits, strict=True):
         if not found and glob not in BLOCKS:
