@@ -17,6 +17,7 @@ from inspector.inside.interventions import ablate, activations, effect, head_cou
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
 from inspector.loop.decoding import next_logits
+from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Effect, Intervention
 
@@ -222,6 +223,71 @@ def test_patches_are_read_from_the_model_as_it_is():
 def test_wrong_interventions_are_refused(what, said):
     with pytest.raises(ValueError, match=said):
         effect(tiny_of("qwen2"), IDS, what)
+
+
+WRONG = [
+    (
+        lambda m: effect(m, IDS, [Intervention("melt", "layers.0", "zero")]),
+        "'melt' is no kind of intervention: choose ablate, scale or patch",
+    ),
+    (lambda m: effect(m, IDS, [Intervention("patch", "layers.0", "there")], {"here": OTHER}), "from 'there': there are no ids for it"),
+    (lambda m: effect(m, IDS, [Intervention("patch", "layers.0", "there")]), "give sources={'there': ids}"),
+    (lambda m: effect(m, IDS, [Intervention("patch", "layers.0", 3)]), "from 3: give the name"),
+    (lambda m: effect(m, IDS, [Intervention("scale", "layers.0", "2")]), "by '2': give a finite number"),
+    (lambda m: effect(m, IDS, [Intervention("scale", "layers.0", True)]), "by True: give a finite number"),
+    (lambda m: effect(m, IDS, [Intervention("ablate", "layers.0", 0)]), "with 0: choose zero or mean"),
+    (lambda m: effect(m, IDS, [Intervention("ablate", "layers.0", "zero", True)]), "position True: give a whole number"),
+    (lambda m: effect(m, IDS, [Intervention("ablate", "layers.0", "zero", 1.0)]), "position 1.0: give a whole number"),
+    (lambda m: effect(m, IDS, [Intervention("ablate", "layers.0", "zero", "1")]), "position '1': give a whole number"),
+    (lambda m: effect(m, IDS, [Intervention("ablate", "layers.0", "zero", -8)]), "no position -8"),
+    (lambda m: effect(m, IDS, [Intervention("ablate", 0, "zero")]), "role 0: give a text"),
+    (lambda m: effect(m, IDS, Intervention("ablate", "layers.0", "zero")), "give a list"),
+    (lambda m: effect(m, IDS, ["layers.0"]), "'layers.0' is no intervention"),
+    (lambda m: effect(m, [], [Intervention("ablate", "layers.0", "zero")]), "no tokens"),
+    (lambda m: effect(m, [96], [Intervention("ablate", "layers.0", "zero")]), "token id 96"),
+    (lambda m: effect(m, IDS, [Intervention("patch", "layers.0", "other")], {"other": []}), "no tokens"),
+    (lambda m: ablate(m, "layers.0", "noise"), "'noise': choose zero or mean"),
+    (lambda m: ablate(m, None), "role None: give a text"),
+    (lambda m: ablate(m, "layers.0", position=[]), "at least one"),
+    (lambda m: ablate(m, "layers.0", position=[0, 1.5]), "position 1.5: give a whole number"),
+    (lambda m: scale(m, "layers.0", "2"), "by '2': give a finite number"),
+    (lambda m: scale(m, "layers.0", None), "by None: give a finite number"),
+    (lambda m: scale(m, "layers.0", 2.0, False), "position False: give a whole number"),
+    (lambda m: patch(m, "layers.0", "text"), "give whole numbers"),
+    (lambda m: patch(m, "layers.0", [[1, 2], [3]]), "give whole numbers"),
+    (lambda m: patch(m, "layers.0", []), "no tokens"),
+    (lambda m: patch(m, "layers.0", torch.zeros(0, 3, dtype=torch.long)), "no tokens|one prompt"),
+    (lambda m: patch(m, "layers.0", [1.0, 2.0]), "give whole numbers"),
+]
+
+
+@pytest.fixture(scope="module")
+def qwen2():
+    return tiny_of("qwen2")
+
+
+@pytest.mark.parametrize(("ask", "said"), WRONG)
+def test_what_says_nothing_is_one_line_in_python_too(ask, said, qwen2):
+    with pytest.raises(ValueError, match=said) as refused:
+        ask(qwen2)
+    assert "\n" not in str(refused.value) and hook_count(qwen2.model) == 0
+
+
+def test_a_proof_that_fails_is_no_wrong_request(monkeypatch):
+    """What does not hold: a model that does not repeat itself, one that gives NaN, and something that is left behind."""
+    what = [Intervention("ablate", "layers.0.mlp", "zero")]
+    noisy = tiny_of("qwen2")
+    noisy.model.model.norm.register_forward_hook(lambda _, i, x: x + torch.rand(()))
+    broken = tiny_of("qwen2")
+    broken.model.model.norm.register_forward_hook(lambda _, i, x: x * float("nan"))
+    left = tiny_of("qwen2")
+    calls = []
+    left.model.model.norm.register_forward_hook(lambda _, i, x: [calls.append(1), x + (len(calls) == 4)][1])
+    for m, said in ((noisy, "does not repeat itself"), (broken, "gives NaN here by itself"), (left, "has left something behind")):
+        with pytest.raises(InvariantError, match=said):
+            effect(m, IDS, what)
+    with pytest.raises(ValueError, match="change less"):
+        effect(tiny_of("qwen2"), IDS, [Intervention("scale", "layers.0", 3e38), Intervention("scale", "layers.1", 3e38)])
 
 
 @pytest.mark.parametrize("position", [0, -1, 3])
