@@ -340,7 +340,8 @@ def nothing_sent(m: Loaded, role: str, interventions: Sequence[Intervention]) ->
     at = sorted({what.position for what in interventions if what.position is not None})
     where = f"position {', '.join(map(str, at))} is not" if at else "no position is"
     both = " by both prompts" if any(what.kind == "patch" for what in interventions) else ""
-    return f"{where} sent to {role} of {m.origin.name}{both}: nothing can be changed there; inspector trace shows who goes where"
+    remedy = "inspector trace shows who goes where" if ".experts." in role else "it is given the last position alone"
+    return f"{where} sent to {role} of {m.origin.name}{both}: nothing can be changed there; {remedy}"
 
 
 def shifted(m: Loaded, ids: Sequence[int], before_V: Tensor, after_V: Tensor) -> Effect:

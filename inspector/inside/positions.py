@@ -175,6 +175,7 @@ class Positions:
             if call.role in self.parts:
                 self.given_ND[call.role] = given.flatten(0, -2).clone()
         else:
+            given = given if given.dim() < 3 else given.flatten(0, -2)
             tokens = same_rows(given, self.given_ND.get(around[0]))
             expert = self.tokens_R.get(around[-1]) if len(around) > 1 and around[-1] != call.role else None
             if tokens is None and expert is not None and len(given) == len(expert):  # a part of an expert goes on with its rows

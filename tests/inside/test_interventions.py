@@ -246,6 +246,7 @@ WRONG = [
     (lambda m: effect(m, [], [Intervention("ablate", "layers.0", "zero")]), "no tokens"),
     (lambda m: effect(m, [96], [Intervention("ablate", "layers.0", "zero")]), "token id 96"),
     (lambda m: effect(m, IDS, [Intervention("patch", "layers.0", "other")], {"other": []}), "no tokens"),
+    (lambda m: effect(m, IDS, [Intervention("ablate", "head", "zero", 3)]), "position 3 is not sent to head .* the last position alone"),
     (lambda m: ablate(m, "layers.0", "noise"), "'noise': choose zero or mean"),
     (lambda m: ablate(m, None), "role None: give a text"),
     (lambda m: ablate(m, "layers.0", position=[]), "at least one"),
@@ -661,6 +662,7 @@ def test_rows_that_cannot_be_told_by_position_are_not_patched(family, role):
 
 
 def test_experts_that_are_one_module_are_patched_by_position():
+    assert effect(tiny_of("dbrx"), IDS, [Intervention("scale", "layers.1.mlp.router", 2.0, 3)]).roles == {"layers.1.mlp.router": 1}
     for family in ("mixtral", "qwen2_moe", "deepseek_v3"):
         m = tiny_of(family)
         for role in ("layers.1.mlp.experts", "layers.1.mlp.shared.down" if family != "mixtral" else "layers.1.mlp"):
