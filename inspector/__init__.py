@@ -8,6 +8,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
+    "InvariantError": "parts.errors",
     "Loaded": "loading.loaded",
     "Run": "records.generation",
     "Sampling": "records.generation",
@@ -20,6 +21,7 @@ _HOMES = {
     "contributions": "inside.contributions",
     "decode": "loop.decoding",
     "diverge": "compare.divergence",
+    "effect": "inside.interventions",
     "experts": "inside.experts",
     "further": "inside.further",
     "latents": "inside.latents",

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..files import check_writable, write_whole
+from ..parts.errors import InvariantError
 from ..records.as_json import to_json
 from ..records.comparison import LEVELS
 from ..records.generation import Setting
@@ -270,6 +271,8 @@ def entry(command: Callable[[], None]) -> None:
         code = 0
     except (ValueError, OSError) as error:
         code = fail(str(error))
+    except InvariantError as error:  # what would be shown is not so
+        code = fail(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:  # a fault of ours or of a library: not the code for "it does not hold", and not a page of traceback
@@ -279,12 +282,12 @@ def entry(command: Callable[[], None]) -> None:
     sys.exit(code)
 
 
-def fail(message: str) -> int:
-    """One line on stderr, control characters made visible; the exit code for a wrong request."""
+def fail(message: str, code: int = 2) -> int:
+    """One line on stderr, control characters made visible; the exit code, for a wrong request if nothing else is said."""
     verbs = "|".join(own.callback.__name__ for own in app.registered_commands)
     message = re.sub(rf"\binspector (?=(?:{verbs})\b)", f"{program()} ", " ".join(message.split()))  # a command that can be called
     print(f"inspector: {visible(message)}", file=sys.stderr)
-    return 2
+    return code
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..records.effects import Intervention
+from ..records.effects import FILLS, Intervention
 from ..records.inside import Trace
 from ..render import effects, parting
 from ..render.inside import BELOW, STATISTICS, VIEWS, View, views_below
@@ -91,19 +91,15 @@ def trace(
 
     m = how.load(model, finite=False)
     ids = reading.encode(m, prompt)
-    try:
-        with busy(t("reading the prompt …", "чтение промпта …")):
-            result = function_of(VIEWS[view.name])(m, ids, **arguments)
-            for name in BELOW if view.name == STATISTICS and not view.role else ():
-                try:
-                    result = replace(result, **{name: function_of(VIEWS[name])(m, ids)})
-                except NoPartError:
-                    pass
-                except InvariantError as error:
-                    refused.append(str(error))
-    except InvariantError as error:  # the view would show what is not so
-        out.notices.print(notice([str(error)], t("Not shown", "Не показано")))
-        raise typer.Exit(1) from None
+    with busy(t("reading the prompt …", "чтение промпта …")):
+        result = function_of(VIEWS[view.name])(m, ids, **arguments)
+        for name in BELOW if view.name == STATISTICS and not view.role else ():
+            try:
+                result = replace(result, **{name: function_of(VIEWS[name])(m, ids)})
+            except NoPartError:
+                pass
+            except InvariantError as error:  # the view would show what is not so
+                refused.append(str(error))
     console.print(out.fed(model, m, ids, prompt, reading), VIEWS[view.name].show(result, console.width, t))
     if view.name == STATISTICS:
         console.print(*views_below(result, console.width, t))
@@ -200,8 +196,8 @@ def interventions(
     Raises:
         ValueError: there are none, or options that do not belong together.
     """
-    if ablate_with not in ("zero", "mean"):
-        raise ValueError(f"--ablate-with {ablate_with}: choose zero or mean")
+    if ablate_with not in FILLS:  # without --ablate, too
+        raise ValueError(f"--ablate-with {ablate_with}: choose {' or '.join(FILLS)}")
     if patch and source is None:
         raise ValueError(f"--patch {patch[0]}: give --from PROMPT, the prompt whose activation is put in")
     if source is not None and not patch:
@@ -218,7 +214,7 @@ def interventions(
     wanted += [Intervention("patch", role, source, position) for role in patch]
     if not wanted:
         raise ValueError("nothing to change: give --ablate, --scale or --patch")
-    return wanted
+    return [what.checked() for what in wanted]
 
 
 @grouped(without=["dtype"])

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..loading.loaded import Loaded
 from ..loading.texts import check_request
 from ..loop.decoding import next_logits
+from ..parts.errors import whole
 from ..parts.heads import forward, logits_of
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..parts.roles import spans
@@ -58,11 +59,13 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         max_new_tokens: the most steps of the greedy continuation in which a flipped token is looked for.
 
     Raises:
-        ValueError: ids that one of them cannot read, models that share no component, or an A that does not run in float64.
+        ValueError: ids that one of them cannot read, no step at all, models that share no component, or an A that does not run in float64.
     """
+    whole("max_new_tokens", max_new_tokens, 1)
     ids_1T, _ = a.prompt(ids), b.prompt(ids)  # both must be able to read them
     check_request(ids_1T.shape[1], max_new_tokens, a.context_length)
     own_a, logits_a = record(a, ids_1T, keep=())  # forms alone: all activations of a long prompt would be more than the weights
+    logits_a = logits_a.clone()  # where both are one model, its next pass may write into the same memory
     own_b, logits_b = record(b, ids_1T, keep=())
     width = min(logits_a.shape[-1], logits_b.shape[-1])  # the head's padding may differ
     own_a["logits"] = Kept([logits_a[..., :width]])
@@ -251,8 +254,8 @@ def same_form(a: Tensor, b: Tensor) -> bool:
 
 
 def fitted(a: Tensor, b: Tensor) -> Tensor:
-    """A's tensor in the form that B has."""
-    return a.reshape(b.shape).to(b.device, b.dtype)
+    """A copy of A's tensor in the form that B has: B may write into what it is given."""
+    return torch.empty_like(b).copy_(a.reshape(b.shape))
 
 
 def other_shapes(a: Kept, b: Kept) -> str | None:

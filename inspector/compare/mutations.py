@@ -25,7 +25,7 @@ from ..models import GroupedQueryAttention, RotaryEmbedding
 from ..parts.heads import forward, logits_of
 from ..parts.roles import layers
 from ..parts.splitting import input_embedding, probe_ids
-from ..parts.watching import Call, Watch, first_tensor
+from ..parts.watching import Watch, copied, first_tensor
 from ..records.comparison import Place, Planted
 from .divergence import diverge, parents, record
 
@@ -257,14 +257,19 @@ def norm_order(patient: Patient) -> str:
             x_BTD = x_BTD + part(norm(x_BTD)) if before else norm(x_BTD + part(x_BTD))
         return x_BTD
 
-    seen: list[Call] = []
-    with Watch({index: layer}, before=seen.append):
+    given, gave = [], []
+    with Watch({index: layer}, lambda call: given.append(copied((call.args, call.options))), lambda call: gave.append(copied(call.output))):
         forward(patient.model, probe_ids(patient.model))
-    args, options, output = seen[0].args, seen[0].options, seen[0].output
-    fits = {before: alike(first_tensor(output), lambda before=before: wired(before, *args, **options)) for before in (True, False)}
+    output = gave[0]
+
+    def rewired(before: bool) -> Tensor:
+        args, options = copied(given[0])  # a part may write into what it is given
+        return wired(before, *args, **options)
+
+    fits = {before: alike(first_tensor(output), lambda before=before: rewired(before)) for before in (True, False)}
     if True not in fits.values():
         raise NotApplicable("its layers are not two norms, both before or both after", "в её слоях не две нормы, обе до или обе после")
-    layer.forward = lambda *args, **options: repackaged(wired(not fits[True], *args, **options), output)
+    layer.forward = lambda *args, **options: repackaged(wired(not fits[True], *args, **options), copied(output))
     return Place(index, before=next(role for role in patient.roles if patient.parents[role] == index)).name
 
 
@@ -463,11 +468,13 @@ def mutate(m: Loaded, ids: Sequence[int] | None = None, names: Sequence[str] = (
     ``ids`` are tokens to feed, by default the probe of the split. The model itself stays as it is, bit for bit.
 
     Raises:
-        ValueError: there is no such mutation, before anything runs; or as ``diverge`` does.
+        ValueError: there is no such mutation, or the prompt is wrong, before anything runs; or as ``diverge`` does.
     """
+    if isinstance(names, str):
+        raise ValueError(f"names={names!r}: give a list, [{names!r}]")
     if unknown := [name for name in names if name not in MUTATIONS]:
         raise ValueError(f"there is no mutation {unknown[0]!r}: choose of {', '.join(MUTATIONS)}")
-    ids = [min(id, m.vocab_size - 1) for id in probe_ids(m.model)[0].tolist()] if ids is None else list(ids)
+    ids = [min(id, m.vocab_size - 1) for id in probe_ids(m.model)[0].tolist()] if ids is None else m.prompt(ids)[0].tolist()
     return (planted(m, ids, name) for name in names or MUTATIONS)
 
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..loading.loaded import Loaded
 from ..models import NATIVE_ATTENTION
-from ..parts.errors import InvariantError
+from ..parts.errors import InvariantError, whole
 from ..parts.roles import layers, spans
 from ..parts.watching import Call, Watch
 from ..records.inside import Attention, AttentionHead, AttentionLayer, AttentionMap
@@ -82,7 +82,7 @@ def watched(m: Loaded, ids_1T: Tensor, see: Callable[[str, Tensor], None]) -> tu
             see(call.role, weights_1HTT[0])
 
     with eager(m.model) as usual, Watch(modules, after=end):
-        hidden_1TD = m.split.backbone(ids_1T)
+        hidden_1TD = m.split.backbone(ids_1T).clone()  # the usual pass may write into the same memory
     if not given:
         why = "its attention hands out no weights" if modules else "no layer has a module that is recognised as attention"
         raise InvariantError(f"{m.origin.name}: {why}")
@@ -112,6 +112,10 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
         InvariantError: a row of weights does not sum to 1, a token looks at a later one, or the eager pass is not the usual one.
     """
     ids_1T = m.prompt(ids)
+    for pair in maps:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"maps: {pair!r} is no head: give pairs of a layer's and a head's number, such as (3, 2)")
+        whole("layer", pair[0], 0), whole("head", pair[1], 0)
     layers: list[AttentionLayer] = []
     kept: dict[tuple[int, int], AttentionMap] = {}
     shapes: dict[int, int] = {}
@@ -140,7 +144,7 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
         raise InvariantError(
             f"{m.origin.name}: the eager pass is not the usual one ({usual}): hidden states up to {scale:.3g} differ by {difference:.3g}"
         )
-    in_order = tuple(kept[pair] for pair in dict.fromkeys(maps))
+    in_order = tuple(kept[pair] for pair in dict.fromkeys(map(tuple, maps)))
     return Attention(m.origin.name, m.tokens(ids), usual, difference, scale, m.split.causal, tuple(layers), in_order)
 
 

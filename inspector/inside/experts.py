@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded
 from ..models import MixtureOfExperts
 from ..parts.errors import InvariantError, NoPartError
-from ..parts.watching import Call, Watch, first_tensor
+from ..parts.watching import Call, Watch, copied, first_tensor
 from ..records.mechanisms import Choice, Experts, Mixture
 from .attention import near
 
@@ -31,17 +31,22 @@ def experts(m: Loaded, ids: Sequence[int]) -> Experts:
     ids_1T, known = m.prompt(ids), m.components
     found: list[Mixture] = []
 
+    given: dict[str, tuple] = {}
+
+    def begin(call: Call) -> None:
+        given[call.role] = copied(call.given)  # the mixture may write into it
+
     def see(call: Call) -> None:
-        module = call.module
+        module, own = call.module, given.pop(call.role)
         if isinstance(module, MixtureOfExperts):
             whole, routing = call.output
-            parts, of = routing[:2], native_sum(module, call.given[0], *routing[:2])
+            parts, of = routing[:2], native_sum(module, own[0], *routing[:2])
             count, shared, total = len(module.experts), module.shared_experts is not None, getattr(module.gate, "scale", 1.0)
         else:
-            parts = handed_choice(call.given)
+            parts = handed_choice(own)
             if parts is None:
                 return
-            whole, of = first_tensor(call.output), stacked_sum(module, call.given[0], *parts)
+            whole, of = first_tensor(call.output), stacked_sum(module, own[0], *parts)
             count, total = number_of(module), None
             shared = any(re.fullmatch(rf"{re.escape(call.role)}\.shared(\..+)?", other) for other in known)
         experts_NK, weights_NK = (x.reshape(-1, x.shape[-1]) for x in parts)
@@ -53,7 +58,7 @@ def experts(m: Loaded, ids: Sequence[int]) -> Experts:
         for role, module in known.items()
         if isinstance(module, MixtureOfExperts) or role.endswith(".mlp.experts")
     }
-    with Watch(mixtures, after=see):
+    with Watch(mixtures, begin, see):
         m.split.backbone(ids_1T)
     if not found:
         raise NoPartError(f"{m.origin.name} has no mixture of experts, or none whose choice is handed on in a form that is known here")
@@ -86,7 +91,7 @@ def native_sum(mixture: MixtureOfExperts, x_BTD: Tensor, experts_BTK: Tensor, we
 def stacked_sum(module: nn.Module, x: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
     """The same of experts in one module, which is asked for the first choice of every token alone, then the second, …"""
     alone_N2 = weights_NK.new_tensor([1, 0]).repeat(len(weights_NK), 1)  # twice, once for nothing: LongCat's bear no single choice
-    outputs = (module.forward(x, experts_NK[:, [k, k]], alone_N2) for k in range(experts_NK.shape[1]))
+    outputs = (module.forward(x.clone(), experts_NK[:, [k, k]], alone_N2.clone()) for k in range(experts_NK.shape[1]))
     return sum(weights_NK[:, k, None] * out.reshape(len(experts_NK), -1) for k, out in enumerate(outputs))
 
 

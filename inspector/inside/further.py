@@ -27,6 +27,7 @@ def further(m: Loaded, ids: Sequence[int]) -> Further:
         InvariantError: running the depths changes the main head's logits, or one of them has seen the token that it predicts.
     """
     ids_1T = m.prompt(ids)
+    ids = ids_1T[0].tolist()
     if not hasattr(m.model, "mtp"):
         raise NoPartError(f"{m.origin.name} has no native multi-token prediction")
     main, *ahead = all_logits(m, ids_1T)
@@ -52,7 +53,7 @@ def all_logits(m: Loaded, ids_1T: Tensor) -> list[Tensor]:
     """Of the main head [T, V], and of every depth k that the prompt is long enough for [T−k, V]."""
     hidden_1TD = m.split.backbone(ids_1T)
     ahead, _ = further_logits(m.model, ids_1T, hidden_1TD)
-    return [logits_1TV[0] for logits_1TV in (m.split.head(hidden_1TD), *ahead)]
+    return [logits_1TV[0].clone() for logits_1TV in (m.split.head(hidden_1TD), *ahead)]
 
 
 def foretold(m: Loaded, ids: Sequence[int], k: int, logits_TV: Tensor) -> Iterator[Foretold]:

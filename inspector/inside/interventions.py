@@ -10,12 +10,10 @@ by role, removed when their ``with`` block ends, so they nest, and no weight is 
 Shape letters: B batch, T tokens, D hidden, H heads, K head width.
 """
 
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,25 +23,19 @@ from ..loading.loaded import Loaded
 from ..loop.decoding import next_logits
 from ..models import Routing
 from ..parts.errors import InvariantError
-from ..parts.roles import fit
-from ..parts.watching import Call, Watch, apart, first_tensor, substituted
+from ..parts.roles import fit, some_of
+from ..parts.watching import Call, Watch, apart, first_numbers, substituted
 from ..records.effects import Effect, Intervention, Shift
+from .positions import Positions, Reading, Site, surroundings
 
-HEAD = re.compile(r"(.+\.attn)\.head\.(\d+)")
 LISTED = 8  # tokens of a distribution that an effect lists
 
 
-@dataclass(frozen=True)
-class Site:
-    """A place whose activation can be read and changed: a module's output, or a head's columns of what attn.o is given."""
-
-    role: str
-    module: nn.Module
-    columns: slice | None = None
-
-
 class Acted(Counter):
-    """Role → number of positions at which its activation became another in the last run; a role that is not in it was never run."""
+    """Role → number of positions at which its activation became another in the last run.
+
+    A role that is not in it was not run, or is an expert that none of the positions was sent to.
+    """
 
 
 def head_count(model: nn.Module, o: nn.Module) -> tuple[int, int]:
@@ -69,9 +61,9 @@ def activation(output: object) -> Tensor:
     """The activation in what a module returned. Raises ``ValueError`` where there is none."""
     if isinstance(output, Routing):
         raise ValueError("a gate gives a choice of experts, which is no activation: change the experts, such as layers.0.mlp.experts.1")
-    found = first_tensor(output)
+    found = first_numbers(output)
     if found is None:
-        raise ValueError(f"a component gives {type(output).__name__}, which is no activation: choose a component that gives a tensor")
+        raise ValueError(f"a component gives {type(output).__name__}, which is no activation: choose a component that gives numbers")
     return found
 
 
@@ -83,15 +75,16 @@ def sites(m: Loaded, pattern: str) -> list[Site]:
     Raises:
         ValueError: there is none; some that there are, are named.
     """
-    modules = m.modules
-    found = [Site(role, module) for role, module in modules.items() if fit(pattern, role) and not isinstance(module, nn.ModuleList)]
-    # heads are no modules: they are looked for where the pattern asks for them
-    for role in [role for role in modules if role.endswith(".attn.o") and ".head." in pattern]:
-        heads, K = head_count(m.model, modules[role])
-        named = {f"{role.removesuffix('.o')}.head.{h}": slice(h * K, (h + 1) * K) for h in range(heads)}
-        found += [Site(name, modules[role], columns) for name, columns in named.items() if fit(pattern, name)]
-    if not found:
-        raise ValueError(f"{m.origin.name} has no role {pattern!r}: {hint(m, modules)}")
+    modules = {role: module for role, module in m.modules.items() if not isinstance(module, (nn.ModuleList, nn.ModuleDict))}
+    around = surroundings(modules)
+    found = [Site(role, module, around(role)) for role, module in modules.items() if fit(pattern, role)]
+    if ".head." in pattern or not found:  # heads are no modules: they are looked for where the pattern asks for them
+        heads, failed = all_heads(m, modules, around(""))
+        found += [site for site in heads if fit(pattern, site.role)]
+        if not found and ".head." in pattern and failed:
+            raise failed[0]
+        if not found:
+            raise ValueError(f"{m.origin.name} has no role {pattern!r}: it has {some_of([*modules, *(site.role for site in heads)])}")
     return sorted(found, key=lambda site: in_order(site.role))
 
 
@@ -100,65 +93,82 @@ def in_order(role: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in role.split(".")]
 
 
-def hint(m: Loaded, modules: dict[str, nn.Module]) -> str:
-    """The roles that a model has, in one line: those of its first layer stand for all."""
-    layers = sum(bool(re.fullmatch(r"layers\.\d+", role)) for role in modules)
-    said = f"it has layers.0 to layers.{layers - 1}" if layers else "it has no layers whose parts are known"
-    inside = sorted({role.split(".", 2)[2] for role in modules if role.startswith("layers.0.") and role.count(".") == 2})
-    if "layers.0.attn.o" in modules:
-        with suppress(ValueError):
-            inside.append(f"attn.head.0 to attn.head.{head_count(m.model, modules['layers.0.attn.o'])[0] - 1}")
-    outside = [role for role in ("embed", "embed_pos", "final_norm", "head") if role in modules]
-    return said + (f", with {', '.join(inside)} in them" if inside else "") + f"; and {', '.join(outside)}"
+def all_heads(m: Loaded, modules: dict[str, nn.Module], around: dict[str, nn.Module]) -> tuple[list[Site], list[ValueError]]:
+    """The heads of every attention whose number of heads is known; of others why it is not."""
+    found: list[Site] = []
+    failed: list[ValueError] = []
+    for role in [role for role in modules if role.endswith(".attn.o")]:
+        try:
+            heads, K = head_count(m.model, modules[role])
+        except ValueError as error:
+            failed.append(error)
+            continue
+        found += [Site(f"{role.removesuffix('.o')}.head.{h}", modules[role], around, slice(h * K, (h + 1) * K)) for h in range(heads)]
+    return found, failed
 
 
 @contextmanager
-def changed(
-    places: Sequence[Site], change: Callable[[Site, Tensor], Tensor], position: int | Sequence[int] | None = None
-) -> Iterator[Acted]:
-    """While it is active, every place's activation x [B, T, …] is ``change(place, x)``; with ``position``, one or several, there alone.
+def changed(places: Sequence[Site], change: Callable[[Reading], Tensor | None], position: Sequence[int] | None = None) -> Iterator[Acted]:
+    """While it is active, every place's activation x is ``change(reading of x)``; with ``position`` at these alone.
 
+    None leaves it as it is. What the model is handed is a copy, which it may write into: ``change`` may give what it keeps.
     Gives what has acted.
     """
     acted, sites_by_role = Acted(), {site.role: site for site in places}
+    positions = Positions(places)
 
-    def new(site: Site, old: Tensor) -> Tensor:
-        result = change(site, old)
-        if position is not None:
-            only = [position] if isinstance(position, int) else list(position)
-            wrong = next((p for p in only if old.dim() < 3 or not -old.shape[1] <= p < old.shape[1]), None)
-            if wrong is not None:
-                raise ValueError(f"{site.role} has no position {wrong}: its activation is of shape {tuple(old.shape)}")
-            everywhere, result = result, old.clone()
-            result[:, only] = everywhere[:, only]
-        changed_BT = (result != old).any(-1)
-        acted[site.role] = int((changed_BT.any(0) if old.dim() > 2 else changed_BT).sum())
-        return result
+    def new(site: Site, old: Tensor) -> Tensor | None:
+        reading = positions.reading(site.role, site.module, old)
+        result = change(reading)
+        if position is not None and result is not None:
+            here = reading.at(position)
+            result = torch.where(here, result, old) if here.any() else None
+        if result is None:
+            return None
+        acted[site.role] = reading.count(result != old)
+        return torch.empty_like(old).copy_(result)
 
     def before(call: Call) -> tuple[tuple, dict] | None:
-        site = sites_by_role[call.role]
-        if site.columns is None:
+        positions.begin(call)
+        site = sites_by_role.get(call.role)
+        if site is None or site.columns is None:
             return None
-        mixed = call.args[0].clone()
-        mixed[..., site.columns] = new(site, call.args[0][..., site.columns])
-        return (mixed, *call.args[1:]), call.options
+        whole = activation(call.given)
+        if (result := new(site, whole[..., site.columns])) is None:
+            return None
+        mixed = whole.clone()
+        mixed[..., site.columns] = result
+        return substituted(call.args, {id(whole): mixed}), substituted(call.options, {id(whole): mixed})
 
     def after(call: Call) -> object:
-        site = sites_by_role[call.role]
-        if site.columns is not None:
+        site = sites_by_role.get(call.role)
+        if site is None or site.columns is not None:
             return None
         old = activation(call.output)
-        return substituted(call.output, {id(old): new(site, old)})
+        result = new(site, old)
+        return None if result is None else substituted(call.output, {id(old): result})
 
-    with Watch({site.role: site.module for site in places}, before, after):
+    with Watch(positions.parts | {site.role: site.module for site in places}, before, after):
         yield acted
+
+
+def checked(kind: str, role: str, value: str | float, position: int | Sequence[int] | None) -> list[int] | None:
+    """The positions where alone an intervention acts. Raises ``ValueError`` as ``Intervention.checked`` does, before anything runs."""
+    position = position.tolist() if isinstance(position, Tensor) else position
+    single = position is None or isinstance(position, str) or not isinstance(position, Iterable)
+    positions = [position] if single else list(position)
+    if not positions:
+        raise ValueError(f"position {position}: give at least one, or leave it out")
+    for one in positions:
+        Intervention(kind, role, value, one).checked()
+    return None if position is None else positions
 
 
 def ablate(m: Loaded, role: str, fill: str = "zero", position: int | Sequence[int] | None = None):
     """A context in which components give nothing: zeros, or at every position the mean of what they give over the positions.
 
     A mean ablation keeps what the component says whatever the token, and removes what it says about this one; in it earlier
-    positions take part in later ones' mean, and later ones in earlier ones'.
+    positions take part in later ones' mean, and later ones in earlier ones'. Of an expert it is that over the tokens sent to it.
 
     Args:
         m: the model.
@@ -169,17 +179,9 @@ def ablate(m: Loaded, role: str, fill: str = "zero", position: int | Sequence[in
     Raises:
         ValueError: there is no such role or fill.
     """
-    fills = {"zero": torch.zeros_like, "mean": mean_over_positions}
-    if fill not in fills:
-        raise ValueError(f"ablate with {fill!r}: choose zero or mean")
-    return changed(sites(m, role), lambda site, x_BTD: fills[fill](x_BTD), position)
-
-
-def mean_over_positions(x_BTD: Tensor) -> Tensor:
-    """At every position the mean over all of them."""
-    if x_BTD.dim() < 3:
-        raise ValueError(f"an activation of shape {tuple(x_BTD.shape)} has no positions to take a mean over: ablate with zero")
-    return x_BTD.mean(dim=1, keepdim=True).expand_as(x_BTD)
+    positions = checked("ablate", role, fill, position)
+    fills = {"zero": lambda reading: torch.zeros_like(reading.x), "mean": Reading.mean}
+    return changed(sites(m, role), fills[fill], positions)
 
 
 def scale(m: Loaded, role: str, factor: float, position: int | Sequence[int] | None = None):
@@ -188,9 +190,8 @@ def scale(m: Loaded, role: str, factor: float, position: int | Sequence[int] | N
     Raises:
         ValueError: there is no such role, or the factor is not finite.
     """
-    if not math.isfinite(factor):
-        raise ValueError(f"scale {role} by {factor}: give a finite number")
-    return changed(sites(m, role), lambda site, x_BTD: x_BTD * factor, position)
+    positions = checked("scale", role, factor, position)
+    return changed(sites(m, role), lambda reading: reading.x * factor, positions)
 
 
 def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Sequence[int] | None = None):
@@ -198,6 +199,7 @@ def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Seq
 
     Prompts of one length are patched position by position; of prompts that differ in length the last position alone is,
     each counted from its own end: nothing says which of the others belong together. ``position`` -2 is the last but one.
+    An expert, which gets some of the tokens, is patched at the positions that both prompts send to it.
 
     Args:
         m: the model.
@@ -206,57 +208,62 @@ def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Seq
         position: where alone it acts, one or several; everywhere by default.
 
     Raises:
-        ValueError: there is no such role; or it was not run for these ids.
+        ValueError: there is no such role; it was not run for these ids; or, when it acts, what it gives cannot be told by position.
     """
+    positions = checked("patch", role, "", position)
     places = sites(m, role)
-    source = activations(m, places, ids)
+    source = readings(m, places, ids)
 
-    def put_in(site: Site, old_BTD: Tensor) -> Tensor:
-        given = source[site.role]
-        if given.shape[1:] == old_BTD.shape[1:]:
-            return given.expand_as(old_BTD)
-        if old_BTD.dim() < 3 or given.shape[2:] != old_BTD.shape[2:]:
-            raise ValueError(f"{site.role} gives {tuple(given.shape)} for the one prompt and {tuple(old_BTD.shape)} for the other")
-        if position not in (None, -1):
+    def put_in(own: Reading) -> Tensor | None:
+        given = source.get(own.role)
+        if given is None:
+            return None
+        if own.length != given.length and positions not in (None, [-1]):
             raise ValueError(
-                f"position {position}: the prompts are {given.shape[1]} and {old_BTD.shape[1]} tokens long: "
+                f"position {position}: the prompts are {given.length} and {own.length} tokens long: "
                 "only the last position, -1, is patched between prompts of different lengths"
             )
-        result = old_BTD.clone()
-        result[:, -1] = given[:, -1]
-        return result
+        return own.patched(given)
 
-    return changed(places, put_in, position)
+    return changed(places, put_in, positions)
 
 
-@torch.no_grad()
 def activations(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) -> dict[str, Tensor]:
     """Role → what stands at each place while the model reads the ids, [T] or [B, T]: [B, T, D], of a head [B, T, K].
 
     Raises:
         ValueError: a place that the model does not come by; or the ids are none of a prompt's.
     """
-    found: dict[str, Tensor] = {}
+    return {role: reading.x for role, reading in readings(m, places, ids).items()}
 
-    def keep(site: Site, x: Tensor) -> Tensor:
-        if site.role in found:
-            raise ValueError(f"{m.origin.name} runs {site.role} several times for one token: there is no one activation to take from it")
-        found[site.role] = x.clone()  # a model may go on writing into its own
-        return x
 
+@torch.no_grad()
+def readings(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) -> dict[str, Reading]:
+    """``activations``, with the positions that they are of. Of several experts some may have no token, and are left out."""
+    found: dict[str, Reading] = {}
+
+    def keep(reading: Reading) -> None:
+        if reading.role in found:
+            raise ValueError(f"{m.origin.name} runs {reading.role} several times for one token: there is no one activation to take from it")
+        found[reading.role] = replace(reading, x=reading.x.clone())  # a model may go on writing into its own
+
+    try:
+        rows_BT = torch.atleast_2d(torch.as_tensor(ids))
+    except (TypeError, ValueError, RuntimeError):
+        rows_BT = []
+    ids_BT = torch.cat([m.prompt(row_T) for row_T in rows_BT] or [m.prompt(ids)])  # which says what is wrong with them
     with changed(places, keep):
-        next_logits(m.split, torch.cat([m.prompt(row_T) for row_T in torch.atleast_2d(torch.as_tensor(ids))]))
-    if missing := next((site.role for site in places if site.role not in found), None):
-        raise ValueError(never_run(m, missing))
+        next_logits(m.split, ids_BT)
+    missing = [site.role for site in places if site.role not in found]
+    if wrong := next((role for role in missing if ".experts." not in role or not found), None):
+        raise ValueError(never_run(m, wrong, "the prompt that is put in"))
     return found
 
 
-def never_run(m: Loaded, role: str) -> str:
+def never_run(m: Loaded, role: str, prompt: str = "this prompt") -> str:
     """Says that a role's module is not called, so that nothing can be changed there."""
     if ".experts." in role:
-        return (
-            f"no token of this prompt goes to {role} of {m.origin.name}: nothing can be changed there; inspector trace shows who goes where"
-        )
+        return f"no token of {prompt} goes to {role} of {m.origin.name}: nothing can be changed there; inspector trace shows who goes where"
     return f"{m.origin.name} uses {role} without running it as a module: nothing can be changed there; choose the component around it"
 
 
@@ -282,34 +289,59 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
         sources: for a patch's value the token ids of the other prompt.
 
     Raises:
-        ValueError: no intervention, no such role, or a component that is not run; or one of the two proofs fails.
+        ValueError: no intervention, or one that says nothing (``Intervention.checked``); no such role, a component that is not
+            run, or an expert that no position is sent to; a patch without its source.
+        InvariantError: one of the two proofs fails, or the model gives NaN by itself.
     """
-    if not interventions:
-        raise ValueError("nothing to change: give --ablate, --scale or --patch")
+    wanted, sources = requested(interventions, sources), sources or {}
     ids_1T = m.prompt(ids)
-    before_V = next_logits(m.split, ids_1T)
-    places = list({site.role: site for what in interventions for site in sites(m, what.role)}.values())
-    with changed(places, lambda site, x: x.clone()):
-        hooked_V = next_logits(m.split, ids_1T)
-    contexts = [applied(m, what, sources or {}) for what in interventions]  # patches are read here, before anything is changed
+    places = list({site.role: site for what in wanted for site in sites(m, what.role)}.values())
+    before_V = next_logits(m.split, ids_1T).clone()  # a model may write the next pass's into the same memory
+    if before_V.isnan().any():
+        raise InvariantError(f"{m.origin.name} gives NaN here by itself: inspector trace shows where it begins")
+    with changed(places, lambda reading: reading.x) as run:
+        hooked_V = next_logits(m.split, ids_1T).clone()
+    contexts = [applied(m, what, sources) for what in wanted]  # patches are read here, before anything is changed
     with ExitStack() as stack:
         acted = [stack.enter_context(context) for context in contexts]
-        after_V = next_logits(m.split, ids_1T)
+        after_V = next_logits(m.split, ids_1T).clone()
     again_V = next_logits(m.split, ids_1T)
+    differ = apart(m.origin.name, before_V, hooked_V, lambda: again_V)  # hooks may lead to other last bits, not to other numbers
+    if not torch.equal(before_V, again_V):
+        raise InvariantError(f"{m.origin.name} gives other logits after the hooks are gone: the intervention has left something behind")
     roles = {site.role: max(a[site.role] for a in acted) for site in places}
-    ran = [role for role in roles if any(role in a for a in acted)]
-    if missing := next((role for role in roles if role not in ran and not (".experts." in role and ran)), None):
-        raise ValueError(never_run(m, missing))  # of several experts some may have no token
-    result = shifted(m, ids, before_V, after_V)
-    result = replace(result, interventions=tuple(interventions), roles=roles)
-    result = replace(result, same_hooked=torch.equal(before_V, hooked_V), same_afterwards=torch.equal(before_V, again_V))
-    try:  # hooks may lead to other last bits, not to other numbers
-        result = replace(result, apart=apart(m.origin.name, before_V, hooked_V, lambda: again_V))
-    except InvariantError as error:
-        raise ValueError(f"{error}: what the intervention does cannot be told from that") from None
-    if not result.same_afterwards:
-        raise ValueError(f"{m.origin.name} gives other logits after the hooks are gone: the intervention has left something behind")
-    return result
+    changed_roles = [role for role in roles if any(role in a for a in acted)]
+    if missing := next((role for role in roles if role not in changed_roles and not (".experts." in role and changed_roles)), None):
+        raise ValueError(
+            nothing_sent(m, missing, wanted) if missing in run else never_run(m, missing)
+        )  # of several experts some may have none
+    result = replace(shifted(m, ids, before_V, after_V), interventions=tuple(wanted), roles=roles)
+    return replace(result, same_hooked=torch.equal(before_V, hooked_V), same_afterwards=True, apart=differ)
+
+
+def requested(interventions: Sequence[Intervention], sources: dict[str, Sequence[int]] | None) -> list[Intervention]:
+    """The interventions that ``effect`` is asked for. Raises ``ValueError`` as it does, for what shows without a model."""
+    if isinstance(interventions, Intervention):
+        raise ValueError("one intervention where several may be: give a list, [Intervention(…)]")
+    wanted = list(interventions)
+    if not wanted:
+        raise ValueError("nothing to change: give --ablate, --scale or --patch")
+    for what in wanted:
+        if not isinstance(what, Intervention):
+            raise ValueError(f"{what!r} is no intervention: give Intervention(kind, role, value)")
+        what.checked()
+        if what.kind == "patch" and what.value not in (sources or {}):
+            raise ValueError(f"patch {what.role} from {what.value!r}: there are no ids for it: give sources={{{what.value!r}: ids}}")
+    return wanted
+
+
+def nothing_sent(m: Loaded, role: str, interventions: Sequence[Intervention]) -> str:
+    """Says that a component which runs gets none of the positions where it would be changed, as experts may, and the head."""
+    at = sorted({what.position for what in interventions if what.position is not None})
+    where = f"position {', '.join(map(str, at))} is not" if at else "no position is"
+    both = " by both prompts" if any(what.kind == "patch" for what in interventions) else ""
+    remedy = "inspector trace shows who goes where" if ".experts." in role else "it is given the last position alone"
+    return f"{where} sent to {role} of {m.origin.name}{both}: nothing can be changed there; {remedy}"
 
 
 def shifted(m: Loaded, ids: Sequence[int], before_V: Tensor, after_V: Tensor) -> Effect:

@@ -43,7 +43,7 @@ def latents(m: Loaded, ids: Sequence[int]) -> Latents:
         if call.role in parts:
             running.append(call)
         else:
-            latent_TC.append(call.given[0])
+            latent_TC.append(call.given[0].clone())  # the model may write into it
 
     def end(call: Call) -> None:
         if call.role in parts:

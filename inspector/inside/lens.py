@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..loading.loaded import Loaded
-from ..parts.errors import InvariantError
+from ..parts.errors import InvariantError, whole
 from ..parts.roles import layers
 from ..parts.watching import Call, by_hand, first_tensor
 from ..records.generation import Guess
@@ -36,10 +36,9 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
     """
     ids_1T = m.prompt(ids)
     length = ids_1T.shape[1]
-    if not -length <= position < length:
+    if not -length <= whole("position", position) < length:
         raise ValueError(f"position {position}: the prompt has {length} tokens: give a number from {-length} to {length - 1}")
-    if top < 1:
-        raise ValueError(f"top={top}: give a whole number from 1 up")
+    whole("top", top, 1)
     at = position % length
     modules = m.components
     norm = modules.get("final_norm")
@@ -47,12 +46,11 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
     last: dict[bool, Tensor] = {}  # of the last layer that ran, at every position
 
     def see(call: Call) -> None:
-        output = first_tensor(call.output)
         last.clear()
-        last[False] = output
+        last[False] = first_tensor(call.output).clone()  # copies: the model, or its norm, may write into what it has
         if norm is not None:
             try:  # at every position, as the model does it: of one position alone the last bits could differ
-                last[True] = norm(output)
+                last[True] = norm(last[False].clone()).clone()
             except Exception:  # a norm that is not for what the layers give: said below
                 pass
         states.append((call.name, {way: x[:, at : at + 1].clone() for way, x in last.items()}))
@@ -94,7 +92,7 @@ def checked(m: Loaded, hidden_1TD: Tensor, last: dict[bool, Tensor], roles: list
 
 def read(m: Loaded, hidden_11D: Tensor) -> Tensor:
     """Logits [V] of one hidden state."""
-    return m.split.head(hidden_11D)[0, -1].float()
+    return m.split.head(hidden_11D.clone())[0, -1].float().clone()
 
 
 def row(m: Loaded, role: str, logits_V: Tensor, choice: int, top: int) -> LensRow:

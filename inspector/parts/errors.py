@@ -1,4 +1,6 @@
-"""Why a view of a model is not shown."""
+"""Why a view of a model is not shown, and what numbers a request may hold."""
+
+from numbers import Integral
 
 
 class InvariantError(RuntimeError):
@@ -7,6 +9,13 @@ class InvariantError(RuntimeError):
 
 class NoPartError(ValueError):
     """A view is of a part that the model does not have, or not in a form that is known here."""
+
+
+def whole(name: str, value: object, low: int | None = None) -> int:
+    """A whole number that was asked for. Raises ``ValueError`` where it is none, or below ``low``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or (low is not None and value < low):
+        raise ValueError(f"{name}={value!r}: give a whole number" + ("" if low is None else f" from {low} up"))
+    return int(value)
 
 
 class NoSumError(ValueError):

@@ -284,8 +284,10 @@ def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict
     """Of the components of the model ``name`` those whose roles fit a glob: ``*`` is anything between two dots, ``**`` dots, too.
 
     Raises:
-        ValueError: a glob of the caller's own fits nothing.
+        ValueError: there is no glob, or one of the caller's own fits nothing.
     """
+    if isinstance(globs, str) or not globs or not all(isinstance(glob, str) for glob in globs):
+        raise ValueError(f"roles {globs!r}: give a list of at least one role or glob, such as ['layers.*.attn']")
     fits = [{role for role in known if fit(glob, role)} for glob in globs]
     for glob, found in zip(globs, fits, strict=True):
         if not found and glob not in BLOCKS:
@@ -295,13 +297,43 @@ def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict
     return {role: module for role, module in known.items() if any(role in found for found in fits)}
 
 
-def some_of(known: Collection[str]) -> str:
-    """The roles of a model in one line: what stands in its first layer stands for all layers."""
-    layers = [role for role in known if re.fullmatch(r"layers\.\d+", role)]
-    inside = sorted({role.split(".", 2)[2] for role in known if role.startswith("layers.0.")}, key=lambda part: (part.count("."), part))
-    outside = sorted(role for role in known if not role.startswith("layers"))
-    in_layers = f"; layers.0 to layers.{len(layers) - 1}, with {', '.join(inside)} in them" if layers and inside else ""
-    return (", ".join(outside) or "no roles") + in_layers
+def some_of(known: Collection[str], at_most: int = 40) -> str:
+    """The roles of a model in one line: those outside of the layers, then what all layers of a stack have, and what only some have.
+
+    Roles that differ in a number alone stand as "attn.head.0 to attn.head.3"; of more than ``at_most`` in a place the rest is counted.
+    """
+    stacks: dict[str, dict[str, set[int]]] = {}  # "layers" → part of a layer, "" for the layer itself → numbers of the layers that have it
+    outside = []
+    for role in known:
+        if found := re.fullmatch(r"(layers\d*|mtp)\.(\d+)(?:\.(.+))?", role):
+            stacks.setdefault(found[1], {}).setdefault(found[3] or "", set()).add(int(found[2]))
+        else:
+            outside.append(role)
+    said = [listed(outside, at_most)] if outside else []
+    for stack, parts in stacks.items():
+        every = set().union(*parts.values())
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for part, numbers in parts.items():
+            groups.setdefault(tuple(sorted(numbers)), []).append(part)
+        for numbers in sorted(groups, key=lambda numbers: (set(numbers) != every, numbers)):
+            inside = [part for part in groups[numbers] if part]
+            those = listed([f"{stack}.{number}" for number in numbers], at_most)
+            said.append(those + (f", with {listed(inside, at_most)} in {'it' if len(numbers) == 1 else 'them'}" if inside else ""))
+    return "; ".join(said) or "no roles"
+
+
+def listed(names: Collection[str], at_most: int) -> str:
+    """Names in one line, shallow ones first, growing numbers in short, and not more than ``at_most`` of them."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name in sorted(set(names), key=lambda name: (name.count("."), name)):
+        found = re.fullmatch(r"(\D*\.|layers\d*\.)(\d+)(.*)", name)  # of a head, an expert, a layer
+        groups.setdefault((found[1], found[3]) if found else (name, ""), []).extend([int(found[2])] if found else [])
+    short = []
+    for (start, rest), numbers in groups.items():
+        runs = [run.split("–") for run in spans(sorted(numbers)).split(", ")] if numbers else [[""]]
+        short += [" to ".join(f"{start}{number}{rest}" for number in run) for run in runs]
+    more = len(short) - at_most
+    return ", ".join(short) if more <= 0 else f"{', '.join(short[:at_most])} and {more} more"
 
 
 def fit(glob: str, role: str) -> bool:

@@ -210,7 +210,8 @@ def by_hand(split, ids_1T: Tensor, parts: Mapping[str, nn.Module] | None = None,
         hidden_1TD = split.backbone(ids_1T)
         fed = hidden_1TD[:, -1:] if split.last_alone else hidden_1TD
         logits_BTV = watch.call("head", split.head, fed) if "head" in parts else split.head(fed)
-    return Pass(hidden_1TD, logits_BTV, watch.seconds() if clock else {})
+    # copies: a model may write what it gives into the same memory in every pass, as graphs that an accelerator replays do
+    return Pass(hidden_1TD.clone(), logits_BTV.clone(), watch.seconds() if clock else {})
 
 
 def alike(a, b: Tensor) -> bool:
@@ -284,6 +285,11 @@ def states(call: Call) -> list[Tensor]:
     given = [value for value in call.given if isinstance(value, Tensor)]
     numbers = [tensor for tensor in given if tensor.is_floating_point()]
     return [tensor for tensor in numbers if tensor.shape == numbers[0].shape] if numbers else given[:1]
+
+
+def copied(values: object) -> object:
+    """What a part was given or gave, with copies of the tensors in it: a model may go on writing into its own."""
+    return substituted(values, {id(tensor): tensor.clone() for tensor in tensors(values)})
 
 
 def substituted(values: object, new: Mapping[int, Tensor]) -> object:

@@ -1,6 +1,8 @@
 """What components write into a logit, and what becomes of the next token when they are changed."""
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from .as_json import SCHEMA
 from .generation import Token
@@ -58,6 +60,9 @@ class Contributions:
     schema: int = SCHEMA
 
 
+FILLS = ("zero", "mean")  # what an ablation can put in the place of an activation
+
+
 @dataclass(frozen=True)
 class Intervention:
     """What is changed inside a model while it runs.
@@ -73,6 +78,23 @@ class Intervention:
     role: str
     value: str | float
     position: int | None = None
+
+    def checked(self) -> "Intervention":
+        """Itself, if it says something. Raises ``ValueError`` with what does not."""
+        if not isinstance(self.role, str):
+            raise ValueError(f"role {self.role!r}: give a text, such as 'layers.3.attn'")
+        if self.kind not in ("ablate", "scale", "patch"):
+            raise ValueError(f"{self.kind!r} is no kind of intervention: choose ablate, scale or patch")
+        if self.kind == "ablate" and self.value not in FILLS:
+            raise ValueError(f"ablate {self.role} with {self.value!r}: choose {' or '.join(FILLS)}")
+        number = isinstance(self.value, Real) and not isinstance(self.value, bool)
+        if self.kind == "scale" and not (number and math.isfinite(self.value)):
+            raise ValueError(f"scale {self.role} by {self.value!r}: give a finite number")
+        if self.kind == "patch" and not isinstance(self.value, str):
+            raise ValueError(f"patch {self.role} from {self.value!r}: give the name of a prompt among the sources")
+        if self.position is not None and (isinstance(self.position, bool) or not isinstance(self.position, Integral)):
+            raise ValueError(f"position {self.position!r}: give a whole number, counted from 0, or from the end if negative")
+        return self
 
 
 @dataclass(frozen=True)

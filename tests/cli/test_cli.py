@@ -14,6 +14,7 @@ from inspector.cli import main
 from inspector.loading.finding import ASSETS
 from inspector.loading.loading import load
 from inspector.loop.settings import explained
+from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Divergence, Planted, Verdict
 from inspector.records.effects import Contributions, Effect, Intervention
@@ -149,7 +150,10 @@ assert gc.get_freeze_count() == 0
         (["contributions", "names-expert", "К"], "is post-norm"),
         (["contributions", "names-qwen2", "К" * 100], "at most 64"),
         (["intervene", "names-qwen2", "К"], "nothing to change: give --ablate, --scale or --patch"),
-        (["intervene", "names-qwen2", "К", "--ablate", "layers.9.mlp"], "it has layers.0 to layers.3, with attn, mlp"),
+        (
+            ["intervene", "names-qwen2", "К", "--ablate", "layers.9.mlp"],
+            "it has embed, final_norm, head; layers.0 to layers.3, with attn, mlp",
+        ),
         (["intervene", "names-qwen2", "К", "--ablate", "embed", "--ablate-with", "noise"], "--ablate-with noise"),
         (["intervene", "names-qwen2", "К", "--scale", "layers.0.mlp"], "ROLE=FACTOR"),
         (["intervene", "names-qwen2", "К", "--scale", "=2"], "ROLE=FACTOR"),
@@ -372,7 +376,7 @@ def test_trace_finds_a_nan_in_a_checkpoint_that_the_other_verbs_refuse(inspector
     found = from_json(Trace, json.loads(inspector("trace", str(folder), "К", "--json", "-", code=1))).not_finite
     assert (found.role, found.position, found.weights) == ("layers.2.mlp.up", 0, ("weight",))
     for view in ("--lens", "--attention"):
-        assert "Not shown" in inspector("trace", str(folder), "К", view, code=1)
+        assert inspector("trace", str(folder), "К", view, code=1) == ""
         assert inspector("trace", str(folder), "К", view, "--json", "-", code=1) == ""
 
 
@@ -548,3 +552,49 @@ def test_planted_mistakes_are_a_table_and_json(inspector, tmp_path, monkeypatch)
     assert "B begins to differ" not in output and "B begins to differ: head" in inspector("mutate", "names-qwen2", "tying")
     monkeypatch.setattr("inspector.records.comparison.ROUNDINGS", 1e12)  # a search that finds nothing
     assert "nothing" in inspector("mutate", "names-expert", "transposed", "mask", code=1)
+
+
+VIEWS = {  # verb → what computes it
+    "inspector.inside.lens.lens": ("trace", "names-qwen2", "К", "--lens"),
+    "inspector.inside.attention.attention": ("trace", "names-qwen2", "К", "--attention"),
+    "inspector.inside.tracing.trace": ("trace", "names-qwen2", "К"),
+    "inspector.inside.interventions.effect": ("intervene", "names-qwen2", "К", "--ablate", "layers.0.mlp"),
+    "inspector.compare.divergence.diverge": ("diverge", "names-qwen2", "names-qwen2", "К"),
+    "inspector.compare.mutations.mutate": ("mutate", "names-qwen2", "mask"),
+}
+
+
+@pytest.mark.parametrize("function", VIEWS)
+def test_a_view_that_does_not_hold_is_one_line_and_exit_code_1(function, monkeypatch, capfd):
+    def fails(*_, **__):
+        raise InvariantError("the numbers\x1b do not add up")
+
+    monkeypatch.setattr(function, fails)
+    monkeypatch.setattr(sys, "argv", ["inspector", *VIEWS[function], "--json", "-"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 1
+    assert capfd.readouterr() == ("", "inspector: the numbers\\x1b do not add up\n")
+
+
+def test_an_intervention_that_leaves_something_behind_exits_with_1(monkeypatch, capfd):
+    from inspector.inside import interventions
+
+    own, calls = interventions.next_logits, []
+
+    def drifts(split, ids_1T):
+        calls.append(ids_1T)
+        return own(split, ids_1T) + (len(calls) == 4)
+
+    monkeypatch.setattr(interventions, "next_logits", drifts)
+    monkeypatch.setattr(sys, "argv", ["inspector", "intervene", "names-qwen2", "К", "--ablate", "layers.0.mlp"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 1 and "has left something behind" in capfd.readouterr().err
+
+
+def test_an_expert_is_patched_by_token_or_the_request_is_refused(inspector):
+    anna, role = ("intervene", "gpt-moe", "Анна Красновск", "--patch"), "layers.3.mlp.experts.1"
+    assert f"positions changed, of 15: {role} 5\n" in inspector(*anna, role, "--from", "Иван Красновск")
+    assert "no token of the prompt that is put in goes to" in inspector(*anna, role, "--from", "", code=2)
+    assert "layers.0.mlp.experts.1 5\n" in inspector(*anna, "layers.0.mlp.experts.1", "--from", "Иван Красновск")

@@ -406,3 +406,47 @@ def test_differing_leaves_out_what_is_inherited():
         "x →",
         "x → b",
     ]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_model_that_writes_into_what_it_is_given_is_compared_like_any_other(factor, pair):
+    """What is put in is a copy: A's tensors stay what they are for the runs by which rounding is measured."""
+    a, b = pair("llama")
+    with torch.no_grad():
+        b.model.model.layers[1].mlp.down_proj.weight.mul_(factor)
+    expected = diverge(a, b, IDS)
+    for layer in b.model.model.layers:
+        own = layer.forward
+        layer.forward = lambda x, *args, own=own, **options: [given := x.clone(), x.zero_(), own(given, *args, **options)][2]
+    assert diverge(a, b, IDS) == expected
+    assert (expected.place is None) == (factor == 1)
+
+
+def test_logits_of_one_model_on_both_sides_are_its_own_of_either_run():
+    model = tiny_model("llama")
+    own, memory, passes = model.lm_head.forward, {}, []
+
+    def head(x):
+        passes.append(1)
+        logits = own(x) + (len(passes) == 2)  # the second pass is another one
+        return memory.setdefault(tuple(logits.shape), torch.empty_like(logits)).copy_(logits)
+
+    m = attach(model)
+    model.lm_head.forward = head
+    assert diverge(m, m, IDS, 1).logits_difference == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [0, -1, True, 2.5, "3", None])
+def test_steps_that_are_none_are_refused(steps, pair):
+    with pytest.raises(ValueError, match=r"max_new_tokens=.*: give a whole number from 1 up"):
+        diverge(*pair("qwen2"), IDS, steps)
+
+
+def test_ids_that_one_of_two_vocabularies_lacks_are_refused():
+    large, small = attach(tiny_model("llama")), attach(tiny_model("gpt2"))
+    small.model.config.vocab_size = 50
+    for models in ((large, small), (small, large)):
+        with pytest.raises(ValueError, match=r"token id 60: .* has the ids 0 to 49"):
+            diverge(*models, [3, 60])
+        with pytest.raises(ValueError, match="no tokens"):
+            diverge(*models, [])

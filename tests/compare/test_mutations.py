@@ -291,3 +291,29 @@ def test_what_a_model_lacks_is_said(tiny):
             MUTATIONS[name].plant(patient)
         english, russian = why.value.args
         assert word in english and russian != english
+
+
+@torch.no_grad()
+def test_norms_change_sides_in_a_layer_that_adds_in_place(tiny, monkeypatch):
+    """What it was given and gave is kept as copies: later parts of the model write into both."""
+    m = model_of("llama", tiny)
+    expected = MUTATIONS["norm-order"].plant(Patient(m))
+
+    def forward(layer, hidden_states, **options):
+        hidden_states.add_(layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **options)[0])
+        return hidden_states.add_(layer.mlp(layer.post_attention_layernorm(hidden_states)))
+
+    monkeypatch.setattr(type(m.model.model.layers[0]), "forward", forward)
+    assert MUTATIONS["norm-order"].plant(Patient(m)) == expected
+
+
+def test_a_wrong_request_is_refused_before_anything_runs(tiny):
+    m = model_of("llama", tiny)
+    wrong = ([], "no tokens"), ([m.vocab_size], "token id"), ("text", "give whole numbers")
+    for ids, said in wrong:
+        with pytest.raises(ValueError, match=said):
+            mutations.mutate(m, ids)
+    with pytest.raises(ValueError, match=r"give a list, \['mask'\]"):
+        mutations.mutate(m, names="mask")
+    rows = [next(mutations.mutate(m, ids, ["tying"])) for ids in (IDS, IDS[0].tolist())]
+    assert rows[0] == rows[1]

@@ -177,3 +177,9 @@ def test_a_head_that_is_not_there_is_refused_with_those_that_are(tiny):
         attention(m, IDS, [(0, 0)])
     with pytest.raises(ValueError, match="layer 1 has the heads 0 to 1"):
         attention(tiny("qwen2"), [3, 7, 11], [(1, 0), (1, 2)])
+
+
+@pytest.mark.parametrize("maps", [[(0, -1)], [(-1, 0)], [(0, True)], [(0,)], [3], [(0, 0.0)], [(0, 4)], [(4, 0)]])
+def test_heads_that_there_are_not_are_refused(maps):
+    with pytest.raises(ValueError, match=r"give a whole number from 0 up|give pairs of|is not in"):
+        attention(attach(tiny_model("llama")), [5, 9, 20], maps)

@@ -98,3 +98,16 @@ def test_a_model_without_experts_says_so(tiny):
         inspector.experts(tiny("gpt"), IDS)
     with pytest.raises(ValueError, match="at most 48"):
         inspector.experts(tiny("gpt-moe"), [3] * 50)
+
+
+def test_a_mixture_that_writes_into_its_input_is_seen_as_it_was_given():
+    """The choice is of what the mixture gets, and asking its experts alone leaves the model's own numbers."""
+    m = attach(tiny_model("mixtral"))
+    plain = inspector.experts(m, IDS)
+    for layer in m.model.model.layers:
+        own = layer.mlp.experts.forward
+        layer.mlp.experts.forward = lambda x, *choice, own=own: x.copy_(own(x.clone(), *choice))
+    again = attach(m.model)
+    before = again.split.backbone(torch.tensor([IDS]))
+    assert inspector.experts(again, IDS) == plain
+    assert torch.equal(before, again.split.backbone(torch.tensor([IDS])))

@@ -78,3 +78,8 @@ def test_a_depth_that_sees_its_target_is_not_shown(tiny, monkeypatch):
 def test_a_model_without_depths_says_so(tiny):
     with pytest.raises(NoPartError, match="tiny has no native multi-token prediction"):
         inspector.further(tiny("gpt"), IDS)
+
+
+def test_ids_may_be_a_row_of_a_tensor(tiny):
+    m = tiny("gpt-mtp")
+    assert inspector.further(m, torch.tensor([[3, 7, 11, 5, 6]])) == inspector.further(m, [3, 7, 11, 5, 6])

@@ -110,3 +110,51 @@ def test_wrong_positions_and_numbers_are_refused(tiny):
 def test_more_tokens_than_the_vocabulary_has_are_all_of_it(tiny):
     m = tiny("qwen2")
     assert len(lens(m, [3, 7, 11], top=10_000).rows[0].top) == m.vocab_size
+
+
+class InPlaceNorm(torch.nn.Module):
+    """A norm that writes into what it is given."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.weight, self.eps = own.weight, own.variance_epsilon
+
+    def forward(self, x):
+        return x.mul_(torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)).mul_(self.weight)
+
+
+def test_a_norm_that_writes_into_its_input_is_read_without_spoiling_the_model():
+    m = attach(tiny_model("llama"))
+    own = lens(m, IDS)
+    m.model.model.norm = InPlaceNorm(m.model.model.norm)
+    before = m.split.backbone(torch.tensor([IDS]))
+    found = lens(attach(m.model), IDS)
+    assert torch.equal(before, m.split.backbone(torch.tensor([IDS]))) and found.norm is True
+    assert [row.top[0].token.id for row in found.rows] == [row.top[0].token.id for row in own.rows]
+
+
+def test_what_stands_behind_the_last_layer_is_seen_where_it_is_written_into_that_layers_output():
+    """Without a final norm the last layer's output must be the backbone's, which it is not: 1 is added to it in place."""
+    m = attach(tiny_model("bert"))
+    last = m.modules["layers.3"]
+    assert lens(m, IDS).norm is False
+    encoder = next(module for module in m.model.modules() if any(child is last for child in getattr(module, "layer", ())))
+    own = encoder.forward
+    encoder.forward = lambda *args, **options: [output := own(*args, **options), output.last_hidden_state.add_(1)][0]
+    with pytest.raises(InvariantError, match="its output is not the backbone's output"):
+        lens(attach(m.model), IDS)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (dict(position=True), "position=True: give a whole number"),
+        (dict(position="0"), "position='0': give a whole number"),
+        (dict(position=7), "position 7: the prompt has 7 tokens: give a number from -7 to 6"),
+        (dict(top=0), "top=0: give a whole number from 1 up"),
+        (dict(top=2.0), "top=2.0: give a whole number from 1 up"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(more, said):
+    with pytest.raises(ValueError, match=said):
+        lens(attach(tiny_model("llama")), IDS, **more)

@@ -257,3 +257,9 @@ def test_a_nan_of_the_head_is_the_heads():
     plant(model.lm_head, math.nan, 5, 0)
     found = traced_with_nan(model)
     assert (found.role, found.position, found.output.nan) == ("head", len(IDS) - 1, 1)
+
+
+@pytest.mark.parametrize("globs", ["layers.*", [], [3]])
+def test_roles_are_a_list_of_globs(globs, tiny):
+    with pytest.raises(ValueError, match=r"give a list of at least one role or glob"):
+        trace(tiny("qwen2"), SHORT, globs)

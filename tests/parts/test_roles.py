@@ -1,10 +1,12 @@
 """Roles: the same places under the names of different families, written out by hand from transformers' sources."""
 
+import re
+
 import pytest
 
 from inspector.bench.tiny import tiny_model
 from inspector.models import VARIANTS, ExpertModel
-from inspector.parts.roles import layer_lists, layers, roles, spans, unrecognised
+from inspector.parts.roles import layer_lists, layers, roles, some_of, spans, unrecognised
 from inspector.parts.splitting import split
 
 LLAMA = {
@@ -157,3 +159,57 @@ def test_the_layers_of_components_and_a_part_of_each():
     )
     assert list(layers(known)) == ["layers.0", "layers.10", "layers2.1"]
     assert list(layers(known, "attn")) == ["layers.0.attn", "layers2.1.attn"]
+
+
+def spelled_out(said: str) -> set[str]:
+    """The roles that ``some_of`` names, one by one."""
+
+    def names(listed: str):
+        for part in listed.split(", "):
+            first, to, last = part.partition(" to ")
+            if not to:
+                yield first
+                continue
+            start, end = (re.fullmatch(r"(.*?\.)(\d+)(.*)", name) for name in (first, last))
+            assert (start[1], start[3]) == (end[1], end[3])
+            yield from (f"{start[1]}{i}{start[3]}" for i in range(int(start[2]), int(end[2]) + 1))
+
+    found = set()
+    for part in said.split("; "):
+        tops, inside = re.fullmatch(r"(.+?)(?:, with (.+) in (?:it|them))?", part).groups()
+        found |= {*names(tops)} | {f"{top}.{role}" for top in names(tops) if inside for role in names(inside)}
+    return found
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "mixtral", "jamba", "deepseek_v3", "gemma3n_text", "blt", "granitemoehybrid", "gpt-moe-mla-mtp"]
+)
+def test_all_roles_of_a_model_are_named_in_one_line(family):
+    known = {*roles_of(VARIANTS[family](20, d_model=16, n_layers=3, n_heads=2) if "-" in family else tiny_model(family)).values()}
+    known -= {role for role in known if re.fullmatch(r"layers\d*|mtp|.*\.experts", role)}
+    said = some_of(known, at_most=1000)
+    assert spelled_out(said) == known and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ([], "no roles"),
+        (["head", "embed"], "embed, head"),
+        (["layers.0", "layers.0.attn"], "layers.0, with attn in it"),
+        (["layers.0", "layers.1"], "layers.0 to layers.1"),
+        (["head", *(f"layers.{i}{part}" for i in range(3) for part in ("", ".mlp"))], "head; layers.0 to layers.2, with mlp in them"),
+        (
+            ["layers.0", "layers.0.mixer", "layers.1", "layers.1.attn"],
+            "layers.0 to layers.1; layers.0, with mixer in it; layers.1, with attn in it",
+        ),
+        (
+            ["layers.0", *(f"layers.0.mlp.experts.{i}.up" for i in (0, 1, 3))],
+            "layers.0, with mlp.experts.0.up to mlp.experts.1.up, mlp.experts.3.up in it",
+        ),
+        (["mtp.0", "mtp.0.attn", "mtp.1"], "mtp.0 to mtp.1; mtp.0, with attn in it"),
+        (list("abcdef"), "a, b, c, d and 2 more"),
+    ],
+)
+def test_the_roles_that_there_are_in_words(known, said):
+    assert some_of(known, at_most=4) == said

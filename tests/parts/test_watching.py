@@ -13,7 +13,7 @@ from inspector.inside.tracing import trace
 from inspector.loading.loaded import attach
 from inspector.models import VARIANTS
 from inspector.parts.errors import InvariantError
-from inspector.parts.watching import Clock, Watch, apart, by_hand, first_tensor, submodules, substituted
+from inspector.parts.watching import Clock, Watch, apart, by_hand, copied, first_tensor, submodules, substituted
 from inspector.records.effects import Intervention
 from inspector.render.effects import effect_view
 from inspector.render.text import translator
@@ -258,3 +258,34 @@ def test_an_accelerator_is_timed_by_events_that_are_read_together_at_the_end(mon
     assert len(waits) == 2 and len(made) == 2 + 3 * len(parts)  # begin, end, and the end of what is done there; the pass itself
     # moments: pass 1, layers.0 2, attn 3, its end 4 and 5, layers.0's end 6 and 7, layers.1 8 to 9 and 10, head 11 to 12 and 13, pass 14
     assert seconds == {"": 13 - 4, "layers.0": 4 - 1, "layers.0.attn": 1, "layers.1": 1, "head": 1}
+
+
+class Reusing(nn.Module):
+    """A head that writes into the same memory in every pass, as a graph that an accelerator replays does."""
+
+    def __init__(self, own: nn.Module):
+        super().__init__()
+        self.own, self.memory = own, {}
+
+    def forward(self, hidden):
+        logits = self.own(hidden)
+        return self.memory.setdefault(tuple(logits.shape), torch.empty_like(logits)).copy_(logits)
+
+
+def test_a_pass_is_kept_where_the_next_one_writes_into_the_same_memory():
+    model = tiny_model("llama")
+    model.lm_head = Reusing(model.lm_head)
+    m = attach(model)
+    first = by_hand(m.split, IDS).logits_BTV
+    other = by_hand(m.split, IDS + 1).logits_BTV
+    assert not torch.equal(first, other) and torch.equal(first, by_hand(m.split, IDS).logits_BTV)
+    before = effect(m, IDS[0], [Intervention("scale", "layers.0.mlp", 3.0)])
+    assert before.kl > 0 and before.shifts[0].probability_before != before.shifts[0].probability_after
+
+
+def test_copies_share_no_memory_with_what_is_copied():
+    x = torch.ones(3)
+    values = (x, [x, {"a": x.view(3, 1), "b": 1}], None)
+    made = copied(values)
+    x.zero_()
+    assert made[0].sum() == made[1][0].sum() == made[1][1]["a"].sum() == 3 and made[1][1]["b"] == 1 and made[2] is None
