@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..records.structure import Costs, ModuleNode, RoleDifference
 from .costs import costs
+from .dataflow import Answers, on_meta
 from .heads import forward
 from .roles import roles
 from .splitting import Split, context_length, evaluating, input_device, split, tie_again
@@ -68,11 +68,6 @@ def measured_tree(model: nn.Module, parts: Split | None, context: int | None = N
     return node, total
 
 
-def on_meta(model: nn.Module) -> bool:
-    """Whether a model has shapes alone, without weights; one that accelerate keeps on disk has weights."""
-    return not hasattr(model, "hf_device_map") and all(parameter.is_meta for parameter in model.parameters())
-
-
 class Running:
     """What a forward pass of one token calls, in which order and how often.
 
@@ -110,15 +105,6 @@ class Running:
         names = {module: name for name, module in self.model.named_modules()}
         head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
         return (self.outer or [names.get(getattr(self.model, "base_model", None), "")])[0], (names[head],) if head in names else ()
-
-
-class Answers(TorchDispatchMode):
-    """Answers 1 where code asks a meta tensor for its number: masks are whole, padding is there, and the pass goes on."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return torch.ones((), dtype=args[0].dtype).item()
-        return func(*args, **(kwargs or {}))
 
 
 class Builder:

@@ -41,6 +41,35 @@ class ModuleNode:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """Something that a model does without a module for it, such as where position comes in.
+
+    Args:
+        kind: what it is, in one word that ``inspector.render.traits`` says in two languages.
+        detail: numbers or a name; "?" where the number is not there.
+        layers: those in which it holds, such as "0–2, 5"; "" for all that could.
+    """
+
+    kind: str
+    detail: str = ""
+    layers: str = ""
+
+
+@dataclass(frozen=True)
+class TraitDifference:
+    """One trait of two models, such as "positions": the facts of each; None where they cannot be told."""
+
+    trait: str
+    a: tuple[Fact, ...] | None
+    b: tuple[Fact, ...] | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two are known to be alike."""
+        return self.a == self.b
+
+
+@dataclass(frozen=True)
 class RoleDifference:
     """One role of two models: what stands there in each, such as "24 × Linear 896→896 +bias"; empty where nothing does."""
 
