@@ -3,7 +3,8 @@
 Shape letters: B batch, T tokens, D hidden.
 """
 
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,7 @@ LENGTH = 7  # tokens of the pass: few, and no usual width of anything
 WAVES = {"sin", "cos", "polar"}
 SHAPE_ALONE = {"ones_like", "zeros_like", "empty_like", "full_like", "rand_like", "new_ones", "new_zeros", "new_full", "new_empty"}
 MASKS = {"tril", "triu"}
+BUILT_OF_WAVES = WeakIdKeyDictionary()  # buffers on the meta device; those with numbers show it by them
 MASKED = -1e4  # numbers at least this low in a table of zeros hide, they do not place
 
 
@@ -68,8 +70,11 @@ class Recorder(Answers):
     What is compared says where a number may be seen and no longer what it is: of masks and padding nothing is kept.
     """
 
-    def __init__(self):
+    def __init__(self, numbers: Iterable[tuple[Tensor, float]] = ()):
         super().__init__()
+        self.numbers = WeakIdKeyDictionary()  # of tensors that have none of their own
+        for tensor, number in numbers:
+            self.numbers[tensor] = number
         self.known = WeakIdKeyDictionary()
         self.writes: dict[int, list[Made]] = {}  # storage → what was written into it in place
         self.all: list[Made] = []
@@ -101,8 +106,10 @@ class Recorder(Answers):
     def made(self, tensor: Tensor) -> Made:
         """What a tensor was made of, with what was written into its memory afterwards."""
         if tensor not in self.known:
-            kind = LEARNED if isinstance(tensor, nn.Parameter) else TABLE | (WAVE if is_waves(tensor) else 0)
-            self.keep(tensor, Made("", (), tuple(tensor.shape), 0 if is_mask(tensor) else kind))
+            waves = tensor in BUILT_OF_WAVES or is_waves(tensor)
+            kind = LEARNED if isinstance(tensor, nn.Parameter) else TABLE | (WAVE if waves else 0)
+            number = (self.numbers[tensor],) if tensor in self.numbers else ()
+            self.keep(tensor, Made("", (), tuple(tensor.shape), 0 if is_mask(tensor) else kind, number))
         own = self.known[tensor]
         later = [write for write in self.writes.get(tensor.untyped_storage()._cdata, ()) if write.index > own.index] if self.writes else []
         if not later:
@@ -130,13 +137,35 @@ class Recorder(Answers):
         if output.is_complex():
             of |= COMPLEX
         if op == "slice" and of and not of & IDS and self.is_cut(given[0].shape, tuple(output.shape)):
-            return of | POSITION  # the first rows of a table, one for each token
+            square = output.is_meta and output.dim() > 1 and output.shape[-1] == output.shape[-2]  # GPT's mask; its numbers are not there
+            return of if square and not of & LEARNED else of | POSITION  # the first rows of a table, one for each token
         return of
 
     @staticmethod
     def is_cut(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
         """Whether a slice left as many rows as there are tokens."""
         return any(a > b == LENGTH for a, b in zip(before, after, strict=True))
+
+
+@contextmanager
+def building() -> Iterator[list[nn.Module]]:
+    """While it is active, a model is built on the meta device; put in the list, it is known afterwards which of its buffers are sines."""
+    built: list[nn.Module] = []
+    with Recorder() as recorder:
+        yield built
+    for model in built:
+        for buffer in model.buffers():
+            if recorder.made(buffer).of & WAVE:
+                BUILT_OF_WAVES[buffer] = True
+
+
+def numbers_of(model: nn.Module) -> Iterator[tuple[Tensor, float]]:
+    """Buffers of one number that their module keeps as a plain one too (Gemma's ``scalar_embed_scale``): on meta the buffer has none."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.numel() == 1:
+                plain = [value for key, value in vars(module).items() if name in key and isinstance(value, float)]
+                yield from ((buffer, value) for value in plain[:1])
 
 
 def is_mask(tensor: Tensor) -> bool:
@@ -202,12 +231,8 @@ class Flow:
         self.tokens = min(LENGTH, context_length(model) or LENGTH)
         self.calls: list[Seen] = []
         self.running: list[Seen] = []
-        self.recorder = recorder = Recorder()
-        ids_1T = (
-            (torch.arange(self.tokens, device=input_device(model)) % 2)[None]
-            if not on_meta(model)
-            else torch.zeros(1, self.tokens, dtype=torch.long, device="meta")
-        )
+        self.recorder = recorder = Recorder(numbers_of(model))
+        ids_1T = (torch.arange(self.tokens) % 2).to(input_device(model))[None]
         with ExitStack() as modes:
             modes.enter_context(Watch(submodules(model), self.begin, self.end))
             modes.enter_context(evaluating(model))

@@ -10,18 +10,20 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..records.structure import Costs, ModuleNode, RoleDifference
+from ..records.structure import Costs, Fact, ModuleNode, RoleDifference
 from .costs import costs
 from .dataflow import Answers, on_meta
 from .heads import forward
 from .roles import roles
 from .splitting import Split, context_length, evaluating, input_device, split, tie_again
-from .watching import Call, Watch, submodules
+from .traits import traits
+from .watching import Call, Watch, by_hand, submodules
 
 CONTEXT = 1024
 NUMBERED = r"(?<=^layers)\.\d+|(?<=^layers\d)\.\d+|(?<=^mtp)\.\d+|(?<=\.experts)\.\d+"  # numbers of equal neighbours in a role
+WHOLE = "attn, whole"  # what a layer's attention is as one, beside its parts
 TOTALS = ("parameters", "bytes", "flops")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 LATENT_ATTENTION = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
@@ -58,14 +60,42 @@ def measured_tree(model: nn.Module, parts: Split | None, context: int | None = N
     if parts is None and not on_meta(model):
         parts = split(model)
     running = Running(model)
-    backbone, heads = running.parts() if parts is None else (parts.backbone_name, parts.head_names)
-    named = {backbone: "backbone"} | dict.fromkeys(heads, "head")
+    backbone, heads = running.parts() if parts is None else names_of(model, parts)
+    named = ({backbone: "backbone"} if backbone else {}) | dict.fromkeys(heads, "head")
     found = roles(model, backbone, heads)
     named |= {name: "mtp" for name, role in found.items() if role == "mtp"}
     total, flops = costs(model, found, running.counts, context)
     rotary = any("Rotary" in type(module).__name__ for module in model.modules())
     node = Builder(running.order, named, found, flops, rotary).node(model, "", "")
     return node, total
+
+
+def measured_traits(model: nn.Module, parts: Split | None) -> dict[str, tuple[Fact, ...] | None]:
+    """The traits of a model, as ``traits`` of its parts gives them; ``parts`` as in ``tree``."""
+    if parts is None and not on_meta(model):
+        parts = split(model)
+    return traits(model, *(Running(model).parts() if parts is None else names_of(model, parts)))
+
+
+def names_of(model: nn.Module, parts: Split) -> tuple[str, tuple[str, ...]]:
+    """Names of the backbone and of the modules of the head; where the two are functions, "" and the modules that only the head calls."""
+    names = {name for name, _ in model.named_modules()}
+    if {parts.backbone_name, *parts.head_names} <= names:
+        return parts.backbone_name, parts.head_names
+    calls: list[Call] = []
+    with Watch(submodules(model), before=calls.append), evaluating(model), torch.no_grad():
+        hidden_1TD = parts.backbone(torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
+        inside = {call.role for call in calls}
+        calls.clear()
+        parts.head(hidden_1TD)
+    heads = tuple(call.role for call in calls if call.depth == 0 and call.role not in inside)
+    return parts.backbone_name if parts.backbone_name in names else "", heads
+
+
+def shapes(parts: Split, ids_1T: Tensor) -> tuple[tuple[int, ...], ...]:
+    """The shapes of ids, hidden states and logits in one pass over a prompt by hand, as a step of the loop makes it."""
+    seen = by_hand(parts, ids_1T)
+    return tuple(tuple(tensor.shape) for tensor in (ids_1T, seen.hidden_1TD, seen.logits_BTV))
 
 
 class Running:
@@ -170,8 +200,18 @@ class Builder:
 
 
 def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:
-    """Two trees aligned by role, in the order in which the modules run; class names without the family's own prefix."""
+    """Two trees aligned by role, in the order in which the modules run; class names without the family's own prefix.
+
+    A recurrence that stands alone does the job of the other's attention: the row "mixer" has both, and all layers.
+    """
     sides = [in_words(a), in_words(b)]
+    alone = [any(role.startswith("mixer") for role in side) and not side.get(WHOLE) for side in sides]
+    for i, side in enumerate(sides):
+        whole = side.pop(WHOLE, None)
+        if whole and alone[1 - i]:
+            place = list(side).index("layers") + 1
+            rows = list(side.items())
+            sides[i] = dict([*rows[:place], ("mixer", whole), *rows[place:]])
     order = list(sides[0])
     for i, role in enumerate(others := list(sides[1])):  # what only the second has comes after what it follows there
         if role not in order:
@@ -183,19 +223,28 @@ def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:
 
 
 def in_words(root: ModuleNode) -> dict[str, Counter]:
-    """Role → what stands there, each with its number, for the modules without children and for the layers."""
+    """Role → what stands there, each with its number, for the modules without children, the layers, and each layer's attention."""
     family = re.sub(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel|LMHead|Decoder|Model)$", "", root.type)
     found: dict[str, Counter] = {}
+
+    def add(role: str, what: str, times: int) -> None:
+        found.setdefault(role, Counter())[what] += times
 
     def walk(node: ModuleNode, times: int) -> None:
         times *= node.repeat
         role = (node.role or "").replace("layers.*.", "")
+        kind = node.type.removeprefix(family) if node.type != family else node.type
+        what = f"{kind} {node.shape}".strip() + ", tied" * bool(node.tied_to)
         if role.startswith("layers") and "." in role:  # the layers themselves
-            found.setdefault("layers", Counter())["layers"] += times
+            add("layers", "layers", times)
+        elif role.startswith("mixer") and (node.role or "").startswith("mixer"):  # a recurrence with all layers in it
+            layers = re.search(r"× (\d+)", node.shape)
+            add("layers", "layers", times * int(layers[1] if layers else 1))
+            add(role, what, times)
         elif role and (not node.children or role == "head"):
-            kind = node.type.removeprefix(family) if node.type != family else node.type
-            what = f"{kind} {node.shape}".strip() + ", tied" * bool(node.tied_to)
-            found.setdefault(role, Counter())[what] += times
+            add(role, what, times)
+        elif role == "attn":
+            add(WHOLE, what, times)
         if role != "head":
             for child in node.children:
                 walk(child, times)
@@ -229,5 +278,8 @@ def shape(module: nn.Module) -> str:
         return "→".join(map(str, module.weight.shape)) + " +bias"
     if isinstance(module, nn.Embedding):
         return f"{module.num_embeddings}×{module.embedding_dim}"
+    if isinstance(module, nn.RNNBase):
+        both, layers = " ↔" * module.bidirectional, f" × {module.num_layers}" * (module.num_layers > 1)
+        return f"{module.input_size}→{module.hidden_size}{layers}{both}" + " +bias" * module.bias
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return ", ".join("×".join(map(str, tensor.shape)) for name, tensor in own[:1])

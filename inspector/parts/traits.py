@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..records.structure import Fact, TraitDifference
-from .costs import attention_widths, first_of, outputs, text_config, window
+from .costs import attention_widths, first_of, outputs, recurrent, text_config, window
 from .costs import parts as parts_of
 from .dataflow import COMPLEX, IDS, LEARNED, POSITION, TABLE, WAVE, Flow, Made, Seen
 from .roles import roles, spans
 
 ADD, TIMES, PRODUCT = {"add", "sub", "baddbmm", "rsub"}, {"mul", "div"}, {"bmm", "mm", "matmul"}
+GATHER = {"gather", "index", "index_select", "take_along_dim"}
 LAYER = re.compile(r"layers\d*\.\d+")
 PARTS = {"attn": "attn", "mixer": "attn", "mlp": "mlp"}  # what mixes tokens, and what does not, whatever it is called
 ACTIVATIONS = {"silu": "SiLU", "relu": "ReLU", "mish": "Mish", "hardswish": "Hardswish", "elu": "ELU", "leaky_relu": "LeakyReLU"}
@@ -74,20 +75,34 @@ class Term:
         """Without the norms around it."""
         return self.terms[0].bare() if self.kind == "norm" else self
 
+    def parts(self) -> set["Term"]:
+        """All parts that went into it."""
+        found, waiting = set(), [self]
+        while waiting:
+            term = waiting.pop()
+            if term not in found:
+                found.add(term)
+                waiting += term.terms
+        return {term for term in found if term.kind == "part"}
+
     def holds(self, what: str) -> bool:
         """Whether a part of this kind went into it."""
-        return (self.kind == "part" and self.what == what) or any(term.holds(what) for term in self.terms)
+        return any(part.what == what for part in self.parts())
+
+
+UNREAD = Term("?")
 
 
 @dataclass(eq=False)
 class Sublayer:
-    """A part of a layer with its norms: before it, on what it gives, on the sum afterwards; and what it reads."""
+    """A part of a layer with its norms: before it, on what it gives, on the sum afterwards, and on the layer's input with its residual."""
 
     what: str
     term: Term
     before: str = ""
     behind: str = ""
     after: str = ""
+    on_input: str = ""
 
     @property
     def place(self) -> str:
@@ -116,9 +131,11 @@ class LayerSum:
         self.terms: dict[Made, Term] = {layer.given: Term("input")}
         self.norms = {seen.gave: seen for seen in layer.inside if seen.gave is not None and seen.given is not None and self.is_norm(seen)}
         self.parts = self.outputs()
+        self.ends = {*self.parts, *self.norms}
         self.stream: set[int] = set()  # id() of the terms that go on beside a part
         self.found: list[Sublayer] = []
-        self.whole = self.read(self.term(layer.gave))
+        top = self.term(layer.gave)
+        self.whole = self.read(top) and top.parts() == {sub.term for sub in self.found}  # else a part acts where no sum shows it
 
     def inner(self, seen: Seen) -> str:
         """A call's role in the layer; "" where it has none."""
@@ -150,12 +167,17 @@ class LayerSum:
     def term(self, made: Made) -> Term:
         """What was made, as a term; each once."""
         if made not in self.terms:
-            self.terms[made] = Term("?")  # while it is being read
+            self.terms[made] = UNREAD
             self.terms[made] = self.back(made)
         return self.terms[made]
 
     def back(self, made: Made) -> Term:
-        """One step back."""
+        """One step back, over all that works on each number alone."""
+        start = made
+        while (made is start or made not in self.terms) and made not in self.ends and len(set(made.from_ids)) == 1:
+            made = made.from_ids[0]
+        if made is not start:
+            return self.term(made)
         if made in self.parts:
             what, given = self.parts[made]
             return Term("part", what, (self.term(given),))
@@ -163,40 +185,34 @@ class LayerSum:
             seen = self.norms[made]
             return Term("norm", norm_kind(seen), (self.term(seen.given),))
         before = tuple(dict.fromkeys(made.from_ids))
-        if len(before) == 1:
-            return self.term(before[0])
         if made.op in TIMES and len(before) == 2 and (inner := normed(before)) is not None:
             return Term("norm", "RMSNorm", (self.term(inner),))
-        if made.op in ADD and len(before) == 2:
-            return Term("sum", terms=tuple(map(self.term, before)))
-        return Term("?")
+        return Term("sum" if made.op in ADD and len(before) == 2 else "?", terms=tuple(map(self.term, before)))
 
     def read(self, term: Term, after: str = "") -> bool:
-        """Finds the parts along a sum that went through the norm ``after`` since; False where something in it is not understood."""
-        while term.kind == "norm" and term.bare().kind == "sum":
+        """Finds the parts along a sum that went through the norm ``after`` since; False where it does not lead to the layer's input."""
+        while term.kind == "norm" and term.bare().kind == "sum" and branches(term) is None:
             after, term = term.what, term.terms[0]
-        if term.kind == "input":
+        if term.bare().kind == "input":  # BLOOM's residual may begin after a norm
             return True
-        if term.kind == "norm" and term.bare().kind == "input":  # BLOOM's residual may begin after the norm
-            return True
-        if term.bare().kind == "part":
-            return self.branch(term, after) and self.read(term.bare().terms[0].bare())
+        if (alone := branches(term)) is not None:  # no residual
+            self.found += [self.sublayer(part, behind, after) for part, behind in alone]
+            return all([self.read(part.terms[0].bare()) for part, _ in alone])
         if term.kind != "sum":
             return False
-        flat = list(flattened(term))
-        branches, rest = [t for t in flat if t.bare().kind == "part"], [t for t in flat if t.bare().kind != "part"]
+        flat = [(inner, branches(inner)) for inner in flattened(term)]
+        rest = [inner for inner, parts in flat if parts is None]
         self.stream |= set(map(id, rest))
-        return all([self.branch(t, after) for t in branches]) and all([self.read(t) for t in rest])
+        self.found += [self.sublayer(part, behind, after) for _, parts in flat for part, behind in parts or ()]
+        return any([self.read(inner) for inner in rest])
 
-    def branch(self, term: Term, after: str) -> bool:
-        """A part as it stands in the sum."""
-        behind = ""
-        while term.kind == "norm":
-            behind, term = term.what, term.terms[0]
-        reads = term.terms[0]
-        before = "" if id(reads) in self.stream or reads.kind != "norm" else reads.what
-        self.found.append(Sublayer(term.what, term, before, behind, after))
-        return reads.bare().kind != "?"
+    def sublayer(self, part: Term, behind: str, after: str) -> Sublayer:
+        """A part as it stands in a sum."""
+        reads = part.terms[0]
+        before = reads.what if reads.kind == "norm" else ""
+        beside = id(reads) in self.stream  # the norm is on the stream: the residual goes through it too
+        of_input = beside and reads.bare().kind == "input"
+        return Sublayer(part.what, part, "" if beside else before, behind, after, before if of_input else "")
 
     def order(self) -> tuple[str, str]:
         """How attention and feed-forward follow each other; "1" where side by side they share one norm."""
@@ -210,10 +226,20 @@ class LayerSum:
         return "parallel", "1" if len({id(term.terms[0]) for term in (*mixing, *further)}) == 1 else ""
 
 
+def branches(term: Term, behind: str = "") -> list[tuple[Term, str]] | None:
+    """The parts of which alone a term is made, each with the norm behind it; None where it holds anything else."""
+    while term.kind == "norm":
+        behind, term = term.what, term.terms[0]
+    if term.kind == "part":
+        return [(term, behind)]
+    inner = [branches(one, behind) for one in term.terms] if term.kind == "sum" else [None]
+    return None if None in inner else [part for parts in inner for part in parts]
+
+
 def flattened(term: Term) -> Iterable[Term]:
     """The terms of a sum and of the sums in it."""
     for inner in term.terms:
-        yield from flattened(inner) if inner.kind == "sum" else (inner,)
+        yield from flattened(inner) if inner.kind == "sum" and branches(inner) is None else (inner,)
 
 
 def normed(pair: tuple[Made, Made]) -> Made | None:
@@ -229,9 +255,9 @@ def normed(pair: tuple[Made, Made]) -> Made | None:
 def norm_kind(seen: Seen) -> str:
     """What a norm does, told from its operations; the name of its class where they do not."""
     ops = {made.op for made in seen.made}
-    if "native_layer_norm" in ops or ("rsqrt" in ops and "sub" in ops):
+    if "native_layer_norm" in ops or ("mean" in ops and "sub" in ops):
         return "LayerNorm"
-    if ops & {"rsqrt", "_fused_rms_norm"}:
+    if ops & {"rsqrt", "_fused_rms_norm"} or {"mean", "pow"} <= ops:
         return "RMSNorm"
     return type(seen.call.module).__name__
 
@@ -303,7 +329,7 @@ class Told:
             if len(before) != 1:
                 return None
             others = [other for other in made.given if not other.of & IDS]
-            if made.op in TIMES and not any(other.of & (POSITION | LEARNED) for other in others) and (made.constants or others):
+            if made.op in TIMES and all(math.prod(other.shape) == 1 and not other.of & LEARNED for other in others):
                 facts.append(Fact("scale", factor(made, before[0])))
             elif made.op in ("mm", "addmm", "bmm"):
                 facts.append(Fact("linear", f"{before[0].shape[-1]}→{made.shape[-1]}"))
@@ -315,7 +341,7 @@ class Told:
         said: list[tuple[Seen | None, tuple[str, str]]] = []
         turned: Counter = Counter()
         for made in self.flow.made:
-            if (fact := position(made)) is not None:
+            if (fact := position(made, self.flow.tokens)) is not None:
                 layer = next((layer for layer in self.layers if layer.first <= made.index < layer.last), None)
                 said.append((layer, fact))
                 turned[layer] += math.prod(made.shape) * (1 + bool(made.of & COMPLEX)) if fact[0] == "rope" else 0
@@ -324,9 +350,14 @@ class Told:
         said = [(layer, (fact[0], self.share(layer, turned[layer])) if fact[0] == "rope" else fact) for layer, fact in said]
         outside = tuple(Fact(*fact) for fact in dict.fromkeys(fact for layer, fact in said if layer is None))
         inside = self.by_layer([(layer, fact) for layer, fact in said if layer is not None], self.mixing() or None)
-        recurrent = [role for role in self.roles.values() if re.fullmatch(r"(layers\d*\.\d+\.)?mixer(\.\d+)?", role)]
-        order = (Fact("order"),) if recurrent else ()
-        return outside + inside + order or (Fact("none"),)
+        order = (Fact("order"),) if any(map(self.keeps_state, self.roles.values())) else ()
+        none = (Fact("none"),) if any(map(self.scores, self.sums)) else None
+        return outside + inside + order or none
+
+    def keeps_state(self, role: str) -> bool:
+        """Whether what has this role reads the tokens in order, as a recurrence or convolution does."""
+        in_order = re.fullmatch(r"(layers\d*\.\d+\.)?mixer(\.\d+)?", role)
+        return bool(in_order) or (bool(re.fullmatch(r"layers\.\d+\.attn", role)) and recurrent(self.config, role))
 
     def share(self, layer: Seen | None, turned: int) -> str:
         """How many numbers of a head are turned, such as "8/32"; "" for all, or where that cannot be told."""
@@ -346,6 +377,8 @@ class Told:
             places = {sub.what: (sub.place, sub.norm) for sub in layer.found}
             if not layer.whole or not places:
                 return None
+            if on_input := next((sub.on_input for sub in layer.found if sub.on_input), ""):
+                places = {sub.what: ("stream", on_input) for sub in layer.found}
             if len(set(places.values())) == 1:
                 values.append((layer.layer, next(iter(places.values()))))
             else:
@@ -406,7 +439,9 @@ class Told:
             if not calls:
                 continue
             made = self.flow.made[min(seen.first for seen in calls) : max(seen.last for seen in calls)]
-            values.append((layer.layer, activation(made)))
+            kind, name = activation(made)
+            named = [type(seen.call.module).__name__ for seen in calls if layer.inner(seen).endswith("act")]
+            values.append((layer.layer, (kind, name) if name or not named else ("plain", named[0])))
             width = next((seen.given.shape[-1] for seen in calls if layer.inner(seen).endswith("down") and seen.given is not None), None)
             values += [(layer.layer, ("width", str(width)))] if width else []
             values += [(layer.layer, ("experts", chosen))] if (chosen := self.experts(layer.role)) else []
@@ -433,18 +468,25 @@ class Told:
     def head(self) -> tuple[Fact, ...] | None:
         """What follows the backbone: its matrix, whose weights those are, scales and caps."""
         names = self.named("head")
-        linear = [(seen, seen.call.module) for seen in self.flow.calls if seen.name in names and is_linear(seen.call.module)]
+        below = tuple(f"{name}." for name in names)
+        calls = [seen for seen in self.flow.calls if seen.name in names or seen.name.startswith(below)]
+        calls = [
+            seen for seen in calls if not list(seen.call.module.children()) and not isinstance(seen.call.module, (nn.Dropout, nn.Identity))
+        ]
+        linear = [(seen, seen.call.module) for seen in calls if is_linear(seen.call.module)]
         if not linear:
             return None
         seen, module = linear[-1]
         embedding = [self.model.get_submodule(name) for name in self.named("embed")]
         tied = any(module.weight is getattr(other, "weight", None) for other in embedding)
-        facts = [Fact("tied" if tied else "own", f"{seen.given.shape[-1]}→{seen.gave.shape[-1]}")]
+        before = [norm_kind(other) for other in calls[: calls.index(seen)]]
+        facts = [Fact("through", " → ".join(before))] if before else []
+        facts += [Fact("tied" if tied else "own", f"{seen.given.shape[-1]}→{seen.gave.shape[-1]}")]
         facts += [Fact("bias")] if module.bias is not None else []
         return (*facts, *after_head(self.flow.logits, seen.gave))
 
 
-def position(made: Made) -> tuple[str, str] | None:
+def position(made: Made, tokens: int) -> tuple[str, str] | None:
     """How a position comes in with one operation, (kind, detail) of a ``Fact``; None where none does."""
     before = made.from_ids
     places = [other for other in made.given if other.of & POSITION and not other.of & IDS]
@@ -453,9 +495,13 @@ def position(made: Made) -> tuple[str, str] | None:
     if not before or not places:
         return None
     table = places[0]
+    if made.op in GATHER:  # what the ids say of each distance
+        return ("relative", "") if len(made.shape) >= 3 and made.shape[-1] == made.shape[-2] >= tokens else None
     if made.op in ADD or "attention" in made.op:
-        if "attention" in made.op or made.shape[-1] == made.shape[-2]:  # in the scores, [.., T, T]
+        if "attention" in made.op or made.shape[-1] == made.shape[-2] >= tokens:  # in the scores
             return ("learned_bias" if table.of & LEARNED else "alibi"), ""
+        if (rows := source(table)) and rows[0] < tokens:  # kinds of tokens, not places
+            return None
         return ("learned" if table.of & LEARNED else "sinusoids" if table.of & WAVE else "table"), "×".join(map(str, source(table)))
     if made.op in PRODUCT:
         return "relative", ""
@@ -527,7 +573,10 @@ def activation(made: Sequence[Made]) -> tuple[str, str]:
     seen = [one for one in made if one.of & IDS]
     ops = {one.op for one in seen}
     name = next((n for one in seen if (n := activation_name(one))), "")
-    name = name or ("GELU (tanh)" if "tanh" in ops else "GELU" if "erf" in ops else "sigmoid" if "sigmoid" in ops else "")
+    if not name and "sigmoid" in ops:  # x·sigmoid(x) is SiLU
+        own = [one for one in seen if one.op == "mul" and any(o.op == "sigmoid" for o in one.given) and not gates(one)]
+        name = "SiLU" if own else "sigmoid"
+    name = name or ("GELU (tanh)" if "tanh" in ops else "GELU" if "erf" in ops else "")
     if name == "ReLU" and any(one.op in ("pow", "square") for one in seen):
         name = "ReLU²"
     return ("?", "") if not name else ("gated" if any(map(gates, seen)) else "plain", name)
@@ -546,21 +595,29 @@ def gates(made: Made) -> bool:
     if made.op != "mul" or len(set(pair)) != 2 or pair[0].shape != pair[1].shape:
         return False
     origins, bent = zip(*map(origin, pair), strict=True)
-    return origins[0] is not origins[1] and any(bent)
+    return not origins[0] & origins[1] and any(bent)
 
 
-def origin(made: Made) -> tuple[Made, bool]:
+def origin(made: Made) -> tuple[set[Made], bool]:
     """What something was before functions of each number alone, and whether one of them is an activation."""
-    bent = False
-    while made.op not in CUT and made.from_ids:
-        bent |= made.op in BENDS
-        made = made.from_ids[0]
-    return made, bent
+    found, bent, waiting = set(), False, [made]
+    while waiting:
+        one = waiting.pop()
+        if one.op in CUT or not one.from_ids:
+            found.add(one)
+        else:
+            bent |= one.op in BENDS
+            waiting += one.from_ids
+    return found, bent
 
 
 def factor(made: Made, before: Made) -> str:
     """What numbers were multiplied with, "√D" for that of their width, "1/8" for a division; "?" where the number is not there."""
-    numbers = [c for c in made.constants if c != 0]
+    numbers = list(made.constants)
+    for other in made.given:
+        while not other.of & IDS and not other.constants and other.given:  # a cast, of a number that was there before the pass
+            other = other.given[0]
+        numbers += other.constants if not other.of & IDS else ()
     if not numbers:
         return "?"
     value = numbers[-1]

@@ -1,6 +1,19 @@
 """What a model is made of and what it costs."""
 
+import re
 from dataclasses import dataclass, replace
+
+# What parameters are for: group → the beginnings of the roles that belong to it.
+GROUPS = {
+    "embedding": r"embed",
+    "attention": r"(attn|cross)(\.|$)",
+    "recurrence": r"mixer(\.|$)",
+    "feed_forward": r"mlp(\.|$)",
+    "norms": r"norm|final_norm",
+    "head": r"head$",
+    "further": r"mtp(\.|$)",
+    "rest": r"(per_layer|altup|laurel|hyper)",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,31 @@ class ModuleNode:
     role: str | None = None
     flops: int = 0
     children: "tuple[ModuleNode, ...]" = ()
+
+    def sums(self) -> dict[str, int]:
+        """Parameters by what they are for, largest groups of a decoder first; together all of them, a tied weight where it is counted.
+
+        ``embedding`` with learned positions, ``attention``, ``recurrence`` (of state space models and GRUs too), ``feed_forward``,
+        ``norms`` (those inside attention are attention's), ``head``, ``further`` predictions (MTP), and ``rest``.
+        """
+        found = dict.fromkeys(GROUPS, 0)
+        waiting: list[tuple[ModuleNode, str, int]] = [(self, "rest", 1)]
+        while waiting:
+            node, group, times = waiting.pop()
+            group, times = node.group(group), times * node.repeat
+            found[group] += times * (node.parameters // node.repeat - sum(child.parameters for child in node.children))
+            waiting += [(child, group, times) for child in node.children]
+        return {group: number for group, number in found.items() if number}
+
+    def group(self, around: str) -> str:
+        """What its parameters are for, by its role, else by what stands around it."""
+        role = re.sub(r"^layers\d*\.(\*|\d+)\.?", "", self.role or "")
+        if around == "further":
+            return around
+        for group, pattern in GROUPS.items():
+            if re.match(pattern, role):
+                return group
+        return "norms" if around == "rest" and "norm" in self.type.lower() else around
 
     def cut(self, depth: int) -> "ModuleNode":
         """The tree without what stands more than ``depth`` levels below this node; sums stay."""
