@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..records.structure import Costs, Fact, ModuleNode, RoleDifference
+from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 from .costs import costs
 from .dataflow import Answers, on_meta
 from .heads import forward
@@ -27,6 +27,7 @@ WHOLE = "attn, whole"  # what a layer's attention is as one, beside its parts
 TOTALS = ("parameters", "bytes", "flops")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 LATENT_ATTENTION = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+RESIDUAL = "+ residual"
 # A step of the forward pass that is no module: (children that tell the kind of module, "before" or "after" which child, what it does)
 FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     ({"embed_tokens", "positions"}, "before", "positions", "× √D"),
@@ -36,8 +37,8 @@ FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     (LATENT_ATTENTION, "before", "o_proj", "softmax(q·kᵀ/√K)·v, causal"),
     ({"gate_proj", "up_proj", "down_proj"}, "before", "down_proj", "act(gate) × up"),
     ({"gate", "experts"}, "after", "experts", "Σ weight × chosen expert"),
-    ({"self_attn", "mlp"}, "after", "self_attn", "+ residual"),
-    ({"self_attn", "mlp"}, "after", "mlp", "+ residual"),
+    ({"self_attn", "mlp"}, "after", "self_attn", RESIDUAL),
+    ({"self_attn", "mlp"}, "after", "mlp", RESIDUAL),
 )
 
 
@@ -56,6 +57,11 @@ def tree(model: nn.Module, parts: Split | None = None, context: int = 1) -> Modu
 
 def measured_tree(model: nn.Module, parts: Split | None, context: int | None = None) -> tuple[ModuleNode, Costs]:
     """``tree``, and what the model costs at that context; None takes ``CONTEXT`` tokens, or as many as the model reads."""
+    return measured(model, parts, context)[:2]
+
+
+def measured(model: nn.Module, parts: Split | None, context: int | None = None) -> tuple[ModuleNode, Costs, Traits]:
+    """``measured_tree``, and the model's traits: what it does without a module for it."""
     context = context or min(CONTEXT, context_length(model) or CONTEXT)
     if parts is None and not on_meta(model):
         parts = split(model)
@@ -65,16 +71,14 @@ def measured_tree(model: nn.Module, parts: Split | None, context: int | None = N
     found = roles(model, backbone, heads)
     named |= {name: "mtp" for name, role in found.items() if role == "mtp"}
     total, flops = costs(model, found, running.counts, context)
+    facts = traits(model, found)
     rotary = any("Rotary" in type(module).__name__ for module in model.modules())
-    node = Builder(running.order, named, found, flops, rotary).node(model, "", "")
-    return node, total
+    return Builder(running.order, named, found, flops, rotary, facts).node(model, "", ""), total, facts
 
 
-def measured_traits(model: nn.Module, parts: Split | None) -> dict[str, tuple[Fact, ...] | None]:
-    """The traits of a model, as ``traits`` of its parts gives them; ``parts`` as in ``tree``."""
-    if parts is None and not on_meta(model):
-        parts = split(model)
-    return traits(model, *(Running(model).parts() if parts is None else names_of(model, parts)))
+def trait_differences(a: Traits, b: Traits) -> list[TraitDifference]:
+    """The traits of two models side by side."""
+    return [TraitDifference(name, a[name], b[name]) for name in a]
 
 
 def names_of(model: nn.Module, parts: Split) -> tuple[str, tuple[str, ...]]:
@@ -140,8 +144,12 @@ class Running:
 class Builder:
     """Walks the modules once and remembers which weights were counted, and where."""
 
-    def __init__(self, order: dict[nn.Module, int], parts: dict[str, str], roles: dict[str, str], flops: Counter, rotary: bool):
+    def __init__(
+        self, order: dict[nn.Module, int], parts: dict[str, str], roles: dict[str, str], flops: Counter, rotary: bool, facts: Traits
+    ):
         self.order, self.parts, self.roles, self.flops, self.rotary = order, parts, roles, flops, rotary
+        self.parallel = any(fact.kind == "parallel" for fact in facts["residual"] or ())
+        self.norm_behind = any(fact.kind in ("branch", "sandwich") for fact in facts["norm"] or ())
         self.counted: dict[nn.Parameter, str] = {}
 
     def started(self, module: nn.Module) -> float:
@@ -179,9 +187,10 @@ class Builder:
     def children(self, module: nn.Module, path: str) -> Iterator[ModuleNode]:
         """The children's nodes in running order, functional steps between them, equal neighbours as one."""
         named = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Dropout)]
-        steps = [rule for rule in FUNCTIONAL if rule[0] <= {name for name, _ in named} and (self.rotary or "RoPE" not in rule[3])]
+        named.sort(key=lambda item: self.started(item[1]))
+        steps = self.steps([name for name, _ in named])
         last: ModuleNode | None = None
-        for name, child in sorted(named, key=lambda item: self.started(item[1])):
+        for name, child in named:
             for _, where, neighbour, what in steps:
                 if where == "before" and neighbour == name:
                     yield from filter(None, [last])
@@ -197,6 +206,17 @@ class Builder:
                     yield last
                     last = functional(what)
         yield from filter(None, [last])
+
+    def steps(self, names: list[str]) -> list[tuple[set[str], str, str, str]]:
+        """The rules of ``FUNCTIONAL`` for a module's children in running order, a residual where this model adds it."""
+        rules = [rule for rule in FUNCTIONAL if rule[0] <= set(names) and (self.rotary or "RoPE" not in rule[3])]
+        placed = []
+        for children, where, neighbour, what in rules:
+            follower = names[names.index(neighbour) + 1] if neighbour != names[-1] else ""
+            if what == RESIDUAL and self.parallel and follower:  # one sum, after the last of the parts
+                continue
+            placed.append((children, where, follower if what == RESIDUAL and self.norm_behind and "norm" in follower else neighbour, what))
+        return placed
 
 
 def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..records.structure import Fact, TraitDifference
+from ..records.structure import Fact, Traits
 from .costs import attention_widths, first_of, outputs, recurrent, text_config, window
 from .costs import parts as parts_of
 from .dataflow import COMPLEX, IDS, LEARNED, POSITION, TABLE, WAVE, Flow, Made, Seen
-from .roles import roles, spans
+from .roles import spans
 
 ADD, TIMES, PRODUCT = {"add", "sub", "baddbmm", "rsub"}, {"mul", "div"}, {"bmm", "mm", "matmul"}
 GATHER = {"gather", "index", "index_select", "take_along_dim"}
@@ -27,17 +27,16 @@ BENDS = {*ACTIVATIONS, "gelu", "tanh", "sigmoid", "erf"}
 CUT = {"", "mm", "addmm", "bmm", "baddbmm", "matmul", "split", "split_with_sizes", "slice", "chunk", "select", "unbind", "_grouped_mm"}
 
 
-def traits(model: nn.Module, backbone: str, heads: Sequence[str]) -> dict[str, tuple[Fact, ...] | None]:
-    """The traits of a model whose backbone and head have these names: trait → facts, None where they cannot be told.
+def traits(model: nn.Module, roles: dict[str, str]) -> Traits:
+    """The traits of a model whose modules have these roles: trait → facts, None where they cannot be told.
 
-    ``positions``, ``norm``, ``residual``, ``embedding``, ``attention``, ``feed_forward``, ``bias``, ``head``, ``sizes``.
+    ``sizes``, ``embedding``, ``positions``, ``norm``, ``residual``, ``attention``, ``feed_forward``, ``bias``, ``head``.
     """
-    found = roles(model, backbone, tuple(heads))
     try:
         flow = Flow(model)
     except Exception:
         flow = None
-    told = Told(model, found, flow)
+    told = Told(model, roles, flow)
     answers: dict[str, Callable[[], tuple[Fact, ...] | None]] = {
         "sizes": told.sizes,
         "embedding": told.embedding,
@@ -50,11 +49,6 @@ def traits(model: nn.Module, backbone: str, heads: Sequence[str]) -> dict[str, t
         "head": told.head,
     }
     return {name: answer() if flow is not None or name in ("sizes", "bias") else None for name, answer in answers.items()}
-
-
-def trait_differences(a: dict[str, tuple[Fact, ...] | None], b: dict[str, tuple[Fact, ...] | None]) -> list[TraitDifference]:
-    """The traits of two models side by side."""
-    return [TraitDifference(name, a[name], b[name]) for name in a]
 
 
 @dataclass(eq=False)
@@ -372,6 +366,9 @@ class Told:
 
     def norm(self) -> tuple[Fact, ...] | None:
         """Where the norms of a layer stand."""
+        if not self.layers and self.recurrent():
+            norms = any("norm" in type(seen.call.module).__name__.lower() for seen in self.flow.calls)
+            return None if norms else (Fact("none"),)
         values = []
         for layer in self.sums:
             places = {sub.what: (sub.place, sub.norm) for sub in layer.found}
@@ -387,6 +384,10 @@ class Told:
 
     def residual(self) -> tuple[Fact, ...] | None:
         """Whether attention and feed-forward run one after the other."""
+        if not self.layers and (alone := self.recurrent()):
+            inside = {made for seen in self.flow.calls if seen.name in alone for made in seen.made}
+            added = any(made.op in ADD and len(set(made.from_ids)) == 2 for made in self.flow.made if made not in inside)
+            return None if added else (Fact("none"),)
         values = []
         for layer in self.sums:
             if not layer.whole or not layer.found:
@@ -459,8 +460,9 @@ class Told:
 
     def bias(self) -> tuple[Fact, ...]:
         """Which linear maps of the layers add a bias."""
-        linear = {role: m for n, role in self.roles.items() if LAYER.match(role) and is_linear(m := self.model.get_submodule(n))}
-        named = {role.rpartition(".")[2] for role, module in linear.items() if module.bias is not None}
+        modules = {role: self.model.get_submodule(name) for name, role in self.roles.items()}
+        linear = {role: m for role, m in modules.items() if isinstance(m, nn.RNNBase) or (LAYER.match(role) and is_linear(m))}
+        named = {role.rpartition(".")[2] for role, module in linear.items() if module.bias is not None and module.bias is not False}
         order = ("q", "k", "v", "qkv", "o", "router", "gate", "up", "gate_up", "fc", "down")
         named = [part for part in order if part in named] + sorted(named - set(order))
         return (Fact("bias", ", ".join(named)),) if named else (Fact("none"),) if linear else ()

@@ -93,6 +93,9 @@ class Fact:
     layers: str = ""
 
 
+Traits = dict[str, tuple[Fact, ...] | None]  # trait, such as "positions" → its facts; None where they cannot be told
+
+
 @dataclass(frozen=True)
 class TraitDifference:
     """One trait of two models, such as "positions": the facts of each; None where they cannot be told."""
@@ -104,7 +107,7 @@ class TraitDifference:
     @property
     def equal(self) -> bool:
         """Whether the two are known to be alike."""
-        return self.a == self.b
+        return self.a is not None and self.a == self.b
 
 
 @dataclass(frozen=True)

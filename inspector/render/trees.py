@@ -7,9 +7,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..records.structure import Costs, ModuleNode, RoleDifference
+from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 from .tables import WIDE, table
 from .text import Translate, count, memory, visible
+from .traits import trait_rows, trait_table
 
 FUNCTIONAL_IN_RUSSIAN = {
     "RoPE: turn q and k": "RoPE: поворот q и k",
@@ -80,20 +81,57 @@ def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = Fa
     return grid
 
 
-def tree_panel(node: ModuleNode, title: str, width: int, t: Translate, costs: Costs | None = None) -> Panel:
-    """A module tree with its totals, in a panel ``width`` columns wide."""
-    total = t("{:,} parameters, {}; tied weights counted once", "{:,} параметров, {}; общие веса учтены один раз")
-    tied = next((child for child in node.children if child.tied_to), None)
-    lines: list[RenderableType] = [Text(total.format(node.parameters, memory(node.bytes)))]
-    if tied:
-        lines.append(Text(t("= {} uses the weights of {}", "= {} берёт веса из {}").format(tied.name, tied.tied_to), "yellow"))
+def tree_panel(
+    node: ModuleNode,
+    title: str,
+    width: int,
+    t: Translate,
+    costs: Costs | None = None,
+    facts: Traits | None = None,
+    depth: int | None = None,
+) -> Panel:
+    """A module tree with its totals, in a panel ``width`` columns wide; of its levels ``depth``, all by default."""
+    said = t(f"{node.parameters:,} parameters, {memory(node.bytes)}", f"{node.parameters:,} параметров, {memory(node.bytes)}")
+    total = Text(said + t("; tied weights counted once", "; общие веса учтены один раз"))
+    if tied := next((child for child in node.children if child.tied_to), None):
+        total.append(f": {tied.name} = {tied.tied_to}", "yellow")
+    lines: list[RenderableType] = [total, Text(sums_line(node, t), "cyan")]
+    if facts is not None:
+        grid = Table.grid(padding=(0, 2))
+        for name, words in trait_rows(facts, t):
+            grid.add_row(Text(name, "dim"), Text(words))
+        lines += [Text(""), grid]
     if costs is not None:
         lines += [Text(""), costs_table([costs], [], t), *remarks(costs, t)]
-    return Panel(Group(node_table(node, width - 4, t, costs is not None), *lines), title=Text(visible(title), "bold"), padding=(0, 1))
+    shown = node if depth is None else node.cut(depth)
+    return Panel(Group(node_table(shown, width - 4, t, costs is not None), *lines), title=Text(visible(title), "bold"), padding=(0, 1))
 
 
-def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate) -> Table:
-    """What models cost, a column each."""
+SUMS = {
+    "embedding": ("embedding", "эмбеддинг"),
+    "attention": ("attention", "внимание"),
+    "recurrence": ("recurrence", "рекуррентность"),
+    "feed_forward": ("feed-forward", "feed-forward"),
+    "norms": ("norms", "нормы"),
+    "head": ("head", "голова"),
+    "further": ("MTP", "MTP"),
+    "rest": ("rest", "прочее"),
+}
+
+
+def sums_line(node: ModuleNode, t: Translate) -> str:
+    """Parameters by what they are for, with their shares."""
+    return ", ".join(f"{t(*SUMS[group])} {count(number)}{share(number, node.parameters)}" for group, number in node.sums().items())
+
+
+def share(number: int, whole: int) -> str:
+    """A part of the whole, in brackets; nothing for less than two percent."""
+    percent = round(100 * number / max(1, whole))
+    return f" ({percent} %)" if percent > 1 else ""
+
+
+def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate, nodes: Sequence[ModuleNode] = ()) -> Table:
+    """What models cost, a column each; with their trees also what their parameters are for."""
     result = table("", *titles) if titles else Table.grid(padding=(0, 2))
     rows = [
         (t("parameters", "параметры"), lambda c: f"{c.parameters:,}"),
@@ -111,7 +149,14 @@ def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate) -> 
             ),
         ),
     ]
-    for head, of in rows:
+    for head, of in rows[:1]:
+        result.add_row(Text(head, "dim"), *(Text(of(c)) for c in costs))
+    for group, name in SUMS.items():
+        numbers = [(node.sums().get(group, 0), node.parameters) for node in nodes]
+        if any(number for number, _ in numbers):
+            said = (f"{number:,}{share(number, whole)}" if number else "–" for number, whole in numbers)
+            result.add_row(Text(f"  {t(*name)}", "dim"), *map(Text, said))
+    for head, of in rows[1:]:
         result.add_row(Text(head, "dim"), *(Text(of(c)) for c in costs))
     return result
 
@@ -146,17 +191,24 @@ def remarks(costs: Costs, t: Translate) -> list[Text]:
     return [Text(line, "yellow") for line in said]
 
 
-def tree_difference(rows: Sequence[RoleDifference], names: Sequence[str], costs: Sequence[Costs], t: Translate) -> RenderableType:
-    """Two trees aligned by role; where they differ stands out."""
+def tree_difference(
+    rows: Sequence[RoleDifference],
+    names: Sequence[str],
+    costs: Sequence[Costs],
+    t: Translate,
+    traits: Sequence[TraitDifference] = (),
+    nodes: Sequence[ModuleNode] = (),
+) -> RenderableType:
+    """Two models: what they do without modules, then their trees aligned by role, and costs; where they differ stands out."""
     result = table("", t("role", "роль"), *(visible(name) for name in names), wide=(2, 3))
     for row in rows:
         style = "dim" if row.equal else "bold yellow"
         result.add_row(Text("=" if row.equal else "≠", style), *(Text(text or "–", style) for text in (row.role, row.a, row.b)))
     different = sum(not row.equal for row in rows)
     said = t(f"{different} of {len(rows)} roles differ", f"различаются роли: {different} из {len(rows)}")
-    names = [visible(name) for name in names]
-    notes = [Text(f"{name}: ", "yellow") + note for name, cost in zip(names, costs, strict=True) for note in remarks(cost, t)]
-    return Group(result, Text(said, "bold"), Text(""), costs_table(costs, names, t), *notes)
+    notes = [Text(f"{visible(name)}: ", "yellow") + note for name, cost in zip(names, costs, strict=True) for note in remarks(cost, t)]
+    above = [trait_table(traits, names, t), Text("")] if traits else []
+    return Group(*above, result, Text(said, "bold"), Text(""), costs_table(costs, [visible(name) for name in names], t, nodes), *notes)
 
 
 def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:
@@ -173,29 +225,28 @@ def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Tra
 
 def parts_explained(t: Translate, *trees: ModuleNode) -> RenderableType:
     """One sentence for each part; for predictions further ahead where one of the trees has them."""
-    backbone = t(
-        "BACKBONE reads token ids and gives every position a hidden state.",
-        "BACKBONE читает номера токенов и даёт каждой позиции скрытое состояние.",
-    )
-    head = t(
-        "LM_HEAD turns a hidden state into one logit per token of the vocabulary.",
-        "LM_HEAD превращает скрытое состояние в логиты: по одному на токен словаря.",
-    )
+    backbone = t("BACKBONE: token ids → a hidden state for each position.", "BACKBONE: номера токенов → скрытое состояние каждой позиции.")
+    head = t(" LM_HEAD: a hidden state → a logit per token.", " LM_HEAD: состояние → логит на токен.")
     mtp = t(
         "MTP predicts tokens further ahead, with the same head; a plain pass does not run it, so it costs nothing here.",
         "MTP той же головой предсказывает токены дальше следующего; обычный проход его не запускает, и здесь он ничего не стоит.",
     )
     further = [Text(mtp, "magenta")] if any(child.part == "mtp" for tree in trees for child in tree.children) else []
-    return Group(Text(backbone, "blue"), Text(head, "green"), *further)
+    return Group(Text.assemble((backbone, "blue"), (head, "green")), *further)
 
 
-def split_table(rows: Sequence[tuple[str, str, str, int]], t: Translate) -> RenderableType:
-    """How each model is split: (model, backbone's name, the head's description, probe length) a row."""
-    result = table(t("model", "модель"), "backbone", "head", t("proof", "доказательство"), wide=(3,))
-    for name, backbone, head, probe in rows:
-        proof = t(
-            f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probe} tokens",
-            f"head(backbone(ids)) = model(ids) бит в бит на пробе из {probe} токенов",
-        )
-        result.add_row(Text(visible(name)), Text(backbone, "blue"), Text(head, "green"), Text(proof))
-    return result
+def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]]], t: Translate) -> RenderableType:
+    """How each model is split: (model, backbone's name, the head's description, probe length, shapes of one pass) a row.
+
+    The shapes are those of ids, hidden states and logits, as they were seen.
+    """
+    result = table(t("model", "модель"), "backbone", "head", t("ids → hidden states → logits", "ids → состояния → логиты"))
+    for name, backbone, head, _, shapes in rows:
+        seen = " → ".join(str(list(shape)) for shape in shapes)
+        result.add_row(Text(visible(name)), Text(backbone, "blue"), Text(head, "green"), Text(seen))
+    probes = " / ".join(map(str, dict.fromkeys(probe for *_, probe, _ in rows)))
+    proof = t(
+        f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probes} tokens",
+        f"head(backbone(ids)) = model(ids) бит в бит на пробе из {probes} токенов",
+    )
+    return Group(result, Text(proof))
