@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .heads import forward
 from .splitting import context_length, evaluating, input_device, tie_again
-from .watching import Call, Watch, first_numbers, first_tensor, submodules
+from .watching import Call, Watch, first_numbers, first_tensor, states, submodules
 
 IDS, POSITION, WAVE, LEARNED, TABLE = 1, 2, 4, 8, 16  # made of: the ids · places in the sequence · sines · parameters · buffers
 COMPLEX = 32  # made of numbers of two parts
@@ -137,8 +137,10 @@ class Recorder(Answers):
         if output.is_complex():
             of |= COMPLEX
         if op == "slice" and of and not of & IDS and self.is_cut(given[0].shape, tuple(output.shape)):
-            square = output.is_meta and output.dim() > 1 and output.shape[-1] == output.shape[-2]  # GPT's mask; its numbers are not there
-            return of if square and not of & LEARNED else of | POSITION  # the first rows of a table, one for each token
+            square = output.is_meta and any(len(shape) > 1 and shape[-1] == shape[-2] for shape in (given[0].shape, output.shape))
+            return (
+                of if square and not of & LEARNED else of | POSITION
+            )  # GPT's mask, whose numbers are not there; else a table's first rows
         return of
 
     @staticmethod
@@ -164,14 +166,14 @@ def numbers_of(model: nn.Module) -> Iterator[tuple[Tensor, float]]:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.numel() == 1:
-                plain = [value for key, value in vars(module).items() if name in key and isinstance(value, float)]
+                plain = [value for key, value in vars(module).items() if name in key and isinstance(value, (int, float))]
                 yield from ((buffer, value) for value in plain[:1])
 
 
 def is_mask(tensor: Tensor) -> bool:
     """Whether a table that was there before says what may be seen: zeros, ones, and numbers too low to count."""
-    if tensor.is_meta or tensor.dim() < 2 or isinstance(tensor, nn.Parameter):
-        return not tensor.is_meta and tensor.dtype is torch.bool
+    if tensor.is_meta or tensor.dim() < 2 or tensor.is_complex() or isinstance(tensor, nn.Parameter):
+        return False
     return bool(((tensor == 0) | (tensor == 1) | (tensor <= MASKED)).all())
 
 
@@ -194,6 +196,7 @@ class Seen:
     Args:
         call: as ``Watch`` shows it; the module's name is its role.
         given: what it works on.
+        beside: it was given something of that shape twice, such as the residual that it adds itself.
         first, last: the operations between which it ran.
         gave: what came out.
         inside: calls that began while it ran.
@@ -207,6 +210,7 @@ class Seen:
     gave: Made | None = None
     inside: list["Seen"] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
+    beside: bool = False
 
     @property
     def name(self) -> str:
@@ -248,7 +252,8 @@ class Flow:
     def begin(self, call: Call) -> None:
         """Before a call."""
         tensor = first_tensor(call.given)
-        seen = Seen(call, None if tensor is None else self.recorder.made(tensor), len(self.recorder.all))
+        beside = len(states(call)) > 1
+        seen = Seen(call, None if tensor is None else self.recorder.made(tensor), len(self.recorder.all), beside=beside)
         for outer in self.running:
             outer.inside.append(seen)
         self.calls.append(seen)

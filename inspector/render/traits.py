@@ -120,11 +120,6 @@ def fact_words(trait: str, fact: Fact, t: Translate) -> str:
     return visible(said)
 
 
-def trait_rows(facts: Traits, t: Translate) -> list[tuple[str, str]]:
-    """(name, words) of every trait of a model."""
-    return [(trait_name(trait, t), trait_words(trait, of, t)) for trait, of in facts.items()]
-
-
 def trait_table(rows: Sequence[TraitDifference], names: Sequence[str], t: Translate) -> Table:
     """The traits of two models side by side; where they differ stands out, and what is not told of one is no difference yet."""
     result = table("", t("trait", "свойство"), *(visible(name) for name in names), wide=(2, 3))
@@ -136,9 +131,24 @@ def trait_table(rows: Sequence[TraitDifference], names: Sequence[str], t: Transl
     return result
 
 
+def labelled() -> Table:
+    """An empty table without lines, whose first column keeps its names at any width."""
+    result = Table.grid(padding=(0, 2))
+    result.add_column(no_wrap=True)
+    return result
+
+
+def trait_list(facts: Traits, t: Translate) -> Table:
+    """The traits of one model, a line each."""
+    result = labelled()
+    for trait, of in facts.items():
+        result.add_row(Text(trait_name(trait, t), "dim"), Text(trait_words(trait, of, t)))
+    return result
+
+
 def architectures(rows: Sequence[TraitDifference], names: Sequence[str], t: Translate) -> Table:
     """What differs between two architectures, a line each, without what is alike."""
-    result = Table.grid(padding=(0, 2))
+    result = labelled()
     result.add_row(Text(t("what differs", "что различается"), "bold"), *(Text(visible(name), "bold") for name in names))
     for row in rows:
         if not row.equal:

@@ -10,7 +10,7 @@ from rich.text import Text
 from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 from .tables import WIDE, table
 from .text import Translate, count, memory, visible
-from .traits import trait_rows, trait_table
+from .traits import labelled, trait_list, trait_table
 
 FUNCTIONAL_IN_RUSSIAN = {
     "RoPE: turn q and k": "RoPE: поворот q и k",
@@ -97,10 +97,7 @@ def tree_panel(
         total.append(f": {tied.name} = {tied.tied_to}", "yellow")
     lines: list[RenderableType] = [total, Text(sums_line(node, t), "cyan")]
     if facts is not None:
-        grid = Table.grid(padding=(0, 2))
-        for name, words in trait_rows(facts, t):
-            grid.add_row(Text(name, "dim"), Text(words))
-        lines += [Text(""), grid]
+        lines += [Text(""), trait_list(facts, t)]
     if costs is not None:
         lines += [Text(""), costs_table([costs], [], t), *remarks(costs, t)]
     shown = node if depth is None else node.cut(depth)
@@ -132,7 +129,7 @@ def share(number: int, whole: int) -> str:
 
 def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate, nodes: Sequence[ModuleNode] = ()) -> Table:
     """What models cost, a column each; with their trees also what their parameters are for."""
-    result = table("", *titles) if titles else Table.grid(padding=(0, 2))
+    result = table("", *titles) if titles else labelled()
     rows = [
         (t("parameters", "параметры"), lambda c: f"{c.parameters:,}"),
         (t("act on each token", "действуют на каждый токен"), lambda c: f"{c.active_parameters:,}"),
