@@ -273,7 +273,7 @@ def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
                 yield name
 
 
-BLOCKS = ("embed", "layers*.*", "layers*.*.attn", "layers*.*.mixer", "layers*.*.mlp", "final_norm", "head")
+BLOCKS = ("embed", "mixer", "mixer.*", "layers*.*", "layers*.*.attn", "layers*.*.mixer", "layers*.*.mlp", "final_norm", "head")
 
 
 def components(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()) -> dict[str, nn.Module]:

@@ -71,7 +71,8 @@ class ModuleNode:
         for group, pattern in GROUPS.items():
             if re.match(pattern, role):
                 return group
-        return "norms" if around == "rest" and "norm" in self.type.lower() else around
+        of_type = {"embedding": "embedding", "norm": "norms"}  # for what has no role
+        return next((group for word, group in of_type.items() if around == "rest" and word in self.type.lower()), around)
 
     def cut(self, depth: int) -> "ModuleNode":
         """The tree without what stands more than ``depth`` levels below this node; sums stay."""

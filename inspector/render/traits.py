@@ -97,7 +97,7 @@ def trait_words(trait: str, facts: Sequence[Fact] | None, t: Translate) -> str:
     """A trait in words."""
     if facts is None:
         return t("not told", "не определено")
-    return ", ".join(fact_words(trait, fact, t) for fact in facts) or "–"
+    return ("; " if trait == "norm" else ", ").join(fact_words(trait, fact, t) for fact in facts) or "–"
 
 
 def fact_words(trait: str, fact: Fact, t: Translate) -> str:

@@ -14,6 +14,7 @@ from .traits import labelled, trait_list, trait_table
 
 FUNCTIONAL_IN_RUSSIAN = {
     "RoPE: turn q and k": "RoPE: поворот q и k",
+    "softmax(q·kᵀ/√K)·v, causal": "softmax(q·kᵀ/√K)·v, каузально",
     "+ residual": "+ вход (residual)",
     "Σ weight × chosen expert": "Σ вес × выбранный эксперт",
 }
@@ -200,12 +201,22 @@ def tree_difference(
     result = table("", t("role", "роль"), *(visible(name) for name in names), wide=(2, 3))
     for row in rows:
         style = "dim" if row.equal else "bold yellow"
-        result.add_row(Text("=" if row.equal else "≠", style), *(Text(text or "–", style) for text in (row.role, row.a, row.b)))
+        result.add_row(
+            Text("=" if row.equal else "≠", style),
+            Text(row.role, style),
+            *(Text(role_words(row.role, text, t), style) for text in (row.a, row.b)),
+        )
     different = sum(not row.equal for row in rows)
     said = t(f"{different} of {len(rows)} roles differ", f"различаются роли: {different} из {len(rows)}")
     notes = [Text(f"{visible(name)}: ", "yellow") + note for name, cost in zip(names, costs, strict=True) for note in remarks(cost, t)]
     above = [trait_table(traits, names, t), Text("")] if traits else []
     return Group(*above, result, Text(said, "bold"), Text(""), costs_table(costs, [visible(name) for name in names], t, nodes), *notes)
+
+
+def role_words(role: str, text: str, t: Translate) -> str:
+    """What stands in a role, such as "4 × layers" or "Linear 128→65, tied"; a dash for nothing."""
+    said = text.replace(", tied", t(", tied", ", общие веса"))
+    return (said.replace("layers", t("layers", "слой")) if role == "layers" else said) or "–"
 
 
 def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:
@@ -237,7 +248,7 @@ def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]
 
     The shapes are those of ids, hidden states and logits, as they were seen.
     """
-    result = table(t("model", "модель"), "backbone", "head", t("ids → hidden states → logits", "ids → состояния → логиты"))
+    result = table(t("model", "модель"), "backbone", t("head", "голова"), t("ids → hidden states → logits", "ids → состояния → логиты"))
     for name, backbone, head, _, shapes in rows:
         seen = " → ".join(str(list(shape)) for shape in shapes)
         result.add_row(Text(visible(name)), Text(backbone, "blue"), Text(head, "green"), Text(seen))

@@ -17,6 +17,8 @@ from inspector.parts.dataflow import is_waves
 from inspector.parts.splitting import split
 from inspector.parts.structure import measured, trait_differences, tree
 from inspector.records.structure import Fact, Traits
+from inspector.render.text import translator
+from inspector.render.traits import trait_words
 
 
 def found(model: nn.Module, trait: str) -> str:
@@ -105,7 +107,10 @@ FOUND = [
 
 @pytest.mark.parametrize(("name", "changes", "trait", "what"), FOUND, ids=[f"{n}-{'-'.join(c)}-{t}" for n, c, t, _ in FOUND])
 def test_traits_of_families_from_their_configurations(name, changes, trait, what):
-    assert in_short(of_family(name, *changes.items())[trait]) == what
+    told = of_family(name, *changes.items())
+    assert in_short(told[trait]) == what
+    english, russian = ([trait_words(trait, facts, translator(language)) for trait, facts in told.items()] for language in ("en", "ru"))
+    assert all(english) and all(russian) and not any("{" in said for said in english + russian)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2", "falcon", "gemma2", "opt", "bloom", "jamba", "openai-gpt"])
