@@ -23,7 +23,8 @@ FUNCTIONAL_IN_RUSSIAN = {
 def node_label(node: ModuleNode, t: Translate) -> tuple[Text, Text]:
     """A node's name, and what it is: type, shape, marks."""
     if node.functional:
-        return Text(f"· {t(node.type, FUNCTIONAL_IN_RUSSIAN.get(node.type, node.type))}", "italic magenta"), Text("")
+        said, comma, more = t(node.type, FUNCTIONAL_IN_RUSSIAN.get(node.type, node.type)).partition(", ")  # what is too long goes below
+        return Text(f"· {said}{comma.strip()}", "italic magenta"), Text(more, "italic magenta")
     style = {"backbone": "bold blue", "head": "bold green", "mtp": "bold magenta"}.get(node.part, "none")
     what = Text(f"{node.repeat} × " if node.repeat > 1 else "", "bold")
     what.append(node.type, "dim" if node.name else "bold")
