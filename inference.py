@@ -21,6 +21,7 @@ from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import settings_line
 from inspector.render.steps import candidate_table, other_temperature, text_panel
 from inspector.render.tables import notice, section, title
+from inspector.render.traits import architectures
 from inspector.render.trees import parts_explained, split_table, trees
 from inspector.render.verdicts import comparison_table, growth_table, verdict_line
 
@@ -83,7 +84,7 @@ def main(
     from inspector.compare.sides import by_generate
     from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
-    from inspector.parts.structure import tree
+    from inspector.parts.structure import measured, shapes, trait_differences
 
     how.settle(*(m.model for m in models))
     names = [m.origin.name for m in models]
@@ -99,12 +100,14 @@ def main(
 
     # 1. What they are made of.
     screen.show(section(t("1. The module trees", "1. Деревья модулей")))
-    nodes = [tree(m.model, m.split) for m in models]
+    nodes, _, traits = zip(*(measured(m.model, m.split) for m in models), strict=True)
     screen.show(trees(nodes, names, screen.console.width, t), parts_explained(t, *nodes))
+    screen.show(architectures(trait_differences(*traits), names, t))
 
     # 2. The split, proved when the models were loaded.
     screen.show(section(t("2. The split and its proof", "2. Разделение и его доказательство")))
-    screen.show(split_table([(m.origin.name, m.split.backbone_name, m.split.describe(), m.split.probe) for m in models], t))
+    splits = [(m.origin.name, m.split, shapes(m.split, m.prompt(row))) for m, row in zip(models, ids, strict=True)]
+    screen.show(split_table([(name, s.backbone_name, s.describe(), s.probe, seen) for name, s, seen in splits], t))
 
     # 3. From text to token ids.
     screen.show(section(t("3. The tokens that are fed", "3. Токены на входе")))

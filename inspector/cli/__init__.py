@@ -76,23 +76,30 @@ def tree(
     with busy("loading torch …") as say:
         with importing():
             from ..loading.loading import outline
-            from ..parts.structure import differences, measured_tree
+            from ..parts.structure import differences, measured, trait_differences
 
         trees = []
         for name in (model, diff) if diff is not None else (model,):
             say(t(f"building {visible(name)} …", f"сборка {visible(name)} …"))
-            trees.append(measured_tree(*outline(name, dtype, trust_remote_code), context))
+            trees.append(measured(*outline(name, dtype, trust_remote_code), context))
     if diff is None:
-        node, costs = trees[0]
-        node = node if depth is None else node.cut(depth)
-        console.print(tree_panel(node, model, console.width, t, costs))
+        node, costs, traits = trees[0]
+        console.print(tree_panel(node, model, console.width, t, costs, traits, depth))
         console.print(parts_explained(t, node))
-        result = dict(tree=to_json(node), costs=to_json(costs))
+        shown = node if depth is None else node.cut(depth)
+        result = dict(tree=to_json(shown), sums=node.sums(), traits=to_json(traits), costs=to_json(costs))
     else:
-        (a, costs_a), (b, costs_b) = trees
+        (a, costs_a, traits_a), (b, costs_b, traits_b) = trees
         rows = [row for row in differences(a, b) if depth is None or row.role.count(".") < depth]
-        console.print(tree_difference(rows, (model, diff), (costs_a, costs_b), t))
-        result = dict(models=[model, diff], roles=[to_json(row) | dict(equal=row.equal) for row in rows], costs=to_json([costs_a, costs_b]))
+        traits = trait_differences(traits_a, traits_b)
+        console.print(tree_difference(rows, (model, diff), (costs_a, costs_b), t, traits, (a, b)))
+        result = dict(
+            models=[model, diff],
+            traits=[to_json(row) | dict(equal=row.equal) for row in traits],
+            roles=[to_json(row) | dict(equal=row.equal) for row in rows],
+            sums=[a.sums(), b.sums()],
+            costs=to_json([costs_a, costs_b]),
+        )
     out.write(result)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from ..parts.dataflow import building
 from ..parts.splitting import Split, SplitError
 from .factories import FACTORY, from_file
 from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet
@@ -184,9 +185,10 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
     config = load_config(name, trust_remote_code)
     as_dtype = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     try:
-        with quiet(bars=True), torch.device("meta"):
+        with quiet(bars=True), building() as built, torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=as_dtype, trust_remote_code=trust_remote_code)
             model = model.to("meta").eval()  # a few classes make tensors that the device context does not reach
+            built.append(model)
             if hasattr(model, "set_experts_implementation"):
                 model.set_experts_implementation("batched_mm")  # the one that runs without numbers
             return model, None

@@ -137,10 +137,11 @@ NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|patcher|projector")
 def roles(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()) -> dict[str, str]:
     """Module name → role, for every module of a decoder whose role its names tell.
 
-    ``backbone_name`` and ``head_names`` are those of the model's split.
+    ``backbone_name`` and ``head_names`` are those of the model's split; what is a function there, and no module, names none.
     """
-    found = dict.fromkeys(head_names, "head")
     modules = dict(model.named_modules())
+    backbone_name = backbone_name if backbone_name in modules else ""
+    found = {name: "head" for name in head_names if name in modules}
     try:
         embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # a module of the user's, or a model that does not say
@@ -170,7 +171,16 @@ def roles(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()
             found[name] = "embed"
     if (norm := final_norm(modules, stacks, backbone_name)) is not None:
         found[norm] = "final_norm"
+    mixers = [
+        name for name, m in modules.items() if is_recurrent(m) and name not in found and not outside_text(name, stacks, backbone_name)
+    ]
+    found |= {name: "mixer" if len(mixers) == 1 else f"mixer.{i}" for i, name in enumerate(mixers)}
     return found
+
+
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own recurrences, which mix the tokens as attention does: GRU, LSTM, RNN and their cells."""
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
 
 
 def modules_by_role(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()) -> dict[str, nn.Module]:
@@ -197,6 +207,7 @@ def layer_roles(layer: nn.Module) -> dict[str, str]:
     # a list of sublayers (LongCat has two attentions in a layer) is no component itself, its members are
     paths = {path for path, module in layer.named_modules() if path and not (isinstance(module, nn.ModuleList) and "." not in path)}
     found = {path: role for path in sorted(paths) if (role := part_role(path, paths)) is not None}
+    found |= {path: "mixer" for path, module in layer.named_modules() if path not in found and is_recurrent(module)}
     nested = {p for p, r in found.items() if "." not in r and any(p.startswith(f"{o}.") and found[o] == r for o in found)}
     found = {p: r for p, r in found.items() if p not in nested or r in ALL_BELOW}  # BERT: the outer of two attentions counts
     for name in ("norm_attn", "norm_mlp"):  # the only norm of a component needs no word for its side
@@ -243,7 +254,7 @@ def part_role(path: str, paths: set[str]) -> str | None:
 def outside_text(name: str, stacks: list[str], backbone_name: str) -> bool:
     """Whether a module is no part of the text backbone around its layers."""
     in_layers = any(name == stack or name.startswith(f"{stack}.") for stack in stacks)
-    return in_layers or bool(NOT_TEXT.search(name)) or not name.startswith(f"{backbone_name}.")
+    return in_layers or bool(NOT_TEXT.search(name)) or not name.startswith(f"{backbone_name}." if backbone_name else "")
 
 
 def final_norm(modules: dict[str, nn.Module], stacks: list[str], backbone_name: str) -> str | None:
@@ -262,7 +273,7 @@ def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
                 yield name
 
 
-BLOCKS = ("embed", "layers*.*", "layers*.*.attn", "layers*.*.mixer", "layers*.*.mlp", "final_norm", "head")
+BLOCKS = ("embed", "mixer", "mixer.*", "layers*.*", "layers*.*.attn", "layers*.*.mixer", "layers*.*.mlp", "final_norm", "head")
 
 
 def components(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()) -> dict[str, nn.Module]:

@@ -10,21 +10,24 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
 
-from ..records.structure import Costs, ModuleNode, RoleDifference
+from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 from .costs import costs
+from .dataflow import Answers, on_meta
 from .heads import forward
 from .roles import roles
 from .splitting import Split, context_length, evaluating, input_device, split, tie_again
-from .watching import Call, Watch, submodules
+from .traits import traits
+from .watching import Call, Watch, by_hand, submodules
 
 CONTEXT = 1024
 NUMBERED = r"(?<=^layers)\.\d+|(?<=^layers\d)\.\d+|(?<=^mtp)\.\d+|(?<=\.experts)\.\d+"  # numbers of equal neighbours in a role
+WHOLE = "attn, whole"  # what a layer's attention is as one, beside its parts
 TOTALS = ("parameters", "bytes", "flops")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 LATENT_ATTENTION = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+RESIDUAL = "+ residual"
 # A step of the forward pass that is no module: (children that tell the kind of module, "before" or "after" which child, what it does)
 FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     ({"embed_tokens", "positions"}, "before", "positions", "× √D"),
@@ -34,8 +37,8 @@ FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     (LATENT_ATTENTION, "before", "o_proj", "softmax(q·kᵀ/√K)·v, causal"),
     ({"gate_proj", "up_proj", "down_proj"}, "before", "down_proj", "act(gate) × up"),
     ({"gate", "experts"}, "after", "experts", "Σ weight × chosen expert"),
-    ({"self_attn", "mlp"}, "after", "self_attn", "+ residual"),
-    ({"self_attn", "mlp"}, "after", "mlp", "+ residual"),
+    ({"self_attn", "mlp"}, "after", "self_attn", RESIDUAL),
+    ({"self_attn", "mlp"}, "after", "mlp", RESIDUAL),
 )
 
 
@@ -54,23 +57,49 @@ def tree(model: nn.Module, parts: Split | None = None, context: int = 1) -> Modu
 
 def measured_tree(model: nn.Module, parts: Split | None, context: int | None = None) -> tuple[ModuleNode, Costs]:
     """``tree``, and what the model costs at that context; None takes ``CONTEXT`` tokens, or as many as the model reads."""
+    return measured(model, parts, context)[:2]
+
+
+def measured(model: nn.Module, parts: Split | None, context: int | None = None) -> tuple[ModuleNode, Costs, Traits]:
+    """``measured_tree``, and the model's traits: what it does without a module for it."""
     context = context or min(CONTEXT, context_length(model) or CONTEXT)
     if parts is None and not on_meta(model):
         parts = split(model)
     running = Running(model)
-    backbone, heads = running.parts() if parts is None else (parts.backbone_name, parts.head_names)
-    named = {backbone: "backbone"} | dict.fromkeys(heads, "head")
+    backbone, heads = running.parts() if parts is None else names_of(model, parts)
+    named = ({backbone: "backbone"} if backbone else {}) | dict.fromkeys(heads, "head")
     found = roles(model, backbone, heads)
     named |= {name: "mtp" for name, role in found.items() if role == "mtp"}
     total, flops = costs(model, found, running.counts, context)
+    facts = traits(model, found)
     rotary = any("Rotary" in type(module).__name__ for module in model.modules())
-    node = Builder(running.order, named, found, flops, rotary).node(model, "", "")
-    return node, total
+    return Builder(running.order, named, found, flops, rotary, facts).node(model, "", ""), total, facts
 
 
-def on_meta(model: nn.Module) -> bool:
-    """Whether a model has shapes alone, without weights; one that accelerate keeps on disk has weights."""
-    return not hasattr(model, "hf_device_map") and all(parameter.is_meta for parameter in model.parameters())
+def trait_differences(a: Traits, b: Traits) -> list[TraitDifference]:
+    """The traits of two models side by side."""
+    return [TraitDifference(name, a[name], b[name]) for name in a]
+
+
+def names_of(model: nn.Module, parts: Split) -> tuple[str, tuple[str, ...]]:
+    """Names of the backbone and of the modules of the head; where the two are functions, "" and the modules that only the head calls."""
+    names = {name for name, _ in model.named_modules()}
+    if {parts.backbone_name, *parts.head_names} <= names:
+        return parts.backbone_name, parts.head_names
+    calls: list[Call] = []
+    with Watch(submodules(model), before=calls.append), evaluating(model), torch.no_grad():
+        hidden_1TD = parts.backbone(torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
+        inside = {call.role for call in calls}
+        calls.clear()
+        parts.head(hidden_1TD)
+    heads = tuple(call.role for call in calls if call.depth == 0 and call.role not in inside)
+    return parts.backbone_name if parts.backbone_name in names else "", heads
+
+
+def shapes(parts: Split, ids_1T: Tensor) -> tuple[tuple[int, ...], ...]:
+    """The shapes of ids, hidden states and logits in one pass over a prompt by hand, as a step of the loop makes it."""
+    seen = by_hand(parts, ids_1T)
+    return tuple(tuple(tensor.shape) for tensor in (ids_1T, seen.hidden_1TD, seen.logits_BTV))
 
 
 class Running:
@@ -112,20 +141,15 @@ class Running:
         return (self.outer or [names.get(getattr(self.model, "base_model", None), "")])[0], (names[head],) if head in names else ()
 
 
-class Answers(TorchDispatchMode):
-    """Answers 1 where code asks a meta tensor for its number: masks are whole, padding is there, and the pass goes on."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return torch.ones((), dtype=args[0].dtype).item()
-        return func(*args, **(kwargs or {}))
-
-
 class Builder:
     """Walks the modules once and remembers which weights were counted, and where."""
 
-    def __init__(self, order: dict[nn.Module, int], parts: dict[str, str], roles: dict[str, str], flops: Counter, rotary: bool):
+    def __init__(
+        self, order: dict[nn.Module, int], parts: dict[str, str], roles: dict[str, str], flops: Counter, rotary: bool, facts: Traits
+    ):
         self.order, self.parts, self.roles, self.flops, self.rotary = order, parts, roles, flops, rotary
+        self.parallel = any(fact.kind == "parallel" for fact in facts["residual"] or ())
+        self.norm_behind = any(fact.kind in ("branch", "sandwich") for fact in facts["norm"] or ())
         self.counted: dict[nn.Parameter, str] = {}
 
     def started(self, module: nn.Module) -> float:
@@ -163,9 +187,10 @@ class Builder:
     def children(self, module: nn.Module, path: str) -> Iterator[ModuleNode]:
         """The children's nodes in running order, functional steps between them, equal neighbours as one."""
         named = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Dropout)]
-        steps = [rule for rule in FUNCTIONAL if rule[0] <= {name for name, _ in named} and (self.rotary or "RoPE" not in rule[3])]
+        named.sort(key=lambda item: self.started(item[1]))
+        steps = self.steps([name for name, _ in named])
         last: ModuleNode | None = None
-        for name, child in sorted(named, key=lambda item: self.started(item[1])):
+        for name, child in named:
             for _, where, neighbour, what in steps:
                 if where == "before" and neighbour == name:
                     yield from filter(None, [last])
@@ -182,10 +207,31 @@ class Builder:
                     last = functional(what)
         yield from filter(None, [last])
 
+    def steps(self, names: list[str]) -> list[tuple[set[str], str, str, str]]:
+        """The rules of ``FUNCTIONAL`` for a module's children in running order, a residual where this model adds it."""
+        rules = [rule for rule in FUNCTIONAL if rule[0] <= set(names) and (self.rotary or "RoPE" not in rule[3])]
+        placed = []
+        for children, where, neighbour, what in rules:
+            follower = names[names.index(neighbour) + 1] if neighbour != names[-1] else ""
+            if what == RESIDUAL and self.parallel and follower:  # one sum, after the last of the parts
+                continue
+            placed.append((children, where, follower if what == RESIDUAL and self.norm_behind and "norm" in follower else neighbour, what))
+        return placed
+
 
 def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:
-    """Two trees aligned by role, in the order in which the modules run; class names without the family's own prefix."""
+    """Two trees aligned by role, in the order in which the modules run; class names without the family's own prefix.
+
+    A recurrence that stands alone does the job of the other's attention: the row "mixer" has both, and all layers.
+    """
     sides = [in_words(a), in_words(b)]
+    alone = [any(role.startswith("mixer") for role in side) and not side.get(WHOLE) for side in sides]
+    for i, side in enumerate(sides):
+        whole = side.pop(WHOLE, None)
+        if whole and alone[1 - i]:
+            place = list(side).index("layers") + 1
+            rows = list(side.items())
+            sides[i] = dict([*rows[:place], ("mixer", whole), *rows[place:]])
     order = list(sides[0])
     for i, role in enumerate(others := list(sides[1])):  # what only the second has comes after what it follows there
         if role not in order:
@@ -197,19 +243,28 @@ def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:
 
 
 def in_words(root: ModuleNode) -> dict[str, Counter]:
-    """Role → what stands there, each with its number, for the modules without children and for the layers."""
+    """Role → what stands there, each with its number, for the modules without children, the layers, and each layer's attention."""
     family = re.sub(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel|LMHead|Decoder|Model)$", "", root.type)
     found: dict[str, Counter] = {}
+
+    def add(role: str, what: str, times: int) -> None:
+        found.setdefault(role, Counter())[what] += times
 
     def walk(node: ModuleNode, times: int) -> None:
         times *= node.repeat
         role = (node.role or "").replace("layers.*.", "")
+        kind = node.type.removeprefix(family) if node.type != family else node.type
+        what = f"{kind} {node.shape}".strip() + ", tied" * bool(node.tied_to)
         if role.startswith("layers") and "." in role:  # the layers themselves
-            found.setdefault("layers", Counter())["layers"] += times
+            add("layers", "layers", times)
+        elif role.startswith("mixer") and (node.role or "").startswith("mixer"):  # a recurrence with all layers in it
+            layers = re.search(r"× (\d+)", node.shape)
+            add("layers", "layers", times * int(layers[1] if layers else 1))
+            add(role, what, times)
         elif role and (not node.children or role == "head"):
-            kind = node.type.removeprefix(family) if node.type != family else node.type
-            what = f"{kind} {node.shape}".strip() + ", tied" * bool(node.tied_to)
-            found.setdefault(role, Counter())[what] += times
+            add(role, what, times)
+        elif role == "attn":
+            add(WHOLE, what, times)
         if role != "head":
             for child in node.children:
                 walk(child, times)
@@ -243,5 +298,8 @@ def shape(module: nn.Module) -> str:
         return "→".join(map(str, module.weight.shape)) + " +bias"
     if isinstance(module, nn.Embedding):
         return f"{module.num_embeddings}×{module.embedding_dim}"
+    if isinstance(module, nn.RNNBase):
+        both, layers = " ↔" * module.bidirectional, f" × {module.num_layers}" * (module.num_layers > 1)
+        return f"{module.input_size}→{module.hidden_size}{layers}{both}" + " +bias" * module.bias
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return ", ".join("×".join(map(str, tensor.shape)) for name, tensor in own[:1])

@@ -1,6 +1,19 @@
 """What a model is made of and what it costs."""
 
+import re
 from dataclasses import dataclass, replace
+
+# What parameters are for: group → the beginnings of the roles that belong to it.
+GROUPS = {
+    "embedding": r"embed",
+    "attention": r"(attn|cross)(\.|$)",
+    "recurrence": r"mixer(\.|$)",
+    "feed_forward": r"mlp(\.|$)",
+    "norms": r"norm|final_norm",
+    "head": r"head$",
+    "further": r"mtp(\.|$)",
+    "rest": r"(per_layer|altup|laurel|hyper)",
+}
 
 
 @dataclass(frozen=True)
@@ -35,9 +48,67 @@ class ModuleNode:
     flops: int = 0
     children: "tuple[ModuleNode, ...]" = ()
 
+    def sums(self) -> dict[str, int]:
+        """Parameters by what they are for, largest groups of a decoder first; together all of them, a tied weight where it is counted.
+
+        ``embedding`` with learned positions, ``attention``, ``recurrence`` (of state space models and GRUs too), ``feed_forward``,
+        ``norms`` (those inside attention are attention's), ``head``, ``further`` predictions (MTP), and ``rest``.
+        """
+        found = dict.fromkeys(GROUPS, 0)
+        waiting: list[tuple[ModuleNode, str, int]] = [(self, "rest", 1)]
+        while waiting:
+            node, group, times = waiting.pop()
+            group, times = node.group(group), times * node.repeat
+            found[group] += times * (node.parameters // node.repeat - sum(child.parameters for child in node.children))
+            waiting += [(child, group, times) for child in node.children]
+        return {group: number for group, number in found.items() if number}
+
+    def group(self, around: str) -> str:
+        """What its parameters are for, by its role, else by what stands around it."""
+        role = re.sub(r"^layers\d*\.(\*|\d+)\.?", "", self.role or "")
+        if around == "further":
+            return around
+        for group, pattern in GROUPS.items():
+            if re.match(pattern, role):
+                return group
+        of_type = {"embedding": "embedding", "norm": "norms"}  # for what has no role
+        return next((group for word, group in of_type.items() if around == "rest" and word in self.type.lower()), around)
+
     def cut(self, depth: int) -> "ModuleNode":
         """The tree without what stands more than ``depth`` levels below this node; sums stay."""
         return replace(self, children=tuple(child.cut(depth - 1) for child in self.children) if depth > 0 else ())
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that a model does without a module for it, such as where position comes in.
+
+    Args:
+        kind: what it is, in one word that ``inspector.render.traits`` says in two languages.
+        detail: numbers or a name; "?" where the number is not there.
+        layers: those in which it holds, such as "0–2, 5"; "" for all that could.
+    """
+
+    kind: str
+    detail: str = ""
+    layers: str = ""
+
+
+Traits = dict[str, tuple[Fact, ...] | None]  # trait, such as "positions" → its facts; None where they cannot be told
+
+
+@dataclass(frozen=True)
+class TraitDifference:
+    """One trait of two models, such as "positions": the facts of each; None where they cannot be told."""
+
+    trait: str
+    a: tuple[Fact, ...] | None
+    b: tuple[Fact, ...] | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two are known to be alike."""
+        return self.a is not None and self.a == self.b
 
 
 @dataclass(frozen=True)

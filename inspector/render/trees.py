@@ -7,12 +7,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..records.structure import Costs, ModuleNode, RoleDifference
+from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 from .tables import WIDE, table
 from .text import Translate, count, memory, visible
+from .traits import labelled, trait_list, trait_table
 
 FUNCTIONAL_IN_RUSSIAN = {
     "RoPE: turn q and k": "RoPE: поворот q и k",
+    "softmax(q·kᵀ/√K)·v, causal": "softmax(q·kᵀ/√K)·v, каузально",
     "+ residual": "+ вход (residual)",
     "Σ weight × chosen expert": "Σ вес × выбранный эксперт",
 }
@@ -21,7 +23,8 @@ FUNCTIONAL_IN_RUSSIAN = {
 def node_label(node: ModuleNode, t: Translate) -> tuple[Text, Text]:
     """A node's name, and what it is: type, shape, marks."""
     if node.functional:
-        return Text(f"· {t(node.type, FUNCTIONAL_IN_RUSSIAN.get(node.type, node.type))}", "italic magenta"), Text("")
+        said, comma, more = t(node.type, FUNCTIONAL_IN_RUSSIAN.get(node.type, node.type)).partition(", ")  # what is too long goes below
+        return Text(f"· {said}{comma.strip()}", "italic magenta"), Text(more, "italic magenta")
     style = {"backbone": "bold blue", "head": "bold green", "mtp": "bold magenta"}.get(node.part, "none")
     what = Text(f"{node.repeat} × " if node.repeat > 1 else "", "bold")
     what.append(node.type, "dim" if node.name else "bold")
@@ -98,21 +101,55 @@ def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = Fa
     return grid
 
 
-def tree_panel(node: ModuleNode, title: str, width: int, t: Translate, costs: Costs | None = None) -> Panel:
-    """A module tree with its totals, in a panel ``width`` columns wide."""
-    total = t("{:,} parameters, {}; tied weights counted once", "{:,} параметров, {}; общие веса учтены один раз")
-    tied = next((child for child in node.children if child.tied_to), None)
-    lines: list[RenderableType] = [Text(total.format(node.parameters, memory(node.bytes, t)))]
-    if tied:
-        lines.append(Text(t("= {} uses the weights of {}", "= {} берёт веса из {}").format(tied.name, tied.tied_to), "yellow"))
+def tree_panel(
+    node: ModuleNode,
+    title: str,
+    width: int,
+    t: Translate,
+    costs: Costs | None = None,
+    facts: Traits | None = None,
+    depth: int | None = None,
+) -> Panel:
+    """A module tree with its totals, in a panel ``width`` columns wide; of its levels ``depth``, all by default."""
+    said = t(f"{node.parameters:,} parameters, {memory(node.bytes, t)}", f"{node.parameters:,} параметров, {memory(node.bytes, t)}")
+    total = Text(said + t("; tied weights counted once", "; общие веса учтены один раз"))
+    if tied := next((child for child in node.children if child.tied_to), None):
+        total.append(f": {tied.name} = {tied.tied_to}", "yellow")
+    lines: list[RenderableType] = [total, Text(sums_line(node, t), "cyan")]
+    if facts is not None:
+        lines += [Text(""), trait_list(facts, t)]
     if costs is not None:
         lines += [Text(""), costs_table([costs], [], t), *remarks(costs, t)]
-    return Panel(Group(node_table(node, width - 4, t, costs is not None), *lines), title=Text(visible(title), "bold"), padding=(0, 1))
+    shown = node if depth is None else node.cut(depth)
+    return Panel(Group(node_table(shown, width - 4, t, costs is not None), *lines), title=Text(visible(title), "bold"), padding=(0, 1))
 
 
-def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate) -> Table:
-    """What models cost, a column each."""
-    result = table("", *titles) if titles else Table.grid(padding=(0, 2))
+SUMS = {
+    "embedding": ("embedding", "эмбеддинг"),
+    "attention": ("attention", "внимание"),
+    "recurrence": ("recurrence", "рекуррентность"),
+    "feed_forward": ("feed-forward", "feed-forward"),
+    "norms": ("norms", "нормы"),
+    "head": ("head", "голова"),
+    "further": ("MTP", "MTP"),
+    "rest": ("rest", "прочее"),
+}
+
+
+def sums_line(node: ModuleNode, t: Translate) -> str:
+    """Parameters by what they are for, with their shares."""
+    return ", ".join(f"{t(*SUMS[group])} {count(number)}{share(number, node.parameters)}" for group, number in node.sums().items())
+
+
+def share(number: int, whole: int) -> str:
+    """A part of the whole, in brackets; nothing for less than two percent."""
+    percent = round(100 * number / max(1, whole))
+    return f" ({percent} %)" if percent > 1 else ""
+
+
+def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate, nodes: Sequence[ModuleNode] = ()) -> Table:
+    """What models cost, a column each; with their trees also what their parameters are for."""
+    result = table("", *titles) if titles else labelled()
     rows = [
         (t("parameters", "параметры"), lambda c: f"{c.parameters:,}"),
         (t("act on each token", "действуют на каждый токен"), lambda c: f"{c.active_parameters:,}"),
@@ -129,7 +166,14 @@ def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate) -> 
             ),
         ),
     ]
-    for head, of in rows:
+    for head, of in rows[:1]:
+        result.add_row(Text(head, "dim"), *(Text(of(c)) for c in costs))
+    for group, name in SUMS.items():
+        numbers = [(node.sums().get(group, 0), node.parameters) for node in nodes]
+        if any(number for number, _ in numbers):
+            said = (f"{number:,}{share(number, whole)}" if number else "–" for number, whole in numbers)
+            result.add_row(Text(f"  {t(*name)}", "dim"), *map(Text, said))
+    for head, of in rows[1:]:
         result.add_row(Text(head, "dim"), *(Text(of(c)) for c in costs))
     return result
 
@@ -164,17 +208,34 @@ def remarks(costs: Costs, t: Translate) -> list[Text]:
     return [Text(line, "yellow") for line in said]
 
 
-def tree_difference(rows: Sequence[RoleDifference], names: Sequence[str], costs: Sequence[Costs], t: Translate) -> RenderableType:
-    """Two trees aligned by role; where they differ stands out."""
+def tree_difference(
+    rows: Sequence[RoleDifference],
+    names: Sequence[str],
+    costs: Sequence[Costs],
+    t: Translate,
+    traits: Sequence[TraitDifference] = (),
+    nodes: Sequence[ModuleNode] = (),
+) -> RenderableType:
+    """Two models: what they do without modules, then their trees aligned by role, and costs; where they differ stands out."""
     result = table("", t("role", "роль"), *(visible(name) for name in names), wide=(2, 3))
     for row in rows:
         style = "dim" if row.equal else "bold yellow"
-        result.add_row(Text("=" if row.equal else "≠", style), *(Text(text or "–", style) for text in (row.role, row.a, row.b)))
+        result.add_row(
+            Text("=" if row.equal else "≠", style),
+            Text(row.role, style),
+            *(Text(role_words(row.role, text, t), style) for text in (row.a, row.b)),
+        )
     different = sum(not row.equal for row in rows)
     said = t(f"{different} of {len(rows)} roles differ", f"различаются роли: {different} из {len(rows)}")
-    names = [visible(name) for name in names]
-    notes = [Text(f"{name}: ", "yellow") + note for name, cost in zip(names, costs, strict=True) for note in remarks(cost, t)]
-    return Group(result, Text(said, "bold"), Text(""), costs_table(costs, names, t), *notes)
+    notes = [Text(f"{visible(name)}: ", "yellow") + note for name, cost in zip(names, costs, strict=True) for note in remarks(cost, t)]
+    above = [trait_table(traits, names, t), Text("")] if traits else []
+    return Group(*above, result, Text(said, "bold"), Text(""), costs_table(costs, [visible(name) for name in names], t, nodes), *notes)
+
+
+def role_words(role: str, text: str, t: Translate) -> str:
+    """What stands in a role, such as "4 × layers" or "Linear 128→65, tied"; a dash for nothing."""
+    said = text.replace(", tied", t(", tied", ", общие веса"))
+    return (said.replace("layers", t("layers", "слой")) if role == "layers" else said) or "–"
 
 
 def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:
@@ -191,29 +252,28 @@ def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Tra
 
 def parts_explained(t: Translate, *trees: ModuleNode) -> RenderableType:
     """One sentence for each part; for predictions further ahead where one of the trees has them."""
-    backbone = t(
-        "BACKBONE reads token ids and gives every position a hidden state.",
-        "BACKBONE читает номера токенов и даёт каждой позиции скрытое состояние.",
-    )
-    head = t(
-        "LM_HEAD turns a hidden state into one logit per token of the vocabulary.",
-        "LM_HEAD превращает скрытое состояние в логиты: по одному на токен словаря.",
-    )
+    backbone = t("BACKBONE: token ids → a hidden state for each position.", "BACKBONE: номера токенов → скрытое состояние каждой позиции.")
+    head = t(" LM_HEAD: a hidden state → a logit per token.", " LM_HEAD: состояние → логит на токен.")
     mtp = t(
         "MTP predicts tokens further ahead, with the same head; a plain pass does not run it, so it costs nothing here.",
         "MTP той же головой предсказывает токены дальше следующего; обычный проход его не запускает, и здесь он ничего не стоит.",
     )
     further = [Text(mtp, "magenta")] if any(child.part == "mtp" for tree in trees for child in tree.children) else []
-    return Group(Text(backbone, "blue"), Text(head, "green"), *further)
+    return Group(Text.assemble((backbone, "blue"), (head, "green")), *further)
 
 
-def split_table(rows: Sequence[tuple[str, str, str, int]], t: Translate) -> RenderableType:
-    """How each model is split: (model, backbone's name, the head's description, probe length) a row."""
-    result = table(t("model", "модель"), "backbone", "head", t("proof", "доказательство"), wide=(3,))
-    for name, backbone, head, probe in rows:
-        proof = t(
-            f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probe} tokens",
-            f"head(backbone(ids)) = model(ids) бит в бит на пробе из {probe} токенов",
-        )
-        result.add_row(Text(visible(name)), Text(backbone, "blue"), Text(head, "green"), Text(proof))
-    return result
+def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]]], t: Translate) -> RenderableType:
+    """How each model is split: (model, backbone's name, the head's description, probe length, shapes of one pass) a row.
+
+    The shapes are those of ids, hidden states and logits, as they were seen.
+    """
+    result = table(t("model", "модель"), "backbone", t("head", "голова"), t("ids → hidden states → logits", "ids → состояния → логиты"))
+    for name, backbone, head, _, shapes in rows:
+        seen = " → ".join(str(list(shape)) for shape in shapes)
+        result.add_row(Text(visible(name)), Text(backbone, "blue"), Text(head, "green"), Text(seen))
+    probes = " / ".join(map(str, dict.fromkeys(probe for *_, probe, _ in rows)))
+    proof = t(
+        f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probes} tokens",
+        f"head(backbone(ids)) = model(ids) бит в бит на пробе из {probes} токенов",
+    )
+    return Group(result, Text(proof))

@@ -180,6 +180,9 @@ def test_tree_shows_and_writes_the_tree(inspector, tmp_path):
     written = json.loads((tmp_path / "tree.json").read_text())
     node, costs = from_json(ModuleNode, written["tree"]), from_json(Costs, written["costs"])
     assert node.parameters == costs.parameters == 730_880 and node.flops == costs.flops and costs.context == 64
+    assert written["sums"] == dict(embedding=8_320, attention=197_632, feed_forward=523_776, norms=1_152)
+    assert written["traits"]["positions"] == [dict(kind="rope", detail="", layers="")]
+    assert "attention 197.6k (27 %)" in output and "RoPE turns q and k" in output
 
 
 def test_tree_is_cut_and_its_sums_stay(inspector):
@@ -206,7 +209,37 @@ def test_trees_are_aligned_by_role(inspector):
     assert rows["head"]["a"] == "Linear 128→65, tied" and rows["head"]["b"] == "Linear 128→65"
     text = inspector("tree", "names-qwen2", "--diff", "names-expert")
     assert "=   attn.q" in text and "≠   mlp.gate" in text and "roles differ" in text
-    assert "0 of" in inspector("tree", "names-qwen2", "--diff", "names-qwen2")
+    traits = {row["trait"]: row for row in written["traits"]}
+    assert not traits["positions"]["equal"] and traits["residual"]["equal"]
+    for part in ("RoPE turns q and k", "sinusoids 64×128, added to the", "(pre-norm)", "(post-norm)", "heads: 4 × 32", "SiLU(gate) × up"):
+        assert part in text
+    same = inspector("tree", "names-qwen2", "--diff", "names-qwen2")
+    assert "0 of" in same and "≠" not in same
+
+
+def test_a_recurrence_of_the_users_own_stands_beside_attention(inspector, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch, inspector\nfrom torch import nn\n"
+        "class Own(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.emb, self.rnn, self.out = nn.Embedding(30, 8), nn.GRU(8, 12, num_layers=2, batch_first=True), nn.Linear(12, 30)\n"
+        "    def hidden(self, ids):\n        return self.rnn(self.emb(ids))[0]\n"
+        "    def forward(self, ids):\n        return self.out(self.hidden(ids))\n"
+        "def own():\n"
+        "    torch.manual_seed(0)\n    m = Own()\n"
+        "    return inspector.attach(m, split=inspector.split(m, backbone=m.hidden, head=lambda h: m.out(h)))\n"
+    )
+    own = f"{tmp_path / 'own.py'}:own"
+    written = json.loads(inspector("tree", own, "--diff", "names-qwen2", "--json", "-"))
+    rows = {row["role"]: (row["a"], row["b"]) for row in written["roles"]}
+    assert rows["embed"] == ("Embedding 30×8", "Embedding 65×128") and rows["head"] == ("Linear 12→30 +bias", "Linear 128→65, tied")
+    assert rows["mixer"] == ("GRU 8→12 × 2 +bias", "4 × Attention") and rows["layers"] == ("2 × layers", "4 × layers")
+    gates = 3 * 12 * (8 + 12 + 2) + 3 * 12 * (12 + 12 + 2)  # three gates, two layers
+    assert written["sums"][0] == dict(embedding=240, recurrence=gates, head=390)
+    text = inspector("tree", own, "--diff", "names-qwen2")
+    assert "recurrence" in text and "none, but GRU 8→12 × 2" in " ".join(text.split())
+    assert "mixer" in inspector("trace", own, "1 2 3")
 
 
 def test_coverage_of_a_type_shows_and_writes_its_row(inspector, tmp_path):

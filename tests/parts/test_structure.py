@@ -1,12 +1,17 @@
 """The module tree: counts, order, repeats, ties, and the steps that are no modules."""
 
+import re
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
+from inspector.bench.tiny import tiny_model
+from inspector.loading.loading import load
 from inspector.models import ExpertModel
-from inspector.parts.splitting import SplitError
-from inspector.parts.structure import tree
+from inspector.models.adapter import to_transformers
+from inspector.parts.splitting import SplitError, split
+from inspector.parts.structure import shapes, tree
 from inspector.records.as_json import from_json, to_json
 from inspector.records.structure import ModuleNode
 
@@ -99,6 +104,53 @@ def test_json_round_trip(qwen):
 def test_a_model_that_cannot_be_split_has_no_tree():
     with pytest.raises(SplitError):
         tree(torch.nn.Linear(2, 2))
+
+
+# type → beginnings of the paths in a layer, or in the backbone, of each group's parameters, as the model's own code has them
+GROUPS = {
+    "qwen2": dict(attention=["self_attn"], feed_forward=["mlp"]),
+    "gpt2": dict(attention=["attn"], feed_forward=["mlp"]),
+    "bert": dict(attention=["attention.self", "attention.output.dense"], feed_forward=["intermediate", "output.dense"]),
+    "mixtral": dict(attention=["self_attn"], feed_forward=["mlp"]),
+    "mamba": dict(recurrence=["mixer"]),
+    "jamba": dict(attention=["self_attn"], recurrence=["mamba"], feed_forward=["feed_forward"]),
+    "granitemoeshared": dict(attention=["self_attn"], feed_forward=["block_sparse_moe", "shared_mlp"]),
+    "deepseek_v3": dict(attention=["self_attn"], feed_forward=["mlp"]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_parameters_by_what_they_are_for_are_those_of_the_modules(name):
+    model = tiny_model(name)
+    counted: dict[str, int] = {}
+    for group, starts in GROUPS[name].items():
+        inside = re.compile(rf"\.\d+\.({'|'.join(map(re.escape, starts))})\.")
+        counted[group] = sum(p.numel() for n, p in model.named_parameters() if inside.search(n))
+    sums = tree(model).sums()
+    assert {group: sums[group] for group in counted} == counted
+    assert sum(sums.values()) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "falcon_h1", "opt", "bloom", "longcat_flash", "zamba2", "rwkv", "gpt_oss", "rembert"])
+def test_parameters_by_what_they_are_for_add_up(name):
+    root = tree(tiny_model(name))
+    assert sum(root.sums().values()) == root.parameters and root.sums() == from_json(ModuleNode, to_json(root)).sums()
+    assert root.sums().get("rest", 0) < root.parameters / 3
+
+
+@pytest.mark.parametrize("variant", ["gpt-moe", "gpt-mtp"])
+def test_the_sums_of_native_models_add_up_and_stay_when_the_tree_is_cut(variant):
+    root = tree(load(variant).model)
+    assert sum(root.sums().values()) == root.parameters
+    assert root.sums().get("further", 0) == sum(child.parameters for child in root.children if child.part == "mtp")
+
+
+def test_the_shapes_of_a_pass_are_those_of_its_tensors(qwen):
+    ids_1T = torch.tensor([[1, 2, 3, 4, 5]])
+    assert shapes(split(qwen), ids_1T) == ((1, 5), (1, 5, 16), (1, 1, 40))
+    model = ExpertModel(50, 32, 1, 4).eval()  # generate() gives its head all positions or one, as the split says
+    parts = split(to_transformers(model))
+    assert shapes(parts, ids_1T)[2] == ((1, 1, 50) if parts.last_alone else (1, 5, 50))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from rich.console import Console
 from inspector.files import write_whole
 from inspector.records.comparison import LEVELS, Verdict
 from inspector.records.generation import Candidate, Removal, Run, Sampling, Setting, Step, Token
-from inspector.records.structure import Costs, ModuleNode
+from inspector.records.structure import Costs, Fact, ModuleNode, RoleDifference, TraitDifference
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import FILTER_NAMES, settings_line, settings_remarks, settings_table
@@ -28,6 +28,7 @@ from inspector.render.steps import (
 )
 from inspector.render.tables import command, notice, section, title
 from inspector.render.text import chance, count, duration, memory, percent, quoted, translator, visible
+from inspector.render.traits import PLACES, WORDS, architectures, trait_words
 from inspector.render.trees import parts_explained, split_table, tree_difference, tree_panel, trees
 from inspector.render.verdicts import (
     LEVEL_STYLES,
@@ -120,6 +121,19 @@ TREE = ModuleNode(
 )
 
 
+COSTS = Costs(16, 41_376, 39_000, {"float32": 165_504}, {"float32": 512, "bfloat16": 256}, 80_000, 2_000)
+ROLES = [RoleDifference("layers", "4 × layers", "layers"), RoleDifference("head", "Linear 32→65, tied", "")]
+TRAITS = [
+    TraitDifference("embedding", (Fact("plain"),), (Fact("scale", "√D"), Fact("scale", "?"))),
+    TraitDifference("positions", (Fact("rope", "8/32", "0–2"),), (Fact("learned", "64×32"),)),
+    TraitDifference("norm", (Fact("attn_pre", "RMSNorm"), Fact("mlp_sandwich", "RMSNorm")), None),
+    TraitDifference("residual", (Fact("parallel", "1"),), (Fact("parallel"),)),
+    TraitDifference("attention", (Fact("heads", "4 × 32"), Fact("kv_heads", "2")), (Fact("recurrent", "GRU 8→12 × 2"),)),
+    TraitDifference("feed_forward", (Fact("gated", "SiLU"), Fact("experts", "4/2")), (Fact("none"),)),
+    TraitDifference("bias", (Fact("none"),), (Fact("none"),)),
+]
+
+
 def verdict(level, **numbers):
     errors = {} if level == "bitwise" else dict(error_hand=1e-6, error_generate=2e-6, floor=3e-7)
     tokens = (5, 6), (5, 6) if level in ("bitwise", "rounding", "tokens") else (5, 7)
@@ -157,7 +171,9 @@ def everything(width: int, language: str) -> str:
         *lesson.stand_in("a/b", "names", t),
         trees([TREE, TREE], ["one", "two"], width, t),
         parts_explained(t),
-        split_table([("names", "model", "Linear(32→65, tied)", 8)], t),
+        architectures(TRAITS, ["one", "two"], t),
+        tree_difference(ROLES, ["one", "two"], [COSTS, COSTS], t, TRAITS, [TREE, TREE]),
+        split_table([("names", "model", "Linear(32→65, tied)", 8, ((1, 5), (1, 5, 32), (1, 1, 65)))], t),
         fed_panel("names", RUN.prompt, ["q"], t),
         fed_panel("long", [Token(i, "а") for i in range(100)], [], t, threads=2),
         fed_panel("chat", FED, [], t, 1, ("template", "default", "template", None, "prompt", "prompt", "template")),
@@ -371,6 +387,28 @@ def test_what_costs_do_not_tell_is_said_of_each_of_two_trees():
     assert "b: модулей с весами и неизвестной ролью: 3; FLOP могут их не учитывать\n" in shown
 
 
+def test_every_fact_is_said_in_two_languages_and_hostile_details_are_shown():
+    facts = [(trait, kind) for trait, kind in WORDS if kind not in ("experts of", "parallel one norm")] + [
+        ("norm", kind) for kind in (*PLACES, *(f"mlp_{kind}" for kind in PLACES))
+    ]
+    for trait, kind in facts:
+        english, russian = (trait_words(trait, [Fact(kind, "1/2")], translator(language)) for language in ("en", "ru"))
+        assert english and russian and "{" not in english + russian
+    assert "\x1b" not in trait_words("attention", [Fact("mixer", HOSTILE)], translator("en"))
+    assert trait_words("norm", None, translator("en")) == "not told" and trait_words("norm", None, translator("ru")) == "не определено"
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 160])
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_what_differs_keeps_its_names_at_any_width(width, language):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(architectures(TRAITS, ["one", "two"], translator(language)))
+    lines = console.file.getvalue().splitlines()
+    names = ["embeddings", "positions", "norms", "attention", "feed-forward"] if language == "en" else ["эмбеддинги", "позиции", "внимание"]
+    assert all(any(line.startswith(f"{name} ") for line in lines) for name in names)
+    assert not any("…" in line for line in lines) and not any(line.startswith("biases") for line in lines)  # those are alike
+
+
 def test_every_filter_has_a_short_name():
     from inspector.loop.sampling import FILTERS, GREEDY
 
@@ -416,7 +454,7 @@ def test_hostile_text_is_shown_in_every_panel_and_never_obeyed(terminal_output):
         text_panel(HOSTILE, run, t),
         verdict_line(HOSTILE, VERDICTS[0], t),
         tree_panel(TREE, HOSTILE, 100, t),
-        split_table([(HOSTILE, "m", "h", 8)], t),
+        split_table([(HOSTILE, "m", "h", 8, ((1, 2), (1, 2, 3), (1, 1, 4)))], t),
         lesson.origins([(HOSTILE, "hub", "f", "cpu")], t),
         growth_table({HOSTILE: {1: 1.0}}, t),
         section(HOSTILE),
