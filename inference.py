@@ -20,7 +20,7 @@ from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import settings_line
 from inspector.render.steps import candidate_table, other_temperature, text_panel
-from inspector.render.tables import notice, section, title
+from inspector.render.tables import notice, section, subsection, title
 from inspector.render.traits import architectures
 from inspector.render.trees import parts_explained, split_table, trees
 from inspector.render.verdicts import comparison_table, growth_table, verdict_line
@@ -126,7 +126,7 @@ def main(
         first.append(next(steps))
         assert token_id == first[-1].token.id, "the step by hand and the loop chose different tokens"
         listed = {name: [float(p_V[c.token.id]) for c in first[-1].candidates] for name, p_V in stages.items()}
-        screen.show(section(m.origin.name), *([] if alike else [settings_line(sampling, origins, t)]))
+        screen.show(subsection(m.origin.name), *([] if alike else [settings_line(sampling, origins, t)]))
         leaders = [(m.texts.token(id), p) for p, id in zip(*(top.tolist() for top in then["temperature"].topk(3)), strict=True)]
         screen.show(candidate_table(first[-1], listed, t), other_temperature(other, leaders, m.texts.token(then_id), t))
 

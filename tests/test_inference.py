@@ -69,7 +69,11 @@ def test_the_main_screen_answers_on_no_more_lines_than_it_had(output):
     assert output.count("\n") <= 203
     said = {
         "the runner-up": "the largest p/q wins: «и» 1.652, then «н» 0.4671",
-        "what top-p removed": "«н»: rank 1 of 1 kept; p 0.83 → 1.00; top-p removed 64 of 65 (8.5 % of the mass)",
+        "what top-p removed": "top-p removed 64 of 65 (8.5 % of the mass)",
+        "which token, and how sure": "«н» 7.97: rank 1 of 1 kept; p 0.83 → 1.00",
+        "shapes": "[1, 5] → [1, 5, 128] → [1, 1, 65]",
+        "parameters of each part": "attention 197.6k (27 %), feed-forward 523.8k (72 %)",
+        "where position comes in": "RoPE turns q and k in attention       sinusoids 64×128, added to the embeddings",
         "another temperature": "at temperature 0.5 with the same seed: «н» 0.9824, «и» 0.0156, «о» 0.0012; «н» would be chosen",
         "what the template added": "names-qwen2: 5 tokens fed, no chat template",
         "which tokens are the prompt": "special: «<s>» 1  prompt: «К» 14",

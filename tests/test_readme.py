@@ -145,13 +145,19 @@ def test_the_steps_that_are_explained_are_those_of_the_command(page):
     m = inspector.load("names-qwen2")
     assert "inspector run names-qwen2 Крас --temperature 0.8 --top-p 0.9 --seed 3" in commands(TEXTS[page])
     run = inspector.run(m, m.encode("Крас"), inspector.Sampling(temperature=0.8, top_p=0.9, seed=3), 5)
-    rows = re.findall(r"^(\d) +([\d.]+) +«(.)»: \D*(\d+)\D+(\d+).*; p (\S+) → (\S+); top-p \w+ (\d+) .. (\d+) ", TEXTS[page], re.MULTILINE)
+    rows = re.findall(
+        r"^(\d) +«(.)» ([\d.]+): \D*(\d+)\D+(\d+).*; p (\S+) → (\S+); top-p \w+ (\d+) .. (\d+) .*\n +\w+ ([\d.]+); (.*)$",
+        TEXTS[page],
+        re.MULTILINE,
+    )
     assert len(rows) == 3
-    for number, entropy, token, rank, kept, before, after, removed, of in rows:
+    for number, token, logit, rank, kept, before, after, removed, of, entropy, best in rows:
         step = run.steps[int(number) - 1]
         assert (token, int(rank), int(kept)) == (step.token.text, step.rank, step.kept["top_p"])
-        shown = (f"{value:.2f}" for value in (step.entropy, step.chosen.probability_before, step.chosen.probability_after))
-        assert (entropy, before, after) == tuple(shown) and int(removed) == int(of) - int(kept) and int(of) == m.vocab_size
+        chosen = step.chosen
+        shown = tuple(f"{value:.2f}" for value in (chosen.logit, step.entropy, chosen.probability_before, chosen.probability_after))
+        assert (logit, entropy, before, after) == shown and int(removed) == int(of) - int(kept) and int(of) == m.vocab_size
+        assert best == " · ".join(f"«{c.token.text}» {c.logit:.2f}" for c in step.candidates[:3])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

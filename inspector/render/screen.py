@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..files import check_writable, write_whole
 from ..records.generation import Step
-from .steps import steps_table
+from .steps import CELL, steps_table
 from .text import Translate
 
 # Of saved screens. The colours of the terminal are the user's own; these keep every style at a contrast of 4.5 or more, dim ones too,
@@ -94,8 +94,9 @@ class LiveSteps:
         self.rows.append(row)
         if self.live:
             console = self.screen.console
-            lines = -(-100 // console.width)  # of a row; a table has a head of two
-            self.live.update(self.table(last=max(1, ((console.height - 2) // len(self.names) - 2) // lines)), refresh=True)
+            tables = 1 if console.width > 2 * CELL + 7 else len(self.names)
+            lines = 4 if len(self.names) > 1 else 1 - (-100 // console.width)  # of a row; a table has a head of two
+            self.live.update(self.table(last=max(1, ((console.height - 2) // tables - 2) // lines)), refresh=True)
 
     def __enter__(self) -> "LiveSteps":
         if self.live:

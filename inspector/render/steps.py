@@ -172,23 +172,36 @@ def other_temperature(temperature: float, leaders: Sequence[tuple[Token, float]]
 
 
 def sentence(step: Step, t: Translate) -> str:
-    """A step in one sentence: «ин»: rank 2 of 7 kept; p 0.21 → 0.34; top-p removed 58 of 65 (8.5 % of the mass)."""
+    """A step in one sentence: «ин» 6.90: rank 2 of 7 kept; p 0.21 → 0.34; top-p removed 58 of 65 (8.5 % of the mass)."""
+    return "; ".join([choice(step, t), *removals(step, t)])
+
+
+def choice(step: Step, t: Translate) -> str:
+    """What was chosen, with its logit, its rank and its probability before the filters and after them."""
     chosen = step.chosen
-    text = quoted(step.token.text)
-    if chosen is not None and "greedy" in step.kept:
+    if chosen is None:
+        return quoted(step.token.text)
+    text = f"{quoted(step.token.text)} {chosen.logit:.2f}"
+    if "greedy" in step.kept:
         words = t("{}: the most probable; p {}", "{}: самый вероятный; p {}")
         if chosen is not step.candidates[0]:
             words = t("{}: the most probable after the filters; p {}", "{}: самый вероятный после фильтров; p {}")
-        text = words.format(text, chance(chosen.probability_before))
-    elif chosen is not None:
-        left = list(step.kept.values())[-1] if step.kept else None
-        rank = (
-            t(f"rank {step.rank} of {left:,} kept", f"{step.rank}-й из {left:,} оставшихся")
-            if left
-            else t(f"rank {step.rank}", f"{step.rank}-й")
-        )
-        text += f": {rank}; p {chance(chosen.probability_before)} → {chance(chosen.probability_after)}"
-    return "; ".join([text, *(removal(FILTER_NAMES.get(name, name), own, t) for name, own in step.removed.items())])
+        return words.format(text, chance(chosen.probability_before))
+    left = list(step.kept.values())[-1] if step.kept else None
+    rank = t(f"rank {step.rank}", f"{step.rank}-й")
+    if left:
+        rank = t(f"rank {step.rank} of {left:,} kept", f"{step.rank}-й из {left:,} оставшихся")
+    return f"{text}: {rank}; p {chance(chosen.probability_before)} → {chance(chosen.probability_after)}"
+
+
+def removals(step: Step, t: Translate) -> list[str]:
+    """What each filter took away that took something."""
+    return [removal(FILTER_NAMES.get(name, name), own, t) for name, own in step.removed.items()]
+
+
+def leaders(step: Step, n: int) -> str:
+    """The best raw logits of a step: «о» 7.31 · «и» 6.90 · «н» 4.02."""
+    return " · ".join(f"{quoted(c.token.text)} {c.logit:.2f}" for c in step.candidates[:n])
 
 
 def removal(by: str, own: Removal, t: Translate) -> str:
@@ -209,26 +222,37 @@ def why(reason: str, t: Translate) -> str:
     }[reason]
 
 
+CELL = 44  # columns for a step of a model beside another; a narrower terminal has the models one under another
+
+
 def steps_table(names: Sequence[str], rows: Sequence[Sequence[Step | None]], t: Translate, last: int | None = None) -> RenderableType:
-    """The loop: a table for each model, a row per step.
+    """The loop: a row per step, the models side by side where there is room.
 
     ``last`` shows only that many steps, the newest, for a screen that is not high enough.
     """
+    alone = len(names) == 1
+    result = table("#", *([t("what happened", "что произошло")] if alone else map(visible, names)), wide=range(1, len(names) + 1))
+    result.columns[0].justify = "right"
+    for column in result.columns[1:]:
+        column.min_width = None if alone else CELL
+
+    def cell(step: Step | None) -> Text:
+        if step is None:
+            return Text("")
+        ways = ("; " if alone else "\n").join([choice(step, t), *removals(step, t)])
+        end = f" ■\u00a0{why(step.stop_reason, t)}" if step.stop_reason else ""
+        entropy = t(f"entropy {step.entropy:.2f}", f"энтропия {step.entropy:.2f}")
+        best = leaders(step, 3 if alone else 2)
+        return Text.assemble(ways, "\n", (f"{entropy}; {best}" if best else entropy, "dim"), (end, "bold yellow"))
+
     first = 0 if last is None else max(0, len(rows) - last)
-    tables = []
-    for i, name in enumerate(names):
-        what = t("what happened", "что произошло")
-        what = what if len(names) == 1 else f"{visible(name)}: {what}"
-        tables.append(table("#", t("entropy", "энтропия"), what, numbers=(0, 1), wide=(2,)))
-        for number, row in enumerate(rows[first:], first + 1):
-            if (step := row[i]) is not None:
-                end = f" ■\u00a0{why(step.stop_reason, t)}" if step.stop_reason else ""
-                tables[-1].add_row(str(number), f"{step.entropy:.2f}", Text.assemble(sentence(step, t), (end, "bold yellow")))
+    for number, row in enumerate(rows[first:], first + 1):
+        result.add_row(str(number), *map(cell, row))
     legend = t(
-        "entropy in nats, before the filters; p: before → after them; mass: of the p that a filter was given",
-        "энтропия в натах, у p до фильтров; p до → после них; масса — по тем p, которые фильтр получил",
+        "beside tokens: logits; entropy: nats; p: before → after the filters; mass: of the p a filter got",
+        "у токенов — логиты; энтропия в натах; p: до → после фильтров; масса — из тех p, что фильтр получил",
     )
-    return Group(*tables, Text(legend, "dim"))
+    return Group(result, Text(legend, "dim"))
 
 
 def text_panel(prompt: str, run: Run, t: Translate) -> RenderableType:

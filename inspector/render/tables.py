@@ -42,6 +42,11 @@ def section(title: str) -> RenderableType:
     return Text(f"\n{visible(title)}", "bold cyan")
 
 
+def subsection(title: str) -> RenderableType:
+    """A heading inside of a section."""
+    return Text(visible(title), "bold cyan")
+
+
 def command(arguments: str) -> Text:
     """A command line of ``inspector`` that can be copied: a line of its own that is never wrapped, and a name that can be called."""
     return unwrapped(f"{program()} {arguments}")

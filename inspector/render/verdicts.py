@@ -42,12 +42,10 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
     line = Text.assemble(level, f" · {visible(name)} · {sampling_words(verdict.sampling, t)} · {with_threads}")
     if verdict.level == "bitwise":
         n = len(verdict.tokens_hand)
-        what = t("every logit", "все логиты")
+        what = t(f"{tokens_of(n, t)} and all logits", f"{tokens_of(n, t)} и все логиты")
         if verdict.scores_compared:
-            what = t("every logit and score", "все логиты и оценки")
-        return line + Text(
-            t(f"{tokens_of(n, t)}, {what} equal generate()'s bit for bit", f"{tokens_of(n, t)}, {what} равны generate() бит в бит")
-        )
+            what = t(f"{tokens_of(n, t)}, logits and scores", f"{tokens_of(n, t)}, логиты и оценки")
+        return line + Text(t(f"{what} equal generate()'s", f"{what} те же, что у generate()"))
     parts = [tokens_said(verdict, t), *unrepeated_said(verdict, t), *behind_said(verdict, t), *logits_said(verdict, t)]
     return line + Text("; ".join(parts))
 
@@ -143,7 +141,7 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
     """By hand beside ``model.generate()``, with what this run measured; ``lines`` of code, of generate's call and of the lesson."""
     n_hand = len(verdict.tokens_hand)
     own = t("our own; the same seed, the same q", "своё; то же зерно, те же q")
-    off = t("off here, to compare like with like; on by default", "здесь выключен для равных условий; по умолчанию включён")
+    off = t("off here, on by default", "здесь выключен, обычно включён")
     rows = (
         (
             t("calls", "вызовы"),

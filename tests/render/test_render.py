@@ -1,6 +1,7 @@
 """What records look like: golden text at fixed widths, and text that must not be obeyed."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -310,16 +311,19 @@ def test_who_won_and_over_whom(step, said):
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (STEP, "«ин»: rank 2 of 2 kept; p 0.21 → 0.34; top-p removed 63 of 65 (8.5 % of the mass)"),
-        (replace(STEP, token=Token(7, "о"), rank=1), "«о»: rank 1 of 2 kept; p 0.50 → 0.66; top-p removed 63 of 65 (8.5 % of the mass)"),
-        (replace(STEP, kept={}, removed={}), "«ин»: rank 2; p 0.21 → 0.34"),
+        (STEP, "«ин» 6.44: rank 2 of 2 kept; p 0.21 → 0.34; top-p removed 63 of 65 (8.5 % of the mass)"),
+        (
+            replace(STEP, token=Token(7, "о"), rank=1),
+            "«о» 7.31: rank 1 of 2 kept; p 0.50 → 0.66; top-p removed 63 of 65 (8.5 % of the mass)",
+        ),
+        (replace(STEP, kept={}, removed={}), "«ин» 6.44: rank 2; p 0.21 → 0.34"),
         (
             replace(STEP, removed={"bad_words_ids": Removal(1, 1066, 0.5), "top_k": Removal(1060, 1065, 0.00001)}),
-            "«ин»: rank 2 of 2 kept; p 0.21 → 0.34; bad words removed 1 of 1,066 (50.0 % of the mass); "
+            "«ин» 6.44: rank 2 of 2 kept; p 0.21 → 0.34; bad words removed 1 of 1,066 (50.0 % of the mass); "
             "top-k removed 1,060 of 1,065 (<0.01 % of the mass)",
         ),
-        (BANNED, "«ин»: the most probable after the filters; p 0.21; n-grams removed 1 of 65 (10.0 % of the mass)"),
-        (LAST, "«</s>»: the most probable; p 0.90"),
+        (BANNED, "«ин» 6.44: the most probable after the filters; p 0.21; n-grams removed 1 of 65 (10.0 % of the mass)"),
+        (LAST, "«</s>» 9.00: the most probable; p 0.90"),
         (replace(STEP, candidates=()), "«ин»; top-p removed 63 of 65 (8.5 % of the mass)"),
     ],
 )
@@ -331,11 +335,18 @@ def test_russian_sentences_count_too():
     assert sentence(STEP, translator("ru")).endswith("top-p убрал 63 из 65 (8.5 % массы)")
 
 
-def test_every_row_has_its_entropy():
-    console = Console(width=100, file=io.StringIO(), color_system=None)
+@pytest.mark.parametrize("width", [100, 60])
+def test_every_step_has_its_entropy_and_logits_of_both_models(width):
+    """Side by side where there is room, else one under another."""
+    console = Console(width=width, file=io.StringIO(), color_system=None)
     console.print(steps_table(["one", "two"], [[STEP, LAST], [LAST, None]], translator("en")))
-    rows = [line.split()[:2] for line in console.file.getvalue().splitlines() if line[:1].isdigit()]
-    assert rows == [["1", "1.25"], ["2", "0.30"], ["1", "0.30"]]
+    shown = console.file.getvalue()
+    assert sorted(re.findall(r"entropy (\d\.\d\d)", shown)) == ["0.30", "0.30", "1.25"]
+    assert any("«ин» 6.44: " in line and "«</s>» 9.00: " in line for line in shown.splitlines()) == (width == 100)
+    for step in (STEP, LAST):
+        assert f"{quoted(step.token.text)} {step.chosen.logit:.2f}: " in shown
+    best = STEP.candidates[0]
+    assert f"{quoted(best.token.text)} {best.logit:.2f} · " in shown
 
 
 def test_settings_say_what_the_lesson_chose_and_what_greedy_leaves_idle():
@@ -515,7 +526,7 @@ def test_a_live_table_on_a_terminal_ends_as_the_whole_table_once(tmp_path):
             live.add([STEP])
     screen.close("title")
     saved = (tmp_path / "screen.svg").read_text().replace("&#160;", " ")
-    assert saved.count("«ин»:") == 12 and "12" in saved
+    assert saved.count("«ин» 6.44:") == 12 and "12" in saved
 
 
 def test_a_screen_is_saved_as_svg_or_html_alone(tmp_path):

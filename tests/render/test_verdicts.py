@@ -57,8 +57,8 @@ def test_levels_are_worded_in_both_languages():
 
 def test_scores_are_named_only_where_they_were_compared():
     equal = dict(level="bitwise", others=(5, 6))
-    assert "2 tokens, every logit equal generate()'s" in said(verdict(**equal))
-    assert "2 tokens, every logit and score equal generate()'s" in said(verdict(**equal, scores_compared=True))
+    assert "2 tokens and all logits equal generate()'s" in said(verdict(**equal))
+    assert "2 tokens, logits and scores equal generate()'s" in said(verdict(**equal, scores_compared=True))
 
 
 @pytest.mark.parametrize(
