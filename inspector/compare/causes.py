@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from ..loading.loaded import Loaded
 from ..parts.heads import logits_of
-from ..parts.watching import close
-from ..records.generation import Sampling
-from .sides import watched_generate
+from ..parts.watching import Call, close
 
 
 @torch.no_grad()
-def fed_otherwise(m: Loaded, ids_1T: Tensor, sampling: Sampling) -> tuple[str, str] | None:
-    """What generate() gives the model at its next step that changes the model's logits, in words of both languages; None: nothing does."""
-    _, calls = watched_generate(m, ids_1T, sampling)
-    if not calls:
-        return "generate() does not call the model as a whole", "generate() не вызывает модель целиком"
-    given = calls[0].options | dict(input_ids=calls[0].options.get("input_ids", next(iter(calls[0].args), None)))
+def fed_otherwise(m: Loaded, ids_1T: Tensor, call: Call | None) -> tuple[str, str] | None:
+    """What generate() gives the model after ``ids_1T`` that changes the model's logits, in words of both languages; None: nothing does.
+
+    ``call`` is its call of the model there; None where it does not call the model as a whole.
+    """
+    if call is None:
+        return "generate() does not call the model as a whole once a step", "generate() не вызывает модель целиком раз на шаг"
+    given = call.options | dict(input_ids=call.options.get("input_ids", next(iter(call.args), None)))
     english, russian = "generate() gives the model ", "generate() даёт модели "
     fed_1T = given.pop("input_ids")
     if fed_1T is None:
@@ -77,8 +77,3 @@ def stamp(tensor: Tensor) -> tuple[int, int]:
 def others(before: dict[str, object], after: dict[str, object]) -> tuple[str, ...]:
     """The names whose stamps are not the same."""
     return tuple(name for name in before | after if before.get(name) != after.get(name))
-
-
-def is_training(model: nn.Module) -> bool:
-    """Whether dropout, or another module that works otherwise in training, is in that mode."""
-    return any(module.training for module in model.modules() if not list(module.children()))

@@ -21,7 +21,7 @@ from ..loop.batches import new_row
 from ..loop.decoding import side_by_side
 from ..loop.sampling import FILTERS
 from ..parts.heads import logits_of
-from ..parts.watching import Call, Watch
+from ..parts.watching import Call, Watch, alike
 from ..records.generation import SETTINGS, Sampling
 
 
@@ -47,7 +47,7 @@ class Side:
         """Whether it is the same as an earlier run of this side, bit for bit."""
         same_size = len(self.logits) == len(first.logits) and len(self.scores) == len(first.scores)
         rows = zip(self.logits + self.scores, first.logits + first.scores, strict=False)
-        return self.tokens == first.tokens and same_size and all(torch.equal(a_V, b_V) for a_V, b_V in rows)
+        return self.tokens == first.tokens and same_size and all(alike(a_V, b_V) for a_V, b_V in rows)
 
 
 def with_generate(m: Loaded) -> Loaded:
@@ -153,17 +153,25 @@ def side_of(output: object, ids_1T: Tensor, kind: str, seconds: float, step_seco
     Raises:
         ValueError: it lacks the tokens or the logits that it was asked for.
     """
-    ids_T, logits, scores = (getattr(output, name, None) for name in ("sequences", "logits", "scores"))
-    if ids_T is None:
-        raise ValueError(f"generate() of {kind} gives {type(output).__name__}: it must obey return_dict_in_generate and output_logits")
-    ids_T, T = ids_T[0], ids_1T.shape[1]
-    if not torch.equal(ids_T[:T], ids_1T[0]):
+    ids_BT, T = getattr(output, "sequences", None), ids_1T.shape[1]
+    logits, scores = (rows_of(getattr(output, name, None)) for name in ("logits", "scores"))
+    if not isinstance(ids_BT, Tensor) or ids_BT.dim() != 2 or not len(ids_BT):
+        raise ValueError(f"generate() of {kind} gives {type(output).__name__}: it must obey return_dict_in_generate, sequences [1, T]")
+    if not torch.equal(ids_BT[0, :T], ids_1T[0]):
         raise ValueError(f"generate() of {kind} gives sequences that do not begin with the prompt: its new tokens cannot be told from it")
-    tokens, rows = ids_T[T:].tolist(), len(logits or ())
-    if rows != len(tokens):
-        raise ValueError(f"generate() of {kind} gives {rows} rows of logits for {len(tokens)} tokens: it must obey output_logits")
-    rows_V = [tuple(logits_1V[0].float() for logits_1V in rows or ()) for rows in (logits, scores)]
-    return Side(tuple(tokens), rows_V[0], seconds, step_seconds, rows_V[1] if len(rows_V[1]) == len(tokens) else ())
+    tokens = ids_BT[0, T:].tolist()
+    if len(logits) != len(tokens):
+        raise ValueError(
+            f"generate() of {kind} gives {len(logits)} rows of logits [1, V] for {len(tokens)} tokens: it must obey output_logits"
+        )
+    return Side(tuple(tokens), logits, seconds, step_seconds, scores if len(scores) == len(tokens) else ())
+
+
+def rows_of(rows: object) -> tuple[Tensor, ...]:
+    """What ``generate()`` returned of each step, [1, V] each, as rows [V] of float32; none where it is anything else."""
+    if not isinstance(rows, (tuple, list)) or not all(isinstance(row, Tensor) and row.dim() == 2 and len(row) for row in rows):
+        return ()
+    return tuple(row_1V[0].float() for row_1V in rows)
 
 
 @contextmanager
@@ -176,11 +184,25 @@ def without_checkpoint_settings(model: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
-def watched_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling) -> tuple[Side, list[Call]]:
-    """One step of generate(), and its calls of the model."""
+def watched_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> tuple[Side, list[Call], bool]:
+    """generate() and its calls of the model; and whether it brought a module into training mode for them."""
     calls: list[Call] = []
-    with Watch({"": m.model}, before=calls.append):
-        return by_generate(m, ids_1T, sampling, 1), calls
+    before = {module for module in m.model.modules() if module.training}
+    brought = False
+
+    def look(call: Call) -> None:
+        nonlocal brought
+        calls.append(call)
+        brought |= any(module.training for module in m.model.modules() if module not in before)
+
+    with Watch({"": m.model}, before=look):
+        side = by_generate(m, ids_1T, sampling, max_new_tokens)
+    return side, calls, brought
+
+
+def is_training(model: nn.Module) -> bool:
+    """Whether dropout, or another module that works otherwise in training, is in that mode."""
+    return any(module.training for module in model.modules() if not list(module.children()))
 
 
 def extended(ids_1T: Tensor, tokens: Sequence[int]) -> Tensor:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..loading.loaded import Loaded
+from ..loading.texts import check_count
 from ..loop.sampling import Bounds, bounds_of, draw, new_generator, run_filters
-from ..parts.heads import logits_of
-from ..parts.precision import LiftedCasts, in_dtype, plain_experts
+from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
 from ..records.comparison import BehindLogits, Verdict, first_difference
 from ..records.generation import Sampling, median_step
-from .causes import fed_otherwise, is_training, others, stamps
-from .sides import Side, by_generate, by_hand, extended, watched_generate, with_generate
+from .causes import fed_otherwise, others, stamps
+from .sides import Side, by_generate, by_hand, extended, is_training, watched_generate, with_generate
 
 
 def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) -> Verdict:
@@ -33,6 +33,7 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
         ValueError: as ``decode`` does, or there is nothing to compare with: a ``generate()`` that fails, or does not return its
             tokens and logits.
     """
+    check_count(max_new_tokens=max_new_tokens)
     m = with_generate(m)
     if sampling.seed is None:
         sampling = replace(sampling, seed=0)
@@ -43,10 +44,13 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
     before = stamps(m.model)
     hand, reference = by_hand(*request), by_generate(*request)
 
-    def again() -> tuple[Side, Side, tuple[str, ...]]:
-        return by_hand(*request), by_generate(*request), others(before, stamps(m.model))
+    def again() -> tuple[Side, Side]:
+        with torch.random.fork_rng():  # with other random numbers, as far as a seed does not say them
+            torch.manual_seed(torch.initial_seed() ^ 1)
+            return by_hand(*request), by_generate(*request)
 
-    return compare(m, ids_1T, sampling, hand, reference, bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids), again)
+    verdict = compare(m, ids_1T, sampling, hand, reference, bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids), again)
+    return replace(verdict, changed=others(before, stamps(m.model)))
 
 
 def compare(
@@ -56,14 +60,21 @@ def compare(
     hand: Side,
     reference: Side,
     bounds: Bounds = Bounds(),
-    again: Callable[[], tuple[Side, Side, tuple[str, ...]]] | None = None,
+    again: Callable[[], tuple[Side, Side]] | None = None,
 ) -> Verdict:
     """The verdict over two sides of the same prompt and settings, by the ladder of ``records.comparison.LEVELS``.
 
     A flipped token is a near tie when the logits that led to it differ by no more than rounding, and that difference is what
-    flipped it. ``again`` runs both sides once more, and gives them with the names of what was changed in the model since the
-    first runs began; it is called where the two are not equal.
+    flipped it. ``again`` runs both sides once more; it is called where the two are not equal.
+
+    Raises:
+        ValueError: the two sides have vocabularies of different sizes.
     """
+    sizes = {len(logits_V) for side in (hand, reference) for logits_V in side.logits + side.scores}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"generate() of {type(m.model).__name__} gives logits of other sizes than by hand: {', '.join(map(str, sorted(sizes)))}"
+        )
     flip = first_difference(hand.tokens, reference.tokens)
     # Up to the first different token both sides read the same context, so their logits can be compared.
     ends = min(len(hand.tokens), len(reference.tokens))
@@ -91,27 +102,34 @@ def compare(
         return verdict
     verdict = replace(verdict, level="tokens" if flip is None else "different")  # the most that can be said before more is known
     if again is not None:
-        hand_again, reference_again, changed = again()
-        runs = dict(hand=(hand, hand_again), generate=(reference, reference_again))
+        runs = dict(zip(("hand", "generate"), zip((hand, reference), again(), strict=True), strict=True))
         if unrepeated := tuple(name for name, (first, second) in runs.items() if not second.repeats(first)):
             level = "tokens" if len({side.tokens for sides in runs.values() for side in sides}) == 1 else "different"
-            return replace(verdict, level=level, unrepeated=unrepeated, changed=changed, training=is_training(m.model))
-    if flip is not None and flip < same_context:
+            return replace(verdict, level=level, unrepeated=unrepeated, training=is_training(m.model))
+    if flip is not None and flip < same_context and reference.tokens[flip] < max(sizes):
         margin, observed = decision(hand, reference, flip, ids_1T, sampling, bounds)
         verdict = replace(verdict, margin=margin, observed_error=observed)
-    return weighed(m, ids_1T, verdict, hand, reference, unequal[0]) if unequal else verdict
+    new = len(reference.tokens) if bounds.max_length is None else bounds.max_length - bounds.prompt_length
+    return weighed(m, ids_1T, verdict, hand, reference, unequal[0], new) if unequal else verdict
 
 
-def weighed(m: Loaded, ids_1T: Tensor, verdict: Verdict, hand: Side, reference: Side, first: int) -> Verdict:
+def weighed(m: Loaded, ids_1T: Tensor, verdict: Verdict, hand: Side, reference: Side, first: int, max_new_tokens: int) -> Verdict:
     """The verdict over logits that differ, from step ``first`` on, of sides that repeat themselves: why, and whether it is rounding."""
-    if cause := fed_otherwise(m, extended(ids_1T, hand.tokens[:first]), verdict.sampling):
+    side, calls, brought = watched_generate(m, ids_1T, verdict.sampling, max_new_tokens)
+    call = calls[first] if len(calls) == len(side.tokens) > first else None
+    if brought:  # dropout's numbers can be the same each time, and are no rounding
+        return replace(verdict, training=True)
+    if cause := fed_otherwise(m, extended(ids_1T, hand.tokens[:first]), call):
         verdict = replace(verdict, cause=cause[0], cause_in_russian=cause[1])
     try:
-        error_hand, error_generate, floor = own_errors(m, ids_1T, verdict.sampling, hand, reference, verdict.steps)
+        errors = own_errors(m, ids_1T, verdict.sampling, hand, reference, verdict.steps, max_new_tokens)
     except Exception as error:  # a model need not be written for float64, nor fit the memory in it
         return replace(verdict, no_float64=f"{type(error).__name__}: {error}")
-    verdict = replace(verdict, error_hand=error_hand, error_generate=error_generate, floor=floor)
-    if verdict.behind_logits or verdict.max_difference > 2 * max(error_hand, error_generate):
+    verdict = replace(verdict, **dict(zip(("error_hand", "error_generate", "floor"), errors, strict=True)))
+    largest = max(float(logits_V[logits_V.isfinite()].abs().max()) for side in (hand, reference) for logits_V in side.logits)
+    digits = max(torch.finfo(dtype).eps for dtype in (dtype_of(m.model), torch.float32))
+    error, most = max(errors[:2]), largest * digits ** (1 / 3)  # no rounding costs two thirds of the digits
+    if verdict.behind_logits or not (error <= most and verdict.max_difference <= 2 * error):
         return verdict
     if verdict.first_token_difference is None:
         return replace(verdict, level="rounding")
@@ -138,7 +156,9 @@ def behind_logits(
     scores_V, q_V = decided(reference, flip, ids_1T, sampling, bounds)
     best = scores_V if q_V is None else scores_V.softmax(-1) / q_V
     chosen = reference.tokens[flip]
-    return None if int(best.argmax()) == chosen else BehindLogits(flip, "choice", float(best.max() - best[chosen]))
+    if int(best.argmax()) == chosen:
+        return None
+    return BehindLogits(flip, "choice", float(best.max() - best[chosen]) if chosen < len(best) else math.inf)
 
 
 def decided(side: Side, step: int, ids_1T: Tensor, sampling: Sampling, bounds: Bounds) -> tuple[Tensor, Tensor | None]:
@@ -156,25 +176,31 @@ def largest_difference(a_V: Tensor, b_V: Tensor) -> float:
     return float(gap_V.nan_to_num(nan=math.inf).max())
 
 
-def own_errors(m: Loaded, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, steps: int) -> tuple[float, float, float]:
+def own_errors(
+    m: Loaded, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, steps: int, max_new_tokens: int
+) -> tuple[float, float, float]:
     """How far each side is from itself in float64 over the compared steps, and how far that float64 run can be trusted.
 
     Each side is held against its own float64 run and not against a common one: a wrong scale on one side is in both of
-    its runs, so it counts as a difference between the sides and never as rounding. The third number is the float64
-    run's floor: some modules of transformers (RMSNorm, RoPE) compute in float32 whatever they are given, and it is the
-    change when these casts are lifted.
+    its runs, so it counts as a difference between the sides and never as rounding. That of ``generate()`` is a whole run, so that
+    what it does from some step on is in it too; where its tokens part from those in the model's own precision, it says nothing of
+    later steps. The third number is the float64 run's floor: some modules of transformers (RMSNorm, RoPE) compute in float32
+    whatever they are given, and it is the change when these casts are lifted.
     """
-    errors_hand, errors_generate, floors = [], [], []
+    errors_hand, floors = [], []
     with in_dtype(m.model, torch.float64), plain_experts(m.model), torch.no_grad():
         for step in range(steps):
             context_1T = extended(ids_1T, hand.tokens[:step])
             hand64_V = last_logits(m, context_1T)
-            reference64_V = first_logits_of_generate(m, context_1T, sampling)
             errors_hand.append(largest_difference(hand.logits[step], hand64_V))
-            errors_generate.append(largest_difference(reference.logits[step], reference64_V))
             with LiftedCasts():
                 lifted_V = last_logits(m, context_1T)
             floors.append(largest_difference(hand64_V, lifted_V))
+        reference64 = by_generate(m, ids_1T, sampling, max_new_tokens)
+    parting = first_difference(reference.tokens, reference64.tokens)
+    told = steps if parting is None else min(steps, parting + 1)
+    pairs = list(zip(reference.logits, reference64.logits, strict=False))[:told]
+    errors_generate = [largest_difference(a_V, b_V) for a_V, b_V in pairs]
     return max(errors_hand, default=0.0), max(errors_generate, default=0.0), max(floors, default=0.0)
 
 
@@ -182,12 +208,6 @@ def last_logits(m: Loaded, ids_1T: Tensor) -> Tensor:
     """The raw logits [V] by hand in the model's own dtype: ``next_logits`` casts them to float32."""
     hidden_1TD = m.split.backbone(ids_1T)
     return m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)[0, -1]
-
-
-def first_logits_of_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling) -> Tensor:
-    """The raw logits [V] of generate()'s next step in the model's own dtype: what it returns itself is cast to float32."""
-    side, calls = watched_generate(m, ids_1T, sampling)
-    return logits_of(calls[-1].output)[0, -1] if calls else side.logits[0]
 
 
 def decision(hand: Side, reference: Side, flip: int, ids_1T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> tuple[float, float]:

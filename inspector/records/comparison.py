@@ -53,8 +53,8 @@ class Verdict:
         scores_compared: ``generate()`` returned its scores, the logits after the filters, and they were compared too.
         behind_logits: what differs behind the logits; None where nothing does that could be seen.
         unrepeated: the sides, "hand" and "generate", that gave something else when they were run once more.
-        changed: parameters, buffers and numbers of the model that became others meanwhile, by name; told where a side is unrepeated.
-        training: the model is in training mode, where dropout acts; told there, too.
+        changed: parameters, buffers and numbers of the model that became others meanwhile, by name.
+        training: the model is in training mode, where dropout acts, or is while ``generate()`` runs; told where logits differ.
         no_float64: why there is no float64 run to measure the sides' own errors with; None where there is one, or none is needed.
     """
 

@@ -45,8 +45,9 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
         what = t(f"{tokens_of(n, t)} and all logits", f"{tokens_of(n, t)} и все логиты")
         if verdict.scores_compared:
             what = t(f"{tokens_of(n, t)}, logits and scores", f"{tokens_of(n, t)}, логиты и оценки")
-        return line + Text(t(f"{what} equal generate()'s", f"{what} те же, что у generate()"))
-    parts = [tokens_said(verdict, t), *unrepeated_said(verdict, t), *behind_said(verdict, t), *logits_said(verdict, t)]
+        return line + Text("; ".join([t(f"{what} equal generate()'s", f"{what} те же, что у generate()"), *changed_said(verdict, t)]))
+    parts = [tokens_said(verdict, t), *unrepeated_said(verdict, t), *changed_said(verdict, t)]
+    parts += [*behind_said(verdict, t), *logits_said(verdict, t)]
     return line + Text("; ".join(parts))
 
 
@@ -68,23 +69,26 @@ def tokens_said(verdict: Verdict, t: Translate) -> str:
 
 
 def unrepeated_said(verdict: Verdict, t: Translate) -> list[str]:
-    """Which sides do not repeat themselves, and what is known of why."""
+    """Which sides do not repeat themselves."""
     if not verdict.unrepeated:
         return []
     sides = t(" and ", " и ").join({"hand": t("by hand", "вручную"), "generate": "generate()"}[side] for side in verdict.unrepeated)
-    said = [
+    return [
         t(
             f"not the same twice: {sides}, run once more, gave other numbers, so none of the difference can be called rounding",
             f"не повторяется: {sides} при повторном запуске даёт другие числа, поэтому разницу нельзя назвать округлением",
         )
     ]
+
+
+def changed_said(verdict: Verdict, t: Translate) -> list[str]:
+    """What the model was changed in while it was compared, and that dropout acts."""
+    said = []
     if verdict.changed:
         listed = ", ".join(map(visible, verdict.changed[:3])) + (f" … ({len(verdict.changed)})" if len(verdict.changed) > 3 else "")
-        said.append(t(f"changed meanwhile: {listed}", f"за это время изменилось: {listed}"))
+        said.append(t(f"changed in the model meanwhile: {listed}", f"в модели за это время изменилось: {listed}"))
     if verdict.training:
-        said.append(
-            t("the model is in training mode, where dropout draws: model.eval()", "модель в режиме обучения, dropout случаен: model.eval()")
-        )
+        said.append(t("training mode, where dropout draws: model.eval()", "режим обучения, dropout случаен: model.eval()"))
     return said
 
 

@@ -216,8 +216,8 @@ def dropping(name, count):
 @pytest.mark.parametrize(
     ("generate", "said"),
     [
-        (dropping("logits", 2), "gives 2 rows of logits for 4 tokens"),
-        (dropping("logits", None), "gives 0 rows of logits for 4 tokens"),
+        (dropping("logits", 2), "gives 2 rows of logits [1, V] for 4 tokens"),
+        (dropping("logits", None), "gives 0 rows of logits [1, V] for 4 tokens"),
         (lambda own, self, *args, **options: own(*args, **options).sequences, "gives Tensor: it must obey return_dict_in_generate"),
         (lambda own, self, ids, max_new_tokens: ids, "TypeError"),
         (lambda own, self, *args, **options: {}["x"], "KeyError"),
