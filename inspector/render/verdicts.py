@@ -88,7 +88,7 @@ def changed_said(verdict: Verdict, t: Translate) -> list[str]:
         listed = ", ".join(map(visible, verdict.changed[:3])) + (f" … ({len(verdict.changed)})" if len(verdict.changed) > 3 else "")
         said.append(t(f"changed in the model meanwhile: {listed}", f"в модели за это время изменилось: {listed}"))
     if verdict.training:
-        said.append(t("training mode, where dropout draws: model.eval()", "режим обучения, dropout случаен: model.eval()"))
+        said.append(t("the model was in training mode, where dropout draws", "модель была в режиме обучения, где dropout случаен"))
     return said
 
 

@@ -196,7 +196,7 @@ def test_a_bitwise_verdict_runs_each_side_once(monkeypatch):
     m = qwen2()
     assert verify(m, PROMPT, DRAWN, 4).level == "bitwise" and calls == ["by_hand", "by_generate"]
     calls.clear()
-    monkeypatch.setattr(verifying, "own_errors", lambda *args: (1.0, 1.0, 0.0))
+    monkeypatch.setattr(verifying, "own_errors", lambda *args: (1e-6, 1e-6, 0.0))
     assert verify(with_head(m, an_ulp), PROMPT, DRAWN, 4).level == "rounding"
     assert calls[:4] == ["by_hand", "by_generate", "by_hand", "by_generate"]  # in this order, and before anything else
 
@@ -283,6 +283,168 @@ def test_the_products_of_one_row_and_of_many_are_no_cause():
     m = qwen2()
     verdict = verify(with_head(m, an_ulp), PROMPT, GREEDY, 4)
     assert (verdict.level, verdict.cause) == ("rounding", None)
+
+
+# What a stranger does only from some step on, or only inside generate(), is in its float64 run and in the call that is looked at.
+
+
+def later(change):
+    """prepare_inputs_for_generation that changes the inputs of all steps but the first."""
+
+    def prepare(own, self, input_ids, is_first_iteration=False, **options):
+        inputs = own(input_ids, is_first_iteration=is_first_iteration, **options)
+        return inputs if is_first_iteration else change(inputs)
+
+    return prepare
+
+
+def cut_to_three(inputs):
+    return inputs | {name: value[:, -3:] for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.dim() == 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (cut_to_three, "generate() gives the model the last 3 of 5 tokens"),
+        (lambda inputs: inputs | dict(position_ids=inputs["position_ids"] ** 2), "generate() gives the model position_ids=[0, 1, 4, 9]…"),
+    ],
+    ids=["cut", "positions"],
+)
+def test_what_is_fed_otherwise_from_the_second_step_on_is_the_cause_and_no_rounding(change, cause):
+    verdict = verify(qwen2(prepare_inputs_for_generation=later(change)), PROMPT, GREEDY, 6)
+    assert verdict.level in ("tokens", "different") and verdict.first_difference == 1
+    assert verdict.cause.startswith(cause) and verdict.error_generate < 1e-4
+
+
+class ByStep(Qwen2ForCausalLM):
+    """Its logits grow with the step of generate(), or get noise there that is the same each time."""
+
+    step = noise = None
+
+    def generate(self, *args, **options):
+        self.step, self.noise = 0, torch.Generator().manual_seed(0)
+        try:
+            return super().generate(*args, **options)
+        finally:
+            self.step = None
+
+    def change(self, logits):
+        return logits * (1 + 0.01 * self.step)
+
+    def forward(self, *args, **options):
+        output = super().forward(*args, **options)
+        if self.step is not None:
+            output.logits = self.change(output.logits)
+            self.step += 1
+        return output
+
+
+class Noisy(ByStep):
+    def change(self, logits):
+        return logits + 0.01 * torch.randn(logits.shape, generator=self.noise)
+
+
+@pytest.mark.parametrize("kind", [ByStep, Noisy])
+def test_what_generate_does_to_later_steps_alone_is_no_rounding(kind):
+    verdict = verify(attach(kind(qwen2().model.config)), PROMPT, GREEDY, 6)
+    assert verdict.level in ("tokens", "different") and verdict.error_generate < 1e-4 < verdict.max_difference
+
+
+def training(seed=None):
+    def generate(own, self, *args, **options):
+        self.train()
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            return own(*args, **options)
+        finally:
+            self.eval()
+
+    return generate
+
+
+@pytest.mark.parametrize("seed", [None, 0], ids=["as it comes", "its own seed"])
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_dropout_inside_generate_is_no_rounding(sampling, seed):
+    """A seed, of the draws or of its own, gives the same masks each time: that the mode is another is what tells."""
+    m = gpt2(generate=training(seed))
+    for module in m.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 1e-3
+    verdict = verify(m, PROMPT, sampling, 5)
+    assert verdict.level in ("tokens", "different") and (verdict.training or verdict.unrepeated == ("generate",))
+    assert verdict.training or (sampling is GREEDY and seed is None)
+
+
+def test_an_own_error_that_costs_most_digits_is_no_rounding(monkeypatch):
+    """Whatever made it: two sides a tenth apart do not differ by float32's rounding."""
+    monkeypatch.setattr(verifying, "own_errors", lambda *args: (0.2, 0.2, 0.0))
+    assert verify(with_head(qwen2(), lambda logits: logits + 0.1), PROMPT, GREEDY, 4).level == "tokens"
+
+
+def edited(**edits):
+    def generate(own, self, *args, **options):
+        output = own(*args, **options)
+        for name, edit in edits.items():
+            setattr(output, name, edit(getattr(output, name)))
+        return output
+
+    return generate
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        dict(logits=lambda rows: tuple(row[:, :20] for row in rows)),
+        dict(scores=lambda rows: tuple(row[:, :20] for row in rows)),
+        dict(logits=torch.stack),
+        dict(logits=lambda rows: tuple(row[0] for row in rows)),
+        dict(logits=lambda rows: tuple(None for _ in rows)),
+        dict(sequences=lambda ids: ids[0]),
+        dict(sequences=lambda ids: ids[:0]),
+        dict(sequences=lambda ids: ids.tolist()),
+        dict(sequences=lambda ids: ids.numpy()),
+    ],
+    ids=lambda edits: next(iter(edits)),
+)
+def test_tokens_and_logits_of_other_shapes_are_named(edits):
+    with pytest.raises(ValueError, match=r"generate\(\) of Stranger gives .*"):
+        verify(qwen2(generate=edited(**edits)), PROMPT, GREEDY, 4)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_token_that_the_vocabulary_does_not_have_is_different(sampling):
+    def beyond(ids):
+        ids[0, -1] = 1000
+        return ids
+
+    verdict = verify(qwen2(generate=edited(sequences=beyond)), PROMPT, sampling, 4)
+    assert (verdict.level, verdict.behind_logits.what, verdict.behind_logits.difference) == ("different", "choice", math.inf)
+
+
+def test_nan_on_one_side_repeats_itself_and_is_no_rounding():
+    def first_gone(rows):
+        return tuple(row.index_fill(-1, torch.tensor([0]), math.nan) for row in rows)
+
+    verdict = verify(qwen2(generate=edited(logits=first_gone)), PROMPT, GREEDY, 4)
+    assert (verdict.level, verdict.unrepeated, verdict.max_difference) == ("tokens", (), math.inf)
+
+
+def test_a_bitwise_verdict_says_that_the_model_was_left_changed():
+    def leaving(own, self, *args, **options):
+        output = own(*args, **options)
+        self.model.norm.variance_epsilon = 0.5
+        return output
+
+    verdict = verify(qwen2(generate=leaving), PROMPT, GREEDY, 4)
+    assert (verdict.level, verdict.changed) == ("bitwise", ("model.norm.variance_epsilon",))
+    assert verify(qwen2(), PROMPT, GREEDY, 4).changed == ()
+
+
+@pytest.mark.parametrize("number", ["3", None, math.inf, 0, True, [3]], ids=str)
+def test_a_number_of_tokens_that_is_none_is_named(number):
+    with pytest.raises(ValueError, match=r"max_new_tokens=.*: give a whole number from 1 up"):
+        verify(qwen2(), PROMPT, GREEDY, number)
 
 
 class OnlyFloat32(nn.Module):

@@ -59,6 +59,7 @@ def test_scores_are_named_only_where_they_were_compared():
     equal = dict(level="bitwise", others=(5, 6))
     assert "2 tokens and all logits equal generate()'s" in said(verdict(**equal))
     assert "2 tokens, logits and scores equal generate()'s" in said(verdict(**equal, scores_compared=True))
+    assert said(verdict(**equal, changed=("norm.eps",))).endswith("; changed in the model meanwhile: norm.eps")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_scores_are_named_only_where_they_were_compared():
     [
         (verdict(unrepeated=("hand",)), ["not the same twice: by hand,", "part at step 2;"]),
         (verdict(unrepeated=("hand", "generate"), changed=("a.b", "c.d", "e", "f")), ["by hand and generate()", "a.b, c.d, e … (4)"]),
-        (verdict(unrepeated=("generate",), training=True), ["not the same twice: generate(),", "model.eval()"]),
+        (verdict(unrepeated=("generate",), training=True), ["not the same twice: generate(),", "in training mode"]),
         (verdict(behind_logits=BehindLogits(1, "scores", 50.0)), ["something after the logits differs: at step 2", "by up to 50"]),
         (verdict(behind_logits=BehindLogits(1, "choice", 2.6)), ["token is not that of its scores, 2.6 behind the best"]),
         (verdict("tokens", others=(5, 6), no_float64="RuntimeError: no"), ["2 tokens, all equal", "no float64 run: RuntimeError: no"]),
