@@ -3,7 +3,6 @@
 Shape letters: T tokens, V vocabulary.
 """
 
-import math
 from itertools import chain
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ..loading.loaded import Loaded
 from ..parts.heads import logits_of
-from ..parts.watching import Call, close
+from ..parts.watching import Call, alike, close
 
 
 @torch.no_grad()
@@ -41,8 +40,8 @@ def fed_otherwise(m: Loaded, ids_1T: Tensor, call: Call | None) -> tuple[str, st
             with_it_1TV = logits_of(m.model(ids_1T, use_cache=False, **{name: value}))
         except Exception:  # the model of a stranger does not take it by itself
             continue
-        same = torch.equal if with_it_1TV.shape == own_1TV.shape else close  # fewer rows go through other products
-        if not same(*(logits[0, -1].masked_fill(logits[0, -1] == -math.inf, 0) for logits in (own_1TV, with_it_1TV))):
+        same = alike if with_it_1TV.shape == own_1TV.shape else close  # fewer rows go through other products
+        if not same(own_1TV[0, -1], with_it_1TV[0, -1]):
             said = f"{name}={shortened(value)}"
             return f"{english}{said}, the model by itself counts otherwise", f"{russian}{said}, сама она считает иначе"
     return None

@@ -14,6 +14,7 @@ from ..loading.loaded import Loaded
 from ..loading.texts import check_count
 from ..loop.sampling import Bounds, bounds_of, draw, new_generator, run_filters
 from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
+from ..parts.watching import largest_difference
 from ..records.comparison import BehindLogits, Verdict, first_difference
 from ..records.generation import Sampling, median_step
 from .causes import fed_otherwise, others, stamps
@@ -168,12 +169,6 @@ def decided(side: Side, step: int, ids_1T: Tensor, sampling: Sampling, bounds: B
         scores_V = run_filters(side.logits[i], extended(ids_1T, side.tokens[:i])[0], sampling, bounds).scores_V
         _, q_V = draw(scores_V, sampling, generator)
     return scores_V, q_V
-
-
-def largest_difference(a_V: Tensor, b_V: Tensor) -> float:
-    """max |a − b|, where entries that are equal (infinite ones too) differ by 0 and a NaN by infinity."""
-    gap_V = torch.where(a_V == b_V, 0.0, (a_V.double() - b_V.double()).abs())
-    return float(gap_V.nan_to_num(nan=math.inf).max())
 
 
 def own_errors(

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded
 from ..parts.errors import InvariantError, NoSumError
 from ..parts.heads import Kind, steps
-from ..parts.splitting import AMPLIFIED, input_embedding, is_tied
-from ..parts.watching import Call, Watch, first_numbers, first_tensor, substituted
+from ..parts.splitting import AMPLIFIED, in_a_line, input_embedding, is_tied
+from ..parts.watching import Call, Watch, first_numbers, first_tensor, largest_difference, substituted
 from ..records.effects import Check, Contributions, Term
 from .interventions import activation, head_count
 
@@ -169,9 +169,7 @@ def contributions(m: Loaded, ids: Sequence[int] | Tensor, token: int | None = No
     norm = frozen(m, stream.norm and modules[stream.norm.role], stream.end_D, hidden_D)
     reading = read_head(m, hidden_1TD)
     token = int(reading.own_V.argmax()) if token is None else real_token(m, token, len(reading.own_V))
-    others_V = reading.own_V.clone()
-    others_V[token] = -torch.inf
-    rival = int(others_V.argmax())
+    rival = best_other(m, reading.own_V, token)
     directions = {id: reading.direction(id) for id in (token, rival)}
 
     def row(role: str, of_D: Tensor, bias_V: Tensor | None = None) -> Term:
@@ -181,7 +179,7 @@ def contributions(m: Loaded, ids: Sequence[int] | Tensor, token: int | None = No
     rows = [row(role, norm.linear(term_D)) for role, term_D in terms.items()]
     if norm.bias_D.any():
         rows.append(row("final_norm.bias", norm.bias_D))
-    if reading.bias_V.any():
+    if reading.bias_V.nan_to_num(0, 0, 0).any():  # infinite at tokens that are masked
         rows.append(row("head.bias", torch.zeros_like(norm.bias_D), reading.bias_V))
     spread_D = spread(m, terms)
     logit, other = float(reading.logits_V[token]), float(reading.logits_V[rival])
@@ -192,6 +190,7 @@ def contributions(m: Loaded, ids: Sequence[int] | Tensor, token: int | None = No
         compared("difference", sum(term.difference for term in rows), logit - other, sum(allowed.values())),
     )
     require(m, checks)
+    require_order(m, reading, token, rival, sum(allowed.values()))
     return Contributions(
         model=m.origin.name,
         prompt=m.tokens(ids_1T),
@@ -214,6 +213,40 @@ def part_of(role: str) -> str:
 def of_interest(part: str) -> bool:
     """Whether a part can be one of the stream's, or tell where it is."""
     return part in ("", "embed", "embed_pos", "final_norm", *BRANCHES, *BRANCHES.values()) or part.startswith("norm")
+
+
+def best_other(m: Loaded, own_V: Tensor, token: int) -> int:
+    """The token whose logit is the largest beside that of ``token``. Raises ``NoSumError`` where one of the two is infinite."""
+    others_V = own_V.clone()
+    others_V[token] = -torch.inf
+    if not own_V[token].isfinite():
+        raise NoSumError(f"{m.origin.name}: the logit of token {token} is {float(own_V[token]):g} by its head: it is no sum")
+    if not others_V.max().isfinite():
+        raise NoSumError(
+            f"{m.origin.name}: the best logit beside token {token}'s is {float(others_V.max()):g}: there is no lead to explain"
+        )
+    return int(others_V.argmax())
+
+
+def require_order(m: Loaded, reading: Reading, token: int, rival: int, allowed: float) -> None:
+    """What is said of two logits before a cap must be so behind it, too: the one that is ahead by more than ``allowed`` is ahead.
+
+    Raises:
+        NoSumError: the cap makes them equal, so that the lead is none of the model's.
+        InvariantError: the other one is ahead.
+    """
+    lead, own = (float(logits_V[token] - logits_V[rival]) for logits_V in (reading.logits_V, reading.own_V))
+    if abs(lead) <= allowed or lead * own > 0:
+        return
+    after = " → ".join(reading.after)
+    if own == 0:
+        value = f"{float(reading.own_V[token]):.6g}"
+        raise NoSumError(
+            f"{m.origin.name}: after {after} the logits of tokens {token} and {rival} are both {value}: there is no lead to explain"
+        )
+    raise InvariantError(
+        f"{m.origin.name}: before {after} token {token} leads by {lead:.3g} over token {rival}, and behind it by {own:.3g}"
+    )
 
 
 def real_token(m: Loaded, token: object, logits: int | None = None) -> int:
@@ -294,7 +327,7 @@ def refuse_post_norm(m: Loaded, seen: Mapping[str, Seen]) -> None:
     remedy = "so the stream is no sum of what the layers wrote; inspector intervene shows what a component does there"
     for layer, inside in layers:
         for call in inside:
-            if call.part.startswith("norm") and torch.equal(layer.output, call.output):
+            if call.part.startswith("norm") and layer.output.any() and torch.equal(layer.output, call.output):
                 raise NoSumError(f"{m.origin.name} is post-norm: {call.name} norms the whole stream at the end of its layer, {remedy}")
     for call in outside(seen):
         for layer, _ in layers[1:]:
@@ -378,12 +411,16 @@ def run_with(m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: T
     return end[-1] if end else hidden_1TD
 
 
-def wiring(m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: Tensor, growth: float = 0.0) -> tuple[Tensor, ...]:
+def wiring(
+    m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: Tensor, growth: float = 0.0, ones: bool = False
+) -> tuple[Tensor, ...]:
     """The factor, [D], with which the beginning of the stream and each outlet's output reach its end.
 
     One token is run with every outlet's output replaced by a leaf of autograd, one for each call: what is left between leaves
     and the end are the additions of the stream itself, and whatever multiplies there. ``growth`` makes every leaf larger than
-    the one before by that part of its own.
+    the one before by that part of its own. Autograd is asked in a direction of random signs, or with all of them ``ones``: where
+    each dimension reaches the end by a factor of its own, both give it, and where dimensions are mixed, as by taking off their
+    mean, they differ.
     """
     leaves: dict[str, Tensor] = {}
 
@@ -396,18 +433,21 @@ def wiring(m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: Ten
     names = [stream.start.name, *(part.outlet.name for part in stream.branches)]
     if any(name not in leaves for name in names) or not end_11D.requires_grad:
         raise NoSumError(f"{m.origin.name} runs other components for one token than for a prompt: its stream has no fixed wiring")
-    grads = torch.autograd.grad(end_11D.sum(), [leaves[name] for name in names], allow_unused=True)
     width = end_11D.shape[-1]
-    return tuple(torch.zeros(width).double() if g is None else g.flatten(0, -2)[-1].double().cpu() for g in grads)
+    signs_D = torch.ones(width) if ones else torch.randint(2, (width,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    leaves_of = [leaves[name] for name in names]
+    grads = torch.autograd.grad(end_11D, leaves_of, signs_D.to(end_11D).expand_as(end_11D), allow_unused=True)
+    rows = (None if g is None else g.flatten(0, -2)[-1].double().cpu() for g in grads)
+    return tuple(torch.zeros(width).double() if row is None else row * signs_D if len(row) == width else row for row in rows)
 
 
 def refuse_rescaled(m: Loaded, modules: dict[str, nn.Module], stream: Stream, ids_1T: Tensor) -> None:
-    """Raises ``NoSumError`` where the factors depend on what is written: on its way are not additions alone."""
-    for before_D, after_D in zip(stream.factors, wiring(m, modules, stream, ids_1T, growth=0.5), strict=True):
+    """Raises ``NoSumError`` where the factors depend on what is written, or there are none: on its way are not additions alone."""
+    for before_D, after_D in zip(stream.factors, wiring(m, modules, stream, ids_1T, growth=0.5, ones=True), strict=True):
         if float((before_D - after_D).abs().max()) > 1e-2 * float(before_D.abs().max()):
             raise NoSumError(
-                f"{m.origin.name}: its stream goes through more than additions, such as a norm of the whole, or a component that is "
-                "not known here: it is no sum of what the layers wrote; inspector intervene shows what a component does there"
+                f"{m.origin.name}: its stream goes through more than additions, such as a norm or a map of the whole, or a component "
+                "that is not known here: it is no sum of what the layers wrote; inspector intervene shows what a component does there"
             )
 
 
@@ -486,7 +526,8 @@ def frozen(m: Loaded, norm: nn.Module | None, x_D: Tensor, y_D: Tensor) -> Froze
         probe_D = probe_D - probe_D.mean()
     gain_D = of_probe * probe_D.square().mean().sqrt() / probe_D
     unscaled_D = FrozenNorm(gain_D, bias_D, centred).linear(x_D)
-    scale = (exact(x_D[None, None])[0, 0].double() - bias_D) @ unscaled_D / (unscaled_D @ unscaled_D)
+    square = unscaled_D @ unscaled_D
+    scale = (exact(x_D[None, None])[0, 0].double() - bias_D) @ unscaled_D / square if square else square  # a gain of 0 lets nothing through
     result = FrozenNorm(scale * gain_D, bias_D, centred)
     off = float((result.linear(x_D) + bias_D - y_D).abs().max())
     if not off <= 8 * rounding(m) * float(y_D.abs().max()):
@@ -513,7 +554,11 @@ def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
     tied = [module for module in m.model.modules() if is_tied(module, embedding)]
     with torch.enable_grad():
         rows_P1D = probes(hidden_1TD[0, -1]).requires_grad_()
-        done = steps(m.model, m.split.head, rows_P1D.clone(), tied)
+        try:
+            done = steps(m.model, m.split.head, rows_P1D.clone(), tied)
+        except RuntimeError as error:
+            shape = tuple(rows_P1D.shape)
+            raise NoSumError(f"{m.origin.name}: its head takes no hidden states of the shape {shape} ({in_a_line(error)})") from error
     operations = [operation for step in done for operation in step.operations]
     said = f"{m.origin.name}: its head, {' → '.join(map(str, operations))},"
     if unknown := next((operation for operation in operations if operation.kind is Kind.UNKNOWN), None):
@@ -521,6 +566,9 @@ def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
     capped = next((i for i, step in enumerate(done) if any(op.kind is Kind.MONOTONE for op in step.operations)), len(done))
     behind = [operation for step in done[capped:] for operation in step.operations]
     logits_P1V = done[capped - 1].output if capped else rows_P1D
+    apart = largest_difference((done[-1].output if done else rows_P1D)[1, 0].detach().double().cpu(), own_V)
+    if not apart <= max(1e-5, 16 * rounding(m)) * float(own_V.nan_to_num(0, 0, 0).abs().max()):
+        raise NoSumError(f"{said} gives other logits for the last hidden state among others than in the model, by up to {apart:.3g}")
     if not (all(operation.keeps_order for operation in behind) and is_affine(m, logits_P1V.detach()[:, 0])):
         raise NoSumError(f"{said} is not linear in the hidden states")
     if not logits_P1V.requires_grad:
@@ -545,11 +593,15 @@ def probes(hidden_D: Tensor) -> Tensor:
 
 def is_affine(m: Loaded, y_PV: Tensor) -> bool:
     """Whether what a head made of the ``probes`` adds up as a linear map with an offset does."""
-    zero_V, *rows = y_PV.double()
+    y_PV = y_PV.double()
+    masked_V = y_PV[0].isinf() & (y_PV == y_PV[0]).all(0)  # infinite whatever the head is given
+    zero_V, *rows = y_PV[:, ~masked_V]
     a, b, both, large_a, large_b = (row_V - zero_V for row_V in rows)
     size_V = zero_V.abs() + (a.abs() + b.abs()) + (a.abs() + b.abs()).median()
-    errors = (both - a - b, (large_a + AMPLIFIED * a) / AMPLIFIED, (large_b - AMPLIFIED * b) / AMPLIFIED)
-    return all(bool((error.abs() <= 16 * rounding(m) * size_V).all()) for error in errors if error.isfinite().all())  # float16 overflows
+    allowed_V = 16 * rounding(m) * size_V
+    errors = (large_a / AMPLIFIED + a, large_b / AMPLIFIED - b)
+    large = all(bool(((error_V.abs() <= allowed_V) | ~error_V.isfinite()).all()) for error_V in errors)  # float16 overflows
+    return large and bool(((both - a - b).abs() <= allowed_V).all())
 
 
 def spread(m: Loaded, terms_by_role: Mapping[str, Tensor]) -> Tensor:

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import dropwhile
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from .watching import Call, Watch, first_tensor, submodules, tensors
+from .watching import Call, Watch, alike, first_tensor, submodules, tensors
 
 
 @contextmanager
@@ -135,6 +136,15 @@ class Step:
     output: Tensor
 
 
+class Done(NamedTuple):
+    """What was done, to what and what came of it, as they were then, and the id() of the tensor that came of it."""
+
+    operations: tuple[Operation, ...]
+    given: Tensor
+    output: Tensor
+    made: int
+
+
 def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor, tied: Collection[nn.Module] = ()) -> list[Step]:
     """What happens between hidden states and logits: modules, tensors of the model that no module uses, and what numbers tell.
 
@@ -147,7 +157,7 @@ def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor
         hidden_BTD: the more they differ, and the larger some of them are, the more they tell.
         tied: modules whose weight is the embedding's, which is said of them.
     """
-    done: list[tuple[tuple[Operation, ...], Tensor, Tensor]] = []  # what was done, to what, and what it made
+    done: list[Done] = []
     meetings = Meetings(named_tensors(model), hidden_BTD, done)
     given: dict[Call, Tensor] = {}
 
@@ -158,15 +168,18 @@ def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor
 
     def after(call: Call) -> None:
         if meetings.flows(call.given):
-            meetings.let_flow(call.output)
+            meetings.let_flow(call.output, call.given)
         if call in given:
             meetings.modules -= 1
-            done.append((of_module(call, given[call], tied), given[call], first_tensor(call.output).clone()))
+            made = first_tensor(call.output)
+            done.append(Done(of_module(call, given[call], tied), given[call], made.clone(), id(made)))
 
     with Watch(submodules(model), before, after), meetings:
         logits_BTV = head(hidden_BTD)
-    found, last = [], hidden_BTD
-    for operations, x, y in done:
+    found, last, sources = [], hidden_BTD, meetings.sources(logits_BTV)
+    for operations, x, y, made in done:
+        if made not in sources:  # a head beside this one, or what is only kept
+            continue
         if x.shape[-1:] == last.shape[-1:] and x.shape[:2] == last.shape[:2]:
             found.append(Step(recognise(last, x), x))
         found.append(Step(operations, y))
@@ -220,7 +233,10 @@ SAME = {
     "unsqueeze",
     "view",
     "expand",
+    "expand_as",
     "reshape",
+    "reshape_as",
+    "view_as",
     "to",
     "float",
     "double",
@@ -231,6 +247,9 @@ SAME = {
     "detach",
     "get",
 }
+
+
+FORM_OF_OTHERS = ("_as", "_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")  # ends of names
 
 
 class Meetings(TorchFunctionMode):
@@ -248,34 +267,53 @@ class Meetings(TorchFunctionMode):
         # by id; all are kept, so that no other tensor gets an id of theirs, as where accelerate puts weights in and out
         self.own = {id(tensor): (name, tensor) for name, tensor in own}
         self.flow = {id(hidden_BTD): hidden_BTD}
+        self.origins: dict[int, set[int]] = {}  # id of what flows → those of what it was made of
         self.modules = 0  # that run now: what they do with their own is theirs
 
     def flows(self, values: object) -> bool:
         """Whether what was given, or made, comes from the hidden states."""
         return any(id(tensor) in self.flow for tensor in tensors(values))
 
-    def let_flow(self, values: object) -> None:
-        """Notes that what was made does."""
-        self.flow |= {id(tensor): tensor for tensor in tensors(values)}
+    def let_flow(self, values: object, given: object) -> None:
+        """Notes that what was made of what was given does."""
+        origins = {id(tensor) for tensor in tensors(given) if id(tensor) in self.flow}
+        for tensor in tensors(values):
+            self.flow[id(tensor)] = tensor
+            self.origins.setdefault(id(tensor), set()).update(origins)
+
+    def sources(self, logits: Tensor) -> set[int]:
+        """The ids of all that flowed into the logits; of all that flowed where nobody saw how they were made."""
+        if id(logits) not in self.flow:
+            return set(self.flow)
+        found, ahead = set(), [id(logits)]
+        while ahead:
+            if (made := ahead.pop()) not in found:
+                found.add(made)
+                ahead.extend(self.origins.get(made, ()))
+        return found
 
     def __torch_function__(self, function, types, args=(), options=None):
         """Runs a function of torch, and sees what met in it."""
         given = list(tensors((args, options or {})))
+        if name_of(function).endswith(FORM_OF_OTHERS):  # of x in own.expand_as(x) the numbers do not matter, nor in zeros_like(x)
+            given = given[:1] if name_of(function).endswith("_as") else []
         flowing = [tensor for tensor in given if id(tensor) in self.flow]
         own = [self.own[id(tensor)] for tensor in given if id(tensor) in self.own and id(tensor) not in self.flow]
         meeting = bool(flowing and own) and not self.modules
-        before = flowing[0].clone() if meeting else None
+        # of where(own > 0, 2 * x, x) x: what flowed first is what the others are made of
+        x = max(flowing, key=lambda tensor: (tensor.numel(), -list(self.flow).index(id(tensor)))) if meeting else None
+        before = x.clone() if meeting else None
         result = function(*args, **(options or {}))
         made = list(tensors(result))
         if flowing:
-            self.let_flow(made)
+            self.let_flow(made, flowing)
         elif own and made:
             name = in_function(function, [name for name, _ in own])
             self.own |= {id(tensor): (name, tensor) for tensor in made}
         if meeting and made:
             after = made[0].clone()
-            operation = of_meeting(function, before, after, *own[0], given[0] is flowing[0])
-            self.done.append(((operation,), before, after))
+            operation = of_meeting(function, before, after, *own[0], given[0] is x)
+            self.done.append(Done((operation,), before, after, id(made[0])))
         return result
 
 
@@ -293,15 +331,16 @@ def of_meeting(function: Callable, x: Tensor, y: Tensor, name: str, own: Tensor,
     """What a function made of x and a tensor of the model's."""
     sign = SIGNS.get(name_of(function))
     plain = sign is not None and (x_first or sign in "×+")
-    shape = list(dropwhile(lambda size: size == 1, own.shape))
+    shape = list(own.shape[-1:] if own.shape == x.shape else dropwhile(lambda size: size == 1, own.shape))
     words = f"{sign if plain else name_of(function)} {name}{shape or ''}"
     if any(operation.kind is Kind.UNKNOWN for operation in recognise(x, y)):
         return Operation(Kind.UNKNOWN, words)
-    one = own.flatten()[0]
-    return Operation(Kind.ELEMENTWISE, words, plain and bool((own == one).all()) and (sign in "+−" or bool(one > 0)))
+    same = own.numel() > 0 and bool((own == own.flatten()[0]).all())
+    return Operation(Kind.ELEMENTWISE, words, plain and same and (sign in "+−" or bool(own.flatten()[0] > 0)))
 
 
 UNKNOWN = Operation(Kind.UNKNOWN, "an operation without a name here")
+NEAR_OVERFLOW = 1e5  # numbers this many times below a dtype's largest do not overflow in states that are amplified
 ACTIVATIONS = {
     "gelu": nn.functional.gelu,
     "gelu (tanh)": lambda x: nn.functional.gelu(x, approximate="tanh"),
@@ -315,7 +354,8 @@ def recognise(before: Tensor, after: Tensor) -> tuple[Operation, ...]:
     """The operations that lead from one tensor to another of the same positions, told from their numbers alone.
 
     A slice of the last dimension, one factor for all numbers, a soft cap c·tanh(x/c), an activation, a factor and an offset
-    for each place of the last dimension, a cast; ``UNKNOWN`` for anything else. Positions with infinities tell nothing.
+    for each place of the last dimension, places that are infinite at every position, a cast; ``UNKNOWN`` for anything else.
+    Positions that overflow tell nothing.
     """
     said = []
     dtypes = before.dtype, after.dtype
@@ -327,14 +367,29 @@ def recognise(before: Tensor, after: Tensor) -> tuple[Operation, ...]:
     if before.shape != after.shape:
         return (*said, UNKNOWN)
     x_PV, y_PV = (values.detach().double().flatten(0, -2) for values in (before, after))
-    if not torch.equal(x_PV.nan_to_num(), y_PV.nan_to_num()):
-        finite_P = (x_PV.isfinite() & y_PV.isfinite()).all(-1)
-        rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes)
-        fits = (factor, soft_cap, activation, elementwise) if finite_P.any() else ()
-        said.append(next((found for fit in fits if (found := fit(x_PV[finite_P], y_PV[finite_P], rounding))), UNKNOWN))
+    mask_V = (y_PV == y_PV[:1]).all(0) & y_PV[:1].isinf().any(0)
+    masks = bool((x_PV[:, mask_V] != y_PV[:, mask_V]).any())
+    x_PV, y_PV = x_PV[:, ~mask_V], y_PV[:, ~mask_V]  # what stays infinite tells nothing of what is done to the others
+    if not alike(x_PV, y_PV):
+        said.append(fitted(x_PV, y_PV, dtypes))
+    if masks:
+        said.append(Operation(Kind.ELEMENTWISE, f"infinite at {int(mask_V.sum())} of {len(mask_V)}"))
     if dtypes[0] != dtypes[1]:
         said.append(Operation(Kind.CAST, str(dtypes[1]).removeprefix("torch."), True))
     return tuple(said)
+
+
+def fitted(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Operation:
+    """The operation that makes y of x, numbers that had these dtypes, told from the positions that did not overflow."""
+    finite_P = (x_PV.isfinite() & y_PV.isfinite()).all(-1)
+    if not finite_P.any():
+        return UNKNOWN
+    broken = x_PV.isfinite() & ~y_PV.isfinite()
+    if broken.any() and float(y_PV[finite_P].abs().max()) < torch.finfo(dtypes[1]).max / NEAR_OVERFLOW:
+        return UNKNOWN  # infinite, or NaN, by what is done there and not for want of room
+    rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes)
+    fits = (factor, soft_cap, activation, elementwise)
+    return next((found for fit in fits if (found := fit(x_PV[finite_P], y_PV[finite_P], rounding))), UNKNOWN)
 
 
 def within(y: Tensor, fitted: Tensor, size: Tensor, rounding: float) -> bool:
@@ -351,16 +406,19 @@ def activation(x: Tensor, y: Tensor, rounding: float) -> Operation | None:
 
 
 def factor(x: Tensor, y: Tensor, rounding: float) -> Operation | None:
-    """ "× 0.3" or "÷ 8" where y is x times one number, else None. The number is the one that fits all best."""
+    """ "× 0.3", "÷ 8" or "× 0" where y is x times one number, else None. The number is the one that fits all best."""
     ratio = float((x * y).sum() / x.square().sum())
-    if ratio == 0 or not within(y, ratio * x, y.abs(), rounding):
+    if not within(y, ratio * x, y.abs(), rounding):
         return None
     return Operation(Kind.FACTOR, times(ratio, rounding), ratio > 0)
 
 
 def times(ratio: float, rounding: float) -> str:
-    """A factor in words: the shorter of "× 0.125" and "÷ 8"."""
-    of, by = (number(value, rounding) for value in (ratio, 1 / ratio))
+    """A factor in words: the shorter of "× 0.125" and "÷ 8"; nothing is divided by what has no inverse."""
+    of = number(ratio, rounding)
+    if ratio == 0 or math.isinf(1 / ratio):
+        return f"× {of}"
+    by = number(1 / ratio, rounding)
     return f"÷ {by}" if len(by) < len(of) else f"× {of}"
 
 
@@ -373,7 +431,7 @@ def soft_cap(x: Tensor, y: Tensor, rounding: float) -> Operation | None:
     """ "softcap 30" where y is c·tanh(x/c), else None. c is found by bisection at the largest x: y grows with it."""
     largest = x.abs().argmax()
     at, to = (float(values.flatten()[largest].abs()) for values in (x, y))
-    if to >= at:
+    if not 0 < to < at:
         return None
     low, high = to, 1e6
     for _ in range(200):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .heads import Kind, Operation, RestOfForward, forward, hidden_states, logits_of, operations, recognise
-from .watching import Call, Watch, alike, close, submodules
+from .watching import Call, Watch, alike, close, largest_difference, submodules
 
 PROBE_LENGTH = 8
 LONG_PROBE = 32
@@ -94,7 +94,7 @@ def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:
         with Watch(submodules(model), before=calls.append):
             own = logits_of(forward(model, probe_1T))
     except Exception as error:  # a module of the user's can raise anything
-        raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {type(error).__name__}: {error}") from error
+        raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}") from error
     if not isinstance(own, Tensor):
         raise SplitError(f"{kind} gives {type(own).__name__}: it is broken, or no causal LM")
     if finite and own.isnan().any():
@@ -143,7 +143,7 @@ def is_whole_head(module: nn.Module, rest: RestOfForward, hidden_1TD: Tensor) ->
     """Whether one module gives what the rest of the forward gives, on amplified hidden states too."""
     try:
         return all(alike(module(h), rest(h)) for h in (hidden_1TD, hidden_1TD * AMPLIFIED))
-    except (RuntimeError, TypeError):  # it wants a cast, or more than hidden states: the forward knows
+    except Exception:  # it wants a cast, or more than hidden states: the forward knows
         return False
 
 
@@ -235,21 +235,32 @@ def is_causal(parts: Split, model: nn.Module, probe_1T: Tensor, hidden_1TD: Tens
 
 
 def by_position(parts: Split, kind: str, hidden_1TD: Tensor) -> None:
-    """A head looks at one position at a time: what mixes positions is part of the backbone.
+    """A head looks at one position at a time: what mixes positions is part of the backbone. It takes any number of rows and positions.
 
     Raises:
-        SplitError: the last position alone gives other logits (beyond rounding) than among the others.
+        SplitError: the last position alone gives other logits (beyond rounding) than among the others, or the head raises.
     """
-    try:
-        among, alone = parts.head(hidden_1TD)[:, -1], parts.head(hidden_1TD[:, -1:])[:, -1]
-    except Exception as error:  # whatever the forward of a foreign model does without the rest of its backbone's output
-        raise SplitError(
-            f"{kind}'s logits need more of {parts.backbone_name}'s output than its final hidden states ({type(error).__name__}: {error})"
-        ) from error
-    if not close(among, alone):
+    made = []
+    for given in (hidden_1TD, hidden_1TD[:, -1:], torch.cat([hidden_1TD, hidden_1TD])):
+        try:
+            made.append(parts.head(given)[:, -1])
+        except Exception as error:  # whatever the forward of a foreign model does without the rest of its backbone's output
+            other = f"takes hidden states of the shape {tuple(hidden_1TD.shape)} and not of {tuple(given.shape)}"
+            what = (
+                f"what it does after {parts.backbone_name} {other}"
+                if made
+                else (f"its logits need more of {parts.backbone_name}'s output than its final hidden states")
+            )
+            raise SplitError(f"{kind}: {what} ({in_a_line(error)})") from error
+    if not close(*made[:2]):
         raise SplitError(
             f"{kind} has no backbone of its own: what it does after {parts.backbone_name} mixes positions; give split() backbone= and head="
         )
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of an error of foreign code, and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def proved(parts: Split, model: nn.Module, probe_1T: Tensor) -> Split:
@@ -263,7 +274,16 @@ def proved(parts: Split, model: nn.Module, probe_1T: Tensor) -> Split:
     length = LONG_PROBE if context is None else min(LONG_PROBE, max(probe_1T.shape[1], context // 2))
     ids = torch.cat([probe_1T, probe_1T.flip(1), torch.zeros_like(probe_1T)], dim=1)
     for ids_1T in (probe_1T, ids.repeat(1, -(-length // ids.shape[1]))[:, :length]):
-        own, by_parts = logits_of(forward(model, ids_1T)), parts.head(parts.backbone(ids_1T))
+        try:
+            own = logits_of(forward(model, ids_1T))
+        except Exception as error:
+            raise SplitError(f"{kind} does not read {ids_1T.shape[1]} tokens ({in_a_line(error)})") from error
+        try:
+            by_parts = parts.head(parts.backbone(ids_1T))
+        except Exception as error:
+            raise SplitError(f"{kind} reads {ids_1T.shape[1]} tokens, and the parts do not ({in_a_line(error)})") from error
+        if not isinstance(by_parts, Tensor):
+            raise SplitError(f"{kind}: the head gives {type(by_parts).__name__}, not the tensor of the logits")
         if by_parts.shape[:-1] != own.shape[:-1]:
             raise SplitError(f"{kind} gives logits of shape {tuple(own.shape)}, the parts {tuple(by_parts.shape)}: they are not its parts")
         if not torch.equal(by_parts, own):
@@ -277,6 +297,6 @@ def refusal(kind: str, parts: Split, by_parts: Tensor, own: Tensor) -> SplitErro
     unknown = any(operation.kind is Kind.UNKNOWN for operation in missing)
     reason = "they are logits from another head" if unknown else f"the parts lack {' → '.join(map(str, missing))}"
     width = min(by_parts.shape[-1], own.shape[-1])
-    difference = float((by_parts[..., :width].double() - own[..., :width].double()).abs().max())
+    difference = largest_difference(by_parts[..., :width], own[..., :width])
     what = f"{kind} is not these parts, {parts.describe()}"
     return SplitError(f"{what}: their logits differ from the model's by up to {difference:.3g}; {reason}")

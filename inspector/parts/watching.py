@@ -215,8 +215,10 @@ def by_hand(split, ids_1T: Tensor, parts: Mapping[str, nn.Module] | None = None,
 
 
 def alike(a, b: Tensor) -> bool:
-    """Bit for bit equal, where an overflow on both sides (float16, amplified) counts as equal."""
-    return isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+    """Bit for bit equal, where an infinity equals itself and nothing else, and NaN on both sides (float16, amplified) counts as equal."""
+    if not isinstance(a, Tensor) or (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def apart(name: str, plain: Tensor, watched: Tensor, again: Callable[[], Tensor]) -> float:
@@ -229,16 +231,27 @@ def apart(name: str, plain: Tensor, watched: Tensor, again: Callable[[], Tensor]
         return 0.0
     if not alike(plain, again()):
         raise InvariantError(f"two passes of {name} over the same prompt did not give the same bits: it does not repeat itself")
-    difference = float((plain.double() - watched.double()).abs().max())
+    difference = largest_difference(plain, watched)
     if not close(plain, watched):
         raise InvariantError(f"{name} computes something else when it is watched: numbers differ by up to {difference:.3g}")
     return difference
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors differ by no more than rounding could make of their largest number."""
+    """Whether two tensors differ by no more than rounding could make of their largest finite number.
+
+    Infinities, as of tokens that are masked, must be the same ones. NaN is close to nothing.
+    """
+    if a.shape != b.shape:
+        return False
     share = 1e-5 if a.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(a.dtype).eps
-    return float((a.double() - b.double()).abs().max()) <= share * float(a.abs().max()) if a.numel() else True
+    return largest_difference(a, b) <= share * float(a.nan_to_num(0, 0, 0).abs().max()) if a.numel() else True
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """max |a − b|, where entries that are equal (infinite ones too) differ by 0 and a NaN by infinity."""
+    gap = torch.where(a == b, 0.0, (a.double() - b.double()).abs())
+    return float(gap.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
 
 
 def submodules(model: nn.Module) -> dict[str, nn.Module]:

@@ -510,3 +510,121 @@ def test_a_model_that_gives_nan_is_said_to():
             weights(m.model)[3] = torch.nan
         with pytest.raises(InvariantError, match="gives NaN here"):
             contributions(m, IDS)
+
+
+# Heads and streams with zeros, infinities and ties
+
+
+def ending(end, **own):
+    torch.manual_seed(0)
+    return attach(WithHead(Looped(turns=1), end, **{name: nn.Parameter(value) for name, value in own.items()}).eval())
+
+
+@pytest.mark.parametrize(
+    ("end", "head"),
+    [
+        (lambda model, x: x * 0, "× 0"),
+        (lambda model, x: x * model.own, "× own[96]"),
+        (lambda model, x: x * 0 + 3, "× 0 + 3"),
+        (lambda model, x: torch.where(model.own > 0, x, 0 * x), "where gt(own)[96]"),
+    ],
+)
+def test_of_a_head_that_reads_nothing_nothing_is_a_contribution(end, head):
+    m = ending(end, own=torch.zeros(96))
+    record = contributions(m, IDS)
+    assert m.split.describe() == f"Linear(16→96) → {head}"
+    assert record.logit == record.rival_logit == 3 * ("+ 3" in head)
+    assert not any(term.difference or (term.logit and term.role != "head.bias") for term in record.terms) and not record.after
+
+
+def test_of_a_norm_without_a_gain_nothing_is_a_contribution():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+    assert not any(term.logit or term.difference for term in contributions(attach(model), IDS).terms)
+
+
+def test_a_choice_that_does_not_act_is_not_said_to():
+    m = ending(lambda model, x: torch.where(model.own > 0, 2 * x, x), own=torch.zeros(96))
+    assert m.split.describe() == "Linear(16→96) → where gt(own)[96]"
+    plain = contributions(ending(lambda model, x: x), IDS)
+    assert contributions(m, IDS).terms == plain.terms
+    with torch.no_grad():
+        m.model.own.add_(1)
+    assert contributions(m, IDS).logit == 2 * plain.logit
+
+
+def test_a_lead_that_a_cap_makes_a_tie_is_refused():
+    with pytest.raises(NoSumError, match=r"after softcap 1e-06 the logits of tokens \d+ and \d+ are both 1e-06: there is no lead"):
+        contributions(ending(lambda model, x: 1e-6 * torch.tanh(x / 1e-6)), IDS)
+
+
+def test_a_cap_that_is_another_for_the_probes_than_for_the_prompt_is_refused():
+    """What is said of the logits before a cap is of the probes: their end must be the model's own logits."""
+    with pytest.raises(NoSumError, match="other logits for the last hidden state among others"):
+        contributions(ending(lambda model, x: (2 + (len(x) > 2)) * torch.tanh(x / (2 + (len(x) > 2)))), IDS)
+
+
+def masked(model, x):
+    return x.masked_fill(torch.arange(96) >= 90, -torch.inf)
+
+
+def test_tokens_that_are_masked_change_no_contribution_of_the_others():
+    m, plain = ending(masked), ending(lambda model, x: x)
+    best = own_logits_of(plain)[:90].topk(2).indices.tolist()
+    record, other = contributions(m, IDS), contributions(plain, IDS, token=best[0])
+    assert [record.token.id, record.rival.id] == best
+    assert [term.logit for term in record.terms] == [term.logit for term in other.terms]
+    for token in (90, 95):
+        with pytest.raises(NoSumError, match=f"the logit of token {token} is -inf by its head"):
+            contributions(m, IDS, token=token)
+    with pytest.raises(NoSumError, match=r"the best logit beside token 3's is -inf: there is no lead"):
+        contributions(ending(lambda model, x: x.masked_fill(torch.arange(96) != 3, -torch.inf)), IDS)
+
+
+def own_logits_of(m):
+    with torch.no_grad():
+        return m.model(torch.tensor([IDS]))[0, -1].double()
+
+
+@pytest.mark.parametrize("power", [lambda x: x**3, lambda x: x.relu(), lambda x: x - x.amax(-1, keepdim=True) * 2])
+def test_a_mask_hides_no_head_that_is_not_linear(power):
+    with pytest.raises(NoSumError, match=r"is no sum|is not linear"):
+        contributions(ending(lambda model, x: masked(model, power(x))), IDS)
+    y_PV = power(torch.randn(6, 5))
+    y_PV[:, 0] = -torch.inf
+    assert not module.is_affine(tiny("qwen2"), y_PV)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda x: x - x.mean(-1, keepdim=True), "goes through more than additions, such as a norm or a map of the whole"),
+        (lambda x: x.flip(-1), "goes through more than additions"),
+        (lambda x: x.cumsum(-1), "goes through more than additions"),
+        (lambda x: x * 0 + 1, "what stands at the beginning of the stream does not reach its end"),
+        (lambda x: x * 0, "what stands at the beginning of the stream does not reach its end"),
+    ],
+)
+@pytest.mark.parametrize("layer", [1, 3])
+def test_a_map_of_the_whole_stream_is_refused_as_what_it_is(change, why, layer):
+    m = tiny("llama")
+    layers_of(m.model)[layer].register_forward_hook(lambda layer, args, x: change(x))
+    with pytest.raises(NoSumError, match=why):
+        contributions(m, IDS)
+
+
+def test_a_factor_for_each_dimension_of_the_stream_is_one():
+    m, scale_D = tiny("llama"), torch.rand(tiny("llama").model.config.hidden_size) - 0.5
+    layers_of(m.model)[1].register_forward_hook(lambda layer, args, x: x * scale_D)
+    assert contributions(m, IDS).checks[0].holds
+
+
+def test_a_stream_of_zeros_is_not_called_normed():
+    m = tiny("granite")
+    with torch.no_grad():
+        for name, parameter in m.model.named_parameters():
+            parameter.mul_(not name.endswith("bias"))  # else the next layer writes something again
+    layers_of(m.model)[0].register_forward_hook(lambda layer, args, x: x * 0)
+    with pytest.raises(NoSumError, match="what stands at the beginning of the stream does not reach its end"):
+        contributions(m, IDS)

@@ -15,6 +15,7 @@ from inspector.parts.watching import Watch, submodules
 
 UNKNOWN = "an operation without a name here"
 X = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0)) * 3
+TAIL = torch.arange(40) >= 33
 
 
 def said(before, after):
@@ -39,6 +40,15 @@ def said(before, after):
         (lambda x: (x / 4)[..., :33], ["first 33 of 40", "÷ 4"]),
         (lambda x: x + 1, ["+ 1"]),
         (lambda x: 3 * x + 1, ["× 3 + 1"]),
+        (lambda x: x * 0, ["× 0"]),
+        (lambda x: x * 0 + 3, ["× 0 + 3"]),
+        (lambda x: x.double() * 5e-324, ["× 4.9407e-324", "float64"]),
+        (lambda x: x.masked_fill(TAIL, -torch.inf), ["infinite at 7 of 40"]),
+        (lambda x: (30 * torch.tanh(x / 30)).masked_fill(TAIL, torch.inf), ["softcap 30", "infinite at 7 of 40"]),
+        (lambda x: x * -torch.inf * 0 - torch.inf, [UNKNOWN]),
+        (lambda x: x.masked_fill(x > 3, torch.inf), [UNKNOWN]),
+        (lambda x: x.masked_fill(x == x.max(), torch.inf), [UNKNOWN]),
+        (lambda x: x.masked_fill(x == x.max(), torch.nan), [UNKNOWN]),
         (lambda x: x.flip(-1), [UNKNOWN]),
         (lambda x: x * torch.nan, [UNKNOWN]),
         (lambda x: torch.cat([x, x], -1), [UNKNOWN]),
@@ -188,6 +198,12 @@ ENDS = {
     "− {}[9]": lambda x, own: x - own,
     "sub {}[9]": lambda x, own: own - x,
     "×  {}[9]": lambda x, own: x.mul_(own[None]),
+    "+ {}[9] ": lambda x, own: x + own.expand_as(x),
+    "index_add {}[9]": lambda x, own: x.index_add(-1, torch.arange(9), own[None, None].expand_as(x).contiguous()),
+    "+ mul({})[9]": lambda x, own: x + torch.ones_like(x) * own,
+    "+ {}[9]  ": lambda x, own: own.type_as(x) + x,
+    "where gt({})[9]": lambda x, own: torch.where(own > 1, 2 * x, x),
+    "where le({})[9]": lambda x, own: torch.where(own <= 1, x, torch.tanh(x) * 2),
     "lerp {}[9]": lambda x, own: torch.lerp(x, 2 * x, own),
     "matmul diag({})[9, 9]": lambda x, own: x @ own.diag(),
 }
@@ -200,7 +216,7 @@ def test_a_tensor_that_takes_part_is_named_whatever_its_values(words, inside):
     torch.manual_seed(0)
     model = Ended(ENDS[words], inside)
     parts, given = split(model), torch.randn(1, 3, 4)
-    assert parts.describe() == "Linear(4→9, bias) → " + words.replace("  ", " ").format("head.own" if inside else "own")
+    assert parts.describe() == "Linear(4→9, bias) → " + words.strip().replace("  ", " ").format("head.own" if inside else "own")
     assert (parts.head is model.head) == inside
     own = model.head.own if inside else model.own
     with torch.no_grad():
@@ -256,3 +272,40 @@ def test_a_cap_far_above_the_logits_is_told():
     with torch.no_grad():
         model.out.weight.mul_(0.1), model.out.bias.zero_()
     assert split(model).describe() == "Linear(4→9, bias) → softcap 50"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_offset_is_known_whatever_its_values(value):
+    model = Ended(lambda x, own: x.index_add(-1, torch.arange(9), own[None, None].expand_as(x).contiguous()), False)
+    for values in (torch.full((9,), value), torch.randn(9)):
+        with torch.no_grad():
+            model.own.copy_(values)
+        assert [operation.kind for operation in split(model).operations] == [Kind.MODULE, Kind.ELEMENTWISE]
+
+
+def test_an_infinity_that_stays_hides_nothing_that_is_done_to_the_others():
+    masked = X.masked_fill(TAIL, -torch.inf)
+    assert said(masked, masked) == [] and said(masked, masked / 8) == ["÷ 8"]
+    assert said(masked, X) == [UNKNOWN] and said(X, X.nan_to_num() * torch.inf) == [UNKNOWN]
+
+
+def test_what_overflows_tells_nothing_and_the_rest_does():
+    """Half precision has no room for the states that are amplified."""
+    x = torch.cat([X, X * 64]).half() * 10
+    assert (x * 100).isinf().any() and said(x, x * 100) == ["× 100"]
+
+
+def test_what_does_not_reach_the_logits_is_no_operation_of_the_head():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base, self.out, self.value, self.own = nn.Embedding(9, 4), nn.Linear(4, 9), nn.Linear(4, 1), nn.Parameter(torch.ones(9))
+
+        def forward(self, ids):
+            hidden = self.base(ids)
+            logits = self.out(hidden)
+            self.kept = (3 * logits * self.own).sum(), self.value(hidden)
+            return logits
+
+    model = Model()
+    assert split(model).describe() == "Linear(4→9, bias)"

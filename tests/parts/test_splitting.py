@@ -382,3 +382,92 @@ def test_broken_weights_are_refused():
 
 def test_refusal_is_a_value_error():
     assert issubclass(SplitError, ValueError)
+
+
+# Heads that mask tokens, and heads that raise
+
+
+class Ended(Qwen2ForCausalLM):
+    """A model that does something to its logits at the end of its forward."""
+
+    end = staticmethod(lambda logits: logits)
+
+    def forward(self, *args, **options):
+        output = super().forward(*args, **options)
+        output.logits = self.end(output.logits)
+        return output
+
+
+def ended(end) -> nn.Module:
+    model = build(lambda: Ended(Qwen2Config(**SIZES)))
+    model.end = end
+    return model
+
+
+def masked_in_place(logits):
+    logits[..., 50:] = -torch.inf
+    return logits
+
+
+MASKS = {
+    "in place": masked_in_place,
+    "by a mask": lambda x: x.masked_fill(torch.arange(60) >= 50, -torch.inf),
+    "by an offset": lambda x: x + torch.where(torch.arange(60) >= 50, -torch.inf, 0.0).to(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mask", MASKS)
+@torch.no_grad()
+def test_a_head_that_masks_tokens_is_split_and_said_to(mask, dtype):
+    model = ended(MASKS[mask]).to(dtype)
+    parts, ids = split(model), torch.arange(20).view(2, 10)
+    assert parts.describe() == "Linear(16→60) → infinite at 10 of 60"
+    assert torch.equal(parts.head(parts.backbone(ids)), model(ids).logits)
+    with pytest.raises(SplitError, match=r"by up to inf; the parts lack infinite at 10 of 60$"):
+        split(model, model.model, model.lm_head)
+
+
+def test_a_head_that_masks_tokens_and_mixes_positions_is_refused():
+    with pytest.raises(SplitError, match="mixes positions"):
+        split(ended(lambda x: masked_in_place(x - x.mean(1, keepdim=True))))
+
+
+def test_a_scale_that_masked_parts_forget_is_told_with_its_size():
+    model = ended(lambda x: masked_in_place(x * 3))
+    with pytest.raises(SplitError, match=r"differ from the model's by up to \d[\d.]*; the parts lack × 3$"):
+        split(model, model.model, lambda h: masked_in_place(model.lm_head(h)))
+
+
+def unless(fits):
+    def end(logits):
+        if not fits(*logits.shape[:2]):
+            raise error
+        return logits
+
+    error = KeyError("two\nlines")
+    return end
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (lambda x: torch.bmm(x, torch.eye(60)[None]), r"hidden states of the shape \(1, 8, 16\) and not of \(2, 8, 16\) \(RuntimeError: "),
+        (unless(lambda b, t: t == 8), r"and not of \(1, 1, 16\) \(KeyError: "),
+        (unless(lambda b, t: b == 1), r"and not of \(2, 8, 16\) \(KeyError: "),
+        (unless(lambda b, t: t <= 8), r"does not read 32 tokens \(KeyError: "),
+        (unless(lambda b, t: False), r"does not take token ids \[B, T\] and give logits \[B, T, V\]: KeyError: "),
+    ],
+)
+def test_a_head_that_raises_for_another_shape_is_refused_in_a_line(end, why):
+    with pytest.raises(SplitError, match=why) as error:
+        split(ended(end))
+    assert "\n" not in str(error.value)
+
+
+def test_given_parts_that_raise_are_refused():
+    model = ended(lambda x: x)
+    with pytest.raises(SplitError, match=r"reads 8 tokens, and the parts do not \(ZeroDivisionError"):
+        split(model, model.model, lambda h: 1 / 0)
+    with pytest.raises(SplitError, match="the head gives tuple"):
+        split(model, model.model, lambda h: (model.lm_head(h),))

@@ -13,7 +13,7 @@ from inspector.inside.tracing import trace
 from inspector.loading.loaded import attach
 from inspector.models import VARIANTS
 from inspector.parts.errors import InvariantError
-from inspector.parts.watching import Clock, Watch, apart, by_hand, copied, first_tensor, submodules, substituted
+from inspector.parts.watching import Clock, Watch, alike, apart, by_hand, close, copied, first_tensor, submodules, substituted
 from inspector.records.effects import Intervention
 from inspector.render.effects import effect_view
 from inspector.render.text import translator
@@ -289,3 +289,36 @@ def test_copies_share_no_memory_with_what_is_copied():
     made = copied(values)
     x.zero_()
     assert made[0].sum() == made[1][0].sum() == made[1][1]["a"].sum() == 3 and made[1][1]["b"] == 1 and made[2] is None
+
+
+INF, NAN = torch.inf, torch.nan
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal", "near"),
+    [
+        ([1.0, -INF], [1.0, -INF], True, True),
+        ([1.0, INF], [1.0 + 1e-6, INF], False, True),
+        ([1.0, -INF], [1.1, -INF], False, False),  # an infinity is no size that makes all others rounding
+        ([1.0, -INF], [1.0, INF], False, False),
+        ([1.0, -INF], [1.0, torch.finfo(torch.float32).min], False, False),
+        ([1.0, INF], [1.0, 2.0], False, False),
+        ([-INF, -INF], [-INF, -INF], True, True),
+        ([1.0, NAN], [1.0, NAN], True, False),
+        ([1.0, NAN], [1.0, 0.0], False, False),
+        ([0.0, -0.0], [0.0, 0.0], True, True),
+        ([], [], True, True),
+        ([1.0], [1.0, 1.0], False, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infinities_are_equal_to_themselves_alone_and_close_to_nothing_else(a, b, equal, near, dtype):
+    a, b = torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype)
+    assert (alike(a, b), close(a, b), alike(b, a), close(b, a)) == (equal, near, equal, near)
+
+
+def test_a_masked_model_that_computes_otherwise_when_watched_is_told_by_how_much():
+    plain = torch.tensor([1.0, -INF])
+    assert apart("m", plain, plain + 1e-6, plain.clone) == pytest.approx(1e-6, rel=0.1)
+    with pytest.raises(InvariantError, match=r"differ by up to 0\.5"):
+        apart("m", plain, plain + 0.5, plain.clone)
