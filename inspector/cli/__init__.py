@@ -272,7 +272,7 @@ def entry(command: Callable[[], None]) -> None:
         code = command() or 0
     except typer.TyperException as error:
         given = " ".join(sys.argv[1:])  # typer does not always name the value that it refuses
-        code = fail(f"{error.format_message()} Given: {given[:200]!r}; --help lists what there is")
+        code = fail(f"{error.format_message()} Given: {given[:200]!r}; {there_is(error)}")
     except BrokenPipeError:  # the reader, such as head, has seen enough
         drop_output()
         code = 0
@@ -287,6 +287,13 @@ def entry(command: Callable[[], None]) -> None:
             raise
         code = fail(f"{type(error).__name__}: {error} (INSPECTOR_TRACEBACK=1 shows where)")
     sys.exit(code)
+
+
+def there_is(error: typer.TyperException) -> str:
+    """What to give instead of what typer refuses: the verbs of the group where a verb was wrong, else who lists it."""
+    context = getattr(error, "ctx", None)
+    names = context.command.list_commands(context) if hasattr(context and context.command, "list_commands") else []
+    return f"choose {', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "--help lists what there is"
 
 
 def fail(message: str, code: int = 2) -> int:
