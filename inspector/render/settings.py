@@ -128,3 +128,4 @@ FILTER_NAMES = {  # in the order in which they act
     "typical_p": "typical-p",
     "greedy": "greedy",
 }
+FILTERS_IN_RUSSIAN = {"n-grams": "запрет n-грамм", "bad words": "запрет слов"}  # where a sentence needs them in the singular

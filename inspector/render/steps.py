@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records.generation import Candidate, Removal, Run, Step, Token, median_step
-from .settings import FILTER_NAMES, setting_text
+from .settings import FILTER_NAMES, FILTERS_IN_RUSSIAN, setting_text
 from .tables import NO_BREAK, Held, TitledPanel, held, table
 from .text import Translate, chance, duration, percent, quoted, singular, threads_of, tokens_of, visible
 
@@ -214,7 +214,7 @@ def removal(by: str, own: Removal, t: Translate) -> str:
     """What a filter took away, as the end of a sentence."""
     return t(
         f"{by} removed {own.count:,} of {own.given:,} ({percent(own.mass)} of the mass)",
-        f"{by} убрал {own.count:,} из {own.given:,} ({percent(own.mass)} массы)",
+        f"{FILTERS_IN_RUSSIAN.get(by, by)} убрал {own.count:,} из {own.given:,} ({percent(own.mass)} массы)",
     )
 
 

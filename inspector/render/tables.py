@@ -87,8 +87,11 @@ class Held(Text):
         return text
 
     def wrap(self, console: Console, width: int, **how) -> Lines:
-        """The text's lines."""
+        """The text's lines; of one that must not wrap the first, which ends before what it has no room for."""
+        alone = how.pop("no_wrap", False)
         lines = self.held(width).wrap(console, width, **how)
+        if alone and cell_len(self.plain) > width:
+            lines = Lines(lines[:1])
         for line in lines:
             line.plain = line.plain.replace(HOLD, " ")
         return lines

@@ -76,9 +76,9 @@ def test_a_bert_that_is_no_decoder_is_refused(monkeypatch):
 )
 def test_a_wrong_type_is_told_what_is_near(wrong, meant):
     with pytest.raises(ValueError, match=rf"did you mean .*\b{meant}\b"):
-        coverage([wrong])
+        bench.coverage([wrong])
 
 
 def test_a_type_that_is_near_to_nothing_is_told_where_all_are():
     with pytest.raises(ValueError, match=r"docs/coverage.md lists them"):
-        coverage(["zzzzzz"])
+        bench.coverage(["zzzzzz"])

@@ -609,3 +609,13 @@ def shown(renderable) -> str:
     console = Console(width=100, file=io.StringIO(), color_system=None)
     console.print(renderable)
     return console.file.getvalue()
+
+
+def test_russian_sentences_have_russian_words():
+    for text in (sentence(BANNED, translator("ru")), sentence(replace(STEP, removed={"bad_words_ids": Removal(1, 65, 0.1)}), translator("ru"))):
+        assert "убрал 1 из 65" in text and "запрет" in text
+    said = shown(loop_table([dict.fromkeys(LOOP_COLUMNS, 1.0)], translator("ru")))
+    assert all(f"{name} —" in " ".join(said.split()) for name in ("context", "generate_ms", "limit_ms", "hand_to_…", "recording_percent"))
+    assert "зерно" not in shown(comparison_table("model", "lm_head", VERDICTS[0], [1, 2], translator("ru")))
+    split = shown(split_table([("names", "model", "Linear(32→65, tied)", 8, ((1, 5),))], translator("ru")))
+    assert "общие веса" in split and "tied" not in split
