@@ -124,5 +124,5 @@ def test_numbers_of_nothing_have_no_sign_and_one_pair_is_one():
     result = dict(pairs=1, lead=dict(female=-0.0001, male=0.0), moved={}, ablated=[])
     for language, words in (("en", "1 pair of prompts"), ("ru", "Пары запросов (1)")):
         console = Console(width=200, file=io.StringIO(), color_system=None)
-        console.print(effects.gender_view(result, translator(language)))
+        console.print(gender_view(result, translator(language)))
         assert words in console.file.getvalue() and "-0.00" not in console.file.getvalue()

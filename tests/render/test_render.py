@@ -612,7 +612,10 @@ def shown(renderable) -> str:
 
 
 def test_russian_sentences_have_russian_words():
-    for text in (sentence(BANNED, translator("ru")), sentence(replace(STEP, removed={"bad_words_ids": Removal(1, 65, 0.1)}), translator("ru"))):
+    for text in (
+        sentence(BANNED, translator("ru")),
+        sentence(replace(STEP, removed={"bad_words_ids": Removal(1, 65, 0.1)}), translator("ru")),
+    ):
         assert "убрал 1 из 65" in text and "запрет" in text
     said = shown(loop_table([dict.fromkeys(LOOP_COLUMNS, 1.0)], translator("ru")))
     assert all(f"{name} —" in " ".join(said.split()) for name in ("context", "generate_ms", "limit_ms", "hand_to_…", "recording_percent"))
