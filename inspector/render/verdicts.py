@@ -212,7 +212,7 @@ def loop_table(rows: Sequence[dict], t: Translate) -> RenderableType:
     meaning = t(
         "ms of a step: backbone, head, filters and draw; medians after a warm-up. hand_to_generate is the median of the rounds' ratios, "
         "recording_percent that of the steps' (a step's record, beside its time)",
-        "столбцы названы, как в JSON: context — длина контекста; hand_ms и generate_ms — мс на шаг вручную и в generate(); "
+        "столбцы названы, как в файле с числами: context — длина контекста; hand_ms и generate_ms — мс на шаг вручную и в generate(); "
         "limit_ms — меньше шаг здесь занять не может; hand_to_… — отношение шага вручную к нему и к generate(). "
         "Шаг: backbone, голова, фильтры и выбор; медианы "
         "после прогрева, hand_to_generate — медиана отношений по раундам; recording_percent — запись шага в процентах от его времени",

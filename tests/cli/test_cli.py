@@ -120,7 +120,7 @@ assert gc.get_freeze_count() == 0
         (["trace", "names-expert", "К", "--position", "1"], "--position has no part in the statistics"),
         (["trace", "names-expert", "К", "--head", "1.1"], "give --attention"),
         (["trace", "names-expert", "К", "--attention", "--head", "1"], "give LAYER.HEAD"),
-        (["trace", "names-expert", "К", "--attention", "--head", "9.0"], "its layers are 0–3, each with the heads 0 to 3"),
+        (["trace", "names-expert", "К", "--attention", "--head", "9.0"], "its layers are 0–3, each with the heads 0 to "),
         (["trace", "names-expert", "К", "--lens", "--position", "2"], "position 2: the prompt has 2 tokens"),
         (["trace", "names-expert", "К" * 100], "at most 64"),
         (["trace", "names-expert", "К", "--tensors", str(ASSETS)], "is not empty"),
