@@ -127,8 +127,9 @@ def main(
         assert token_id == first[-1].token.id, "the step by hand and the loop chose different tokens"
         listed = {name: [float(p_V[c.token.id]) for c in first[-1].candidates] for name, p_V in stages.items()}
         screen.show(subsection(m.origin.name), *([] if alike else [settings_line(sampling, origins, t)]))
-        leaders = [(m.texts.token(id), p) for p, id in zip(*(top.tolist() for top in then["temperature"].topk(3)), strict=True)]
-        screen.show(candidate_table(first[-1], listed, t), other_temperature(other, leaders, m.texts.token(then_id), t))
+        best = [(m.texts.token(id), p) for p, id in zip(*(top.tolist() for top in then["temperature"].topk(3)), strict=True)]
+        chosen = None if sampling.greedy else m.texts.token(then_id)
+        screen.show(candidate_table(first[-1], listed, t), other_temperature(other, best, chosen, t))
 
     # 5. The loop: the same step again and again, until the models end it.
     screen.show(section(t("5. The loop, step by step", "5. Цикл по шагам")))
@@ -149,8 +150,7 @@ def main(
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
     with options.busy(t("comparing …", "сравнение …")):
         verdicts = [verify(m, row, run.sampling, len(run.steps)) for m, row, run in zip(models, ids, runs, strict=True)]
-    for name, verdict in zip(names, verdicts, strict=True):
-        screen.show(verdict_line(name, verdict, t))
+    screen.show(*(verdict_line(name, verdict, t) for name, verdict in zip(names, verdicts, strict=True)))
     lines = [code_lines(getsource(by_generate)), code_lines(Path(__file__).read_text(encoding="utf8"))]
     screen.show(comparison_table(models[0].split.backbone_name, models[0].split.head_name, verdicts[0], lines, t))
 
@@ -163,8 +163,8 @@ def main(
         if nodes[0].parameters != QWEN_PARAMETERS:
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     again = [asked.again(samplings[0], DEFAULTS), reading, how]
-    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t))
-    screen.show(*lesson.closing(options.command_arguments("run", names[0], prompts[0], options=again), t))
+    command = options.command_arguments("run", names[0], prompts[0], options=again)
+    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.closing(command, t, samplings[0].greedy))
     screen.close("python inference.py")
     out.write(dict(runs=runs, verdicts=verdicts))
 

@@ -33,7 +33,7 @@ def sample(
             listed=0,
         )
         lines.append(m.texts.whole([step.token.id for step, _ in steps]))
-        said(f"{len(lines)} of {samples} lines", f"{len(lines)} из {samples} строк")
+        said(f"lines: {len(lines)} of {samples}", f"строк {len(lines)} из {samples}")
     return lines
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import StringIO
 
 import torch
@@ -68,8 +69,18 @@ def coverage(names: list[str] | None = None, threads: int = 1) -> Iterator[Cover
         ValueError: a name that ``AutoModelForCausalLM`` does not know.
     """
     if unknown := sorted(set(names or []) - set(types())):
-        raise ValueError(f"{unknown[0]!r} is no model_type of AutoModelForCausalLM in transformers {transformers.__version__}")
+        like = near(unknown[0])
+        remedy = f"did you mean {', '.join(like)}?" if like else "docs/coverage.md lists them, such as gpt2, llama, qwen2"
+        raise ValueError(f"{unknown[0]!r} is no model_type of AutoModelForCausalLM in transformers {transformers.__version__}: {remedy}")
     return examined(dict.fromkeys(names or types()), threads)
+
+
+def near(name: str, most: int = 5) -> list[str]:
+    """The model types that a wrong one may stand for, the likeliest first: alike in writing, or one begins with or holds the other."""
+    own = name.lower()
+    alike = get_close_matches(own, types(), most)
+    held = [known for known in types() if (len(own) > 1 and own in known) or (len(known) > 2 and known in own)]
+    return list(dict.fromkeys([*alike, *held]))[:most]
 
 
 def examined(names: Iterable[str], threads: int) -> Iterator[Coverage]:

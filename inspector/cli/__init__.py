@@ -26,7 +26,7 @@ from ..render.steps import computing_line, continuations, text_panel
 from ..render.tables import program
 from ..render.text import visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
-from ..render.verdicts import coverage_table, verdict_line
+from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict_line
 from .bench import bench
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
@@ -250,9 +250,12 @@ def coverage(
         for row in todo:
             rows.append(row)
             done, of, last = len(rows), len(types or bench.types()), row.model_type
-            say(t(f"{done} of {of} types, the last was {last}", f"{done} из {of} типов, последний — {last}"))
+            say(t(f"types: {done} of {of}, the last was {last}", f"типов {done} из {of}, последний — {last}"))
     console.print(computing_line([], threads, t))
     console.print(coverage_table([t(*head) for head in bench.HEADS], [bench.cells(row, t) for row in rows], console.width))
+    levels = dict.fromkeys(level for row in rows for level in (row.greedy, row.sampled) if level in LEVEL_STYLES)
+    if any(level_words(level, t) != level for level in levels):
+        console.print(t("", f"вердикты: {', '.join(level_words(level, t) for level in levels)}"), style="dim", markup=False)
     for name, number in bench.totals(rows).items():
         console.print(f"{number:4} {t(name, bench.FIGURES[name])}", markup=False)
     if markdown:
@@ -272,7 +275,7 @@ def entry(command: Callable[[], None]) -> None:
         code = command() or 0
     except typer.TyperException as error:
         given = " ".join(sys.argv[1:])  # typer does not always name the value that it refuses
-        code = fail(f"{error.format_message()} Given: {given[:200]!r}; --help lists what there is")
+        code = fail(f"{error.format_message()} Given: {given[:200]!r}; {there_is(error)}")
     except BrokenPipeError:  # the reader, such as head, has seen enough
         drop_output()
         code = 0
@@ -287,6 +290,13 @@ def entry(command: Callable[[], None]) -> None:
             raise
         code = fail(f"{type(error).__name__}: {error} (INSPECTOR_TRACEBACK=1 shows where)")
     sys.exit(code)
+
+
+def there_is(error: typer.TyperException) -> str:
+    """What to give instead of what typer refuses: the verbs of the group where a verb was wrong, else who lists it."""
+    context = getattr(error, "ctx", None)
+    names = context.command.list_commands(context) if hasattr(context and context.command, "list_commands") else []
+    return f"choose {', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "--help lists what there is"
 
 
 def fail(message: str, code: int = 2) -> int:

@@ -1,6 +1,5 @@
 """``inspector train``: its options, and what it shows while it trains."""
 
-import shlex
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from ..render.screen import QuietConsole
 from ..render.tables import command
 from ..render.text import Translate, threads_of
 from ..training.recipe import MODELS, NEEDED, Recipe
-from .options import Output, Threads, at_least_one, busy, grouped, importing, settle_threads, threads_now
+from .options import Output, Threads, at_least_one, busy, command_arguments, grouped, importing, settle_threads, threads_now
 
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 
@@ -108,8 +107,8 @@ def train(
             console.print(t(*stopped), markup=False)
         raise
     console.print(t("done:", "готово:"))
-    run = ["run", str(out if len(out.parts) > 1 else f"./{out}"), t("PROMPT", "ЗАПРОС")]
-    console.print(command(shlex.join(run)), soft_wrap=True)
+    folder = str(out if len(out.parts) > 1 else f"./{out}")
+    console.print(command(command_arguments("run", folder, t("PROMPT", "ЗАПРОС"), options=[])), soft_wrap=True)
 
 
 def bar_of_steps(console: Console) -> Progress:

@@ -133,9 +133,11 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
     hidden_1TD, usual = watched(m, ids_1T, see)
     for layer, head in maps:
         if (layer, head) not in kept:
-            there = (
-                f"layer {layer} has the heads 0 to {shapes[layer] - 1}" if layer in shapes else f"its layers are {spans(sorted(shapes))}"
-            )
+            if layer in shapes:
+                there = f"layer {layer} has the heads 0 to {shapes[layer] - 1}"
+            else:
+                few, many = min(shapes.values()) - 1, max(shapes.values()) - 1
+                there = f"its layers are {spans(sorted(shapes))}, each with the heads 0 to {few}" + (f" and some to {many}" * (few < many))
             raise ValueError(f"head {layer}.{head} (LAYER.HEAD) is not in {m.origin.name}: {there}")
     with torch.no_grad():
         usual_1TD = m.split.backbone(ids_1T)

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..records.effects import Check, Contributions, Effect, Intervention, Term
+from .settings import setting_text
 from .tables import table
 from .text import Translate, chance, quoted
 
@@ -46,15 +47,15 @@ def contributions_view(record: Contributions, width: int, t: Translate, top: int
     for row in rows:
         name = row.role or t(f"the other {len(record.terms) - len(terms)}", f"остальные {len(record.terms) - len(terms)}")
         bars = (bar(row.logit, largest[0], room), bar(row.difference, largest[1], room))
-        result.add_row(Text(name, "dim" if not row.role else ""), f"{row.logit:+.3f}", bars[0], f"{row.difference:+.3f}", bars[1])
+        result.add_row(Text(name, "dim" if not row.role else ""), f"{row.logit:+z.3f}", bars[0], f"{row.difference:+z.3f}", bars[1])
     logit, lead = (next(check for check in record.checks if check.name == name) for name in ("logit", "difference"))
-    result.add_row(Text(t("sum", "сумма"), "bold"), Text(f"{logit.sum:+.3f}", "bold"), "", Text(f"{lead.sum:+.3f}", "bold"), "")
+    result.add_row(Text(t("sum", "сумма"), "bold"), Text(f"{logit.sum:+z.3f}", "bold"), "", Text(f"{lead.sum:+z.3f}", "bold"), "")
     asked = record.logit < record.rival_logit  # for: the next token is the best one
     said = t(
-        f"{'A token' if asked else 'The next token'}: {chosen}, logit {record.logit:.3f}; "
-        f"the best {'' if asked else 'other '}one: {rival}, logit {record.rival_logit:.3f}.",
-        f"{'Токен' if asked else 'Следующий токен'}: {chosen}, логит {record.logit:.3f}; "
-        f"лучший{'' if asked else ' из остальных'}: {rival}, логит {record.rival_logit:.3f}.",
+        f"{'A token' if asked else 'The next token'}: {chosen}, logit {record.logit:z.3f}; "
+        f"the best {'' if asked else 'other '}one: {rival}, logit {record.rival_logit:z.3f}.",
+        f"{'Токен' if asked else 'Следующий токен'}: {chosen}, логит {record.logit:z.3f}; "
+        f"лучший{'' if asked else ' из остальных'}: {rival}, логит {record.rival_logit:z.3f}.",
     )
     if record.after:
         words = " → ".join(record.after)
@@ -77,7 +78,7 @@ def checks_table(checks: Sequence[Check], t: Translate) -> RenderableType:
     result = table(*heads, numbers=(1, 2, 3, 4))
     for check in checks:
         mark = Text("✓", "green") if check.holds else Text("✗", "bold red")
-        numbers = f"{check.sum:.6f}", f"{check.target:.6f}", f"{check.error:.1e}", f"{check.allowed:.1e}"
+        numbers = f"{check.sum:z.6f}", f"{check.target:z.6f}", f"{check.error:.1e}", f"{check.allowed:.1e}"
         result.add_row(Text(names.get(check.name, check.name)), *numbers, mark)
     return result
 
@@ -86,7 +87,7 @@ def in_words(what: Intervention, t: Translate) -> str:
     """An intervention in words, such as ``layers.3.attn × 0.5``."""
     where = "" if what.position is None else t(f", at position {what.position}", f", в позиции {what.position}")
     if what.kind == "scale":
-        return f"{what.role} × {what.value:g}{where}"
+        return f"{what.role} × {setting_text(float(what.value))}{where}"
     if what.kind == "patch":
         return t(f"{what.role} from {quoted(str(what.value))}{where}", f"{what.role} из {quoted(str(what.value))}{where}")
     mean = t("the mean over the positions", "среднее по позициям")
@@ -101,7 +102,7 @@ def effect_view(record: Effect, t: Translate, top: int = 10) -> RenderableType:
         moved = shift.probability_after - shift.probability_before
         style = "green" if moved >= 0.005 else "red" if moved <= -0.005 else "dim"
         probabilities = (chance(p) for p in (shift.probability_before, shift.probability_after))
-        logits = (f"{value:.3f}" for value in (shift.logit_before, shift.logit_after))
+        logits = (f"{value:z.3f}" for value in (shift.logit_before, shift.logit_after))
         result.add_row(Text(quoted(shift.token.text)), *(Text(text, style) for text in (*probabilities, *logits)))
     lines = [in_words(what, t) for what in record.interventions]
     places = ", ".join(f"{role} {positions}" for role, positions in record.roles.items())
@@ -133,11 +134,11 @@ def gender_view(result: dict, t: Translate) -> RenderableType:
     """What ``bench gender`` measured: where a patch moves the lead, and what is right without some heads."""
     female, male = result["lead"]["female"], result["lead"]["male"]
     said = t(
-        f"{result['pairs']} pairs of prompts that differ in the given name alone. Mean logit of the feminine token less the masculine "
-        f"one: {female:+.2f} after female names, {male:+.2f} after male ones. Below: how much of that way it goes when a female run "
-        "gets an activation of the male one, at one place.",
-        f"{result['pairs']} пар запросов, которые отличаются только именем. Логит женского токена минус логит мужского, в среднем: "
-        f"{female:+.2f} после женских имён, {male:+.2f} после мужских. Ниже: какую часть этого пути он проходит, если женский "
+        f"{result['pairs']} pair{'s' * (result['pairs'] != 1)} of prompts that differ in the given name alone. Mean logit of the "
+        f"feminine token less the masculine one: {female:+z.2f} after female names, {male:+z.2f} after male ones. Below: how much of that "
+        "way it goes when a female run gets an activation of the male one, at one place.",
+        f"Пары запросов ({result['pairs']}) отличаются только именем. Логит женского токена минус логит мужского, в среднем: "
+        f"{female:+z.2f} после женских имён, {male:+z.2f} после мужских. Ниже: какую часть этого пути он проходит, если женский "
         "прогон получает активацию мужского в одном месте.",
     )
     names = {

@@ -15,7 +15,7 @@ from ..files import new_folder
 from ..records.generation import Token
 from ..records.inside import Attention, AttentionMap, Lens, NotFinite, Statistics, Trace
 from .mechanisms import experts_view, further_view, latents_view
-from .tables import LABEL, MAP_ROWS, bar, number, table
+from .tables import LABEL, MAP_ROWS, NO_BREAK, Held, bar, held, number, table
 from .text import Translate, chance, duration, quoted, tokens_of, visible
 
 SHADES = ((0.01, "·"), (0.05, "░"), (0.15, "▒"), (0.4, "▓"), (float("inf"), "█"))  # a weight below the number is drawn so
@@ -140,14 +140,14 @@ def lens_view(lens: Lens, width: int, t: Translate) -> RenderableType:
     result.columns[0].no_wrap = True
     result.columns[1].no_wrap, result.columns[1].overflow, result.columns[1].ratio = True, "ellipsis", 1
     for row in lens.rows:
-        top = Text("  ").join(
+        top = Held("  ").join(
             Text.assemble(
-                (quoted(guess.token.text), "bold green" if guess.token.id == lens.choice.id else "none"),
-                (f"\u00a0{chance(guess.probability)}", "dim"),
+                (held(quoted(guess.token.text)), "bold green" if guess.token.id == lens.choice.id else "none"),
+                (f"{NO_BREAK}{chance(guess.probability)}", "dim"),
             )
             for guess in row.top
         )
-        result.add_row(row.role, top, f"{row.entropy:.2f}", f"{row.rank:,}", chance(row.probability))
+        result.add_row(row.role, Held.assemble(top), f"{row.entropy:.2f}", f"{row.rank:,}", chance(row.probability))
     here = quoted(lens.prompt[lens.position].text)
     norm = t("final norm and head", "финальную нормировку и голову") if lens.norm else t("head", "голову")
     said = [

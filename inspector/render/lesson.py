@@ -56,18 +56,21 @@ def no_cache(run: Run, t: Translate) -> RenderableType:
     )
 
 
-def closing(again: str, t: Translate) -> Iterator[RenderableType]:
+def closing(again: str, t: Translate, greedy: bool = False) -> Iterator[RenderableType]:
     """What was shown, in a sentence, and what to try next: what will be seen, and below it the command.
 
-    ``again`` are the arguments of the command that repeats the first model's run.
+    ``again`` are the arguments of the command that repeats the first model's run, which draws nothing where it is ``greedy``.
     """
     said = t(
         "A backbone, a head and a loop: generate() does no more than what you have just read. Try next:",
         "Backbone, голова и цикл: generate() делает не больше, чем вы только что прочли. Что попробовать:",
     )
     yield Text(f"\n{said}", "bold cyan")
+    same = t("the same seed, so the same q and the same tokens:", "тот же seed, а значит, те же q и те же токены:")
+    if greedy:
+        same = t("the same once more: nothing is drawn, so the same tokens:", "то же ещё раз: случайности нет, токены те же:")
     for what, arguments in (
-        (t("the same seed, so the same q and the same tokens:", "тот же seed, а значит, те же q и те же токены:"), again),
+        (same, again),
         (
             t(
                 "a flatter p: top-p keeps more tokens, and names get stranger:",

@@ -49,7 +49,7 @@ def experts_view(experts: Experts, width: int, t: Translate) -> RenderableType:
         ),
     ]
     title = t("Experts: where each token went", "Эксперты: куда пошёл каждый токен")
-    return Group(section(title), *shown, Text(""), *lines, Text(""), load_table(some, width, t), *load_said(some, t))
+    return Group(section(title), *shown, Text(""), *lines, Text(""), load_table(some, width, t), *load_said(some, width, t))
 
 
 def layer_of(role: str) -> str:
@@ -142,7 +142,7 @@ def load_table(mixtures: Sequence[Mixture], width: int, t: Translate) -> Table:
     """The share of the choices and of the weights that each expert has, a row per mixture."""
     count = max(len(one.load) for one in mixtures)
     heading = t("load", "загрузка")
-    if count <= IN_NUMBERS and width >= LABEL + 9 * count:
+    if in_numbers(count, width):
         result = table(heading, *map(str, range(count)), numbers=range(1, count + 1))
         for one in mixtures:
             cells = (f"{100 * load:.0f}/{100 * weight:.0f}" for load, weight in zip(one.load, one.importance, strict=True))
@@ -157,10 +157,15 @@ def load_table(mixtures: Sequence[Mixture], width: int, t: Translate) -> Table:
     return result
 
 
-def load_said(mixtures: Sequence[Mixture], t: Translate) -> Iterator[Text]:
+def in_numbers(count: int, width: int) -> bool:
+    """Whether so many experts have a column of numbers each; else they have a bar each."""
+    return count <= IN_NUMBERS and width >= LABEL + 9 * count
+
+
+def load_said(mixtures: Sequence[Mixture], width: int, t: Translate) -> Iterator[Text]:
     """What the table of loads shows."""
     count = max(len(one.load) for one in mixtures)
-    if count <= IN_NUMBERS:
+    if in_numbers(count, width):
         yield Text(
             t(
                 f"of each expert, per cent of all choices / of all weights; even would be {100 / count:.0f}/{100 / count:.0f}",
@@ -180,7 +185,13 @@ def load_said(mixtures: Sequence[Mixture], t: Translate) -> Iterator[Text]:
 
 def latents_view(latents: Latents, width: int, t: Translate) -> RenderableType:
     """What is kept of a token beside what that stands for, per layer; and the sizes token by token."""
-    kept_heads = (t("layer", "слой"), t("kept", "хранится"), t("instead of", "вместо"), t("bytes", "байт"), t("instead of", "вместо"))
+    kept_heads = (
+        t("layer", "слой"),
+        t("kept", "хранится"),
+        t("instead of", "вместо"),
+        t("bytes", "байт"),
+        t("bytes instead of", "байт вместо"),
+    )
     costs = table(*kept_heads, numbers=(3, 4))
     heads = (t("rms", "rms"), t("latent", "латент"), t("shared key", "общий ключ"), t("keys", "ключи"), t("values", "значения"))
     result = table(*heads, numbers=range(1, 5))
@@ -241,17 +252,16 @@ def sizes_of(one: LatentLayer) -> tuple[float, float, float, float]:
 def further_view(further: Further, width: int, t: Translate) -> RenderableType:
     """Each token of the prompt with what the main head and every depth had said of it, and how often they were right."""
     prompt = [*further.prompt[1:], None]  # the first token is predicted by nobody; behind the last one comes the next
-    columns = []
+    columns, room = [], max(14, (width - LABEL - 3) // len(further.depths) - 3)
     for depth in further.depths:
-        cells = [guess_text(depth, position) for position in range(1, len(further.prompt) + 1)]
+        cells = [guess_text(depth, position, room) for position in range(1, len(further.prompt) + 1)]
         head = Text(t("head", "голова") if depth.depth == 0 else t(f"depth {depth.depth}", f"глубина {depth.depth}"))
         columns.append((head, cells))
     rows = min(len(prompt), MAP_ROWS)
-    room = max(8, (width - LABEL - 3) // len(columns) - 3)
     result = table(t("token", "токен"))
     result.columns[0].no_wrap, result.columns[0].width, result.columns[0].overflow = True, LABEL, "ellipsis"
     for head, _ in columns:
-        result.add_column(head, no_wrap=True, overflow="ellipsis", max_width=room)
+        result.add_column(head, no_wrap=True, overflow="ellipsis")
     for i in range(len(prompt) - rows, len(prompt)):
         token = prompt[i]
         name = label(i + 1, token) if token is not None else Text(t("next", "дальше"), "italic")
@@ -278,14 +288,19 @@ def further_view(further: Further, width: int, t: Translate) -> RenderableType:
     return Group(section(title), result, *cut, Text(""), Text(said, "dim"), Text(proof, "green"), Text(""), rates)
 
 
-def guess_text(depth: Depth, position: int) -> Text:
-    """ "✓ «а» 0.71": whether it was right, the guess and its probability; a dash where the depth cannot say anything yet."""
+def guess_text(depth: Depth, position: int, room: int) -> Text:
+    """ "✓ «а» 0.71": whether it was right, the guess and its probability; a dash where the depth cannot say anything yet.
+
+    In more than ``room`` columns the guess is cut, and its probability is not.
+    """
     at = position - 1 - depth.depth
     if not 0 <= at < len(depth.foretold):
         return Text("–", "dim")
     one = depth.foretold[at]
     mark, style = {True: ("✓", "bold green"), False: ("✗", "red"), None: ("·", "none")}[one.right]
-    return Text.assemble((f"{mark} ", style), (quoted(one.guess.token.text), style), (f" {chance(one.guess.probability)}", "dim"))
+    guess, sure = Text(quoted(one.guess.token.text), style), f" {chance(one.guess.probability)}"
+    guess.truncate(room - 2 - len(sure), overflow="ellipsis")
+    return Text.assemble((f"{mark} ", style), guess, (sure, "dim"))
 
 
 def percent(part: int, whole: int) -> str:

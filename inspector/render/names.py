@@ -70,7 +70,7 @@ def corpus_words(result: dict, t: Translate) -> str:
         words = t(
             f"{corpus}: {result['dropped']:,} duplicates dropped; a tenth of the unique items held out, drawn with seed "
             f"{result['recipe']['seed']}: {train} to train on, {held_out} held out.",
-            f"{corpus}: отброшено повторов {result['dropped']:,}; отложена десятая часть различных строк, зерно "
+            f"{corpus}: отброшено повторов {result['dropped']:,}; отложена десятая часть различных строк, seed "
             f"{result['recipe']['seed']}: для обучения {train}, отложенных {held_out}.",
         )
     if known := result["validation"] - result["unseen"]:

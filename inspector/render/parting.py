@@ -7,7 +7,7 @@ from rich.text import Text
 
 from ..records.comparison import Divergence, Gap, Place, Planted
 from .tables import WIDE, table
-from .text import Translate, quoted, tokens_of, visible
+from .text import Translate, counted, quoted, singular, tokens_of, visible
 
 
 def divergence_report(d: Divergence, t: Translate) -> RenderableType:
@@ -48,7 +48,7 @@ def components_table(d: Divergence, t: Translate) -> RenderableType:
         t("given A's input", "получив вход A"),
         t("differs by", "отличие"),
         t("rounding", "округление"),
-        t("ratio", "во раз"),
+        t("ratio", "отношение"),
         t("in the whole run", "в целом прогоне"),
         numbers=(1, 2, 3, 4),
     )
@@ -207,9 +207,13 @@ def mutations_table(rows: Sequence[Planted], name: str, width: int, t: Translate
     planted = [row for row in rows if row.why_not is None]
     right = sum(row.right for row in planted)
     words = [] if wide else [Text(f"{row.name}: {t(*row.words)}", "dim") for row in planted]
+    mistakes, of_them = (
+        counted(len(planted), "planted mistake", "", t),
+        "внесённой ошибки" if singular(len(planted)) else "внесённых ошибок",
+    )
     total = t(
-        f"{visible(name)}: {right} of {len(planted)} planted mistakes are named at the right place",
-        f"{visible(name)}: верно названо место {right} из {len(planted)} внесённых ошибок",
+        f"{visible(name)}: {right} of {mistakes} {'is' if right == 1 else 'are'} named at the right place",
+        f"{visible(name)}: верно названо место {right} из {len(planted)} {of_them}",
     )
     style = "bold green" if right == len(planted) else "bold red"
     return Group(*([result] if planted else []), Text(total, style), *words, *(Text(visible(line), "dim") for line in lines))

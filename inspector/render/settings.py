@@ -45,7 +45,9 @@ def setting_text(value: object) -> str:
     if isinstance(value, (tuple, list)):
         parts = [f"[{' '.join(map(str, part))}]" if isinstance(part, (tuple, list)) else str(part) for part in value]
         return visible(" ".join(parts[:4]) + (f" … ({len(parts)})" if len(parts) > 4 else ""))
-    return f"{value:g}" if isinstance(value, float) else visible(str(value))
+    if isinstance(value, float):
+        return short if float(short := f"{value:g}") == value else repr(value)  # 0.9999999 is not 1, which is off
+    return visible(str(value))
 
 
 def settings_table(rows: Sequence[Setting], t: Translate) -> RenderableType:
@@ -126,3 +128,4 @@ FILTER_NAMES = {  # in the order in which they act
     "typical_p": "typical-p",
     "greedy": "greedy",
 }
+FILTERS_IN_RUSSIAN = {"n-grams": "запрет n-грамм", "bad words": "запрет слов"}  # where a sentence needs them in the singular

@@ -1,16 +1,15 @@
 """Prompts, steps and continuations for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from ..records.generation import Candidate, Removal, Run, Step, Token, median_step
-from .settings import FILTER_NAMES
-from .tables import table
-from .text import Translate, chance, duration, percent, quoted, threads_of, tokens_of, visible
+from .settings import FILTER_NAMES, FILTERS_IN_RUSSIAN, setting_text
+from .tables import NO_BREAK, Held, TitledPanel, held, table
+from .text import Translate, chance, duration, percent, quoted, singular, threads_of, tokens_of, visible
 
 
 def token_line(tokens: Sequence[Token], parts: Sequence[str | None], t: Translate) -> Text:
@@ -18,13 +17,13 @@ def token_line(tokens: Sequence[Token], parts: Sequence[str | None], t: Translat
 
     ``parts`` are as ``loading.texts.parts_of`` gives them.
     """
-    line, words = Text(), part_words(t)
+    line, words = Held(), part_words(t)
     told = any(part is not None for part in parts)
     for token, part, before in zip(tokens, parts, ("", *parts), strict=False):
         name, style = words[part]
         if told and part != before:
-            line.append(f"{name}: ", f"italic {style}")
-        line.append(quoted(token.text), f"bold {style}" if token.special else style)
+            line.append(held(f"{name}: "), f"italic {style}")
+        line.append(held(quoted(token.text)), f"bold {style}" if token.special else style)
         line.append(f"\u00a0{token.id}{'*' * starred(token, part)}  ", "dim")
     return line
 
@@ -61,8 +60,8 @@ def fed_panel(
     head, tail = 60, 20
     parts = [None] * len(tokens) if parts is None else parts
     if len(tokens) > head + tail:
-        left_out = Text(t(f"… {len(tokens) - head - tail} tokens … ", f"… {len(tokens) - head - tail} токенов … "), "yellow")
-        shown = Text.assemble(token_line(tokens[:head], parts[:head], t), left_out, token_line(tokens[-tail:], parts[-tail:], t))
+        left_out = Text(f"… {tokens_of(len(tokens) - head - tail, t)} … ", "yellow")
+        shown = Held.assemble(token_line(tokens[:head], parts[:head], t), left_out, token_line(tokens[-tail:], parts[-tail:], t))
     else:
         shown = token_line(tokens, parts, t)
     lines = [shown]
@@ -75,12 +74,12 @@ def fed_panel(
         lines.append(Text("; ".join(legend), "dim"))
     if unknown:
         lines.append(unknown_line(unknown, t))
-    title = Text(f"{visible(name)}: {tokens_of(len(tokens), t)} " + t("fed", "на входе"))
-    if "prompt" in parts and "template" not in parts:
-        title.append(t(", no chat template", ", без шаблона чата"))
+    title = [f"{visible(name)}: {tokens_of(len(tokens), t)} " + t("fed", "на входе")]
+    if any(parts) and "template" not in parts:
+        title.append(t("no chat template", "без шаблона чата"))
     if threads is not None:
-        title.append(f", {threads_of(threads, t)}")
-    return Panel(Group(*lines), title=title, title_align="left")
+        title.append(threads_of(threads, t))
+    return TitledPanel(Group(*lines), *title)
 
 
 def computing_line(names: Sequence[str], threads: int, t: Translate) -> Text:
@@ -102,7 +101,7 @@ def candidate_table(step: Step, stages: dict[str, Sequence[float]], t: Translate
     """
     candidates = step.candidates
     columns = [
-        [t("logit", "логит"), *(f"{c.logit:.3f}" for c in candidates)],
+        [t("logit", "логит"), *(f"{c.logit:z.3f}" for c in candidates)],
         [t("p before", "p до"), *(f"{c.probability_before:.4f}" for c in candidates)],
     ]
     before, idle = [c.probability_before for c in candidates], []
@@ -145,7 +144,7 @@ def decision(step: Step, t: Translate) -> str:
         said = t("greedy: no noise, the largest logit after the filters wins", "жадно: без шума, побеждает наибольший логит после фильтров")
         if "repetition_penalty" in step.kept:
             said += t(" (here before the penalty)", " (здесь до штрафа)")
-        numbers = [f"{quoted(c.token.text)} {c.logit:.3f}" for c in (winner, loser) if c]
+        numbers = [f"{quoted(c.token.text)} {c.logit:z.3f}" for c in (winner, loser) if c]
     else:
         said = t(
             "each token draws a noise q from the seed; the largest p/q wins",
@@ -159,16 +158,23 @@ def decision(step: Step, t: Translate) -> str:
     return f"{said}: " + t(", then ", ", затем ").join(numbers) + alone
 
 
-def other_temperature(temperature: float, leaders: Sequence[tuple[Token, float]], token: Token, t: Translate) -> RenderableType:
-    """What another temperature would have done at a step: the best tokens after it, with p, and which would have been chosen."""
-    listed = ", ".join(f"{quoted(own.text)} {p:.4f}" for own, p in leaders)
-    return Text(
-        t(
-            f"at temperature {temperature:g} with the same seed: {listed}; {quoted(token.text)} would be chosen",
-            f"при температуре {temperature:g} и том же seed: {listed}; выбран был бы {quoted(token.text)}",
-        ),
-        "dim",
-    )
+def other_temperature(temperature: float, leaders: Sequence[tuple[Token, float]], token: Token | None, t: Translate) -> RenderableType:
+    """What another temperature would have done at a step: the best tokens after it, with p, and which would have been chosen.
+
+    ``token`` is None of a greedy run, which has no seed: there the probabilities stand alone.
+    """
+    listed, T = held_pairs((own.text, f"{p:.4f}") for own, p in leaders), setting_text(temperature)
+    said = t(f"at temperature {T}", f"при температуре {T}")
+    if token is None:
+        return Group(Held(t(f"drawn {said}, these would be likely: {listed}", f"{said}, если тянуть, вероятны: {listed}"), "dim"))
+    chosen = held(quoted(token.text))
+    said = t(f"{said} with the same seed: {listed}; {chosen} would be chosen", f"{said} и том же seed: {listed}; выбран был бы {chosen}")
+    return Group(Held(said, "dim"))
+
+
+def held_pairs(pairs: Iterable[tuple[str, str]], between: str = ", ") -> str:
+    """Tokens with a number each, such that a line of a ``Held`` ends between two pairs alone."""
+    return between.join(f"{held(quoted(text))}{NO_BREAK}{number}" for text, number in pairs)
 
 
 def sentence(step: Step, t: Translate) -> str:
@@ -181,7 +187,7 @@ def choice(step: Step, t: Translate) -> str:
     chosen = step.chosen
     if chosen is None:
         return quoted(step.token.text)
-    text = f"{quoted(step.token.text)} {chosen.logit:.2f}"
+    text = f"{quoted(step.token.text)} {chosen.logit:z.2f}"
     if "greedy" in step.kept:
         words = t("{}: the most probable; p {}", "{}: самый вероятный; p {}")
         if chosen is not step.candidates[0]:
@@ -190,7 +196,7 @@ def choice(step: Step, t: Translate) -> str:
     left = list(step.kept.values())[-1] if step.kept else None
     rank = t(f"rank {step.rank}", f"{step.rank}-й")
     if left:
-        rank = t(f"rank {step.rank} of {left:,} kept", f"{step.rank}-й из {left:,} оставшихся")
+        rank = t(f"rank {step.rank} of {left:,} kept", f"{step.rank}-й из {left:,} {'оставшегося' if singular(left) else 'оставшихся'}")
     return f"{text}: {rank}; p {chance(chosen.probability_before)} → {chance(chosen.probability_after)}"
 
 
@@ -201,14 +207,14 @@ def removals(step: Step, t: Translate) -> list[str]:
 
 def leaders(step: Step, n: int) -> str:
     """The best raw logits of a step: «о» 7.31 · «и» 6.90 · «н» 4.02."""
-    return " · ".join(f"{quoted(c.token.text)} {c.logit:.2f}" for c in step.candidates[:n])
+    return held_pairs(((c.token.text, f"{c.logit:z.2f}") for c in step.candidates[:n]), " · ")
 
 
 def removal(by: str, own: Removal, t: Translate) -> str:
     """What a filter took away, as the end of a sentence."""
     return t(
         f"{by} removed {own.count:,} of {own.given:,} ({percent(own.mass)} of the mass)",
-        f"{by} убрал {own.count:,} из {own.given:,} ({percent(own.mass)} массы)",
+        f"{FILTERS_IN_RUSSIAN.get(by, by)} убрал {own.count:,} из {own.given:,} ({percent(own.mass)} массы)",
     )
 
 
@@ -243,7 +249,7 @@ def steps_table(names: Sequence[str], rows: Sequence[Sequence[Step | None]], t: 
         end = f" ■\u00a0{why(step.stop_reason, t)}" if step.stop_reason else ""
         entropy = t(f"entropy {step.entropy:.2f}", f"энтропия {step.entropy:.2f}")
         best = leaders(step, 3 if alone else 2)
-        return Text.assemble(ways, "\n", (f"{entropy}; {best}" if best else entropy, "dim"), (end, "bold yellow"))
+        return Held.assemble(ways, "\n", (f"{entropy}; {best}" if best else entropy, "dim"), (end, "bold yellow"))
 
     first = 0 if last is None else max(0, len(rows) - last)
     for number, row in enumerate(rows[first:], first + 1):
@@ -259,11 +265,8 @@ def text_panel(prompt: str, run: Run, t: Translate) -> RenderableType:
     """A prompt and its continuation."""
     end = why(run.stop_reason, t)
     about = "; ".join([tokens_of(len(run.steps), t), *([least_sure(run, t), step_times([run], t)] if run.steps else []), end])
-    return Panel(
-        Text.assemble((visible(prompt), "dim"), ("|", "cyan"), (visible(run.text), "bold"), "\n", (about, "dim")),
-        title=Text(visible(run.model)),
-        title_align="left",
-    )
+    text = Text.assemble((visible(prompt), "dim"), ("|", "cyan"), (visible(run.text), "bold"), "\n", (about, "dim"))
+    return TitledPanel(text, visible(run.model))
 
 
 def least_sure(run: Run, t: Translate) -> str:

@@ -7,7 +7,9 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.containers import Lines
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.panel import Panel
@@ -20,6 +22,7 @@ WIDE = 110  # columns from which two models stand side by side
 BARS = "▁▂▃▄▅▆▇█"
 LABEL = 16  # columns for the token at the left of a map
 MAP_ROWS = 40
+NO_BREAK, HOLD = "\u00a0", "\ue000"  # the latter is for private use
 FEWEST = 24  # columns that a text which wraps is given at least
 
 
@@ -63,6 +66,60 @@ def unwrapped(line: str) -> Text:
     return Text(visible(line), "bold", no_wrap=True)
 
 
+class Held(Text):
+    """A text that breaks at ordinary spaces alone: a no-break space, printed as an ordinary one, holds its two sides on one line.
+
+    rich itself takes both for places to break at, and joins a bare text that is printed to one of its own: print a ``Group`` with it.
+    """
+
+    def held(self, width: int) -> Text:
+        """The text with a letter in the place of each no-break space; one that no shown text has, since ``visible`` writes it out.
+
+        What is held and does not fit on a line is let go from its left, until the rest of it fits.
+        """
+        words = []
+        for word in self.plain.split(" "):
+            parts = word.split(NO_BREAK)
+            loose = next((i for i in range(len(parts)) if cell_len(HOLD.join(parts[i:])) <= width), len(parts))
+            words += [*parts[:loose], *([HOLD.join(parts[loose:])] if loose < len(parts) else [])]
+        text = self.copy()
+        text.plain = " ".join(words)
+        return text
+
+    def wrap(self, console: Console, width: int, **how) -> Lines:
+        """The text's lines; of one that must not wrap the first, which ends before what it has no room for."""
+        alone = how.pop("no_wrap", False)
+        lines = self.held(width).wrap(console, width, **how)
+        if alone and cell_len(self.plain) > width:
+            lines = Lines(lines[:1])
+        for line in lines:
+            line.plain = line.plain.replace(HOLD, " ")
+        return lines
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self.held(options.max_width))
+
+
+def held(text: str) -> str:
+    """A text whose spaces hold in a ``Held``."""
+    return text.replace(" ", NO_BREAK)
+
+
+class TitledPanel(Panel):
+    """A panel whose title is of parts; those for which its edge has no room stand inside, as the first line."""
+
+    def __init__(self, body: RenderableType, *parts: str):
+        super().__init__(body, title_align="left")
+        self.parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = options.max_width - 6
+        fitting = [n for n in range(1, len(self.parts) + 1) if cell_len(", ".join(self.parts[:n])) <= room]
+        above, inside = ", ".join(self.parts[: len(fitting)]), ", ".join(map(held, self.parts[len(fitting) :]))
+        body = Group(Held(inside, overflow="fold"), self.renderable) if inside else self.renderable
+        yield Panel(body, title=Text(above) if above else None, title_align=self.title_align)
+
+
 class NamedRows(Table):
     """A table whose first column, the rows' names, stays whole at any width.
 
@@ -90,7 +147,7 @@ class NamedRows(Table):
             parts[-1] += group
             room -= size
         for part in parts or [[0]]:
-            yield self.part(part)
+            yield self.part(part, len(parts) > 1)
 
     def need(self, i: int, console: Console, options: ConsoleOptions) -> int:
         """The columns on the screen that column ``i`` cannot do without: text that may wrap is content with a few words' width."""
@@ -105,15 +162,17 @@ class NamedRows(Table):
         least = min(longest, FEWEST if column.flexible else min(max(word, FEWEST // 2), FEWEST)) if wraps else longest
         return max(least, column.min_width or 0)
 
-    def part(self, columns: Sequence[int]) -> Table:
-        """The table of these columns alone."""
+    def part(self, columns: Sequence[int], some_rows: bool = False) -> Table:
+        """The table of these columns alone; with ``some_rows`` without the rows whose cells are all in others."""
         some = [self.columns[i] for i in columns]
         result = Table(box=self.box, pad_edge=self.pad_edge, show_edge=self.show_edge, expand=any(column.flexible for column in some))
         for i, own in zip(columns, some, strict=True):
             sizes = dict(width=own.width, min_width=own.min_width, max_width=own.max_width, ratio=own.ratio)
             result.add_column(own.header, justify=own.justify, overflow=own.overflow, no_wrap=own.no_wrap or i == 0, **sizes)
-        for row, *cells in zip(self.rows, *(column.cells for column in some), strict=True):
-            result.add_row(*cells, style=row.style)
+        for row, *cells in zip(self.rows, *(column.cells for column in self.columns), strict=True):
+            own = [cells[i] for i in columns]
+            if not some_rows or any(map(str, own[1:])) or not any(map(str, cells[1:])):
+                result.add_row(*own, style=row.style)
         return result
 
     def row_by_row(self, groups: Sequence[Sequence[int]]) -> Iterator[RenderableType]:
@@ -124,7 +183,7 @@ class NamedRows(Table):
                 head = str(self.columns[group[0]].header).replace("\n", "")
                 said = Text(" ").join(Text.assemble(cells[i]) for i in group if str(cells[i]))
                 if said:
-                    yield Padding(Text.assemble(f"{head}: " if head else "", said, style=row.style or "", overflow="fold"), (0, 0, 0, 2))
+                    yield Padding(Held.assemble(f"{head}: " if head else "", said, style=row.style or "", overflow="fold"), (0, 0, 0, 2))
 
 
 def table(*columns: str, numbers: Sequence[int] = (), wide: Sequence[int] = ()) -> NamedRows:

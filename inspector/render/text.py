@@ -62,8 +62,13 @@ def threads_of(number: int, t: Translate) -> str:
 def counted(number: int, english: str, russian: str, t: Translate) -> str:
     """A number of things in words; the Russian word is masculine and ends in a hard consonant."""
     last, teens = number % 10, 11 <= number % 100 <= 14
-    ending = "" if last == 1 and not teens else "а" if 2 <= last <= 4 and not teens else "ов"
+    ending = "" if singular(number) else "а" if 2 <= last <= 4 and not teens else "ов"
     return t(f"{number:,} {english}{'s' * (number != 1)}", f"{number:,} {russian}{ending}")
+
+
+def singular(number: int) -> bool:
+    """Whether what a Russian number counts is in the singular: with 1, 21 and 101, and not with 11."""
+    return number % 10 == 1 and number % 100 != 11
 
 
 def memory(size: int, t: Translate) -> str:
@@ -75,13 +80,17 @@ def memory(size: int, t: Translate) -> str:
 
 
 def chance(p: float) -> str:
-    """A probability, short: 0.21, and 7e-05 where two decimals would say nothing."""
+    """A probability, short: 0.21, 7e-05 where two decimals would say nothing, and >0.99 where they would say that it is certain."""
+    if 0.995 <= p < 1:
+        return ">0.99"
     return f"{p:.2f}" if p >= 0.01 or p == 0 else f"{p:.1g}"
 
 
 def percent(share: float) -> str:
-    """A share in per cent, short: 8.5 %, and <0.01 % where two decimals would say nothing."""
+    """A share in per cent, short: 8.5 %, <0.01 % where two decimals would say nothing, and >99.9 % where one would say that it is all."""
     value = 100 * share
+    if 99.95 <= value < 100:
+        return ">99.9 %"
     return f"{value:.1f} %" if value >= 0.1 else f"{value:.2f} %" if value >= 0.01 else "<0.01 %"
 
 

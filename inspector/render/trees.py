@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
-from .tables import WIDE, table
-from .text import Translate, count, memory, visible
+from .tables import WIDE, Held, held, table
+from .text import Translate, count, counted, memory, singular, tokens_of, visible
 from .traits import labelled, trait_list, trait_table
 
 FUNCTIONAL_IN_RUSSIAN = {
@@ -111,7 +111,7 @@ def tree_panel(
     depth: int | None = None,
 ) -> Panel:
     """A module tree with its totals, in a panel ``width`` columns wide; of its levels ``depth``, all by default."""
-    said = t(f"{node.parameters:,} parameters, {memory(node.bytes, t)}", f"{node.parameters:,} параметров, {memory(node.bytes, t)}")
+    said = f"{counted(node.parameters, 'parameter', 'параметр', t)}, {memory(node.bytes, t)}"
     total = Text(said + t("; tied weights counted once", "; общие веса учтены один раз"))
     if tied := next((child for child in node.children if child.tied_to), None):
         total.append(f": {tied.name} = {tied.tied_to}", "yellow")
@@ -161,8 +161,9 @@ def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate, nod
         (
             t("FLOPs per token", "FLOP на токен"),
             lambda c: t(
-                f"{count(c.flops)} at {c.context:,} tokens, of these attention {c.attention_flops / max(1, c.flops):.1%}",
-                f"{count(c.flops)} при {c.context:,} токенах, из них внимание {c.attention_flops / max(1, c.flops):.1%}",
+                f"{count(c.flops)} at {tokens_of(c.context, t)}, of these attention {c.attention_flops / max(1, c.flops):.1%}",
+                f"{count(c.flops)} при {c.context:,} {'токене' if singular(c.context) else 'токенах'}, "
+                f"из них внимание {c.attention_flops / max(1, c.flops):.1%}",
             ),
         ),
     ]
@@ -269,11 +270,12 @@ def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]
     """
     result = table(t("model", "модель"), "backbone", t("head", "голова"), t("ids → hidden states → logits", "ids → состояния → логиты"))
     for name, backbone, head, _, shapes in rows:
-        seen = " → ".join(str(list(shape)) for shape in shapes)
-        result.add_row(Text(visible(name)), Text(backbone, "blue"), Text(head, "green"), Text(seen))
+        seen = " → ".join(held(str(list(shape))) for shape in shapes)
+        said = Text(role_words("head", head, t), "green")
+        result.add_row(Text(visible(name)), Text(backbone, "blue"), said, Held(seen))
     probes = " / ".join(map(str, dict.fromkeys(probe for *_, probe, _ in rows)))
     proof = t(
-        f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probes} tokens",
-        f"head(backbone(ids)) = model(ids) бит в бит на пробе из {probes} токенов",
+        f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probes} token{'s' * (probes != '1')}",
+        f"head(backbone(ids)) = model(ids) бит в бит на пробе из {probes} {'токена' if singular(rows[-1][3]) else 'токенов'}",
     )
     return Group(result, Text(proof))

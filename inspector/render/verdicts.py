@@ -29,7 +29,7 @@ def level_words(level: str, t: Translate) -> str:
 
 def sampling_words(sampling: Sampling, t: Translate) -> str:
     """The settings that are on, in the order in which they act, and the seed: T=0.8, top-k 2, seed 0."""
-    how = [t("greedy", "жадно") if sampling.greedy else f"T={sampling.temperature:g}"]
+    how = [t("greedy", "жадно") if sampling.greedy else f"T={setting_text(sampling.temperature)}"]
     names = [name for name in FILTER_NAMES if name != "temperature" and name in SETTINGS and sampling.is_on(name)]
     how += [f"{FILTER_NAMES[name]} {setting_text(getattr(sampling, name))}" for name in names]
     return ", ".join(how if sampling.greedy else [*how, f"seed {sampling.seed}"])
@@ -144,7 +144,10 @@ def logits_said(verdict: Verdict, t: Translate) -> list[str]:
 def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence[int], t: Translate) -> RenderableType:
     """By hand beside ``model.generate()``, with what this run measured; ``lines`` of code, of generate's call and of the lesson."""
     n_hand = len(verdict.tokens_hand)
-    own = t("our own; the same seed, the same q", "своё; то же зерно, те же q")
+    own = t("our own; the same seed, the same q", "своё; тот же seed, те же q")
+    built_in = t("built in, torch.multinomial", "встроенное, torch.multinomial")
+    if verdict.sampling.greedy:
+        own, built_in = t("our own argmax", "свой argmax"), t("built in, torch.argmax", "встроенное, torch.argmax")
     off = t("off here, on by default", "здесь выключен, обычно включён")
     rows = (
         (
@@ -157,7 +160,7 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
             t("model(ids), a black box", "model(ids), чёрный ящик"),
             f"model.{backbone}(ids) → model.{head}(…)",
         ),
-        (t("sampling", "сэмплирование"), t("built in, torch.multinomial", "встроенное, torch.multinomial"), own),
+        (t("sampling", "сэмплирование"), built_in, own),
         ("KV-cache", off, t("none", "нет")),
         (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
         (t("lines of code", "строк кода"), t(f"{lines[0]}, the call", f"{lines[0]}, вызов"), f"{lines[1]}, inference.py"),
@@ -209,8 +212,10 @@ def loop_table(rows: Sequence[dict], t: Translate) -> RenderableType:
     meaning = t(
         "ms of a step: backbone, head, filters and draw; medians after a warm-up. hand_to_generate is the median of the rounds' ratios, "
         "recording_percent that of the steps' (a step's record, beside its time)",
-        "ms на шаг: backbone, голова, фильтры и выбор; медианы после прогрева. hand_to_generate — медиана отношений по раундам, "
-        "recording_percent — по шагам (запись шага, помимо его времени)",
+        "столбцы названы, как в файле с числами: context — длина контекста; hand_ms и generate_ms — мс на шаг вручную и в generate(); "
+        "limit_ms — меньше шаг здесь занять не может; hand_to_… — отношение шага вручную к нему и к generate(). "
+        "Шаг: backbone, голова, фильтры и выбор; медианы "
+        "после прогрева, hand_to_generate — медиана отношений по раундам; recording_percent — запись шага в процентах от его времени",
     )
     return Group(result, Text(meaning, "dim"))
 

@@ -69,3 +69,16 @@ def test_a_bert_that_is_no_decoder_is_refused(monkeypatch):
     monkeypatch.setitem(tiny.FIELDS, "is_decoder", False)
     row = bench.examine("bert")
     assert row.split == "refused" and "is_decoder" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("lama", "llama"), ("GPT", "gpt2"), ("qwen25", "qwen2"), ("mamba-2", "mamba2"), ("bert_lm", "bert")]
+)
+def test_a_wrong_type_is_told_what_is_near(wrong, meant):
+    with pytest.raises(ValueError, match=rf"did you mean .*\b{meant}\b"):
+        bench.coverage([wrong])
+
+
+def test_a_type_that_is_near_to_nothing_is_told_where_all_are():
+    with pytest.raises(ValueError, match=r"docs/coverage.md lists them"):
+        bench.coverage(["zzzzzz"])

@@ -118,3 +118,11 @@ def test_every_style_can_be_read_in_a_saved_screen(readable):
 def test_the_gender_view_names_every_place():
     text = shown(gender_view(GENDER, translator("en")), 100)
     assert "100%" in text and "-0%" not in text and "layers.3.attn.head.3, 2" in text and "99.0 %" in text
+
+
+def test_numbers_of_nothing_have_no_sign_and_one_pair_is_one():
+    result = dict(pairs=1, lead=dict(female=-0.0001, male=0.0), moved={}, ablated=[])
+    for language, words in (("en", "1 pair of prompts"), ("ru", "Пары запросов (1)")):
+        console = Console(width=200, file=io.StringIO(), color_system=None)
+        console.print(gender_view(result, translator(language)))
+        assert words in console.file.getvalue() and "-0.00" not in console.file.getvalue()

@@ -133,3 +133,13 @@ def test_bars(value, top, sign):
 
 def test_a_map_of_a_long_prompt_says_what_it_leaves_out():
     assert "the last 40 of 200 tokens; the 160 before them are the yellow column together" in drawn(120, "en")
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_a_lens_shows_whole_pairs_alone(width):
+    guesses = tuple(Guess(Token(i, "к" * i + " д"), 1.0, 0.25) for i in range(8))
+    row = replace(LENS.rows[0], top=guesses)
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(inside.lens_view(replace(LENS, rows=(row,)), width, translator("en")))
+    line = next(line for line in console.file.getvalue().splitlines() if row.role in line)
+    assert "… " not in line and line.count("«") == line.count("» 0.25") >= 1

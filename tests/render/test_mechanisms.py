@@ -104,3 +104,22 @@ def test_shares(value, text):
 
 def test_calls_of_one_layer_are_told_apart():
     assert (mechanisms.layer_of("layers.3.mlp"), mechanisms.layer_of("layers.3.mlp#2")) == ("3", "3#2")
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+def test_a_guess_is_cut_and_its_probability_is_not(width):
+    guess = Foretold(2, Guess(Token(1, "</s>"), 1.0, 0.9999), None, None)
+    long = replace(guess, guess=Guess(Token(2, "очень длинное слово" * 3), 1.0, 0.0000123))
+    prompt = (Token(0, "а"), Token(3, "б"))
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(
+        mechanisms.further_view(Further("a", prompt, (Depth(0, (guess, guess), 0), Depth(1, (long,), 0))), width, translator("en"))
+    )
+    assert "«</s>» >0.99" in console.file.getvalue() and "… 1e-05" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("width", "said"), [(50, "a bar for each expert"), (100, "per cent of all choices")])
+def test_the_caption_is_that_of_the_form_that_is_shown(width, said):
+    mixture = Mixture("layers.0.mlp", (), (0.25,) * 4, (0.25,) * 4, 0, 1.0, 0.0, 1.0)
+    [line] = mechanisms.load_said([mixture], width, translator("en"))
+    assert said in line.plain and (len(mechanisms.load_table([mixture], width, translator("en")).columns) == 5)

@@ -14,13 +14,14 @@ from inspector.records.generation import Candidate, Removal, Run, Sampling, Sett
 from inspector.records.structure import Costs, Fact, ModuleNode, RoleDifference, TraitDifference
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
-from inspector.render.settings import FILTER_NAMES, settings_line, settings_remarks, settings_table
+from inspector.render.settings import FILTER_NAMES, setting_text, settings_line, settings_remarks, settings_table
 from inspector.render.steps import (
     candidate_table,
     computing_line,
     continuations,
     decision,
     fed_panel,
+    leaders,
     other_temperature,
     sentence,
     steps_table,
@@ -39,6 +40,7 @@ from inspector.render.verdicts import (
     growth_table,
     loop_table,
     rises,
+    sampling_words,
     verdict_line,
 )
 
@@ -495,13 +497,16 @@ def test_memory(size, text):
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0.0, "<0.01 %"), (9e-5, "<0.01 %"), (0.0009, "0.09 %"), (0.0851, "8.5 %"), (0.995, "99.5 %"), (1.0, "100.0 %")]
+    ("share", "text"),
+    [(0.0, "<0.01 %"), (9e-5, "<0.01 %"), (0.0009, "0.09 %"), (0.0851, "8.5 %"), (0.995, "99.5 %"), (1.0, "100.0 %"), (0.99961, ">99.9 %")],
 )
 def test_percents(share, text):
     assert percent(share) == text
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.0, "0.00"), (0.214, "0.21"), (1.0, "1.00"), (0.0000724, "7e-05"), (0.01, "0.01")])
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0, "0.00"), (0.214, "0.21"), (1.0, "1.00"), (0.0000724, "7e-05"), (0.01, "0.01"), (0.9961, ">0.99")]
+)
 def test_chances(p, text):
     assert chance(p) == text
 
@@ -532,3 +537,88 @@ def test_a_live_table_on_a_terminal_ends_as_the_whole_table_once(tmp_path):
 def test_a_screen_is_saved_as_svg_or_html_alone(tmp_path):
     with pytest.raises(ValueError, match=r"\.svg or \.html"):
         Screen(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("value", [0.9999999, 1e-9, 0.1, 1.0, 2.5, 1234567.0, -1e10])
+def test_a_setting_is_never_rounded_into_another_one(value):
+    assert float(setting_text(value)) == value
+
+
+def test_settings_that_are_almost_off_are_not_said_to_be():
+    sampling = Sampling(temperature=0.99999999, top_p=0.9999999, seed=0)
+    line = settings_line(sampling, dict.fromkeys(("temperature", "top_p", "seed"), "flag"), translator("en")).plain
+    assert "top-p 0.9999999 " in line and sampling_words(sampling, translator("en")) == "T=0.99999999, top-p 0.9999999, seed 0"
+
+
+def test_a_logit_of_nothing_has_no_sign():
+    step = replace(STEP, candidates=(candidate(8, "ин", -0.0001, 0.5, 0.66, draw=1.9),), runner_up=None)
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(candidate_table(step, {}, translator("en")), sentence(step, translator("en")), leaders(step, 1))
+    assert "0.00" in console.file.getvalue() and "-0.0" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80, 100])
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_a_token_stays_with_its_number_and_a_shape_is_whole(width, language):
+    t = translator(language)
+    tokens = [Token(1000 + i, text, not i % 7) for i, text in enumerate(["<|im_start|>", " created", "«", "\n", " а б ", "system"] * 6)]
+    parts = [("default", "template", "prompt", None)[i // 5 % 4] for i in range(len(tokens))]
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(fed_panel("a name", tokens, [], t, 2, parts))
+    leading = [(Token(i, f"{i} of"), 0.5) for i in range(9)]
+    console.print(other_temperature(0.5, leading, None, t), steps_table(["one"], [[STEP]], t))
+    console.print(split_table([("a model", "backbone", "Linear(128→65)", 8, ((1, 5), (1, 5, 128), (1, 1, 65)))], t))
+    lines = console.file.getvalue().splitlines()
+    pairs = [f"{quoted(token.text)} {token.id}" for token in tokens] + [f"«{i} of» 0.5000" for i in range(9)]
+    for whole in [*pairs, "«о» 7.31", "[1, 5, 128]", "[1, 1, 65]"]:
+        assert any(whole in line for line in lines), whole
+    label = t("system, the template's own: «", "система, из самого шаблона: «")
+    assert any(label in line for line in lines) and not any(line.rstrip(" │").endswith(label[-3:-1]) for line in lines)
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_a_greedy_run_is_told_no_seed(language):
+    t = translator(language)
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    greedy = replace(VERDICTS[0], sampling=Sampling(temperature=0.0))
+    console.print(other_temperature(0.5, [(Token(7, "о"), 0.75)], None, t), comparison_table("model", "lm_head", greedy, [11, 135], t))
+    console.print(*lesson.closing("run names --greedy", t, greedy=True))
+    assert not re.search(r"(?<!--)seed|multinomial", console.file.getvalue()) and "0.7500" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("width", "rows"), [(60, 1), (100, 2)])
+def test_a_model_that_has_ended_has_no_row_of_its_own(width, rows):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(steps_table(["one", "two"], [[STEP, LAST], [STEP, None]], translator("en")))
+    last = console.file.getvalue().splitlines() if width == 100 else console.file.getvalue().partition("two")[2].splitlines()
+    assert sum(bool(re.match(r"\d ", line)) for line in last) == rows
+
+
+def test_russian_numbers_take_their_form():
+    t = translator("ru")
+    assert "41,376 параметров" in shown(tree_panel(TREE, "one", 80, t))
+    assert "41,371 параметр," in shown(tree_panel(replace(TREE, parameters=41_371), "one", 80, t))
+    assert "41,374 параметра," in shown(tree_panel(replace(TREE, parameters=41_374), "one", 80, t))
+    for left, words in ((1, "1 оставшегося"), (2, "2 оставшихся"), (11, "11 оставшихся"), (21, "21 оставшегося")):
+        assert words in sentence(replace(STEP, kept={"top_p": left}), t)
+    for probe, words in ((1, "1 токена"), (11, "11 токенов"), (21, "21 токена"), (40, "40 токенов")):
+        assert words in shown(split_table([("names", "model", "Linear", probe, ((1, 5),))], t))
+
+
+def shown(renderable) -> str:
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_russian_sentences_have_russian_words():
+    for text in (
+        sentence(BANNED, translator("ru")),
+        sentence(replace(STEP, removed={"bad_words_ids": Removal(1, 65, 0.1)}), translator("ru")),
+    ):
+        assert "убрал 1 из 65" in text and "запрет" in text
+    said = shown(loop_table([dict.fromkeys(LOOP_COLUMNS, 1.0)], translator("ru")))
+    assert all(f"{name} —" in " ".join(said.split()) for name in ("context", "generate_ms", "limit_ms", "hand_to_…", "recording_percent"))
+    assert "зерно" not in shown(comparison_table("model", "lm_head", VERDICTS[0], [1, 2], translator("ru")))
+    split = shown(split_table([("names", "model", "Linear(32→65, tied)", 8, ((1, 5),))], translator("ru")))
+    assert "общие веса" in split and "tied" not in split

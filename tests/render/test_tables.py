@@ -5,14 +5,15 @@ import shlex
 import sysconfig
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
+from rich.panel import Panel
 from rich.text import Text
 
 from inspector.records.generation import Run, Sampling, Step, Token
 from inspector.records.structure import Costs, ModuleNode
 from inspector.render import lesson
 from inspector.render.screen import Screen
-from inspector.render.tables import command, table
+from inspector.render.tables import Held, TitledPanel, command, held, table
 from inspector.render.text import translator
 from inspector.render.trees import tree_panel
 
@@ -150,3 +151,30 @@ def test_what_no_cache_costs_is_counted():
     run = Run("m", "m", "float32", "cpu", (), Sampling(), {}, 4, steps, "eos", "aaaa")
     assert "the 4 steps of m read 5 + … + 8 = 26 tokens; with one each is read once: 8" in lesson.no_cache(run, T).plain
     assert "(4) прочли 5 + … + 8 = 26 токенов" in lesson.no_cache(run, translator("ru")).plain
+
+
+@pytest.mark.parametrize("width", [16, 20, 40])
+def test_no_break_spaces_hold_and_are_printed_as_spaces(width):
+    pairs = [f"«{'к' * (i % 5)} » {i}" for i in range(20)]
+    for renderable in (Group(Held("  ".join(map(held, pairs)))), Panel(Held("  ".join(map(held, pairs))))):
+        lines = shown(renderable, width).splitlines()
+        assert max(map(len, lines)) <= width and all(any(pair in line for line in lines) for pair in pairs)
+
+
+def test_a_row_of_another_part_is_not_named_again():
+    result = table("#", "one", "two", numbers=(1, 2))
+    for i, cells in enumerate([("1" * 8, "2" * 8), ("3" * 8, ""), ("", "")]):
+        result.add_row(str(i), *cells)
+    assert [line.split() for line in shown(result, 14).splitlines() if "─" not in line] == [
+        *(["#", "one"], ["0", "11111111"], ["1", "33333333"], ["2"]),
+        *(["#", "two"], ["0", "22222222"], ["2"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "edge"), [(32, "─ a name, 5 tokens, 1 thread ─"), (31, "─ a name, 5 tokens ─"), (16, "─ a name ─"), (10, "╭─────")]
+)
+def test_what_a_title_has_no_room_for_stands_inside(width, edge):
+    lines = shown(TitledPanel(Text("body"), "a name", "5 tokens", "1 thread"), width).splitlines()
+    assert edge in lines[0] and "…" not in "".join(lines)
+    assert all(any(part in line for line in lines) for part in ("a name", "5 tokens", "1 thread", "body")) or width < 12
