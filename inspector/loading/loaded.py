@@ -272,6 +272,13 @@ def attach(
     )
 
 
+def check_loaded(m: object) -> None:
+    """Refuses what is no ``Loaded``, such as a model by itself. Raises ``ValueError``."""
+    if not isinstance(m, Loaded):
+        name = getattr(m, "__name__", type(m).__name__)
+        raise ValueError(f"{name} is no loaded model: give what inspector.load or inspector.attach returns")
+
+
 def texts_of(tokenizer: PreTrainedTokenizerBase) -> Texts:
     """How a tokenizer makes text of ids."""
     return Texts(token=partial(token_of, tokenizer), whole=partial(tokenizer.decode, skip_special_tokens=True))

@@ -185,6 +185,12 @@ class Sampling:
         return entry.acts(getattr(self, name))
 
 
+def check_sampling(sampling: object) -> None:
+    """Refuses what is no ``Sampling``, such as the class itself. Raises ``ValueError``."""
+    if not isinstance(sampling, Sampling):
+        raise ValueError(f"sampling={sampling!r:.60}: give a Sampling, such as Sampling() or Sampling(temperature=0)")
+
+
 SETTINGS: dict[str, Entry] = {own.name: own.metadata["entry"] for own in fields(Sampling)}
 # Those settings of ``generate()`` that ``Sampling`` does not have, and that change what is generated from one prompt or where it ends.
 OTHER_SETTINGS: dict[str, Entry] = {
