@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..loop.sampling import Bounds, bounds_of, draw, new_generator, run_filters
 from ..parts.heads import logits_of
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..records.comparison import BehindLogits, Verdict, first_difference
-from ..records.generation import Sampling, median_step
+from ..records.generation import Sampling, check_sampling, median_step
 from .causes import fed_otherwise, is_training, others, stamps
 from .sides import Side, by_generate, by_hand, extended, watched_generate, with_generate
 
@@ -33,6 +33,8 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
         ValueError: as ``decode`` does, or there is nothing to compare with: a ``generate()`` that fails, or does not return its
             tokens and logits.
     """
+    check_loaded(m)
+    check_sampling(sampling)
     m = with_generate(m)
     if sampling.seed is None:
         sampling = replace(sampling, seed=0)

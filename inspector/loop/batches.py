@@ -220,7 +220,7 @@ def forget(m: Loaded) -> None:
     next_logits(m.split, torch.zeros(1, 1, dtype=torch.long, device=m.device))
 
 
-def new_row(m: Loaded, ids_T: Tensor, sampling: Sampling, max_new_tokens: int) -> Row:
+def new_row(m: Loaded, ids: Sequence[int] | Tensor, sampling: Sampling, max_new_tokens: int) -> Row:
     """A prompt's row, with a random generator of its own."""
     generator = new_generator(sampling.seed, m.device)
-    return Row(ids_T, sampling, max_new_tokens, m.stop_ids, m.context_length, m.texts, generator, LISTED)
+    return Row(m.prompt(ids)[0], sampling, max_new_tokens, m.stop_ids, m.context_length, m.texts, generator, LISTED)
