@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import check_request
 from ..loop.decoding import next_logits
 from ..parts.errors import whole
@@ -61,6 +61,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     Raises:
         ValueError: ids that one of them cannot read, no step at all, models that share no component, or an A that does not run in float64.
     """
+    check_loaded(a)
+    check_loaded(b)
     whole("max_new_tokens", max_new_tokens, 1)
     ids_1T, _ = a.prompt(ids), b.prompt(ids)  # both must be able to read them
     check_request(ids_1T.shape[1], max_new_tokens, a.context_length)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..inside.attention import ChangedAttention
-from ..loading.loaded import Loaded, attach
+from ..loading.loaded import Loaded, attach, check_loaded
 from ..models import GroupedQueryAttention, RotaryEmbedding
 from ..parts.heads import forward, logits_of
 from ..parts.roles import layers
@@ -470,6 +470,7 @@ def mutate(m: Loaded, ids: Sequence[int] | None = None, names: Sequence[str] = (
     Raises:
         ValueError: there is no such mutation, or the prompt is wrong, before anything runs; or as ``diverge`` does.
     """
+    check_loaded(m)
     if isinstance(names, str):
         raise ValueError(f"names={names!r}: give a list, [{names!r}]")
     if unknown := [name for name in names if name not in MUTATIONS]:

@@ -10,13 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import check_count
 from ..loop.sampling import Bounds, bounds_of, draw, new_generator, run_filters
 from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
 from ..parts.watching import largest_difference
 from ..records.comparison import BehindLogits, Verdict, first_difference
-from ..records.generation import Sampling, median_step
+from ..records.generation import Sampling, check_sampling, median_step
 from .causes import fed_otherwise, others, stamps
 from .sides import Side, by_generate, by_hand, extended, is_training, watched_generate, with_generate
 
@@ -34,6 +34,8 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
         ValueError: as ``decode`` does, or there is nothing to compare with: a ``generate()`` that fails, or does not return its
             tokens and logits.
     """
+    check_loaded(m)
+    check_sampling(sampling)
     check_count(max_new_tokens=max_new_tokens)
     m = with_generate(m)
     if sampling.seed is None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..models import NATIVE_ATTENTION
 from ..parts.errors import InvariantError, whole
 from ..parts.roles import layers, spans
@@ -111,6 +111,7 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
         ValueError: the prompt is wrong, or there is no such head.
         InvariantError: a row of weights does not sum to 1, a token looks at a later one, or the eager pass is not the usual one.
     """
+    check_loaded(m)
     ids_1T = m.prompt(ids)
     for pair in maps:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:

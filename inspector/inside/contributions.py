@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..parts.errors import InvariantError, NoSumError
 from ..parts.heads import Kind, steps
 from ..parts.splitting import AMPLIFIED, in_a_line, input_embedding, is_tied
@@ -152,6 +152,7 @@ def contributions(m: Loaded, ids: Sequence[int] | Tensor, token: int | None = No
         NoSumError: a post-norm model, or one whose stream, norm or head is not of this kind.
         InvariantError: the sum does not come out, by more than rounding, as it is or at other weights; or the model gives NaN.
     """
+    check_loaded(m)
     ids_1T = m.prompt(ids)
     token = None if token is None else real_token(m, token)
     modules = {role: module for role, module in m.components.items() if of_interest(part_of(role))}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..models import MixtureOfExperts
 from ..parts.errors import InvariantError, NoPartError
 from ..parts.watching import Call, Watch, copied, first_tensor
@@ -28,6 +28,7 @@ def experts(m: Loaded, ids: Sequence[int]) -> Experts:
         InvariantError: a choice is none, weights do not sum to what they should, or the chosen experts, each asked alone,
             do not add up to what the model's mixture gave.
     """
+    check_loaded(m)
     ids_1T, known = m.prompt(ids), m.components
     found: list[Mixture] = []
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..models.mtp import further_logits
 from ..parts.errors import InvariantError, NoPartError
 from ..records.generation import Guess
@@ -26,6 +26,7 @@ def further(m: Loaded, ids: Sequence[int]) -> Further:
         ValueError: the prompt is wrong; ``NoPartError``: it has no depths.
         InvariantError: running the depths changes the main head's logits, or one of them has seen the token that it predicts.
     """
+    check_loaded(m)
     ids_1T = m.prompt(ids)
     ids = ids_1T[0].tolist()
     if not hasattr(m.model, "mtp"):

@@ -11,7 +11,7 @@ Shape letters: B batch, T tokens, D hidden, H heads, K head width.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..loop.decoding import next_logits
 from ..models import Routing
 from ..parts.errors import InvariantError
@@ -75,6 +75,7 @@ def sites(m: Loaded, pattern: str) -> list[Site]:
     Raises:
         ValueError: there is none; some that there are, are named.
     """
+    check_loaded(m)
     modules = {role: module for role, module in m.modules.items() if not isinstance(module, (nn.ModuleList, nn.ModuleDict))}
     around = surroundings(modules)
     found = [Site(role, module, around(role)) for role, module in modules.items() if fit(pattern, role)]
@@ -293,6 +294,7 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
             run, or an expert that no position is sent to; a patch without its source.
         InvariantError: one of the two proofs fails, or the model gives NaN by itself.
     """
+    check_loaded(m)
     wanted, sources = requested(interventions, sources), sources or {}
     ids_1T = m.prompt(ids)
     places = list({site.role: site for what in wanted for site in sites(m, what.role)}.values())
@@ -321,8 +323,12 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
 
 def requested(interventions: Sequence[Intervention], sources: dict[str, Sequence[int]] | None) -> list[Intervention]:
     """The interventions that ``effect`` is asked for. Raises ``ValueError`` as it does, for what shows without a model."""
+    if sources is not None and not isinstance(sources, Mapping):
+        raise ValueError(f"sources={sources!r:.40}: give a dictionary from a patch's value to its ids")
     if isinstance(interventions, Intervention):
         raise ValueError("one intervention where several may be: give a list, [Intervention(…)]")
+    if not isinstance(interventions, Iterable):
+        raise ValueError(f"interventions={interventions!r:.40}: give a list, [Intervention(…)]")
     wanted = list(interventions)
     if not wanted:
         raise ValueError("nothing to change: give --ablate, --scale or --patch")

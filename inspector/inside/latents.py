@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..parts.errors import InvariantError, NoPartError
 from ..parts.roles import layers
 from ..parts.watching import Call, Watch
@@ -27,6 +27,7 @@ def latents(m: Loaded, ids: Sequence[int]) -> Latents:
         ValueError: the prompt is wrong; ``NoPartError``: no attention with latents is recognised.
         InvariantError: the keys and values are not made of the latents, or the heads' outputs cannot be had from latents alone.
     """
+    check_loaded(m)
     ids_1T = m.prompt(ids)
     found: list[LatentLayer] = []
     running: list[Call] = []

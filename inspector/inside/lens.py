@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..parts.errors import InvariantError, whole
 from ..parts.roles import layers
 from ..parts.watching import Call, by_hand, first_tensor
@@ -34,6 +34,7 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
         ValueError: the prompt is wrong, or has no such position.
         InvariantError: the last row would not be the model's own logits, and why.
     """
+    check_loaded(m)
     ids_1T = m.prompt(ids)
     length = ids_1T.shape[1]
     if not -length <= whole("position", position) < length:

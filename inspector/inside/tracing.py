@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..files import new_folder, replacing
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..parts.roles import BLOCKS, chosen
 from ..parts.watching import Call, Clock, apart, by_hand, first_numbers
 from ..records.inside import Component, NotFinite, Statistics, Trace
@@ -93,6 +93,7 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         ValueError: the prompt, a role, or the folder is wrong.
         InvariantError: the watched pass is not the unwatched one (``watching.apart``).
     """
+    check_loaded(m)
     ids_1T, modules = m.prompt(ids), chosen(m.components, roles, m.origin.name)
     tensors = new_folder(tensors)
     found: list[Seen] = []

@@ -16,7 +16,7 @@ from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token
-from .texts import Texts, check_ids, check_request
+from .texts import Texts, check_ids, check_request, one_prompt
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,10 @@ class Loaded:
         Raises:
             ValueError: no tokens, or more than the model reads; several rows; no ids, or such as it does not have.
         """
-        try:
-            given = torch.as_tensor(ids)
-        except (TypeError, ValueError, RuntimeError) as error:  # of text, of rows that differ in length, of what is no number
-            raise ValueError(f"ids {str(ids)[:40]!r}: give whole numbers; text goes through encode first") from error
-        if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != 1):
-            raise ValueError(f"ids of shape {list(given.shape)}: give one prompt, [T] or [1, T]; several go one by one, or to run_prompts")
-        check_request(given.numel(), 1, self.context_length)
-        check_ids(given, self.vocab_size, self.origin.name)
-        given = given.to(torch.long)
-        return given.reshape(1, -1).to(self.device, copy=True)
+        ids_T = one_prompt(ids)
+        check_request(len(ids_T), 1, self.context_length)
+        check_ids(ids_T, self.vocab_size, self.origin.name)
+        return ids_T.to(torch.long)[None].to(self.device, copy=True)
 
     def tokens(self, ids: Sequence[int] | Tensor) -> tuple[Token, ...]:
         """The tokens of a prompt, or of any ids."""
@@ -255,8 +249,11 @@ def attach(
         finite: refuse a model that gives NaN, as ``inspector.split`` does.
 
     Raises:
+        ValueError: it is no module, such as a name or what is loaded already.
         SplitError: as ``inspector.split`` does.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r:.40} is no module that could be attached: give the model itself; inspector.load takes names")
     stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if stop is None:
         stop = getattr(getattr(model, "config", None), "eos_token_id", None)
@@ -270,6 +267,13 @@ def attach(
         origin=origin or Origin(type(model).__name__, "python"),
         device=input_device(model),
     )
+
+
+def check_loaded(m: object) -> None:
+    """Refuses what is no ``Loaded``, such as a model by itself. Raises ``ValueError``."""
+    if not isinstance(m, Loaded):
+        name = getattr(m, "__name__", type(m).__name__)
+        raise ValueError(f"{name} is no loaded model: give what inspector.load or inspector.attach returns")
 
 
 def texts_of(tokenizer: PreTrainedTokenizerBase) -> Texts:

@@ -36,11 +36,35 @@ def check_count(**values: int) -> None:
             raise ValueError(f"{name}={value!r}: give a whole number from 1 up")
 
 
+def one_prompt(ids: Sequence[int] | Tensor) -> Tensor:
+    """A prompt as a tensor whose numbers can be read, [T], of ids [T] or [1, T]. What they are ``check_ids`` sees.
+
+    Raises:
+        ValueError: it is of something else than numbers, or of a tensor that holds none, such as a sparse one; several rows.
+    """
+    try:
+        given = torch.as_tensor(ids)
+        given.tolist()
+        shape = list(given.shape)
+    except (TypeError, ValueError, RuntimeError) as error:  # of text, of rows that differ in length, of what is no number
+        if isinstance(ids, Tensor):
+            kind = f"{ids.dtype}, {'nested' if ids.is_nested else ids.layout}, {ids.device}".replace("torch.", "")
+            raise ValueError(f"ids in a tensor without numbers that can be read ({kind}): give an ordinary one, or a list") from error
+        raise ValueError(f"ids {str(ids)[:40]!r}: give whole numbers; text goes through encode first") from error
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] != 1):
+        raise ValueError(f"ids of shape {shape}: give one prompt, [T] or [1, T]; several go one by one, or to run_prompts")
+    return given.flatten()
+
+
+WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8}
+
+
 def check_ids(ids: Tensor, vocab_size: int, model: str) -> None:
     """Refuses a tensor of what are no token ids, or none of the model's, whose name is ``model``. Raises ``ValueError``."""
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+    if ids.dtype not in WHOLE:
         raise ValueError(f"ids of {str(ids.dtype).removeprefix('torch.')}: give whole numbers")
-    low, high = (int(end) for end in ids.aminmax()) if ids.numel() else (0, 0)
+    numbers = ids.flatten().tolist() or [0]  # not ``aminmax``, which the larger unsigned types do not have
+    low, high = min(numbers), max(numbers)
     if low < 0 or high >= vocab_size:
         raise ValueError(f"token id {low if low < 0 else high}: {model} has the ids 0 to {vocab_size - 1}")
 

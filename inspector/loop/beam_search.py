@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..records.generation import SETTINGS, Sampling, is_number
+from ..records.generation import SETTINGS, Sampling, check_sampling, is_number
 from .sampling import Bounds, fetch, run_filters
 
 EMPTY = -1e9  # the score of a beam or hypothesis that is not there; transformers' number, since which of them tie depends on it
@@ -77,6 +77,7 @@ def beam_search(
         ValueError: no prompt, or no place behind it; settings that draw; logits that nothing can be chosen from, before anything
             was found; a length penalty that leaves no hypothesis.
     """
+    check_sampling(sampling)
     if not len(ids_T) or bounds.max_length is None or bounds.max_length <= len(ids_T):
         raise ValueError(f"a prompt of {len(ids_T)} tokens and max_length={bounds.max_length}: give at least one, and a longer max_length")
     search = Search(ids_T, beams, without_draws(sampling), bounds)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..loading.loaded import Loaded
+from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import Texts, check_ids, check_request
 from ..parts.heads import hidden_states
 from ..parts.splitting import Split, context_length, evaluating
-from ..records.generation import Candidate, Removal, Run, Sampling, Step, is_id
+from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
 from .sampling import GREEDY, Filtered, bounds_of, fetch, new_generator, race, remover, run_filters
 
@@ -90,6 +90,7 @@ def loop(
     Raises:
         ValueError: no prompt, one that exceeds the context, nothing to generate, or logits that cannot be drawn from.
     """
+    check_sampling(sampling)
     check_request(ids_1T.shape[1], max_new_tokens, context_length)
     if not is_id(listed):
         raise ValueError(f"listed={listed!r}: give a whole number, 0 for none")
@@ -255,6 +256,7 @@ def decode(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
 
 def decode_with_logits(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED) -> Iterator[tuple[Step, Tensor]]:
     """``decode``, with each step's raw logits [V] beside its record."""
+    check_loaded(m)
     return loop(
         m.split, m.prompt(ids), sampling, max_new_tokens, stop_ids=m.stop_ids, context_length=m.context_length, texts=m.texts, listed=listed
     )
@@ -272,6 +274,7 @@ def run(
 
     ``origins`` says where each sampling setting is from; ``on_step`` is called with each step as it comes.
     """
+    check_sampling(sampling)
     if sampling.seed is None and not sampling.greedy:
         sampling = replace(sampling, seed=torch.seed() % 2**63)
     steps: list[Step] = []

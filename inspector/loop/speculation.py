@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..loading.loaded import Loaded
-from ..loading.texts import check_request
+from ..loading.loaded import Loaded, check_loaded
+from ..loading.texts import check_ids, check_request, one_prompt
 from ..models.adapter import NativeForCausalLM, to_native
 from ..models.attention import attendable, positions_of
 from ..models.backbone import hidden_of
 from ..models.language_model import LanguageModel
 from ..parts.precision import in_dtype
 from ..parts.splitting import evaluating
-from ..records.generation import Sampling
+from ..records.generation import Sampling, check_sampling
 from ..records.speculation import Parting, Round, Speculation
 from .decoding import stop_reason
 from .sampling import Bounds, apply_filters, bounds_of, draw, new_generator
@@ -247,12 +247,19 @@ def speculate(
         ValueError: the model has no multi-token prediction; or as ``decoding.loop`` does.
     """
     model = native(m)
+    check_sampling(sampling)
     if stop_ids is None:
         stop_ids = getattr(m, "stop_ids", ())
     if sampling.seed is None and not sampling.greedy:
         sampling = replace(sampling, seed=torch.seed() % 2**63)
     weight = model.backbone.embed_tokens.weight
-    ids_T = m.prompt(ids)[0] if isinstance(m, Loaded) else torch.as_tensor(ids, device=weight.device).flatten()
+    if isinstance(m, Loaded):
+        ids_T = m.prompt(ids)[0]
+    else:
+        ids_T = one_prompt(ids).to(weight.device)
+        if len(ids_T):  # of no tokens at all the request is refused
+            check_ids(ids_T, weight.shape[0], type(m).__name__)
+        ids_T = ids_T.long()
     settings = sampling, max_new_tokens, stop_ids
     with evaluating(model):
         started = time.perf_counter()
@@ -287,6 +294,8 @@ def native(m) -> LanguageModel:
     Raises:
         ValueError: it has no multi-token prediction.
     """
+    if not isinstance(m, nn.Module):
+        check_loaded(m)
     model = m if isinstance(m, nn.Module) else m.model
     if not isinstance(model, (LanguageModel, NativeForCausalLM)) or not hasattr(model, "mtp"):
         name = m.origin.name if hasattr(m, "origin") else type(model).__name__

@@ -69,6 +69,11 @@ def below_one(value: float) -> bool:
     return value < 1
 
 
+def any_bias(value: dict | list) -> bool:
+    """Whether one of the biases of sequences is not 0; they are a dictionary or, as in a file, pairs."""
+    return any(value.values() if isinstance(value, dict) else (bias for _, bias in value))
+
+
 def setting(default: object = None, **entry) -> object:
     """A field of ``Sampling`` with its ``Entry`` in the table of settings."""
     return field(default=default, metadata=dict(entry=Entry(**entry)))
@@ -81,7 +86,7 @@ class Sampling:
     Args:
         temperature: logits are divided by it; 0 is greedy, the most probable token without a draw.
         top_k: keep the k most probable tokens, with all ties at the k-th; None keeps all.
-        top_p: keep the smallest set of tokens whose probability reaches p; None keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches p, 0 the best alone; None or 1 keeps all.
         repetition_penalty: divides positive logits, and multiplies negative ones, of tokens already in the context.
         seed: of the draws; None takes a new one each time.
         min_p: keep tokens with at least this share of the best one's probability; None or 0 keeps all.
@@ -138,8 +143,8 @@ class Sampling:
             raise ValueError(f"temperature={self.temperature!r}: give 0 (greedy) or a positive number")
         if self.top_k is not None and not (is_id(self.top_k) and self.top_k >= 1):
             raise ValueError(f"top_k={self.top_k!r}: give a whole number from 1 up, or leave it out to keep every token")
-        if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ValueError(f"top_p={self.top_p!r}: give a number above 0 and up to 1")
+        if self.top_p is not None and not (is_number(self.top_p) and 0 <= self.top_p <= 1):
+            raise ValueError(f"top_p={self.top_p!r}: give a number from 0 (the best token alone) to 1 (all)")
         if not (is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
             raise ValueError(f"repetition_penalty={self.repetition_penalty!r}: give a positive number (1 is none)")
         if self.seed is not None and not (is_id(self.seed) and self.seed < 2**63):
@@ -185,14 +190,20 @@ class Sampling:
         return entry.acts(getattr(self, name))
 
 
+def check_sampling(sampling: object) -> None:
+    """Refuses what is no ``Sampling``, such as the class itself. Raises ``ValueError``."""
+    if not isinstance(sampling, Sampling):
+        raise ValueError(f"sampling={sampling!r:.60}: give a Sampling, such as Sampling() or Sampling(temperature=0)")
+
+
 SETTINGS: dict[str, Entry] = {own.name: own.metadata["entry"] for own in fields(Sampling)}
 # Those settings of ``generate()`` that ``Sampling`` does not have, and that change what is generated from one prompt or where it ends.
 OTHER_SETTINGS: dict[str, Entry] = {
     "top_h": Entry(draws=True),
     "epsilon_cutoff": Entry(where=lambda value: 0 < value < 1, draws=True),
     "eta_cutoff": Entry(where=lambda value: 0 < value < 1, draws=True),
-    "sequence_bias": Entry(off=(None, {}, [])),
-    "exponential_decay_length_penalty": Entry(),
+    "sequence_bias": Entry(off=(None, {}, []), where=any_bias),
+    "exponential_decay_length_penalty": Entry(where=lambda value: value[1] != 1),  # (where it begins, the factor)
     "guidance_scale": Entry(off=(None, 1)),
     "encoder_repetition_penalty": Entry(off=(None, 1)),  # in a decoder-only model this and the next act on the prompt
     "encoder_no_repeat_ngram_size": Entry(where=positive),
@@ -201,7 +212,7 @@ OTHER_SETTINGS: dict[str, Entry] = {
     "watermarking_config": Entry(),
     "token_healing": Entry(off=(None, False)),
     "stop_strings": Entry(off=(None, [], "")),
-    "max_time": Entry(),
+    "max_time": Entry(off=(None, math.inf)),
     "num_beams": Entry(off=(None, 1)),
     "num_return_sequences": Entry(where=lambda value: value > 1),
     "penalty_alpha": Entry(where=positive),

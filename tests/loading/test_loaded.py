@@ -3,12 +3,15 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 import inspector
+from inspector.compare.mutations import mutate
 from inspector.inside.interventions import effect
 from inspector.loading.finding import ASSETS, LoadError
+from inspector.loading.loaded import Loaded, attach
 from inspector.loading.loading import load, load_tokenizer
 from inspector.loop.batches import run_prompts
 from inspector.loop.beam_search import Beams
@@ -50,6 +53,125 @@ WRONG = {
 def test_a_wrong_prompt_is_the_same_clear_error_everywhere(tiny, entry, wrong):
     with pytest.raises(ValueError, match=wrong):
         ENTRIES[entry](tiny("gpt-moe-mla-mtp", context=24), WRONG[wrong])
+
+
+UNREADABLE = {
+    "a meta tensor": lambda: torch.ones(1, 4, dtype=torch.long, device="meta"),
+    "a sparse one": lambda: torch.tensor([1, 2]).to_sparse(),
+    "rows of a sparse one": lambda: torch.tensor([[1, 2]]).to_sparse_csr(),
+    "a nested one": lambda: torch.nested.nested_tensor([torch.tensor([1, 2])], layout=torch.jagged),
+    "several nested": lambda: torch.nested.nested_tensor([torch.tensor([1, 2]), torch.tensor([3])], layout=torch.jagged),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_tensor_whose_numbers_cannot_be_read_is_the_same_clear_error_everywhere(tiny, entry, kind):
+    with pytest.raises(ValueError, match=r"ids in a tensor without numbers that can be read \(.*\): give an ordinary one, or a list$"):
+        ENTRIES[entry](tiny("gpt-moe-mla-mtp", context=24), UNREADABLE[kind]())
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [{1, 2}, {"input_ids": [1]}, [2**70], object(), b"ab", [None], (i for i in [1]), np.array(["a"])],
+    ids=lambda ids: type(ids).__name__,
+)
+def test_other_things_are_no_prompt(tiny, ids):
+    with pytest.raises(ValueError, match=r"give whole numbers; text goes through encode first$"):
+        tiny("qwen2").prompt(ids)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64])
+def test_whole_numbers_of_every_kind_are_a_prompt(tiny, dtype):
+    m = tiny("qwen2")
+    for ids in (np.array([1, 2], dtype), np.array([[1, 2]], dtype), torch.from_numpy(np.array([1, 2], dtype))):
+        prompt = m.prompt(ids)
+        assert prompt.tolist() == [[1, 2]] and prompt.dtype == torch.long
+    with pytest.raises(ValueError, match="token id 26: tiny has the ids 0 to 25"):
+        m.prompt(np.array([1, 26], dtype))
+
+
+def test_a_number_too_large_for_a_signed_one_is_named_as_it_is(tiny):
+    with pytest.raises(ValueError, match="token id 9223372036854775813: tiny has the ids 0 to 25"):
+        tiny("qwen2").prompt(np.array([2**63 + 5], np.uint64))
+
+
+@pytest.mark.parametrize("ids", [[[1, 2], [3, 4]], [26], [1.0], None, []])
+def test_speculation_of_a_bare_model_checks_its_prompt_too(tiny, ids):
+    m = tiny("gpt-mtp")
+    with pytest.raises(ValueError, match=r"give one prompt|token id 26|ids of float32|give whole numbers|holds no tokens"):
+        inspector.speculate(m.model, ids, max_new_tokens=2)
+
+
+OTHERS = {
+    "run_prompts": lambda m, ids: run_prompts(m, [ids]),
+    "mutate": mutate,
+    "ablate": lambda m, ids: inspector.ablate(m, "layers.0.mlp"),
+    "scale": lambda m, ids: inspector.scale(m, "layers.0.mlp", 2.0),
+    "patch": lambda m, ids: inspector.patch(m, "layers.0.mlp", ids),
+    "diverge from it": lambda m, ids: inspector.diverge(attach(ExpertModel(26, d_model=8, n_layers=1, n_heads=2)), m, ids),
+}
+
+
+@pytest.mark.parametrize("given", ["model", "name", "nothing", "class"])
+@pytest.mark.parametrize("entry", [*ENTRIES, *OTHERS])
+def test_what_is_no_loaded_model_is_the_same_clear_error_everywhere(tiny, entry, given):
+    m = {"model": tiny("qwen2").model, "name": "names-qwen2", "nothing": None, "class": Loaded}[given]
+    expected = "give what inspector.load or inspector.attach returns$"
+    if (entry, given) == ("speculate", "model"):  # which takes models as well
+        expected = "no multi-token prediction"
+    with pytest.raises(ValueError, match=expected):
+        (ENTRIES | OTHERS)[entry](m, [1, 2])
+
+
+@pytest.mark.parametrize("given", ["names-qwen2", None, "loaded", torch.nn.Linear], ids=repr)
+def test_only_a_module_is_attached(tiny, given):
+    with pytest.raises(ValueError, match=r"is no module that could be attached: give the model itself"):
+        inspector.attach(tiny("qwen2") if given == "loaded" else given)
+
+
+SAMPLED = {
+    "decode": lambda m, sampling: list(inspector.decode(m, [1, 2], sampling)),
+    "decode_with_logits": lambda m, sampling: list(decode_with_logits(m, [1, 2], sampling, 2)),
+    "run": lambda m, sampling: inspector.run(m, [1, 2], sampling),
+    "run_prompts": lambda m, sampling: run_prompts(m, [[1, 2], [3]], sampling),
+    "verify": lambda m, sampling: inspector.verify(m, [1, 2], sampling),
+    "search": lambda m, sampling: search(m.split, torch.tensor([1, 2]), sampling, 2, beams=Beams(2)),
+    "speculate": lambda m, sampling: inspector.speculate(m, [1, 2], sampling),
+}
+
+
+@pytest.mark.parametrize("wrong", [None, 0.7, "greedy", {"temperature": 1}, inspector.Sampling], ids=repr)
+@pytest.mark.parametrize("entry", SAMPLED)
+def test_what_is_no_sampling_is_the_same_clear_error_everywhere(tiny, entry, wrong):
+    with pytest.raises(ValueError, match=r"^sampling=.*: give a Sampling, such as Sampling\(\) or Sampling\(temperature=0\)$"):
+        SAMPLED[entry](tiny("gpt-mtp"), wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, torch.tensor(5)], ids=repr)
+def test_what_is_no_list_of_prompts_is_refused(tiny, wrong):
+    with pytest.raises(ValueError, match=r"^prompts=.*: give a list of prompts, each a list of ids$"):
+        run_prompts(tiny("qwen2"), wrong)
+
+
+def test_prompts_come_in_whatever_can_be_gone_through(tiny):
+    m = tiny("qwen2")
+    texts = [made.text for made in run_prompts(m, [[1, 2], [3, 4]], max_new_tokens=2)]
+    for prompts in (
+        torch.tensor([[1, 2], [3, 4]]),
+        np.array([[1, 2], [3, 4]]),
+        ([i, i + 1] for i in (1, 3)),
+        (torch.tensor([[1, 2]]), [3, 4]),
+    ):
+        assert [made.text for made in run_prompts(m, prompts, max_new_tokens=2)] == texts
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "layers.0.mlp", [None], ["layers.0.mlp"], []], ids=repr)
+def test_what_are_no_interventions_is_refused(tiny, wrong):
+    with pytest.raises(ValueError, match=r"give a list, \[Intervention\(|is no intervention: give Intervention|nothing to change"):
+        effect(tiny("qwen2"), [1, 2], wrong)
+    with pytest.raises(ValueError, match=r"sources=\['Крас'\]: give a dictionary"):
+        effect(tiny("qwen2"), [1, 2], [Intervention("patch", "layers.0.mlp", "Крас")], ["Крас"])
 
 
 RUNS = {

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from inspector.cli.options import read_prompts
 from inspector.compare.verifying import by_generate
 from inspector.loading.loaded import attach
 from inspector.loading.texts import Texts
-from inspector.loop import batches
+from inspector.loop import batches as batches_module
 from inspector.loop.batches import Processes, run_prompts
 from inspector.loop.decoding import Row, next_logits, next_logits_of_rows, run, side_by_side
 from inspector.loop.sampling import new_generator
@@ -117,14 +118,35 @@ def test_rows_of_a_model_that_looks_at_the_padded_length_run_one_by_one(rope, le
 
 @pytest.mark.parametrize(
     ("rope", "lengths", "batches"),
-    [("plain", (8, 30), 1), ("longrope", (20, 30), 1), ("longrope", (3, 8), 1), ("dynamic", (3, 8), 1), ("plain", (8, 30, 9, 20, 7), 3)],
+    [("plain", (8, 30), 1), ("longrope", (20, 30), 1), ("longrope", (3, 8), 1), ("dynamic", (3, 8), 1), ("plain", (8, 30, 9, 20), 2)],
 )
-def test_other_rows_run_together_and_asking_costs_two_passes(rope, lengths, batches):
+def test_asking_costs_two_passes_of_the_batch_two_of_each_row_and_some_of_one(rope, lengths, batches):
     m = model_with(rope)
     shapes = shapes_read(m)
     run_prompts(m, prompts_of(*lengths), Sampling(temperature=0), 6, batch_size=2)
-    assert len(shapes) == 2 + 6 * batches
-    assert shapes[:2] == [(1, min(lengths)), (2, max(lengths) + 5)]  # the last new token is not read
+    short, long = min(lengths), max(lengths)
+    asked = shapes[: -6 * batches]
+    assert [shape for shape in asked if shape[0] > 1] == [(2, long), (2, long + 5)]  # the last new token is not read
+    of_rows = [(1, short), (1, short + 5), (1, long), (1, long + 5)]
+    assert set(of_rows) < set(asked) and len(asked) <= 1 + 2 + len(of_rows) + batches_module.LENGTHS
+    assert shapes[-6 * batches :] == [(2, max(lengths[j : j + 2]) + i) for j in range(0, len(lengths), 2) for i in range(6)]
+
+
+def test_many_rows_are_asked_at_sizes_that_double_and_a_last_batch_of_fewer_by_itself():
+    m = model_with("plain")
+    shapes = shapes_read(m)
+    run_prompts(m, prompts_of(1, *[30] * 10), Sampling(temperature=0), 20, batch_size=9)
+    sizes = [shape for shape in shapes if shape[0] > 1]
+    assert sizes == [(2, 30), (4, 30), (8, 30), (9, 30), (9, 49), *((9, 30 + i) for i in range(20)), (2, 30), (2, 49), *sizes[-20:]]
+    assert shapes.count((1, 30)) == shapes.count((1, 49)) == 8 + 2 and shapes.count((1, 20)) == 1
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (3, 3), (1, 12), (8, 35), (1, 2000), (900, 5000)])
+def test_lengths_between_two_leave_no_gap_of_a_large_share(least, most):
+    found = batches_module.between(least, most)
+    assert found[0] == least and found[-1] == most and len(found) <= batches_module.LENGTHS
+    factor = (most / least) ** (1 / (batches_module.LENGTHS - 1))
+    assert all(b <= a * factor + 1 for a, b in pairwise(found))
 
 
 def test_a_batch_of_one_row_is_not_asked():
@@ -139,8 +161,9 @@ def test_batches_are_asked_one_by_one_only_where_all_prompts_together_would_part
     m = model_with("longrope")
     shapes = shapes_read(m)
     run_prompts(m, prompts_of(8, 9, 30, 31), Sampling(temperature=0), 4, batch_size=2)
-    asked, asked_in_float64, steps = [34], [34], lambda longest: [longest + i for i in range(4)]
-    assert [length for rows, length in shapes if rows == 2] == [*asked, *asked_in_float64, 12, *steps(9), 34, *steps(31)]
+    asked, steps = lambda longest: [longest, longest + 3], lambda longest: [longest + i for i in range(4)]
+    in_both_precisions = [*asked(31), *asked(31)]
+    assert [length for rows, length in shapes if rows == 2] == [*in_both_precisions, *asked(9), *steps(9), *asked(31), *steps(31)]
 
 
 def test_rows_that_other_rows_change_run_one_by_one(tiny):
@@ -153,18 +176,74 @@ def test_rows_that_other_rows_change_run_one_by_one(tiny):
     assert list(map(untimed, run_prompts(mixing, prompts, Sampling(temperature=0), 5))) == list(map(untimed, alone))
 
 
+def changed_by(what: str, x_BTD):
+    """What a model that looks at the shape of its batch may make of its hidden states."""
+    rows, length = x_BTD.shape[:2]
+    late_T = (torch.arange(length) >= 6)[:, None]
+    acts = {
+        "later positions by the length": 0.05 * length * late_T,
+        "later positions by the length, once long": 0.05 * (length >= 14) * late_T,
+        "two rows or more": 0.2 * (rows >= 2),
+        "three rows or more": 0.2 * (rows >= 3),
+        "two rows, of three": 0.2 * (rows == 2),
+        "lengths 10 and 11": 0.2 * (length in (10, 11)),
+        "odd lengths": 0.2 * (length % 2),
+        "every fourth length": 0.2 * (length % 4 == 1),
+        "the last row": 0.2 * (torch.arange(rows) == rows - 1)[:, None, None],
+        "any row but the first": 0.2 * (torch.arange(rows) > 0)[:, None, None],
+        "the other rows' last token": 0.2 * (x_BTD[:, -1:].sum(0) - x_BTD[:, -1:]),
+    }
+    return x_BTD * (1 + acts[what])
+
+
+@pytest.mark.parametrize("lengths", [(2, 9, 20), (20, 2, 9), (9, 2), (5, 12, 1, 12)])
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("later positions by the length", "later positions by the length, once long", "two rows or more", "three rows or more"),
+        *("two rows, of three", "lengths 10 and 11", "odd lengths", "every fourth length", "the last row"),
+        *("any row but the first", "the other rows' last token"),
+    ],
+)
+@pytest.mark.parametrize("new_tokens", [3, 4])
+def test_whatever_of_its_batch_a_model_looks_at_its_rows_run_one_by_one(what, lengths, new_tokens):
+    m = model_with("plain")
+    m.model.model.norm.register_forward_hook(lambda module, args, output: changed_by(what, output))
+    prompts, greedy = prompts_of(*lengths), Sampling(temperature=0)
+    made = run_prompts(m, prompts, greedy, new_tokens)
+    for i, (ids, one) in enumerate(zip(prompts, made, strict=True)):
+        alone = run(m, ids, replace(greedy, seed=i), new_tokens)
+        logits, logits_alone = ([c.logit for step in record.steps for c in step.candidates] for record in (one, alone))
+        # Some run together here, where nothing that they look at comes up: those round.
+        torch.testing.assert_close(torch.tensor(logits), torch.tensor(logits_alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(1, 12, 30), (1, 20), (20, 1), (1, 1, 40)])
+@pytest.mark.parametrize("rope", ["longrope", "dynamic"])
+@pytest.mark.parametrize("token", [None, 5])
+def test_a_prompt_of_one_token_which_sees_no_angle_is_asked_where_it_has_more(rope, lengths, token):
+    """Alone in front of the model, a token attends to itself whatever its angle; likewise the same token over and over."""
+    prompts = [ids if token is None else [token] * len(ids) for ids in prompts_of(*lengths)]
+    greedy = Sampling(temperature=0)
+    alone = [run(model_with(rope), ids, replace(greedy, seed=i), 20) for i, ids in enumerate(prompts)]
+    m = model_with(rope)
+    run(m, prompts_of(44)[0], greedy, 20)  # what an earlier run has left in the model is no matter either
+    assert list(map(untimed, run_prompts(m, prompts, greedy, 20))) == list(map(untimed, alone))
+
+
 def test_large_rounding_is_told_from_a_difference_in_float64(tiny, monkeypatch):
     """What a pass is apart in float32 by the order of its additions alone, it is not in float64."""
     m, asked = tiny("qwen2"), []
-    cast = batches.in_dtype
-    monkeypatch.setattr(batches, "in_dtype", lambda *args, **options: asked.append(args[1]) or cast(*args, **options))
-    monkeypatch.setattr(batches, "close", lambda a, b: a.dtype == torch.float64 and close(a, b))
-    monkeypatch.setattr(batches, "alike", lambda a, b: False)
+    cast = batches_module.in_dtype
+    monkeypatch.setattr(batches_module, "in_dtype", lambda *args, **options: asked.append(args[1]) or cast(*args, **options))
+    monkeypatch.setattr(batches_module, "close", lambda a, b: a.dtype == torch.float64 and close(a, b))
+    monkeypatch.setattr(batches_module, "alike", lambda a, b: False)
     before = {name: weight.clone() for name, weight in m.model.state_dict().items()}
-    assert batches.as_alone(m, encoded(m), 6) and asked == [torch.float64]
+    rows = [torch.tensor(ids) for ids in encoded(m)]
+    assert batches_module.as_alone(m, rows, 6) and asked == [torch.float64]
     assert all(torch.equal(before[name], weight) for name, weight in m.model.state_dict().items())
-    monkeypatch.setattr(batches, "in_dtype", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no float64 here")))
-    assert not batches.as_alone(m, encoded(m), 6)  # what cannot be told goes the safe way
+    monkeypatch.setattr(batches_module, "in_dtype", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no float64 here")))
+    assert not batches_module.as_alone(m, rows, 6)  # what cannot be told goes the safe way
 
 
 def test_a_model_that_does_not_read_as_much_as_was_asked_for_still_runs_until_it_stops(tiny):

@@ -1,6 +1,7 @@
 """What ``--explain`` says: against what generate() itself makes of a checkpoint's settings."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from transformers import GenerationConfig, WatermarkingConfig
 
 from inspector.cli.options import settings
+from inspector.compare.verifying import verify
 from inspector.loading.loaded import as_ids
 from inspector.loading.loading import load
+from inspector.loop.decoding import run
 from inspector.loop.sampling import FILTERS
 from inspector.loop.settings import IMPLEMENTED, WITHOUT_EFFECT, explained
 from inspector.records.as_json import from_json, to_json
@@ -158,15 +161,15 @@ VALUES = {
     "top_h": (0.5, 1.0),
     "epsilon_cutoff": (0.0, 1.0, 1.5, 0.01, -0.1),
     "eta_cutoff": (0.0, 1.0, 1.5, 0.01),
-    "sequence_bias": ([[[5], -1.0]],),
-    "exponential_decay_length_penalty": ((3, 1.1), (3, 1.0)),
+    "sequence_bias": ([[[5], -1.0]], [[[5], 0.0]], {(5,): 0.0}, {(5,): 0.0, (6, 7): 0.5}),
+    "exponential_decay_length_penalty": ((3, 1.1), (3, 1.0), [3, 1], (3, 0.9), (0, 1.0)),
     "guidance_scale": (1, 1.0, 0, 1.5),
     "encoder_repetition_penalty": (1.0, 1, 1.5),
     "encoder_no_repeat_ngram_size": (0, -1, 1, 2),
     "remove_invalid_values": (False, True),
     "renormalize_logits": (False, True),
     "watermarking_config": (dict(bias=1.0),),
-    "max_time": (1.0, 1, 0.0, 60.0),
+    "max_time": (1.0, 1, 0.0, 60.0, math.inf),
     "num_beams": (1, 2),
     "penalty_alpha": (0.0, 0.6, 1.0),
     "dola_layers": ("low", [0]),
@@ -182,6 +185,14 @@ VALUES = {
     "early_stopping": (False, True, "never"),
     "low_memory": (False, True),
 }
+
+
+# Those for which transformers builds what changes nothing.
+CHANGE_NOTHING = [
+    *(("exponential_decay_length_penalty", value) for value in ((3, 1.0), [3, 1], (0, 1.0))),
+    *(("sequence_bias", value) for value in ([[[5], 0.0]], {(5,): 0.0})),
+    ("max_time", math.inf),
+]
 
 
 @pytest.fixture(scope="module")
@@ -215,15 +226,40 @@ def test_a_value_acts_where_transformers_builds_something_for_it(m, name, value)
     setattr(m.model.generation_config, name, value)
     if name in SETTINGS:
         assert SETTINGS[name].acts(value) == acts
-        if (name, value) != ("top_p", 0.0):  # transformers keeps the best token then: a way to say greedy that Sampling does not have
-            assert Sampling(**m.checkpoint_settings()).is_on(name) == acts
+        assert Sampling(**m.checkpoint_settings()).is_on(name) == acts
         return
+    acts = acts and (name, value) not in CHANGE_NOTHING
     assert (m.other_settings() == {name: value}) == acts
     if acts:
         with pytest.raises(ValueError, match=f"ships {name}="):
             m.checkpoint_settings()
     else:
         assert Sampling(**m.checkpoint_settings()) == Sampling()
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGE_NOTHING, ids=str)
+def test_what_counts_as_without_effect_changes_no_token_and_no_score_of_generate(m, name, value):
+    asked = dict(do_sample=True, max_new_tokens=8, eos_token_id=2, top_k=0, output_scores=True, return_dict_in_generate=True)
+    made = []
+    for shipped in ({}, {name: value}):
+        m.model.generation_config = GenerationConfig(**asked, **shipped)
+        torch.manual_seed(1)
+        made.append(m.model.generate(torch.tensor([[1, 5, 6]])))
+    assert torch.equal(made[0].sequences, made[1].sequences)
+    assert all(torch.equal(a, b) for a, b in zip(made[0].scores, made[1].scores, strict=True))
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0, 1e-9])
+def test_a_shipped_nucleus_of_nothing_keeps_the_best_token_as_generate_does(m, top_p):
+    m.model.generation_config = GenerationConfig(do_sample=True, top_p=0.5)
+    m.model.generation_config.top_p = top_p
+    sampling = Sampling(**m.checkpoint_settings(), seed=3)
+    assert sampling.is_on("top_p") and not sampling.greedy
+    verdict = verify(m, [1, 5, 6], sampling, 8)
+    assert verdict.level == "bitwise"
+    best = run(m, [1, 5, 6], Sampling(temperature=0), 8)
+    assert verdict.tokens_hand == tuple(step.token.id for step in best.steps)
+    assert {step.kept["top_p"] for step in run(m, [1, 5, 6], sampling, 8).steps} == {1}
 
 
 def test_no_setting_is_left_out_of_the_values():
