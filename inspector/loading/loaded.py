@@ -217,6 +217,8 @@ class Loaded:
             value = entry.filled_in if value is None else as_ids(value) if own_field.type == Ids | None else as_tuple(value)
             if not entry.acts(value) and value not in entry.off:
                 value = own_field.default  # transformers has more ways to say off
+            if (name, value) == ("top_p", 0):
+                value = 1e-9  # which keeps the best token alone, as 0 does in transformers
             if value not in (None, ()) and (name, value) != ("top_k", 0):  # which Sampling, unlike transformers, writes as None
                 settings[name] = value
         return settings

@@ -86,7 +86,7 @@ class Sampling:
     Args:
         temperature: logits are divided by it; 0 is greedy, the most probable token without a draw.
         top_k: keep the k most probable tokens, with all ties at the k-th; None keeps all.
-        top_p: keep the smallest set of tokens whose probability reaches p, 0 the best alone; None or 1 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches p; None or 1 keeps all.
         repetition_penalty: divides positive logits, and multiplies negative ones, of tokens already in the context.
         seed: of the draws; None takes a new one each time.
         min_p: keep tokens with at least this share of the best one's probability; None or 0 keeps all.
@@ -143,8 +143,8 @@ class Sampling:
             raise ValueError(f"temperature={self.temperature!r}: give 0 (greedy) or a positive number")
         if self.top_k is not None and not (is_id(self.top_k) and self.top_k >= 1):
             raise ValueError(f"top_k={self.top_k!r}: give a whole number from 1 up, or leave it out to keep every token")
-        if self.top_p is not None and not (is_number(self.top_p) and 0 <= self.top_p <= 1):
-            raise ValueError(f"top_p={self.top_p!r}: give a number from 0 (the best token alone) to 1 (all)")
+        if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p={self.top_p!r}: give a number above 0 and up to 1")
         if not (is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
             raise ValueError(f"repetition_penalty={self.repetition_penalty!r}: give a positive number (1 is none)")
         if self.seed is not None and not (is_id(self.seed) and self.seed < 2**63):
