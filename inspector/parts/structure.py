@@ -237,9 +237,13 @@ def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:
         if role not in order:
             order.insert(order.index(others[i - 1]) + 1 if i else 0, role)
     return [
-        RoleDifference(role, *("; ".join(f"{n} × {what}" if n > 1 else what for what, n in side.get(role, {}).items()) for side in sides))
-        for role in order
+        RoleDifference(role, *("; ".join(times(n, what) for what, n in side.get(role, {}).items()) for side in sides)) for role in order
     ]
+
+
+def times(number: int, what: str) -> str:
+    """So many of something, such as "4 × Linear 8→8", the number left out where it is one; of the layers themselves the number alone."""
+    return f"{number} × {what}" if what and number > 1 else what or str(number)
 
 
 def in_words(root: ModuleNode) -> dict[str, Counter]:
@@ -256,10 +260,10 @@ def in_words(root: ModuleNode) -> dict[str, Counter]:
         kind = node.type.removeprefix(family) if node.type != family else node.type
         what = f"{kind} {node.shape}".strip() + ", tied" * bool(node.tied_to)
         if role.startswith("layers") and "." in role:  # the layers themselves
-            add("layers", "layers", times)
+            add("layers", "", times)
         elif role.startswith("mixer") and (node.role or "").startswith("mixer"):  # a recurrence with all layers in it
             layers = re.search(r"× (\d+)", node.shape)
-            add("layers", "layers", times * int(layers[1] if layers else 1))
+            add("layers", "", times * int(layers[1] if layers else 1))
             add(role, what, times)
         elif role and (not node.children or role == "head"):
             add(role, what, times)

@@ -122,12 +122,12 @@ def fact_words(trait: str, fact: Fact, t: Translate) -> str:
 
 def trait_table(rows: Sequence[TraitDifference], names: Sequence[str], t: Translate) -> Table:
     """The traits of two models side by side; where they differ stands out, and what is not told of one is no difference yet."""
-    result = table("", t("trait", "свойство"), *(visible(name) for name in names), wide=(2, 3))
+    result = table("    " + t("trait", "свойство"), *(visible(name) for name in names), wide=(1, 2))
     for row in rows:
         style = "dim" if row.equal else "bold yellow"
         sign = "=" if row.equal else "?" if row.a is None or row.b is None else "≠"
         words = (trait_words(row.trait, of, t) for of in (row.a, row.b))
-        result.add_row(Text(sign, style), Text(trait_name(row.trait, t), style), *(Text(said, style) for said in words))
+        result.add_row(Text(f"{sign}   {trait_name(row.trait, t)}", style), *(Text(said, style) for said in words))
     return result
 
 

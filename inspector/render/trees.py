@@ -217,13 +217,12 @@ def tree_difference(
     nodes: Sequence[ModuleNode] = (),
 ) -> RenderableType:
     """Two models: what they do without modules, then their trees aligned by role, and costs; where they differ stands out."""
-    result = table("", t("role", "роль"), *(visible(name) for name in names), wide=(2, 3))
+    result = table("    " + t("role", "роль"), *(visible(name) for name in names), wide=(1, 2))
     for row in rows:
         style = "dim" if row.equal else "bold yellow"
         result.add_row(
-            Text("=" if row.equal else "≠", style),
-            Text(row.role, style),
-            *(Text(role_words(row.role, text, t), style) for text in (row.a, row.b)),
+            Text(f"{'=' if row.equal else '≠'}   {visible(row.role)}", style),
+            *(Text(role_words(text, t), style) for text in (row.a, row.b)),
         )
     different = sum(not row.equal for row in rows)
     said = t(f"{different} of {len(rows)} roles differ", f"различаются роли: {different} из {len(rows)}")
@@ -232,10 +231,9 @@ def tree_difference(
     return Group(*above, result, Text(said, "bold"), Text(""), costs_table(costs, [visible(name) for name in names], t, nodes), *notes)
 
 
-def role_words(role: str, text: str, t: Translate) -> str:
-    """What stands in a role, such as "4 × layers" or "Linear 128→65, tied"; a dash for nothing."""
-    said = text.replace(", tied", t(", tied", ", общие веса"))
-    return (said.replace("layers", t("layers", "слой")) if role == "layers" else said) or "–"
+def role_words(text: str, t: Translate) -> str:
+    """What stands in a role, such as "Linear 128→65, tied"; a dash for nothing."""
+    return text.replace(", tied", t(", tied", ", общие веса")) or "–"
 
 
 def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:

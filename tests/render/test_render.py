@@ -123,7 +123,7 @@ TREE = ModuleNode(
 
 
 COSTS = Costs(16, 41_376, 39_000, {"float32": 165_504}, {"float32": 512, "bfloat16": 256}, 80_000, 2_000)
-ROLES = [RoleDifference("layers", "4 × layers", "layers"), RoleDifference("head", "Linear 32→65, tied", "")]
+ROLES = [RoleDifference("layers", "4", "1"), RoleDifference("head", "Linear 32→65, tied", "")]
 TRAITS = [
     TraitDifference("embedding", (Fact("plain"),), (Fact("scale", "√D"), Fact("scale", "?"))),
     TraitDifference("positions", (Fact("rope", "8/32", "0–2"),), (Fact("learned", "64×32"),)),

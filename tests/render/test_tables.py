@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from inspector.records.generation import Run, Sampling, Step, Token
-from inspector.records.structure import Costs, ModuleNode
+from inspector.records.structure import Costs, Fact, ModuleNode, RoleDifference, TraitDifference
 from inspector.render import lesson
 from inspector.render.screen import Screen
 from inspector.render.tables import command, table
 from inspector.render.text import translator
-from inspector.render.trees import tree_panel
+from inspector.render.trees import tree_difference, tree_panel
 
 T = translator("en")
 
@@ -77,6 +77,19 @@ def test_what_stands_beside_a_column_is_never_broken():
 def test_a_table_that_fits_is_one_table():
     assert shown(example(), 80).count("name  ") == 2 and shown(example(), 80).count("────") >= 1
     assert len(shown(example(), 80).splitlines()) == 4
+
+
+@pytest.mark.parametrize(("width", "tables"), [(32, 1), (40, 2), (50, 2), (80, 1), (120, 1)])
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_each_model_of_a_difference_has_the_names_of_its_rows(width, tables, language):
+    """Where the second model stands below the first, what is said of it has traits and roles beside it, too."""
+    roles = [RoleDifference("layers", "4", "4"), RoleDifference("norm_attn", "4 × RMSNorm 128", "4 × LayerNorm 128")]
+    traits = [TraitDifference("head", (Fact("tied", "128→65"),), (Fact("own", "128→65"),)), TraitDifference("norm", None, (Fact("none"),))]
+    costs = Costs(16, 32, 32, {}, {}, 64, 0)
+    lines = shown(tree_difference(roles, ["one", "two"], [costs, costs], translator(language), traits), width).splitlines()
+    head, norm = {"en": ("head", "norms"), "ru": ("голова", "нормы")}[language]
+    for start in ("=   layers", "≠   norm_attn", f"≠   {head}", f"?   {norm}"):
+        assert sum(line.startswith(start) for line in lines) == tables, (start, lines)
 
 
 @pytest.mark.parametrize("width", [40, 50, 60, 80])
