@@ -171,7 +171,7 @@ def everything(width: int, language: str) -> str:
         lesson.origins([("names", "embedded", "torch.float32", "cpu")], t),
         *lesson.stand_in("a/b", "names", t),
         trees([TREE, TREE], ["one", "two"], width, t),
-        parts_explained(t),
+        parts_explained(t, TREE),
         architectures(TRAITS, ["one", "two"], t),
         tree_difference(ROLES, ["one", "two"], [COSTS, COSTS], t, TRAITS, [TREE, TREE]),
         split_table([("names", "model", "Linear(32→65, tied)", 8, ((1, 5), (1, 5, 32), (1, 1, 65)))], t),
