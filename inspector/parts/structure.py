@@ -156,6 +156,14 @@ class Builder:
         """When a module, or the first one below it, ran; last if none did."""
         return min((self.order[m] for m in module.modules() if m in self.order), default=float("inf"))
 
+    def places(self, module: nn.Module) -> dict[str, float]:
+        """Name of a child → when it ran; where none did, as in a block that only predicts further ahead, its place in a twin that ran."""
+        told = {name: self.started(child) for name, child in module.named_children()}
+        if told and min(told.values()) == float("inf"):
+            twin = next((one for one in self.order if type(one) is type(module) and told.keys() == dict(one.named_children()).keys()), None)
+            return told if twin is None else {name: self.started(child) for name, child in twin.named_children()}
+        return told
+
     def node(self, module: nn.Module, name: str, path: str) -> ModuleNode:
         """The node of a module and everything below it."""
         children = list(self.children(module, path))
@@ -187,7 +195,8 @@ class Builder:
     def children(self, module: nn.Module, path: str) -> Iterator[ModuleNode]:
         """The children's nodes in running order, functional steps between them, equal neighbours as one."""
         named = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Dropout)]
-        named.sort(key=lambda item: self.started(item[1]))
+        places = self.places(module)
+        named.sort(key=lambda item: places[item[0]])
         steps = self.steps([name for name, _ in named])
         last: ModuleNode | None = None
         for name, child in named:
