@@ -28,6 +28,7 @@ TOTALS = ("parameters", "bytes", "flops")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 LATENT_ATTENTION = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
 RESIDUAL = "+ residual"
+BRANCH = re.compile(r"(layers\d*|mtp)\.\d+\.(attn|mixer|mlp)")  # the parts of a layer that are added to what goes on beside them
 # A step of the forward pass that is no module: (children that tell the kind of module, "before" or "after" which child, what it does)
 FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     ({"embed_tokens", "positions"}, "before", "positions", "× √D"),
@@ -37,8 +38,6 @@ FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     (LATENT_ATTENTION, "before", "o_proj", "softmax(q·kᵀ/√K)·v, causal"),
     ({"gate_proj", "up_proj", "down_proj"}, "before", "down_proj", "act(gate) × up"),
     ({"gate", "experts"}, "after", "experts", "Σ weight × chosen expert"),
-    ({"self_attn", "mlp"}, "after", "self_attn", RESIDUAL),
-    ({"self_attn", "mlp"}, "after", "mlp", RESIDUAL),
 )
 
 
@@ -149,6 +148,7 @@ class Builder:
     ):
         self.order, self.parts, self.roles, self.flops, self.rotary = order, parts, roles, flops, rotary
         self.parallel = any(fact.kind == "parallel" for fact in facts["residual"] or ())
+        self.added = any(fact.kind != "none" for fact in facts["residual"] or ())
         self.norm_behind = any(fact.kind in ("branch", "sandwich") for fact in facts["norm"] or ())
         self.counted: dict[nn.Parameter, str] = {}
 
@@ -197,7 +197,7 @@ class Builder:
         named = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Dropout)]
         places = self.places(module)
         named.sort(key=lambda item: places[item[0]])
-        steps = self.steps([name for name, _ in named])
+        steps = self.steps([name for name, _ in named]) + self.residuals({name: self.roles.get(path + name, "") for name, _ in named})
         last: ModuleNode | None = None
         for name, child in named:
             for _, where, neighbour, what in steps:
@@ -217,14 +217,19 @@ class Builder:
         yield from filter(None, [last])
 
     def steps(self, names: list[str]) -> list[tuple[set[str], str, str, str]]:
-        """The rules of ``FUNCTIONAL`` for a module's children in running order, a residual where this model adds it."""
-        rules = [rule for rule in FUNCTIONAL if rule[0] <= set(names) and (self.rotary or "RoPE" not in rule[3])]
+        """The rules of ``FUNCTIONAL`` for a module's children in running order."""
+        return [rule for rule in FUNCTIONAL if rule[0] <= set(names) and (self.rotary or "RoPE" not in rule[3])]
+
+    def residuals(self, children: dict[str, str]) -> list[tuple[set[str], str, str, str]]:
+        """Rules for the residuals of a layer whose children in running order have these roles: after the parts that this model adds."""
+        names = list(children)
+        parts = [name for name, role in children.items() if self.added and BRANCH.fullmatch(role)]
+        if self.parallel:  # one sum, after the last of the parts
+            parts = parts[-1:]
         placed = []
-        for children, where, neighbour, what in rules:
-            follower = names[names.index(neighbour) + 1] if neighbour != names[-1] else ""
-            if what == RESIDUAL and self.parallel and follower:  # one sum, after the last of the parts
-                continue
-            placed.append((children, where, follower if what == RESIDUAL and self.norm_behind and "norm" in follower else neighbour, what))
+        for name in parts:
+            follower = names[names.index(name) + 1] if name != names[-1] else ""
+            placed.append((set(), "after", follower if self.norm_behind and "norm" in children.get(follower, "") else name, RESIDUAL))
         return placed
 
 
@@ -263,7 +268,7 @@ def in_words(root: ModuleNode) -> dict[str, Counter]:
     def add(role: str, what: str, times: int) -> None:
         found.setdefault(role, Counter())[what] += times
 
-    def walk(node: ModuleNode, times: int) -> None:
+    def walk(node: ModuleNode, times: int, path: str = "") -> None:
         times *= node.repeat
         role = (node.role or "").replace("layers.*.", "")
         kind = node.type.removeprefix(family) if node.type != family else node.type
@@ -278,9 +283,12 @@ def in_words(root: ModuleNode) -> dict[str, Counter]:
             add(role, what, times)
         elif role == "attn":
             add(WHOLE, what, times)
+        elif not role and node.parameters and not node.children:  # by its own name: it is a difference too
+            add(path, what, times)
         if role != "head":
+            below = "" if role.startswith("layers") else f"{path}."  # in a layer without its number
             for child in node.children:
-                walk(child, times)
+                walk(child, times, f"{below}{child.name}".lstrip("."))
 
     walk(root, 1)
     return found

@@ -224,6 +224,8 @@ def cache_words(costs: Costs, t: Translate) -> str:
     """What the KV-cache keeps for a token, and where it stops growing."""
     if not costs.cache_bytes:
         return "–"
+    if not any(costs.cache_bytes.values()):
+        return t("none", "нет")
     said = ", ".join(f"{memory(costs.cache_bytes[name], t)} {name}" for name in ("float32", "bfloat16"))
     until = t(f"; layers with a window stop at {costs.window:,}", f"; слои с окном — до {costs.window:,}") if costs.window else ""
     return said + until
