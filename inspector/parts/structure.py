@@ -28,7 +28,8 @@ TOTALS = ("parameters", "bytes", "flops")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 LATENT_ATTENTION = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
 RESIDUAL = "+ residual"
-BRANCH = re.compile(r"(layers\d*|mtp)\.\d+\.(attn|mixer|mlp)")  # the parts of a layer that are added to what goes on beside them
+LAYER = re.compile(r"layers\d*\.\d+|mtp\.\d+\.block")
+BRANCHES = {"attn": "attn", "mixer": "attn", "mlp": "mlp"}  # parts of a layer; what mixes tokens side by side is added as one
 # A step of the forward pass that is no module: (children that tell the kind of module, "before" or "after" which child, what it does)
 FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     ({"embed_tokens", "positions"}, "before", "positions", "× √D"),
@@ -149,6 +150,7 @@ class Builder:
         self.order, self.parts, self.roles, self.flops, self.rotary = order, parts, roles, flops, rotary
         self.parallel = any(fact.kind == "parallel" for fact in facts["residual"] or ())
         self.added = any(fact.kind != "none" for fact in facts["residual"] or ())
+        self.alone = any(fact.kind == "alone" for fact in facts["residual"] or ())
         self.norm_behind = any(fact.kind in ("branch", "sandwich") for fact in facts["norm"] or ())
         self.counted: dict[nn.Parameter, str] = {}
 
@@ -197,7 +199,7 @@ class Builder:
         named = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Dropout)]
         places = self.places(module)
         named.sort(key=lambda item: places[item[0]])
-        steps = self.steps([name for name, _ in named]) + self.residuals({name: self.roles.get(path + name, "") for name, _ in named})
+        steps = self.steps([name for name, _ in named]) + self.residuals([name for name, _ in named], path)
         last: ModuleNode | None = None
         for name, child in named:
             for _, where, neighbour, what in steps:
@@ -220,16 +222,25 @@ class Builder:
         """The rules of ``FUNCTIONAL`` for a module's children in running order."""
         return [rule for rule in FUNCTIONAL if rule[0] <= set(names) and (self.rotary or "RoPE" not in rule[3])]
 
-    def residuals(self, children: dict[str, str]) -> list[tuple[set[str], str, str, str]]:
-        """Rules for the residuals of a layer whose children in running order have these roles: after the parts that this model adds."""
-        names = list(children)
-        parts = [name for name, role in children.items() if self.added and BRANCH.fullmatch(role)]
+    def residuals(self, names: list[str], path: str) -> list[tuple[set[str], str, str, str]]:
+        """Rules for the residuals of a layer with these children in running order: after the parts that this model adds."""
+        if not self.added or not LAYER.fullmatch(self.roles.get(path.rstrip("."), "")):
+            return []
+        ends = {}  # which part → the last child that is of it
+        for name in names:
+            if which := BRANCHES.get(self.roles.get(path + name, "").rpartition(".")[2]):
+                ends[which] = name
+        parts = list(ends.values())
+        if len(parts) == 1 and not self.alone:  # the other one is in pieces, as BERT's, and adds the residual inside
+            return []
         if self.parallel:  # one sum, after the last of the parts
-            parts = parts[-1:]
+            parts = [name for name in names if name in parts][-1:]
         placed = []
         for name in parts:
             follower = names[names.index(name) + 1] if name != names[-1] else ""
-            placed.append((set(), "after", follower if self.norm_behind and "norm" in children.get(follower, "") else name, RESIDUAL))
+            placed.append(
+                (set(), "after", follower if self.norm_behind and "norm" in self.roles.get(path + follower, "") else name, RESIDUAL)
+            )
         return placed
 
 

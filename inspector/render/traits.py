@@ -98,7 +98,7 @@ def trait_words(trait: str, facts: Sequence[Fact] | None, t: Translate) -> str:
     """A trait in words."""
     if facts is None:
         return t("not told", "не определено")
-    return ("; " if trait == "norm" else ", ").join(fact_words(trait, fact, t) for fact in facts) or "–"
+    return ("; " if trait in ("norm", "residual") else ", ").join(fact_words(trait, fact, t) for fact in facts) or "–"
 
 
 def fact_words(trait: str, fact: Fact, t: Translate) -> str:

@@ -280,10 +280,13 @@ def test_a_pass_that_breaks_off_tells_nothing():
             ["self_attn", "post_attention_layernorm", "+ residual", "mlp", "post_feedforward_layernorm", "+ residual"],
         ),
         ("llama", ["input_layernorm", "self_attn", "+ residual", "post_attention_layernorm", "mlp", "+ residual"]),
+        ("gpt2", ["ln_1", "attn", "+ residual", "ln_2", "mlp", "+ residual"]),
+        ("mamba", ["norm", "mixer", "+ residual"]),
+        ("falcon_h1", ["input_layernorm", "mamba", "self_attn", "+ residual", "pre_ff_layernorm", "feed_forward", "+ residual"]),
     ],
 )
 def test_the_tree_has_residuals_where_the_model_adds(name, lines):
-    layers = next(node for node in tree(on_meta(name)).children[0].children if node.name == "layers")
+    layers = next(node for node in tree(on_meta(name)).children[0].children if node.name in ("layers", "h"))
     assert [node.name or node.type for node in layers.children] == lines
 
 
