@@ -4,7 +4,7 @@ Shape letters: B batch, T tokens, D hidden.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .dataflow import Made, Seen
 
@@ -50,7 +50,10 @@ UNREAD = Term("?")
 
 @dataclass(eq=False)
 class Sublayer:
-    """A part of a layer with its norms: before it, on what it gives, on the sum afterwards, and on the layer's input with its residual."""
+    """A part of a layer with its norms: before it, on what it gives, on the sum afterwards, and on the layer's input with its residual.
+
+    ``added``: it is a term of a sum with what goes on beside it.
+    """
 
     what: str
     term: Term
@@ -58,6 +61,7 @@ class Sublayer:
     behind: str = ""
     after: str = ""
     on_input: str = ""
+    added: bool = True
 
     @property
     def place(self) -> str:
@@ -155,7 +159,7 @@ class LayerSum:
         if term.bare().kind == "input":  # BLOOM's residual may begin after a norm
             return True
         if (alone := branches(term)) is not None:  # no residual
-            self.found += [self.sublayer(part, behind, after) for part, behind in alone]
+            self.found += [replace(self.sublayer(part, behind, after), added=False) for part, behind in alone]
             return all([self.read(part.terms[0].bare()) for part, _ in alone])
         if term.kind != "sum":
             return False
@@ -173,16 +177,29 @@ class LayerSum:
         of_input = beside and reads.bare().kind == "input"
         return Sublayer(part.what, part, "" if beside else before, behind, after, before if of_input else "")
 
+    def mixes(self) -> str:
+        """What mixes its tokens: "" for attention, else "recurrence" or "convolution"."""
+        mixers = {type(seen.call.module).__name__.lower() for seen in self.layer.inside if self.inner(seen) == "mixer"}
+        if not mixers or any(self.inner(seen) == "attn" for seen in self.layer.inside):
+            return ""
+        return "convolution" if all("conv" in name for name in mixers) else "recurrence"
+
     def order(self) -> tuple[str, str]:
-        """How attention and feed-forward follow each other; "1" where side by side they share one norm."""
+        """How what mixes tokens and feed-forward follow each other: (kind, detail) of a ``Fact``.
+
+        The detail names the mixing where it is no attention, and has a "1" where side by side they share one norm.
+        """
+        if not any(sub.added for sub in self.found):
+            return "none", ""
         mixing, further = ([sub.term for sub in self.found if sub.what == what] for what in ("attn", "mlp"))
         if not mixing or not further:
             return "alone", ""
         if any(term.terms[0].holds("attn") for term in further):
-            return "sequential", ""
+            return "sequential", self.mixes()
         if any(term.terms[0].holds("mlp") for term in mixing):
-            return "reversed", ""
-        return "parallel", "1" if len({id(term.terms[0]) for term in (*mixing, *further)}) == 1 else ""
+            return "reversed", self.mixes()
+        one = "1" if len({id(term.terms[0]) for term in (*mixing, *further)}) == 1 else ""
+        return "parallel", f"{self.mixes()} {one}".strip()
 
 
 def branches(term: Term, behind: str = "") -> list[tuple[Term, str]] | None:

@@ -102,7 +102,7 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 # Modules of a layer that stand beside its components: (role, the whole path).
 BESIDE = (
-    ("norm_attn", r"input_layernorm(?:\.\d+|\.norm)?|self_attn_layer_norm|ln_1|attention_layernorm|attn_norm|layernorm1|norm_1"),
+    ("norm_attn", r"input_layernorm(?:\.\d+|\.norm)?|self_attn_layer_norm|ln_1|attention_layernorm|attn_norm|layernorm_?1|norm_?1"),
     (
         "norm_attn",
         r"norm_attn_norm\.norm_1|attention\.output\.LayerNorm|attention\.LayerNorm|attention\.ln|attention\.layer_norm|norm_attn",
@@ -110,8 +110,11 @@ BESIDE = (
     ("norm_attn", r"operator_norm|temporal_pre_norm|norm_mlstm|ln1|self_att\.layernorm_before_attention|attention\.self_attn_layer_norm"),
     ("norm_attn", r"rel_attn\.layer_norm|mamba_decoder\.input_layernorm|shared_transf(?:ormer)?\.input_layernorm|norm"),
     ("norm_attn_post", r"post_self_attn_layernorm|post_norm1|post_operator_norm"),
-    ("norm_mlp", r"pre_feedforward_layernorm(?:_2)?|pre_mlp_layernorm|pre_ff_layernorm|feedforward_layernorm|ffn_norm|mlp_norm|layernorm2"),
-    ("norm_mlp", r"final_layer_norm|ln_2|norm_2|norm_attn_norm\.norm_2|output\.LayerNorm|channel_pre_norm|norm_ffn|ln2|norm_mlp|ln"),
+    (
+        "norm_mlp",
+        r"pre_feedforward_layernorm(?:_2)?|pre_mlp_layernorm|pre_ff_layernorm|feedforward_layernorm|ffn_norm|mlp_norm|layernorm_?2",
+    ),
+    ("norm_mlp", r"final_layer_norm|ln_2|norm_?2|norm_attn_norm\.norm_2|output\.LayerNorm|channel_pre_norm|norm_ffn|ln2|norm_mlp|ln"),
     ("norm_mlp", r"ffn\.layernorm_before_ffn|feed_forward_layer_norm|feed_forward\.layer_norm|intermediate\.LayerNorm|ff\.layer_norm"),
     ("norm_mlp", r"post_attention_layernorm(?:\.\d+|\.norm)|shared_transf(?:ormer)?\.pre_ff_layernorm|LayerNorm"),
     ("norm_mlp_post", r"post_feedforward_layernorm(?:_\d)?|post_mlp_layernorm|mlp\.post_mlp_layernorm|post_norm2|post_ffn_norm"),
@@ -208,11 +211,28 @@ def layer_roles(layer: nn.Module) -> dict[str, str]:
     paths = {path for path, module in layer.named_modules() if path and not (isinstance(module, nn.ModuleList) and "." not in path)}
     found = {path: role for path in sorted(paths) if (role := part_role(path, paths)) is not None}
     found |= {path: "mixer" for path, module in layer.named_modules() if path not in found and is_recurrent(module)}
+    for path, module in layer.named_modules():
+        if found.get(path) == "mlp" and isinstance(module, nn.Sequential):
+            found |= {f"{path}.{name}": role for name, role in sequence_roles(module).items()}
     nested = {p for p, r in found.items() if "." not in r and any(p.startswith(f"{o}.") and found[o] == r for o in found)}
     found = {p: r for p, r in found.items() if p not in nested or r in ALL_BELOW}  # BERT: the outer of two attentions counts
     for name in ("norm_attn", "norm_mlp"):  # the only norm of a component needs no word for its side
         if name not in found.values():
             found = {path: name if role == f"{name}_post" else role for path, role in found.items()}
+    return found
+
+
+def sequence_roles(feed_forward: nn.Sequential) -> dict[str, str]:
+    """Number in a feed-forward that is a plain sequence → role: its first linear map goes up, its second down, the rest acts."""
+    children = [(name, child) for name, child in feed_forward.named_children() if not isinstance(child, (nn.Dropout, nn.Identity))]
+    linear = [name for name, child in children if isinstance(child, nn.Linear)]
+    if len(linear) != 2:
+        return {}
+    found = {linear[0]: "mlp.up", linear[1]: "mlp.down"}
+    for name, child in children:
+        if name not in found and not any(child.children()):
+            norm = "norm" in type(child).__name__.lower()
+            found[name] = ("norm_mlp" if name == children[0][0] else "mlp.norm") if norm else "mlp.act"
     return found
 
 

@@ -28,6 +28,8 @@ TOTALS = ("parameters", "bytes", "flops")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 LATENT_ATTENTION = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
 RESIDUAL = "+ residual"
+LAYER = re.compile(r"layers\d*\.\d+|mtp\.\d+\.block")
+BRANCHES = {"attn": "attn", "mixer": "attn", "mlp": "mlp"}  # parts of a layer; what mixes tokens side by side is added as one
 # A step of the forward pass that is no module: (children that tell the kind of module, "before" or "after" which child, what it does)
 FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     ({"embed_tokens", "positions"}, "before", "positions", "× √D"),
@@ -37,8 +39,6 @@ FUNCTIONAL: tuple[tuple[set[str], str, str, str], ...] = (
     (LATENT_ATTENTION, "before", "o_proj", "softmax(q·kᵀ/√K)·v, causal"),
     ({"gate_proj", "up_proj", "down_proj"}, "before", "down_proj", "act(gate) × up"),
     ({"gate", "experts"}, "after", "experts", "Σ weight × chosen expert"),
-    ({"self_attn", "mlp"}, "after", "self_attn", RESIDUAL),
-    ({"self_attn", "mlp"}, "after", "mlp", RESIDUAL),
 )
 
 
@@ -149,12 +149,22 @@ class Builder:
     ):
         self.order, self.parts, self.roles, self.flops, self.rotary = order, parts, roles, flops, rotary
         self.parallel = any(fact.kind == "parallel" for fact in facts["residual"] or ())
+        self.added = any(fact.kind != "none" for fact in facts["residual"] or ())
+        self.alone = any(fact.kind == "alone" for fact in facts["residual"] or ())
         self.norm_behind = any(fact.kind in ("branch", "sandwich") for fact in facts["norm"] or ())
         self.counted: dict[nn.Parameter, str] = {}
 
     def started(self, module: nn.Module) -> float:
         """When a module, or the first one below it, ran; last if none did."""
         return min((self.order[m] for m in module.modules() if m in self.order), default=float("inf"))
+
+    def places(self, module: nn.Module) -> dict[str, float]:
+        """Name of a child → when it ran; where none did, as in a block that only predicts further ahead, its place in a twin that ran."""
+        told = {name: self.started(child) for name, child in module.named_children()}
+        if told and min(told.values()) == float("inf"):
+            twin = next((one for one in self.order if type(one) is type(module) and told.keys() == dict(one.named_children()).keys()), None)
+            return told if twin is None else {name: self.started(child) for name, child in twin.named_children()}
+        return told
 
     def node(self, module: nn.Module, name: str, path: str) -> ModuleNode:
         """The node of a module and everything below it."""
@@ -187,8 +197,9 @@ class Builder:
     def children(self, module: nn.Module, path: str) -> Iterator[ModuleNode]:
         """The children's nodes in running order, functional steps between them, equal neighbours as one."""
         named = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Dropout)]
-        named.sort(key=lambda item: self.started(item[1]))
-        steps = self.steps([name for name, _ in named])
+        places = self.places(module)
+        named.sort(key=lambda item: places[item[0]])
+        steps = self.steps([name for name, _ in named]) + self.residuals([name for name, _ in named], path)
         last: ModuleNode | None = None
         for name, child in named:
             for _, where, neighbour, what in steps:
@@ -208,14 +219,28 @@ class Builder:
         yield from filter(None, [last])
 
     def steps(self, names: list[str]) -> list[tuple[set[str], str, str, str]]:
-        """The rules of ``FUNCTIONAL`` for a module's children in running order, a residual where this model adds it."""
-        rules = [rule for rule in FUNCTIONAL if rule[0] <= set(names) and (self.rotary or "RoPE" not in rule[3])]
+        """The rules of ``FUNCTIONAL`` for a module's children in running order."""
+        return [rule for rule in FUNCTIONAL if rule[0] <= set(names) and (self.rotary or "RoPE" not in rule[3])]
+
+    def residuals(self, names: list[str], path: str) -> list[tuple[set[str], str, str, str]]:
+        """Rules for the residuals of a layer with these children in running order: after the parts that this model adds."""
+        if not self.added or not LAYER.fullmatch(self.roles.get(path.rstrip("."), "")):
+            return []
+        ends = {}  # which part → the last child that is of it
+        for name in names:
+            if which := BRANCHES.get(self.roles.get(path + name, "").rpartition(".")[2]):
+                ends[which] = name
+        parts = list(ends.values())
+        if len(parts) == 1 and not self.alone:  # the other one is in pieces, as BERT's, and adds the residual inside
+            return []
+        if self.parallel:  # one sum, after the last of the parts
+            parts = [name for name in names if name in parts][-1:]
         placed = []
-        for children, where, neighbour, what in rules:
-            follower = names[names.index(neighbour) + 1] if neighbour != names[-1] else ""
-            if what == RESIDUAL and self.parallel and follower:  # one sum, after the last of the parts
-                continue
-            placed.append((children, where, follower if what == RESIDUAL and self.norm_behind and "norm" in follower else neighbour, what))
+        for name in parts:
+            follower = names[names.index(name) + 1] if name != names[-1] else ""
+            placed.append(
+                (set(), "after", follower if self.norm_behind and "norm" in self.roles.get(path + follower, "") else name, RESIDUAL)
+            )
         return placed
 
 
@@ -237,9 +262,13 @@ def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:
         if role not in order:
             order.insert(order.index(others[i - 1]) + 1 if i else 0, role)
     return [
-        RoleDifference(role, *("; ".join(f"{n} × {what}" if n > 1 else what for what, n in side.get(role, {}).items()) for side in sides))
-        for role in order
+        RoleDifference(role, *("; ".join(times(n, what) for what, n in side.get(role, {}).items()) for side in sides)) for role in order
     ]
+
+
+def times(number: int, what: str) -> str:
+    """So many of something, such as "4 × Linear 8→8", the number left out where it is one; of the layers themselves the number alone."""
+    return f"{number} × {what}" if what and number > 1 else what or str(number)
 
 
 def in_words(root: ModuleNode) -> dict[str, Counter]:
@@ -250,24 +279,27 @@ def in_words(root: ModuleNode) -> dict[str, Counter]:
     def add(role: str, what: str, times: int) -> None:
         found.setdefault(role, Counter())[what] += times
 
-    def walk(node: ModuleNode, times: int) -> None:
+    def walk(node: ModuleNode, times: int, path: str = "") -> None:
         times *= node.repeat
         role = (node.role or "").replace("layers.*.", "")
         kind = node.type.removeprefix(family) if node.type != family else node.type
         what = f"{kind} {node.shape}".strip() + ", tied" * bool(node.tied_to)
         if role.startswith("layers") and "." in role:  # the layers themselves
-            add("layers", "layers", times)
+            add("layers", "", times)
         elif role.startswith("mixer") and (node.role or "").startswith("mixer"):  # a recurrence with all layers in it
             layers = re.search(r"× (\d+)", node.shape)
-            add("layers", "layers", times * int(layers[1] if layers else 1))
+            add("layers", "", times * int(layers[1] if layers else 1))
             add(role, what, times)
         elif role and (not node.children or role == "head"):
             add(role, what, times)
         elif role == "attn":
             add(WHOLE, what, times)
+        elif not role and node.parameters and not node.children:  # by its own name: it is a difference too
+            add(path, what, times)
         if role != "head":
+            below = "" if role.startswith("layers") else f"{path}."  # in a layer without its number
             for child in node.children:
-                walk(child, times)
+                walk(child, times, f"{below}{child.name}".lstrip("."))
 
     walk(root, 1)
     return found

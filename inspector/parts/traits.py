@@ -185,7 +185,7 @@ class Told:
             return None if added else (Fact("none"),)
         values = []
         for layer in self.sums:
-            if not layer.whole or not layer.found:
+            if not layer.whole or not layer.found or len({sub.added for sub in layer.found}) > 1:  # some added, some not: no word for that
                 return None
             values.append((layer.layer, layer.order()))
         return self.by_layer(values) or None
@@ -193,9 +193,8 @@ class Told:
     def attention(self) -> tuple[Fact, ...] | None:
         """What mixes the tokens: heads, window, soft cap; or a recurrence."""
         facts = [Fact("recurrent", in_short(self.model.get_submodule(name))) for name in self.recurrent()]
-        mixers = [
-            (s.layer, ("mixer", type(seen.call.module).__name__)) for s in self.sums for seen in s.layer.inside if s.inner(seen) == "mixer"
-        ]
+        kind = "mixer" if any(map(self.heads, self.sums)) else "recurrent"  # beside attention, or instead of it
+        mixers = [(s.layer, (kind, in_short(seen.call.module))) for s in self.sums for seen in s.layer.inside if s.inner(seen) == "mixer"]
         heads = [(s.layer, fact) for s in self.sums for fact in self.heads(s)]
         facts += [*self.by_layer(mixers), *self.by_layer(heads, self.mixing())]
         if (size := window(self.config)) and heads:

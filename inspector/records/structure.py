@@ -113,7 +113,7 @@ class TraitDifference:
 
 @dataclass(frozen=True)
 class RoleDifference:
-    """One role of two models: what stands there in each, such as "24 × Linear 896→896 +bias"; empty where nothing does."""
+    """One role of two models: what stands there in each, such as "24 × Linear 896→896 +bias", of layers the number; "" for nothing."""
 
     role: str
     a: str

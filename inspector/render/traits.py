@@ -50,14 +50,14 @@ WORDS: dict[tuple[str, str], tuple[str, str]] = {
     ("positions", "order"): ("the recurrence or convolution reads tokens in order", "рекуррентность или свёртка читает токены по порядку"),
     ("positions", "none"): ("none", "нет"),
     ("residual", "sequential"): (
-        "attention + residual, then feed-forward + residual",
-        "внимание + residual, затем feed-forward + residual",
+        "{} + residual, then feed-forward + residual",
+        "{} + residual, затем feed-forward + residual",
     ),
-    ("residual", "reversed"): ("feed-forward + residual, then attention + residual", "feed-forward + residual, затем внимание + residual"),
-    ("residual", "parallel"): ("attention and feed-forward side by side, one sum", "внимание и feed-forward рядом, одна сумма"),
+    ("residual", "reversed"): ("feed-forward + residual, then {} + residual", "feed-forward + residual, затем {} + residual"),
+    ("residual", "parallel"): ("{} and feed-forward side by side, one sum", "{} и feed-forward рядом, одна сумма"),
     ("residual", "parallel one norm"): (
-        "attention and feed-forward side by side behind one norm, one sum",
-        "внимание и feed-forward рядом после одной нормы, одна сумма",
+        "{} and feed-forward side by side behind one norm, one sum",
+        "{} и feed-forward рядом после одной нормы, одна сумма",
     ),
     ("residual", "alone"): ("one part + residual", "одна часть + residual"),
     ("residual", "none"): ("no residual", "без residual"),
@@ -85,6 +85,7 @@ WORDS: dict[tuple[str, str], tuple[str, str]] = {
     ("head", "cap"): ("soft cap {}", "soft cap {}"),
     ("head", "?"): ("then what is not told", "затем неизвестное"),
 }
+MIXING = {"": ("attention", "внимание"), "recurrence": ("recurrence", "рекуррентность"), "convolution": ("convolution", "свёртка")}
 PARTS = {"attn": ("attention", "внимание"), "mlp": ("feed-forward", "feed-forward")}
 
 
@@ -97,7 +98,7 @@ def trait_words(trait: str, facts: Sequence[Fact] | None, t: Translate) -> str:
     """A trait in words."""
     if facts is None:
         return t("not told", "не определено")
-    return ("; " if trait == "norm" else ", ").join(fact_words(trait, fact, t) for fact in facts) or "–"
+    return ("; " if trait in ("norm", "residual") else ", ").join(fact_words(trait, fact, t) for fact in facts) or "–"
 
 
 def fact_words(trait: str, fact: Fact, t: Translate) -> str:
@@ -108,8 +109,10 @@ def fact_words(trait: str, fact: Fact, t: Translate) -> str:
         said = t(*PLACES[place]).format(*details)
         said = f"{t(*PARTS[part])}: {said}" if part else said
     else:
-        if trait == "residual" and fact.detail:
-            kind = "parallel one norm"
+        if trait == "residual":
+            kind += " one norm" * fact.detail.endswith("1")
+            mixing = fact.detail.removesuffix("1").strip()
+            details = [t(*MIXING.get(mixing, (mixing, mixing)))]
         if kind == "experts" and "/" in fact.detail:
             kind, details = "experts of", fact.detail.split("/")[::-1]
         said = " ".join(t(*WORDS[trait, kind]).format(*details).split()).replace(" ,", ",")
@@ -122,12 +125,12 @@ def fact_words(trait: str, fact: Fact, t: Translate) -> str:
 
 def trait_table(rows: Sequence[TraitDifference], names: Sequence[str], t: Translate) -> Table:
     """The traits of two models side by side; where they differ stands out, and what is not told of one is no difference yet."""
-    result = table("", t("trait", "свойство"), *(visible(name) for name in names), wide=(2, 3))
+    result = table("    " + t("trait", "свойство"), *(visible(name) for name in names), wide=(1, 2))
     for row in rows:
         style = "dim" if row.equal else "bold yellow"
         sign = "=" if row.equal else "?" if row.a is None or row.b is None else "≠"
         words = (trait_words(row.trait, of, t) for of in (row.a, row.b))
-        result.add_row(Text(sign, style), Text(trait_name(row.trait, t), style), *(Text(said, style) for said in words))
+        result.add_row(Text(f"{sign}   {trait_name(row.trait, t)}", style), *(Text(said, style) for said in words))
     return result
 
 

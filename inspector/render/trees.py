@@ -1,15 +1,15 @@
 """Module trees, costs and splits for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 from .tables import WIDE, Held, held, table
-from .text import Translate, count, counted, memory, singular, tokens_of, visible
+from .text import Translate, count, counted, memory, percent, singular, tokens_of, visible
 from .traits import labelled, trait_list, trait_table
 
 FUNCTIONAL_IN_RUSSIAN = {
@@ -49,56 +49,84 @@ def longest_role(node: ModuleNode) -> int:
     return max([len(short_role(node.role or "")), *map(longest_role, node.children)])
 
 
-def longest_name(node: ModuleNode, level: int = 0) -> int:
-    """Columns that the longest name in a tree takes with its guides."""
-    own = 0 if node.functional else 2 * level + len(node.name)
-    return max([own, *(longest_name(child, level + 1) for child in node.children)])
+def widest(node: ModuleNode, t: Translate, level: int = 0) -> int:
+    """Columns that a tree needs beside its numbers: its names, and below them the words of what they are, each with its guides."""
+    name, what = node_label(node, t)
+    words = f"{name.plain} {what.plain}" if node.functional else what.plain
+    own = [0 if node.functional else 2 * level + name.cell_len, *(2 * level + 3 + len(word) for word in words.split())]
+    return max([*own, *(widest(child, t, level + 1) for child in node.children)])
 
 
-def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = False) -> Table:
-    """A module tree ``width`` columns wide: names and types as a tree, parameters and memory beside it; roles and FLOPs on request."""
+def room_for_labels(node: ModuleNode, width: int, with_costs: bool = False) -> int:
+    """Columns that are left for the names and types of a tree ``width`` columns wide beside its numbers and roles."""
+    return width - 17 - (9 + max(12, longest_role(node)) if with_costs else 0)
+
+
+def needs_lines(node: ModuleNode, width: int, t: Translate, with_costs: bool = False) -> bool:
+    """Whether names and numbers of a tree ``width`` columns wide have no room side by side."""
+    return room_for_labels(node, width, with_costs) < widest(node, t)
+
+
+def node_table(node: ModuleNode, width: int, t: Translate, with_costs: bool = False, below: bool = False) -> Table:
+    """A module tree ``width`` columns wide: names and types as a tree, parameters and memory beside it; roles and FLOPs on request.
+
+    With ``below`` the names have all columns: what they are, and their numbers, stand below them.
+    """
+    heads = [t("params", "парам."), t("memory", "память"), *(["FLOPs", t("role", "роль")] if with_costs else [])]
+    room = width if below else room_for_labels(node, width, with_costs)
     grid = Table.grid(padding=(0, 1), expand=True)
-    grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    grid.add_column(justify="right", no_wrap=True, min_width=6)
-    grid.add_column(justify="right", no_wrap=True, min_width=9)
-    heads, room = [t("module", "модуль"), t("params", "парам."), t("memory", "память")], width - 17
-    if with_costs:
-        grid.add_column(justify="right", no_wrap=True, min_width=6)
-        grid.add_column(no_wrap=True, min_width=12)
-        heads, room = [*heads, "FLOPs", t("role", "роль")], room - 9 - max(12, longest_role(node))
-    narrow = room < longest_name(node)
-    if narrow:  # the names have all columns: what they are, and their numbers, stand below them
-        grid = Table.grid()
-        grid.add_column(overflow="fold")
-    else:
-        grid.add_row(*(Text(head, "dim") for head in heads))
+    grid.add_column(ratio=1, no_wrap=True)
+    if not below:
+        for least in (6, 9, 6)[: 3 if with_costs else 2]:
+            grid.add_column(justify="right", no_wrap=True, min_width=least)
+        if with_costs:
+            grid.add_column(no_wrap=True, min_width=12)
+        grid.add_row(*(Text(head, "dim") for head in (t("module", "модуль"), *heads)))
 
     def add(node: ModuleNode, guides: str, lead: str) -> None:
-        name, what = node_label(node, t)
-        numbers = [
-            Text("=", "yellow") if node.tied_to else count(node.parameters) if node.parameters else "",
-            memory(node.bytes, t) if node.bytes else "",
-        ]
-        if with_costs:
-            numbers += [count(node.flops) if node.flops else "", Text(short_role(node.role or ""), "magenta")]
-        label = Text.assemble((lead, "dim"), name, " " if name else "", what)
-        if narrow:
-            said = [what] if name and what else []
-            said += [Text.assemble(f"{head} ", number) for head, number in zip(heads[1:], numbers, strict=True) if number]
-            grid.add_row(Text.assemble((lead, "dim"), name or what))
-            if said:
-                grid.add_row(Text.assemble((guides + ("│ " if node.children else "  ") + " ", "dim"), Text("  ").join(said)))
-        elif label.cell_len > room and what:  # too long for one line: the name, and below it what it is
-            grid.add_row(Text.assemble((lead, "dim"), name))
-            label = Text.assemble((guides + ("│ " if node.children else "  ") + " ", "dim"), what)
-        if not narrow:
-            grid.add_row(label, *numbers)
+        label = [part for part in node_label(node, t) if part]
+        numbers = node_numbers(node, t)[: len(heads)]
+        inside = guides + ("│ " if node.children else "  ") + " "  # before what stands below a name
+        facts = [Text.assemble(f"{head} ", number) for head, number in zip(heads, numbers, strict=True) if number] if below else []
+        whole = Text(" ").join(label)
+        lines, at = [whole], 0
+        if below or len(lead) + whole.cell_len > room:  # too long for one line: the name, and below it what it is
+            name = label[:1] if len(lead) + label[0].cell_len <= room else packed(label[:1], room - len(inside))
+            lines = name + packed([*label[1:], *facts], room - len(inside))
+            at = min(len(name), len(lines) - 1)
+        for i, line in enumerate(lines):
+            grid.add_row(Text.assemble((inside if i else lead, "dim"), line), *(numbers if i == at and not below else ()))
         for i, child in enumerate(node.children):
             last = i == len(node.children) - 1
             add(child, guides + ("  " if last else "│ "), guides + ("└ " if last else "├ "))
 
     add(node, "", "")
     return grid
+
+
+def node_numbers(node: ModuleNode, t: Translate) -> list[Text]:
+    """What stands beside a node: parameters, memory, FLOPs, role; empty where it has none."""
+    parameters = Text("=", "yellow") if node.tied_to else Text(count(node.parameters) if node.parameters else "")
+    flops = Text(count(node.flops) if node.flops else "")
+    return [parameters, Text(memory(node.bytes, t) if node.bytes else ""), flops, Text(short_role(node.role or ""), "magenta")]
+
+
+def packed(pieces: Sequence[Text], room: int) -> list[Text]:
+    """Pieces two spaces apart, on as many lines of ``room`` columns as that takes; a piece is broken only where it is wider than a line."""
+    lines: list[Text] = []
+    for piece in pieces:
+        if lines and lines[-1].cell_len + 2 + piece.cell_len <= room:
+            lines[-1] = Text("  ").join((lines[-1], piece))
+        else:
+            lines += piece.wrap(Console(), max(1, room), overflow="fold")
+    return lines
+
+
+def everything_in(node: ModuleNode) -> Iterator[ModuleNode]:
+    """A node and all below it."""
+    yield node
+    for child in node.children:
+        yield from everything_in(child)
 
 
 def tree_panel(
@@ -109,11 +137,16 @@ def tree_panel(
     costs: Costs | None = None,
     facts: Traits | None = None,
     depth: int | None = None,
+    below: bool | None = None,
 ) -> Panel:
-    """A module tree with its totals, in a panel ``width`` columns wide; of its levels ``depth``, all by default."""
+    """A module tree with its totals, in a panel ``width`` columns wide; of its levels ``depth``, all by default.
+
+    ``below`` as in ``node_table``; by default where there is no room otherwise.
+    """
     said = f"{counted(node.parameters, 'parameter', 'параметр', t)}, {memory(node.bytes, t)}"
-    total = Text(said + t("; tied weights counted once", "; общие веса учтены один раз"))
-    if tied := next((child for child in node.children if child.tied_to), None):
+    total = Text(said)
+    if tied := next((one for one in everything_in(node) if one.tied_to), None):
+        total.append(t("; tied weights counted once", "; общие веса учтены один раз"))
         total.append(f": {tied.name} = {tied.tied_to}", "yellow")
     lines: list[RenderableType] = [total, Text(sums_line(node, t), "cyan")]
     if facts is not None:
@@ -121,7 +154,10 @@ def tree_panel(
     if costs is not None:
         lines += [Text(""), costs_table([costs], [], t), *remarks(costs, t)]
     shown = node if depth is None else node.cut(depth)
-    return Panel(Group(node_table(shown, width - 4, t, costs is not None), *lines), title=Text(visible(title), "bold"), padding=(0, 1))
+    below = needs_lines(shown, width - 4, t, costs is not None) if below is None else below
+    return Panel(
+        Group(node_table(shown, width - 4, t, costs is not None, below), *lines), title=Text(visible(title), "bold"), padding=(0, 1)
+    )
 
 
 SUMS = {
@@ -160,11 +196,7 @@ def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate, nod
         ),
         (
             t("FLOPs per token", "FLOP на токен"),
-            lambda c: t(
-                f"{count(c.flops)} at {tokens_of(c.context, t)}, of these attention {c.attention_flops / max(1, c.flops):.1%}",
-                f"{count(c.flops)} при {c.context:,} {'токене' if singular(c.context) else 'токенах'}, "
-                f"из них внимание {c.attention_flops / max(1, c.flops):.1%}",
-            ),
+            lambda c: flops_words(c, t),
         ),
     ]
     for head, of in rows[:1]:
@@ -179,10 +211,22 @@ def costs_table(costs: Sequence[Costs], titles: Sequence[str], t: Translate, nod
     return result
 
 
+def flops_words(costs: Costs, t: Translate) -> str:
+    """FLOPs per token, and how many of them are products of queries, keys and values; these alone, not all that attention costs."""
+    at = t(f"at {tokens_of(costs.context, t)}", f"при {costs.context:,} {'токене' if singular(costs.context) else 'токенах'}")
+    said = f"{count(costs.flops)} {at}"
+    if not costs.attention_flops:
+        return said
+    products = percent(costs.attention_flops / costs.flops)
+    return said + t(f", of these scores and values (q·kᵀ, ·v) {products}", f", из них оценки и значения (q·kᵀ, ·v) {products}")
+
+
 def cache_words(costs: Costs, t: Translate) -> str:
     """What the KV-cache keeps for a token, and where it stops growing."""
     if not costs.cache_bytes:
         return "–"
+    if not any(costs.cache_bytes.values()):
+        return t("none", "нет")
     said = ", ".join(f"{memory(costs.cache_bytes[name], t)} {name}" for name in ("float32", "bfloat16"))
     until = t(f"; layers with a window stop at {costs.window:,}", f"; слои с окном — до {costs.window:,}") if costs.window else ""
     return said + until
@@ -218,13 +262,12 @@ def tree_difference(
     nodes: Sequence[ModuleNode] = (),
 ) -> RenderableType:
     """Two models: what they do without modules, then their trees aligned by role, and costs; where they differ stands out."""
-    result = table("", t("role", "роль"), *(visible(name) for name in names), wide=(2, 3))
+    result = table("    " + t("role", "роль"), *(visible(name) for name in names), wide=(1, 2))
     for row in rows:
         style = "dim" if row.equal else "bold yellow"
         result.add_row(
-            Text("=" if row.equal else "≠", style),
-            Text(row.role, style),
-            *(Text(role_words(row.role, text, t), style) for text in (row.a, row.b)),
+            Text(f"{'=' if row.equal else '≠'}   {visible(row.role)}", style),
+            *(Text(role_words(text, t), style) for text in (row.a, row.b)),
         )
     different = sum(not row.equal for row in rows)
     said = t(f"{different} of {len(rows)} roles differ", f"различаются роли: {different} из {len(rows)}")
@@ -233,34 +276,38 @@ def tree_difference(
     return Group(*above, result, Text(said, "bold"), Text(""), costs_table(costs, [visible(name) for name in names], t, nodes), *notes)
 
 
-def role_words(role: str, text: str, t: Translate) -> str:
-    """What stands in a role, such as "4 × layers" or "Linear 128→65, tied"; a dash for nothing."""
-    said = text.replace(", tied", t(", tied", ", общие веса"))
-    return (said.replace("layers", t("layers", "слой")) if role == "layers" else said) or "–"
+def role_words(text: str, t: Translate) -> str:
+    """What stands in a role, such as "Linear 128→65, tied"; a dash for nothing."""
+    return text.replace(", tied", t(", tied", ", общие веса")) or "–"
 
 
 def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:
-    """Module trees side by side on a wide terminal, one under another on a narrow one."""
+    """Module trees side by side on a wide terminal, one under another on a narrow one; all of them in one layout."""
+    each = width if width < WIDE else width // len(nodes)
+    below = any(needs_lines(node, each - 4, t) for node in nodes)
+    panels = [tree_panel(node, title, each, t, below=below) for node, title in zip(nodes, titles, strict=True)]
     if width < WIDE:
-        return Group(*(tree_panel(node, title, width, t) for node, title in zip(nodes, titles, strict=True)))
+        return Group(*panels)
     grid = Table.grid(expand=True)
-    each = width // len(nodes)
     for _ in nodes:
         grid.add_column(ratio=1)
-    grid.add_row(*(tree_panel(node, title, each, t) for node, title in zip(nodes, titles, strict=True)))
+    grid.add_row(*panels)
     return grid
 
 
 def parts_explained(t: Translate, *trees: ModuleNode) -> RenderableType:
-    """One sentence for each part; for predictions further ahead where one of the trees has them."""
+    """One sentence for each part that one of the trees has."""
+    there = {node.part for tree in trees for node in everything_in(tree)}
     backbone = t("BACKBONE: token ids → a hidden state for each position.", "BACKBONE: номера токенов → скрытое состояние каждой позиции.")
-    head = t(" LM_HEAD: a hidden state → a logit per token.", " LM_HEAD: состояние → логит на токен.")
+    head = t("LM_HEAD: a hidden state → a logit per token.", "LM_HEAD: состояние → логит на токен.")
     mtp = t(
         "MTP predicts tokens further ahead, with the same head; a plain pass does not run it, so it costs nothing here.",
         "MTP той же головой предсказывает токены дальше следующего; обычный проход его не запускает, и здесь он ничего не стоит.",
     )
-    further = [Text(mtp, "magenta")] if any(child.part == "mtp" for tree in trees for child in tree.children) else []
-    return Group(Text.assemble((backbone, "blue"), (head, "green")), *further)
+    both = Text(" ").join(
+        Text(said, style) for part, said, style in (("backbone", backbone, "blue"), ("head", head, "green")) if part in there
+    )
+    return Group(*([both] if both else []), *([Text(mtp, "magenta")] if "mtp" in there else []))
 
 
 def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]]], t: Translate) -> RenderableType:

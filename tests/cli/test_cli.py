@@ -236,7 +236,7 @@ def test_a_recurrence_of_the_users_own_stands_beside_attention(inspector, tmp_pa
     written = json.loads(inspector("tree", own, "--diff", "names-qwen2", "--json", "-"))
     rows = {row["role"]: (row["a"], row["b"]) for row in written["roles"]}
     assert rows["embed"] == ("Embedding 30×8", "Embedding 65×128") and rows["head"] == ("Linear 12→30 +bias", "Linear 128→65, tied")
-    assert rows["mixer"] == ("GRU 8→12 × 2 +bias", "4 × Attention") and rows["layers"] == ("2 × layers", "4 × layers")
+    assert rows["mixer"] == ("GRU 8→12 × 2 +bias", "4 × Attention") and rows["layers"] == ("2", "4")
     gates = 3 * 12 * (8 + 12 + 2) + 3 * 12 * (12 + 12 + 2)  # three gates, two layers
     assert written["sums"][0] == dict(embedding=240, recurrence=gates, head=390)
     text = inspector("tree", own, "--diff", "names-qwen2")

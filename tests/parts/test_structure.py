@@ -160,3 +160,13 @@ def test_the_full_size_qwen_has_the_published_count(standin):
     root = tree(load(str(standin)).model)
     assert root.parameters == 494_032_768
     assert (named(root, "layers").repeat, named(root, "layers").type) == (24, "Qwen2DecoderLayer")
+
+
+def test_a_block_that_a_plain_pass_does_not_run_stands_in_the_order_of_its_twin():
+    """The block of a multi-token prediction is that of the layers: the same modules and steps, in the same order, all levels down."""
+    root = tree(load("gpt-mtp").model)
+    (further,) = (node for _, node in flat(root) if node.part == "mtp")
+    block = next(node for node in further.children if node.name == "block")
+    lines = [[(depth, node.name, node.type) for depth, node in flat(one) if depth > 0] for one in (block, named(root, "layers"))]
+    assert lines[0] == lines[1]
+    assert [node.name or node.type for node in block.children] == ["norm_attn", "self_attn", "+ residual", "norm_mlp", "mlp", "+ residual"]

@@ -15,7 +15,7 @@ from inspector.models import ExpertModel
 from inspector.models.adapter import to_transformers
 from inspector.parts.dataflow import is_waves
 from inspector.parts.splitting import split
-from inspector.parts.structure import measured, trait_differences, tree
+from inspector.parts.structure import differences, measured, trait_differences, tree
 from inspector.records.structure import Fact, Traits
 from inspector.render.text import translator
 from inspector.render.traits import trait_words
@@ -280,10 +280,13 @@ def test_a_pass_that_breaks_off_tells_nothing():
             ["self_attn", "post_attention_layernorm", "+ residual", "mlp", "post_feedforward_layernorm", "+ residual"],
         ),
         ("llama", ["input_layernorm", "self_attn", "+ residual", "post_attention_layernorm", "mlp", "+ residual"]),
+        ("gpt2", ["ln_1", "attn", "+ residual", "ln_2", "mlp", "+ residual"]),
+        ("mamba", ["norm", "mixer", "+ residual"]),
+        ("falcon_h1", ["input_layernorm", "mamba", "self_attn", "+ residual", "pre_ff_layernorm", "feed_forward", "+ residual"]),
     ],
 )
 def test_the_tree_has_residuals_where_the_model_adds(name, lines):
-    layers = next(node for node in tree(on_meta(name)).children[0].children if node.name == "layers")
+    layers = next(node for node in tree(on_meta(name)).children[0].children if node.name in ("layers", "h"))
     assert [node.name or node.type for node in layers.children] == lines
 
 
@@ -312,6 +315,72 @@ def test_a_recurrence_has_roles_and_the_place_of_attention():
     assert node.sums() == dict(embedding=V * D, recurrence=sum(p.numel() for p in model.rnn.parameters()), head=49 * V)
     assert told["positions"] == (Fact("order"),) and told["attention"] == (Fact("recurrent", "GRU 32→48 × 2"),)
     assert told["norm"] == told["residual"] == told["feed_forward"] == (Fact("none"),)
+
+
+class Stacked(nn.Module):
+    """Blocks as people write them: a recurrence or a convolution, then a plain sequence; with residuals, or without."""
+
+    class Block(nn.Module):
+        def __init__(self, mixer, residual, further):
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(D), nn.LayerNorm(D)
+            self.rnn = getattr(nn, mixer)(D, D, batch_first=True)
+            self.mlp = nn.Sequential(nn.Linear(D, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, D))
+            self.residual = residual
+            if further:
+                self.further = nn.Linear(D, D)
+
+        def forward(self, hidden):
+            mixed = self.rnn(self.norm1(hidden))[0]
+            hidden = hidden + mixed if self.residual else mixed
+            given = self.mlp(self.norm2(hidden))
+            hidden = hidden + given if self.residual else given
+            return self.further(hidden) if hasattr(self, "further") else hidden
+
+    def __init__(self, mixer="GRU", residual=True, further=False):
+        super().__init__()
+        self.emb, self.norm, self.fc = nn.Embedding(V, D), nn.LayerNorm(D), nn.Linear(D, V)
+        self.layers = nn.ModuleList(self.Block(mixer, residual, further) for _ in range(2))
+
+    def hidden(self, ids):
+        hidden = self.emb(ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.norm(hidden)
+
+    def forward(self, ids):
+        return self.fc(self.hidden(ids))
+
+
+def looked_at(model):
+    """Tree, costs and traits of a model whose backbone and head are functions."""
+    return measured(model.eval(), split(model, backbone=model.hidden, head=lambda h: model.fc(h)))
+
+
+@pytest.mark.parametrize("mixer", ["GRU", "LSTM", "RNN"])
+def test_a_recurrence_in_layers_is_no_attention(mixer):
+    """The same words as for one that stands alone, roles for all that it has, and residuals in the tree where it adds."""
+    node, costs, told = looked_at(Stacked(mixer))
+    assert told["residual"] == (Fact("sequential", "recurrence"),) and told["norm"] == (Fact("pre", "LayerNorm"),)
+    assert told["attention"] == (Fact("recurrent", f"{mixer} 32→32 × 1"),) and told["bias"] == (Fact("bias", "up, down, mixer"),)
+    assert told["feed_forward"] == (Fact("plain", "GELU"), Fact("width", "64")) and costs.left_out == costs.attention_flops == 0
+    layers = next(child for child in node.children if child.name == "layers")
+    assert [child.name or child.type for child in layers.children] == ["norm1", "rnn", "+ residual", "norm2", "mlp", "+ residual"]
+    rows = {row.role: row.a for row in differences(node, tree(on_meta("qwen2"))) if row.a}
+    assert set(rows) == {"embed", "layers", "norm_attn", "mixer", "norm_mlp", "mlp.up", "mlp.act", "mlp.down", "final_norm", "head"}
+    assert rows["mlp.down"] == "2 × Linear 64→32 +bias"
+
+
+def test_without_residuals_none_are_said():
+    node, _, told = looked_at(Stacked(residual=False))
+    assert told["residual"] == (Fact("none"),)
+    assert all(child.name for layers in node.children if layers.name == "layers" for child in layers.children)
+
+
+def test_what_has_no_role_is_a_row_by_its_own_name():
+    node, _, _ = looked_at(Stacked(further=True))
+    rows = {row.role: (row.a, row.b) for row in differences(node, tree(on_meta("qwen2")))}
+    assert rows["further"] == ("2 × Linear 32→32 +bias", "")
 
 
 def test_shrunk_configurations_are_those_of_the_families():

@@ -125,7 +125,7 @@ TREE = ModuleNode(
 
 
 COSTS = Costs(16, 41_376, 39_000, {"float32": 165_504}, {"float32": 512, "bfloat16": 256}, 80_000, 2_000)
-ROLES = [RoleDifference("layers", "4 × layers", "layers"), RoleDifference("head", "Linear 32→65, tied", "")]
+ROLES = [RoleDifference("layers", "4", "1"), RoleDifference("head", "Linear 32→65, tied", "")]
 TRAITS = [
     TraitDifference("embedding", (Fact("plain"),), (Fact("scale", "√D"), Fact("scale", "?"))),
     TraitDifference("positions", (Fact("rope", "8/32", "0–2"),), (Fact("learned", "64×32"),)),
@@ -173,7 +173,7 @@ def everything(width: int, language: str) -> str:
         lesson.origins([("names", "embedded", "torch.float32", "cpu")], t),
         *lesson.stand_in("a/b", "names", t),
         trees([TREE, TREE], ["one", "two"], width, t),
-        parts_explained(t),
+        parts_explained(t, TREE),
         architectures(TRAITS, ["one", "two"], t),
         tree_difference(ROLES, ["one", "two"], [COSTS, COSTS], t, TRAITS, [TREE, TREE]),
         split_table([("names", "model", "Linear(32→65, tied)", 8, ((1, 5), (1, 5, 32), (1, 1, 65)))], t),

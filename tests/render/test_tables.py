@@ -10,12 +10,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 from inspector.records.generation import Run, Sampling, Step, Token
-from inspector.records.structure import Costs, ModuleNode
+from inspector.records.structure import Costs, Fact, ModuleNode, RoleDifference, TraitDifference
 from inspector.render import lesson
 from inspector.render.screen import Screen
 from inspector.render.tables import Held, TitledPanel, command, held, table
 from inspector.render.text import translator
-from inspector.render.trees import tree_panel
+from inspector.render.trees import costs_table, parts_explained, tree_difference, tree_panel, trees
 
 T = translator("en")
 
@@ -80,6 +80,19 @@ def test_a_table_that_fits_is_one_table():
     assert len(shown(example(), 80).splitlines()) == 4
 
 
+@pytest.mark.parametrize(("width", "tables"), [(32, 1), (40, 2), (50, 2), (80, 1), (120, 1)])
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_each_model_of_a_difference_has_the_names_of_its_rows(width, tables, language):
+    """Where the second model stands below the first, what is said of it has traits and roles beside it, too."""
+    roles = [RoleDifference("layers", "4", "4"), RoleDifference("norm_attn", "4 × RMSNorm 128", "4 × LayerNorm 128")]
+    traits = [TraitDifference("head", (Fact("tied", "128→65"),), (Fact("own", "128→65"),)), TraitDifference("norm", None, (Fact("none"),))]
+    costs = Costs(16, 32, 32, {}, {}, 64, 0)
+    lines = shown(tree_difference(roles, ["one", "two"], [costs, costs], translator(language), traits), width).splitlines()
+    head, norm = {"en": ("head", "norms"), "ru": ("голова", "нормы")}[language]
+    for start in ("=   layers", "≠   norm_attn", f"≠   {head}", f"?   {norm}"):
+        assert sum(line.startswith(start) for line in lines) == tables, (start, lines)
+
+
 @pytest.mark.parametrize("width", [40, 50, 60, 80])
 @pytest.mark.parametrize("costs", [False, True])
 def test_a_tree_keeps_its_names(width, costs):
@@ -88,6 +101,46 @@ def test_a_tree_keeps_its_names(width, costs):
     text = shown(tree_panel(node, "m", width, T, Costs(8, 32, 32, {"float32": 128}, {}, 64, 0) if costs else None), width)
     assert all(any(part in line for line in text.splitlines()) for part in ("a_norm_with_quite_a_long_name", "layers", "128 B"))
     assert not costs or "norm_attn" in text
+
+
+def small_tree(name: str, tied: str | None = "model.embed_tokens.weight") -> ModuleNode:
+    leaf = ModuleNode(name, "GroupedQueryAttention", "128→128 +bias", 32, 4096, role="layers.*.attn.q", flops=64)
+    step = ModuleNode("", "softmax(q·kᵀ/√K)·v, causal", functional=True)
+    layers = ModuleNode("layers", "Block", parameters=96, bytes=9216, children=(leaf, step, leaf), repeat=3)
+    head = ModuleNode("lm_head", "Linear", "128→65", part="head", tied_to=tied)
+    model = ModuleNode("model", "Model", part="backbone", children=(layers,))
+    return ModuleNode("", "Tiny", parameters=32, bytes=128, children=(model, head))
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80, 110])
+def test_trees_on_one_screen_have_one_layout_with_whole_guides_and_nothing_cut(width):
+    """Every line of a tree begins with its guides; what is too long goes on below them, in both trees alike."""
+    nodes = [small_tree("short"), small_tree("a_norm_with_quite_a_long_name")]
+    text = shown(trees(nodes, ["one", "two"], width, T), width)
+    assert "…" not in text and "..." not in text
+    halves = text.split("two ")[:2] if width < 110 else ["".join(line[: width // 2] for line in text.splitlines(True)), text]
+    assert halves[0].count("params") > 1 or all("params" not in line or "module" in line for line in text.splitlines())
+    for half in halves if width < 110 else ():
+        lines = [line.strip("│╭╰─╮╯")[1:] for line in half.split("32 parameters")[0].splitlines() if line.startswith("│")]
+        inside = [line for line in lines[1:] if line.strip() and not line.startswith(("module", "Tiny"))]
+        assert inside and all(line.startswith(("├ ", "└ ", "│ ", "   ")) for line in inside), inside
+    for node in nodes:
+        alone = shown(tree_panel(node, "m", width, T, Costs(8, 32, 32, {}, {}, 64, 0)), width)
+        assert all(word in alone for word in ("GroupedQueryAttention", "4.0 KiB", "causal", "attn.q")), alone
+
+
+def test_what_is_not_there_is_not_explained():
+    """Ties only where weights are tied, at any depth; parts only where the tree marks them; products only where there are any."""
+    assert "tied" in shown(tree_panel(small_tree("a"), "m", 100, T), 100)
+    assert "tied" in shown(tree_panel(ModuleNode("", "Outer", children=(small_tree("a"),)), "m", 100, T), 100)
+    assert "tied" not in shown(tree_panel(small_tree("a", tied=None), "m", 100, T), 100)
+    alone = ModuleNode("", "Tiny", children=(ModuleNode("fc", "Linear", part="head"),))
+    assert shown(parts_explained(T, alone), 100) == "LM_HEAD: a hidden state → a logit per token."
+    assert shown(parts_explained(T, small_tree("a")), 100).startswith("BACKBONE: ") and not shown(
+        parts_explained(T, ModuleNode("", "T")), 9
+    )
+    said = [shown(costs_table([Costs(16, 32, 32, {}, {}, 1000, flops)], [], T), 100) for flops in (83, 0)]
+    assert "of these scores and values (q·kᵀ, ·v) 8.3 %" in said[0] and said[1].rstrip().endswith("1.0k at 16 tokens")
 
 
 @pytest.fixture
