@@ -318,7 +318,7 @@ def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]
     result = table(t("model", "модель"), "backbone", t("head", "голова"), t("ids → hidden states → logits", "ids → состояния → логиты"))
     for name, backbone, head, _, shapes in rows:
         seen = " → ".join(held(str(list(shape))) for shape in shapes)
-        said = Text(role_words("head", head, t), "green")
+        said = Text(role_words(head, t), "green")
         result.add_row(Text(visible(name)), Text(backbone, "blue"), said, Held(seen))
     probes = " / ".join(map(str, dict.fromkeys(probe for *_, probe, _ in rows)))
     proof = t(
