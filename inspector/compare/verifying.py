@@ -13,6 +13,7 @@ from torch import Tensor
 from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import check_count
 from ..loop.sampling import Bounds, bounds_of, draw, new_generator, run_filters
+from ..parts import watching
 from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
 from ..parts.watching import largest_difference
 from ..records.comparison import BehindLogits, Verdict, first_difference
@@ -188,10 +189,10 @@ def own_errors(
     with in_dtype(m.model, torch.float64), plain_experts(m.model), torch.no_grad():
         for step in range(steps):
             context_1T = extended(ids_1T, hand.tokens[:step])
-            hand64_V = last_logits(m, context_1T)
+            hand64_V = watching.by_hand(m.split, context_1T).logits_BTV[0, -1]  # not next_logits, which casts to float32
             errors_hand.append(largest_difference(hand.logits[step], hand64_V))
             with LiftedCasts():
-                lifted_V = last_logits(m, context_1T)
+                lifted_V = watching.by_hand(m.split, context_1T).logits_BTV[0, -1]
             floors.append(largest_difference(hand64_V, lifted_V))
         reference64 = by_generate(m, ids_1T, sampling, max_new_tokens)
     parting = first_difference(reference.tokens, reference64.tokens)
@@ -199,12 +200,6 @@ def own_errors(
     pairs = list(zip(reference.logits, reference64.logits, strict=False))[:told]
     errors_generate = [largest_difference(a_V, b_V) for a_V, b_V in pairs]
     return max(errors_hand, default=0.0), max(errors_generate, default=0.0), max(floors, default=0.0)
-
-
-def last_logits(m: Loaded, ids_1T: Tensor) -> Tensor:
-    """The raw logits [V] by hand in the model's own dtype: ``next_logits`` casts them to float32."""
-    hidden_1TD = m.split.backbone(ids_1T)
-    return m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)[0, -1]
 
 
 def decision(hand: Side, reference: Side, flip: int, ids_1T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> tuple[float, float]:

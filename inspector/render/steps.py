@@ -177,9 +177,10 @@ def held_pairs(pairs: Iterable[tuple[str, str]], between: str = ", ") -> str:
     return between.join(f"{held(quoted(text))}{NO_BREAK}{number}" for text, number in pairs)
 
 
-def sentence(step: Step, t: Translate) -> str:
+def sentence(step: Step, t: Translate, between: str = "; ") -> str:
     """A step in one sentence: «ин» 6.90: rank 2 of 7 kept; p 0.21 → 0.34; top-p removed 58 of 65 (8.5 % of the mass)."""
-    return "; ".join([choice(step, t), *removals(step, t)])
+    removals = (removal(FILTER_NAMES.get(name, name), own, t) for name, own in step.removed.items())
+    return between.join([choice(step, t), *removals])
 
 
 def choice(step: Step, t: Translate) -> str:
@@ -198,11 +199,6 @@ def choice(step: Step, t: Translate) -> str:
     if left:
         rank = t(f"rank {step.rank} of {left:,} kept", f"{step.rank}-й из {left:,} {'оставшегося' if singular(left) else 'оставшихся'}")
     return f"{text}: {rank}; p {chance(chosen.probability_before)} → {chance(chosen.probability_after)}"
-
-
-def removals(step: Step, t: Translate) -> list[str]:
-    """What each filter took away that took something."""
-    return [removal(FILTER_NAMES.get(name, name), own, t) for name, own in step.removed.items()]
 
 
 def leaders(step: Step, n: int) -> str:
@@ -245,7 +241,7 @@ def steps_table(names: Sequence[str], rows: Sequence[Sequence[Step | None]], t: 
     def cell(step: Step | None) -> Text:
         if step is None:
             return Text("")
-        ways = ("; " if alone else "\n").join([choice(step, t), *removals(step, t)])
+        ways = sentence(step, t, "; " if alone else "\n")
         end = f" ■\u00a0{why(step.stop_reason, t)}" if step.stop_reason else ""
         entropy = t(f"entropy {step.entropy:.2f}", f"энтропия {step.entropy:.2f}")
         best = leaders(step, 3 if alone else 2)
