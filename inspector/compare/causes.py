@@ -76,3 +76,8 @@ def stamp(tensor: Tensor) -> tuple[int, int]:
 def others(before: dict[str, object], after: dict[str, object]) -> tuple[str, ...]:
     """The names whose stamps are not the same."""
     return tuple(name for name in before | after if before.get(name) != after.get(name))
+
+
+def is_training(model: nn.Module) -> bool:
+    """Whether dropout, or another module that works otherwise in training, is in that mode."""
+    return any(module.training for module in model.modules() if not list(module.children()))

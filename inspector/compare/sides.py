@@ -200,11 +200,6 @@ def watched_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_toke
     return side, calls, brought
 
 
-def is_training(model: nn.Module) -> bool:
-    """Whether dropout, or another module that works otherwise in training, is in that mode."""
-    return any(module.training for module in model.modules() if not list(module.children()))
-
-
 def extended(ids_1T: Tensor, tokens: Sequence[int]) -> Tensor:
     """A prompt [1, T] with tokens behind it."""
     return torch.cat([ids_1T, ids_1T.new_tensor([list(tokens)])], dim=1) if tokens else ids_1T

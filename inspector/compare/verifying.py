@@ -18,8 +18,8 @@ from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
 from ..parts.watching import largest_difference
 from ..records.comparison import BehindLogits, Verdict, first_difference
 from ..records.generation import Sampling, check_sampling, median_step
-from .causes import fed_otherwise, others, stamps
-from .sides import Side, by_generate, by_hand, extended, is_training, watched_generate, with_generate
+from .causes import fed_otherwise, is_training, others, stamps
+from .sides import Side, by_generate, by_hand, extended, watched_generate, with_generate
 
 
 def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) -> Verdict:
