@@ -4,6 +4,7 @@ Every model goes through the project's one training loop and is then loaded from
 """
 
 import json
+import os
 import random
 import time
 import unicodedata
@@ -16,13 +17,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from ..files import replacing
+from ..files import check_folder, is_empty, locked, read_json, settle, write_whole
 from ..loading.loading import load
 from ..parts.costs import BITS, costs, kv_numbers_per_token
 from ..parts.roles import roles
 from ..parts.structure import Running
 from ..training.corpus import build, read_lines
-from ..training.loop import STATE, Progress, Recipe, build_model, encode, fingerprint, fitting_length, is_finished, train, validation_loss
+from ..training.folder import STATE, is_finished
+from ..training.loop import Progress, Recipe, build_model, encode, fingerprint, fitting_length, train, validation_loss
 from ..training.tokenizer import character_tokenizer
 from .ngrams import NGrams
 
@@ -138,25 +140,28 @@ def measure(
         corpus holds.
 
     Raises:
-        ValueError: ``out`` holds something else.
-        KeyboardInterrupt: after Ctrl-C; the state of the model in training is saved.
+        ValueError: ``out`` holds something else, or another process is writing to it.
+        InvariantError: a model's loss or weights are not finite any more.
+        KeyboardInterrupt: after Ctrl-C, and ``SystemExit`` after another signal; the state of the model in training is saved.
     """
-    clocks = Clocks(Path(out), fingerprint(data.train, data.validation))
-    # Called for all before the first one runs: train() looks at the folder at once, and what is wrong there shows up now.
-    runs = {model: begin(recipe, data, Path(out) / model) for model, recipe in recipes.items()}
-    tokenizer = character_tokenizer(data.train)
-    rows = encode(tokenizer, data.train)
-    held_out, unseen = (encode(tokenizer, items) for items in (data.validation, data.unseen()))
-    told("n-grams", None)
-    counted = ngram_rows(tokenizer, rows, held_out, unseen)
-    tokens = sum(len(row) - 1 for row in rows) / len(rows)
-    trained = []
-    for model, recipe in recipes.items():
-        told(model, None)
-        for progress in clocks.timed(model, runs.pop(model)):
-            told(model, progress)
-        figures = clocks.figures(model, recipe, tokens)
-        trained.append(dict(model=model, **examine(Path(out) / model, held_out, unseen), d_ff=recipe.d_ff, **figures))
+    out = Path(out)
+    with locked(out):
+        clocks = Clocks(out, fingerprint(data.train, data.validation))
+        # Called for all before the first one runs: train() looks at the folder at once, and what is wrong there shows up now.
+        runs = {model: begin(recipe, data, out / model) for model, recipe in recipes.items()}
+        tokenizer = character_tokenizer(data.train)
+        rows = encode(tokenizer, data.train)
+        held_out, unseen = (encode(tokenizer, items) for items in (data.validation, data.unseen()))
+        told("n-grams", None)
+        counted = ngram_rows(tokenizer, rows, held_out, unseen)
+        tokens = sum(len(row) - 1 for row in rows) / len(rows)
+        trained = []
+        for model, recipe in recipes.items():
+            told(model, None)
+            for progress in clocks.timed(model, runs.pop(model)):
+                told(model, progress)
+            figures = clocks.figures(model, recipe, tokens)
+            trained.append(dict(model=model, **examine(out / model, held_out, unseen), d_ff=recipe.d_ff, **figures))
     common = {name: value for name, value in asdict(next(iter(recipes.values()))).items() if name not in ("model", "d_ff", "corpus")}
     return dict(
         corpus=data.name,
@@ -181,8 +186,10 @@ def begin(recipe: Recipe, data: Parts, folder: Path) -> Iterator[Progress]:
     Raises:
         ValueError: ``folder`` holds something else.
     """
+    check_folder(folder)
+    settle(folder)
     begun = (folder / STATE).is_file() or is_finished(folder, recipe)
-    if not begun and folder.is_dir() and any(folder.iterdir()):
+    if not begun and not is_empty(folder):
         raise ValueError(f"{folder} holds something else than a result of this recipe: give another --out, or the options of that run")
     return train(recipe, data.train, data.validation, folder, resume=begun)
 
@@ -225,32 +232,34 @@ def examine(folder: Path, held_out, unseen) -> dict:
     )
 
 
+def is_clock(kept: object) -> bool:
+    """Whether this is what is kept of a model's time: others may have put anything in its place."""
+    names = {"steps", "seconds", "bare_steps", "bare_seconds"}
+    return isinstance(kept, dict) and kept.keys() == names and all(type(n) in (int, float) and 0 <= n < 1e300 for n in kept.values())
+
+
 class Clocks:
     """How long the training of each model in a folder took, over all calls that it took.
 
     Raises:
-        ValueError: the folder is no folder, or of another corpus.
+        ValueError: the folder is of another corpus, or the file of the clocks is damaged.
     """
 
     def __init__(self, out: Path, corpus: str):
         self.path = out / CLOCKS
         self.spent: dict[str, dict[str, float]] = {}
         self.corpus = corpus
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} is a file: give a folder as --out")
-        if self.path.is_file():
-            try:
-                kept = json.loads(self.path.read_text(encoding="utf8"))
-                self.spent, of = kept["spent"], kept["corpus"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path}: damaged: remove it, and minutes will be missing, or give another --out") from error
-            if of != corpus:
+        if os.path.lexists(self.path):
+            kept = read_json(self.path)
+            self.spent = kept.get("spent")
+            if not isinstance(self.spent, dict) or not all(map(is_clock, self.spent.values())):
+                raise ValueError(f"{self.path}: damaged: remove it, and minutes will be missing, or give another --out")
+            if kept.get("corpus") != corpus:
                 raise ValueError(f"{out} holds models of another corpus or split: give another --out, or the options of that run")
 
     def save(self) -> None:
         """Writes them down."""
-        with replacing(self.path) as new:
-            new.write_text(json.dumps(dict(corpus=self.corpus, spent=self.spent)) + "\n", encoding="utf8")
+        write_whole(self.path, json.dumps(dict(corpus=self.corpus, spent=self.spent), allow_nan=False) + "\n")
 
     def timed(self, model: str, progress: Iterator[Progress]) -> Iterator[Progress]:
         """Passes progress on and notes its time: of all steps, and of those in which nothing was built, validated or saved."""

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..files import check_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.names import agreement_view, names_view
@@ -27,6 +28,7 @@ from .options import (
     settle_threads,
     threads_now,
 )
+from .options import folder as read_folder
 from .train import bar_of_steps
 
 bench = typer.Typer(help="Measure: each question prints a table; --json writes its numbers.")
@@ -169,7 +171,10 @@ def bench_names(
     dropout: Annotated[float, typer.Option(help="Probability while training.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout, and of a split.")] = 0,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder that keeps the models; the same command goes on where it was stopped.")
+        Path | None,
+        typer.Option(
+            "--out", parser=read_folder, metavar="PATH", help="Folder that keeps the models; the same command goes on where it was stopped."
+        ),
     ] = None,
     threads: Threads = None,
     *,
@@ -177,6 +182,8 @@ def bench_names(
 ) -> None:
     """Which architecture learns names best with equal parameters and steps, and by how much does it beat counting n-grams?"""
     at_least_one(parameters=parameters, threads=threads)
+    if folder is not None:
+        check_folder(folder)
     t = out.t
     with busy(t("loading torch …", "загрузка torch …")) as say:
         with importing():
@@ -214,7 +221,7 @@ def bench_names(
 
         try:
             result = measure(data, recipes, folder or Path(temporary), told)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if folder is not None:
                 stopped = t(
                     f"stopped; what is done is in {folder}: the same command goes on",

@@ -375,6 +375,13 @@ def busy(text: str, moving: bool = True) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(Text(text))
 
 
+def folder(text: str) -> Path:
+    """A folder that was given. Of no text a path would be the current folder."""
+    if not text:
+        raise typer.BadParameter("'' is no folder: give its path, or . for the current one.")
+    return Path(text)
+
+
 def at_least_one(**values: int | None) -> None:
     """Refuses options whose value is below 1. Raises ``ValueError``."""
     for name, value in values.items():

@@ -1,5 +1,6 @@
 """``inspector train``: its options, and what it shows while it trains."""
 
+import os
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..render.screen import QuietConsole
 from ..render.tables import command
 from ..render.text import Translate, threads_of
+from ..training.folder import RECIPE, STATE, check_out
 from ..training.recipe import MODELS, NEEDED, Recipe
-from .options import Output, Threads, at_least_one, busy, command_arguments, grouped, importing, settle_threads, threads_now
+from .options import Output, Threads, at_least_one, busy, command_arguments, folder, grouped, importing, settle_threads, threads_now
 
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 
@@ -33,7 +35,10 @@ SettingsOfModels = make_dataclass(  # those of a recipe that only some models ha
 
 @grouped(without=["json_path"])
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist, unless --resume is given.")],
+    out: Annotated[
+        Path,
+        typer.Option(parser=folder, metavar="PATH", help="Folder for the checkpoint; it must be new or empty, unless --resume is given."),
+    ],
     corpus: Annotated[
         str, typer.Option(help="A text file with one item a line, or names: the embedded corpus of Russian names.")
     ] = "names",
@@ -69,12 +74,17 @@ def train(
     metrics.jsonl with a line for each step, and report.png.
     """
     given = locals()
-    at_least_one(threads=threads)
+    at_least_one(threads=threads, evaluate_every=evaluate_every)
     t = screen.t
+    try:
+        check_out(out, resume)
+    except ValueError:
+        if os.environ.get("RANK", "0") != "0":  # of several processes the first one says it
+            raise typer.Exit(2) from None
+        raise
     with busy(t("loading torch …", "загрузка torch …")), importing():
         from ..loop.batches import join_processes
         from ..training.corpus import build, read_lines
-        from ..training.loop import STATE
         from ..training.loop import train as start_training
 
     settle_threads(threads, 12 * n_layers * d_model**2)  # about the parameters of the blocks
@@ -101,14 +111,16 @@ def train(
         if processes.rank > 0:  # the first process says it
             raise typer.Exit(2) from None
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if (out / STATE).exists():
             stopped = f"stopped; the state is in {out}: add --resume to go on", f"остановлено; состояние лежит в {out}: продолжит --resume"
             console.print(t(*stopped), markup=False)
+        elif (out / RECIPE).exists():
+            console.print(t(f"stopped; the result is whole, in {out}", f"остановлено; результат цел и лежит в {out}"), markup=False)
         raise
     console.print(t("done:", "готово:"))
-    folder = str(out if len(out.parts) > 1 else f"./{out}")
-    console.print(command(command_arguments("run", folder, t("PROMPT", "ЗАПРОС"), options=[])), soft_wrap=True)
+    name = str(out if len(out.parts) > 1 else f"./{out}")
+    console.print(command(command_arguments("run", name, t("PROMPT", "ЗАПРОС"), options=[])), soft_wrap=True)
 
 
 def bar_of_steps(console: Console) -> Progress:

@@ -6,8 +6,8 @@ D hidden, V vocabulary.
 
 import json
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import new_folder, replacing
+from ..files import filling, locked, new_folder
 from ..loading.loaded import Loaded, check_loaded
 from ..parts.roles import BLOCKS, chosen
 from ..parts.watching import Call, Clock, apart, by_hand, first_numbers
@@ -87,19 +87,16 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         ids: the prompt.
         roles: which components, as globs such as "layers.*.attn" (``chosen``).
         tensors: a new or empty folder, which gets one safetensors file for every output, written as soon as that is
-            computed, and index.json: role → file, shape, dtype. It appears when all of it is there.
+            computed, and index.json: role → file, shape, dtype. They appear when all of them are there.
 
     Raises:
-        ValueError: the prompt, a role, or the folder is wrong.
+        ValueError: the prompt, a role, or the folder is wrong, or another process is writing to it.
         InvariantError: the watched pass is not the unwatched one (``watching.apart``).
     """
     check_loaded(m)
     ids_1T, modules = m.prompt(ids), chosen(m.components, roles, m.origin.name)
-    tensors = new_folder(tensors)
     found: list[Seen] = []
-    with nullcontext() if tensors is None else replacing(tensors) as folder:
-        if folder is not None:
-            folder.mkdir()
+    with nullcontext() if tensors is None else only_files(Path(tensors)) as folder:
 
         def see(call: Call) -> None:
             if (output := first_numbers(call.output)) is None:
@@ -115,7 +112,7 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         differ = apart(m.origin.name, plain.logits_BTV, watched.logits_BTV, lambda: by_hand(m.split, ids_1T).logits_BTV)
         if folder is not None:
             files = {s.name: dict(file=f"{s.name}.safetensors", shape=[*s.shape], dtype=str(s.dtype).removeprefix("torch.")) for s in found}
-            (folder / "index.json").write_text(json.dumps(files), encoding="utf8")
+            (folder / "index.json").write_text(json.dumps(files, allow_nan=False), encoding="utf8")
     found.sort(key=lambda seen: seen.index)
     rows = components(m, modules, ids_1T, found, watched.seconds)
     return Trace(
@@ -128,6 +125,15 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         not_finite=None if all(row.output.finite for row in rows) else first_not_finite(m, ids_1T),
         apart=differ,
     )
+
+
+@contextmanager
+def only_files(folder: Path) -> Iterator[Path]:
+    """Yields a folder whose files become those of a new or empty one together. Raises ``ValueError`` where it is not."""
+    with locked(folder):
+        new_folder(folder)
+        with filling(folder, last="index.json") as new:
+            yield new
 
 
 def components(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor, found: Sequence[Seen], seconds: dict[str, float]) -> tuple:

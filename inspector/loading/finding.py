@@ -12,6 +12,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from ..files import settle
 from ..models.checkpoints import without_bars  # importing models also registers them with the Auto classes
 from ..records.generation import Origin
 
@@ -101,6 +102,7 @@ def find(name: str) -> tuple[str, Origin, bool]:
         return str(ASSETS / name), Origin(name, "embedded"), True
     path = Path(name).expanduser()
     if name.strip() and path.is_dir():
+        settle(path)
         if not (path / "config.json").is_file():
             raise LoadError(f"{name}: the folder has no config.json: give the folder that save_pretrained or inspector train wrote")
         return str(path), Origin(name, "folder"), True

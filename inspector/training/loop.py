@@ -12,11 +12,11 @@ Shape letters: B batch, T tokens, E experts.
 import hashlib
 import json
 import math
-import pickle
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,20 +27,20 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..files import replacing, write_whole
+from ..files import filling, locked, write_whole
 from ..loop.batches import join_processes
 from ..models.checkpoints import save_pretrained
 from ..models.moe import MixtureOfExperts, update_biases
+from ..parts.errors import InvariantError, whole
 from .building import build_model
+from .folder import LAST, RECIPE, STATE, check_out, is_finished
 from .losses import IGNORED, inputs_and_targets, losses, validation_loss
 from .recipe import MODELS, Recipe, taken_by
-from .report import METRICS, PICTURE, append_line, draw, flush, read_lines
+from .report import METRICS, PICTURE, append_line, as_lines, draw, flush, read_rows
+from .state import check_finite, check_fits, read_state, save_state
 from .tokenizer import character_tokenizer
 
 __all__ = ["IGNORED", "MODELS", "Progress", "Recipe", "build_model", "inputs_and_targets", "train", "validation_loss"]
-
-STATE = "training_state.pt"
-RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -118,26 +118,40 @@ def train(
 ) -> Iterator[Progress]:
     """Trains, yielding after every step, and leaves a checkpoint folder at ``out``: weights, tokenizer, recipe and losses.
 
-    At the start, every ``evaluate_every`` steps, and when interrupted by Ctrl-C, the state goes to ``out``/training_state.pt, from
-    where ``resume`` goes on; a finished run of the same recipe is left as it is. Every step adds a line to
-    ``out``/metrics.jsonl, of which report.png is drawn at the end. With ``gradient_checkpointing`` activations are computed
-    twice instead of kept: less memory, more time, the same result.
+    At the start, every ``evaluate_every`` steps, and when a signal asks to end, the state goes to ``out``/training_state.pt, from
+    where ``resume`` goes on; a finished run of the same recipe is left as it is. No other process writes to ``out`` meanwhile.
+    Every step adds a line to ``out``/metrics.jsonl, of which report.png is drawn at the end. With ``gradient_checkpointing``
+    activations are computed twice instead of kept: less memory, more time, the same result.
 
     Of several processes every one calls this and yields the same losses; the first one alone writes.
 
     Raises:
         ValueError: ``out`` holds something and ``resume`` is off, there is no state to resume or it is of another
-            recipe, a line is longer than ``max_seq_len``, or the device or the number of processes does not fit the recipe.
-        KeyboardInterrupt: after Ctrl-C, once the state is saved.
+            recipe or not whole, a line is longer than ``max_seq_len``, the device or the number of processes does not fit the
+            recipe, another process has ``out``, or a file there was not written here and is where the result must come.
+        OSError: there is no room, or the like; the last state that was saved is still there.
+        InvariantError: a loss or a weight is not finite; nothing of that step is saved.
+        KeyboardInterrupt: after Ctrl-C, once the state is saved; after SIGTERM and SIGHUP ``SystemExit``.
     """
-    out = Path(out)
-    if evaluate_every < 1:
-        raise ValueError(f"evaluate_every={evaluate_every}: give a whole number from 1 up")
+    out, data = Path(out), fingerprint(lines, validation)
+    whole("evaluate_every", evaluate_every, 1)
+    check_out(out, resume)
     if resume and is_finished(out, recipe):
         return iter(())
-    data = fingerprint(lines, validation)
-    state = read_state(out, recipe, data, resume)
-    return updates(recipe, lines, validation, out, state, data, evaluate_every, gradient_checkpointing)
+    if resume:  # what is wrong with it shows up now; what counts is what lies there once no other process can write there
+        read_state(out, recipe, data)
+    return run(recipe, lines, validation, out, resume, data, evaluate_every, gradient_checkpointing)
+
+
+def run(recipe: Recipe, lines, validation, out: Path, resume: bool, data: str, evaluate_every: int, checkpointing: bool):
+    """The run itself, with ``out`` for itself; ``data`` is the corpus' fingerprint. The rest as in ``train``."""
+    accelerator = new_accelerator(recipe)
+    with alone_in(out, accelerator):
+        check_out(out, resume)
+        if resume and is_finished(out, recipe):
+            return
+        state = read_state(out, recipe, data) if resume else None
+        yield from updates(accelerator, recipe, lines, validation, out, state, data, evaluate_every, checkpointing)
 
 
 def new_accelerator(recipe: Recipe) -> Accelerator:
@@ -163,6 +177,7 @@ def new_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def updates(
+    accelerator: Accelerator,
     recipe: Recipe,
     lines: Sequence[str],
     validation: Sequence[str],
@@ -172,16 +187,18 @@ def updates(
     evaluate_every: int,
     gradient_checkpointing: bool,
 ) -> Iterator[Progress]:
-    """The updates themselves, from ``state`` on; ``data`` is the corpus' fingerprint. The rest as in ``train``."""
-    accelerator = new_accelerator(recipe)
+    """The updates themselves, from ``state`` on, and the result. The rest as in ``run``."""
     tokenizer = character_tokenizer(lines)
     rows, validation_rows = encode(tokenizer, lines), encode(tokenizer, validation)
     model = build_model(recipe, tokenizer, fitting_length(recipe, [*rows, *validation_rows], [*lines, *validation]))
     if gradient_checkpointing:
         checkpoint_activations(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.99))
+    history, first, rows_before = [], 0, []
+    if state:
+        check_fits(state, model, optimizer, accelerator.scaler, out)
+        rows_before = read_rows(out, state["step"])
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    history, first = [], 0
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -190,24 +207,22 @@ def updates(
         history, first = state["losses"], state["step"]
     accelerator.wait_for_everyone()  # all have looked at ``out`` before one of them writes there
     if accelerator.is_main_process and (out / METRICS).exists():  # steps after the state are done again
-        write_whole(out / METRICS, "".join(read_lines(out, first)))
+        write_whole(out / METRICS, as_lines(rows_before))
 
-    def save_state(step: int) -> None:
+    def save(step: int) -> None:
+        check_finite(model, optimizer, step, remedy(recipe, out))
         if accelerator.is_main_process:
             flush(out)
-            with replacing(out / STATE) as new:
-                torch.save(
-                    dict(
-                        model=model.state_dict(),
-                        optimizer=optimizer.state_dict(),
-                        scaler=None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-                        step=step,
-                        losses=history,
-                        recipe=asdict(recipe),
-                        fingerprint=data,
-                    ),
-                    new,
-                )
+            state = dict(
+                model=model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                scaler=None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+                step=step,
+                losses=history,
+                recipe=asdict(recipe),
+                fingerprint=data,
+            )
+            save_state(out, state)
         accelerator.wait_for_everyone()
 
     def validate() -> float | None:
@@ -215,31 +230,36 @@ def updates(
         return validation_loss(model, validation_rows, tokenizer.pad_token_id, **processes) if validation_rows else None
 
     if not state:
-        save_state(0)  # before there is any metric: what is in the folder can always be resumed
+        save(0)  # before there is any metric: what is in the folder can always be resumed
     wrapped.train()
     started = time.perf_counter()
-    with catching_interrupt(alone=accelerator.num_processes == 1) as interrupted:
+    with catching_signals(alone=accelerator.num_processes == 1) as came:
         for step in range(first, recipe.steps):
             began = time.perf_counter()
             batch = [rows[i] for i in batch_indices(step, len(rows), recipe.batch_size, recipe.seed)]
             update = train_step(accelerator, wrapped, optimizer, recipe, batch, tokenizer.pad_token_id, step)
             speed = sum(len(row) - 1 for row in batch) / (time.perf_counter() - began)
             done = step + 1
+            check_losses(update, done, recipe, out)
             line = dict(step=done, **given(update), learning_rate=learning_rate_at(step, recipe), tokens_per_second=speed)
             measured = done % evaluate_every == 0 or done == recipe.steps
             if measured:
-                history.append(dict(step=done, train=update.loss, validation=validate()))
-                line["validation_loss"] = history[-1]["validation"]
+                held_out = validate()
+                check_loss("the loss on what is held out", held_out, done, recipe, out)
+                history.append(dict(step=done, train=update.loss, validation=held_out))
+                line["validation_loss"] = held_out
             if accelerator.is_main_process:
                 append_line(out, line)
             if measured:
-                save_state(done)
+                save(done)
             left = (time.perf_counter() - started) / (done - first) * (recipe.steps - done)
             held_out = history[-1]["validation"] if history else None
             yield Progress(step=done, steps=recipe.steps, validation_loss=held_out, seconds_left=left, **asdict(update))
-            if anywhere(accelerator, interrupted):
-                save_state(done)
-                raise KeyboardInterrupt
+            if number := anywhere(accelerator, came):
+                save(done)
+                leave(number)
+    if came and accelerator.num_processes == 1:  # since the last step, whose state is saved
+        leave(came[0])
     if accelerator.is_main_process:
         save_result(model, tokenizer, recipe, history, (lines, validation), out)
     accelerator.wait_for_everyone()
@@ -263,8 +283,8 @@ def train_step(
     torch.manual_seed(recipe.seed * 1_000_003 + step + (rank << 40))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(step, recipe)
-    whole = accelerator.unwrap_model(model)
-    output = model(input_ids=inputs_BT, **(dict(output_mtp=True) if hasattr(whole, "mtp") else {}))
+    own = accelerator.unwrap_model(model)
+    output = model(input_ids=inputs_BT, **(dict(output_mtp=True) if hasattr(own, "mtp") else {}))
     parts = losses(output, targets_BT, numbers.__getitem__, **recipe.loss_weights(), total=lambda x: summed(accelerator, x))
     optimizer.zero_grad()
     accelerator.backward(parts.total(n_processes))
@@ -272,13 +292,34 @@ def train_step(
     optimizer.step()
     counts = [accelerator.reduce(counts_E) for counts_E in parts.counts]
     if counts:  # a depth that looks further ahead than all lines of the batch are long has counted nothing
-        counts += [torch.zeros_like(counts[0])] * (len(mixtures(whole)) - len(counts))
-        update_biases(whole, counts, **({} if recipe.bias_speed is None else dict(speed=recipe.bias_speed)))
+        counts += [torch.zeros_like(counts[0])] * (len(mixtures(own)) - len(counts))
+        update_biases(own, counts, **({} if recipe.bias_speed is None else dict(speed=recipe.bias_speed)))
     return Update(
         loss=accelerator.reduce(parts.main.detach()).item(),
         mtp_loss=None if parts.mtp is None else accelerator.reduce(parts.mtp.detach()).item(),
         balance_loss=None if parts.balance is None else parts.balance.item(),
-        router_load=router_load(whole, counts) if counts else None,
+        router_load=router_load(own, counts) if counts else None,
+    )
+
+
+def check_losses(update: Update, step: int, recipe: Recipe, out: Path) -> None:
+    """Raises ``InvariantError`` where a part of a step's loss is not finite: what trains on from there is no model any more."""
+    check_loss("the loss", update.loss, step, recipe, out)
+    check_loss("the loss of the predictions further ahead", update.mtp_loss, step, recipe, out)
+    check_loss("the loss that balances experts", update.balance_loss, step, recipe, out)
+
+
+def check_loss(name: str, value: float | None, step: int, recipe: Recipe, out: Path) -> None:
+    """Raises ``InvariantError`` where a loss is not finite; None is none."""
+    if value is not None and not math.isfinite(value):
+        raise InvariantError(f"step {step}: {name} is {value}: {remedy(recipe, out)}")
+
+
+def remedy(recipe: Recipe, out: Path) -> str:
+    """What is left of a run whose numbers are not finite any more, and what to change."""
+    return (
+        f"training stopped, and the last state that was saved is in {out}: begin anew in another folder, "
+        f"with a smaller learning_rate than {recipe.learning_rate:g}, a smaller clip than {recipe.clip:g}, or more warmup"
     )
 
 
@@ -294,11 +335,27 @@ def summed(accelerator: Accelerator, x: Tensor) -> Tensor:
     return x + (accelerator.reduce(x.detach().clone()) - x.detach())
 
 
-def anywhere(accelerator: Accelerator, found: Sequence) -> bool:
-    """Whether any process has found something: all must leave the loop at the same step."""
+def anywhere(accelerator: Accelerator, found: Sequence[int]) -> int:
+    """The largest number that any process has found, 0 for none: all must leave at the same place, and know why."""
+    largest = max(found, default=0)
     if accelerator.num_processes == 1:
-        return bool(found)
-    return bool(accelerator.reduce(torch.tensor(len(found), device=accelerator.device)).item())
+        return largest
+    return int(accelerator.gather(torch.tensor([largest], device=accelerator.device)).max().item())
+
+
+@contextmanager
+def alone_in(out: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The lock of ``out``, which the first process has for all. Raises ``ValueError``, in all of them, where it cannot be had."""
+    with ExitStack() as held:
+        refused = None
+        try:
+            if accelerator.is_main_process:
+                held.enter_context(locked(out))
+        except (ValueError, OSError) as error:
+            refused = error
+        if anywhere(accelerator, [1] if refused else []):
+            raise refused or ValueError(f"{out}: the first process may not write there")
+        yield
 
 
 def mixtures(model: torch.nn.Module) -> list[str]:
@@ -336,41 +393,14 @@ def fingerprint(*parts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([list(part) for part in parts]).encode()).hexdigest()
 
 
-def is_finished(out: Path, recipe: Recipe) -> bool:
-    """Whether ``out`` holds the result of this very recipe: to resume it there is nothing left to do."""
-    report = out / RECIPE
-    return report.is_file() and Recipe(**json.loads(report.read_text(encoding="utf8"))["recipe"]) == recipe
-
-
-def read_state(out: Path, recipe: Recipe, data: str, resume: bool) -> dict | None:
-    """The saved state to go on from, or None for a fresh run.
+def save_result(model, tokenizer, recipe: Recipe, losses: list[dict], parts: tuple[Sequence[str], Sequence[str]], out: Path) -> None:
+    """The finished checkpoint in place of the training state; files in ``out`` that were not written here stay as they are.
 
     Raises:
-        ValueError: see ``train``.
+        ValueError: one of these is where a file of the checkpoint must come. The state is still there.
     """
-    path = out / STATE
-    if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out} exists and is not an empty folder: give another --out, or --resume to go on with what is there")
-        return None
-    if not path.is_file():
-        raise ValueError(f"{path}: there is nothing to resume: leave --resume out to begin a run")
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        saved = asdict(Recipe(**state["recipe"]))  # one saved before a setting was there has its default
-    except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a whole training state: begin the run anew in another folder") from error
-    if changed := [f"{k}={saved[k]!r}, now {v!r}" for k, v in asdict(recipe).items() if saved[k] != v]:
-        raise ValueError(f"{path} is of another recipe ({'; '.join(changed)}): resume with the same options")
-    if state["fingerprint"] != data:
-        raise ValueError(f"{path} was trained on another corpus: resume with the same one")
-    return state
-
-
-def save_result(model, tokenizer, recipe: Recipe, losses: list[dict], parts: tuple[Sequence[str], Sequence[str]], out: Path) -> None:
-    """Writes the finished checkpoint folder in place of the one with the training state."""
     lines, validation = parts
-    with replacing(out) as new:
+    with filling(out, last=LAST, own=(STATE, METRICS)) as new:
         save_pretrained(model, new)
         tokenizer.save_pretrained(new)
         report = dict(
@@ -380,31 +410,42 @@ def save_result(model, tokenizer, recipe: Recipe, losses: list[dict], parts: tup
             unit="nats per character, end symbol included",
             losses=losses,
         )
-        metrics = read_lines(out)
-        (new / METRICS).write_text("".join(metrics), encoding="utf8")
-        draw([json.loads(line) for line in metrics], new / PICTURE)
-        (new / RECIPE).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf8")
+        rows = read_rows(out)
+        (new / METRICS).write_text(as_lines(rows), encoding="utf8")
+        draw(rows, new / PICTURE)
+        (new / RECIPE).write_text(json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf8")
 
 
 @contextmanager
-def catching_interrupt(alone: bool = True):
-    """Yields a list that is empty until Ctrl-C is pressed, so that a step is never cut in half; a second Ctrl-C kills.
+def catching_signals(alone: bool = True) -> Iterator[list[int]]:
+    """Yields a list of the signals to end that have come, so that a step is never cut in half; a second one acts at once.
 
-    Not ``alone``, it does not: the launcher passes presses on, and ends what does not end in time.
+    Signals that are ignored stay so. Not ``alone``, none acts: the launcher passes presses on, and ends what does not end in time.
     """
-    presses: list[int] = []
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # other threads get none
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
-    def note(*_) -> None:
-        presses.append(1)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _) -> None:
+        came.append(number)
         if alone:
-            signal.signal(signal.SIGINT, before)
+            restore()
 
     try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: nobody presses Ctrl-C there
-        yield presses
-        return
-    try:
-        yield presses
+        for number in before:
+            signal.signal(number, note)
+        yield came
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
+
+
+def leave(number: int) -> None:
+    """Ends the run as a signal asks: Ctrl-C by ``KeyboardInterrupt``, another by ``SystemExit`` with the code that a shell gives it."""
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

@@ -2,10 +2,13 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
+from types import NoneType
+from typing import get_args
 
 # The native variants' names are written down, because the help says them before torch is loaded; a test compares them with the variants.
 MODELS = ("expert", "qwen2", "gpt", "gpt-moe", "gpt-mla", "gpt-mtp", "gpt-moe-mla-mtp")
 PRECISIONS = ("no", "bf16", "fp16")
+LARGEST = dict(seed=10**12)  # of each step a seed is made by a multiplication, and 64 bits hold it; of other settings 10⁹
 BALANCE = "by default 0.01, with the balanced gate 0"
 
 
@@ -17,6 +20,27 @@ def of_some(told: str, needs: str | None = None):
         needs: the builder's argument that a model must have for the setting to mean something; by default the one of its name.
     """
     return field(default=None, metadata=dict(help=told, needs=needs))
+
+
+def check_value(name: str, kind: type, value: object) -> None:
+    """Whether a setting is of its kind, such as ``int | None``, and a number of it finite, and not too large to mean anything.
+
+    Raises:
+        ValueError: it is not.
+    """
+    kinds = get_args(kind) or (kind,)
+    if value is None and NoneType in kinds:
+        return
+    if str in kinds:
+        if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{name}={value!r:.60}: give a text of characters that can be written")
+        return
+    if type(value) is not int and not (float in kinds and type(value) is float):
+        raise ValueError(f"{name}={value!r:.60}: give a {'' if float in kinds else 'whole '}number")
+    most = LARGEST.get(name, 10**9)
+    if not -most <= value <= most:  # NaN is neither
+        shown = value if abs(value) < 10**40 or type(value) is float else "a number of more than 40 digits"
+        raise ValueError(f"{name}={shown}: give a number up to {most:,}")
 
 
 def taken_by(model: str) -> Collection[str]:
@@ -66,6 +90,8 @@ class Recipe:
     mixed_precision: str = "no"
 
     def __post_init__(self):
+        for own in fields(self):
+            check_value(own.name, own.type, getattr(self, own.name))
         if self.model not in MODELS:
             raise ValueError(f"model {self.model!r}: choose one of {', '.join(MODELS)}")
         taken = taken_by(self.model)

@@ -3,33 +3,77 @@
 import json
 import os
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
+
+from ..files import named, not_in_json
 
 METRICS = "metrics.jsonl"
 PICTURE = "report.png"
 LOSS = "nats per character"
 
 
+def as_lines(rows: Sequence[dict]) -> str:
+    """The lines of steps. JSON has no number that is not finite: ``ValueError``."""
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
 def append_line(out: Path, row: dict) -> None:
-    """Adds a step to the metrics in ``out``; it is in the file, whole, before the next one begins."""
-    with open(out / METRICS, "a", encoding="utf8") as file:
-        file.write(json.dumps(row) + "\n")
+    """Adds a step to the metrics in ``out``; it is in the file, whole, before the next one begins. Raises ``OSError``."""
+    with named(out / METRICS), open(out / METRICS, "a", encoding="utf8") as file:
+        file.write(as_lines([row]))
 
 
 def flush(out: Path) -> None:
     """Waits until the metrics, if there are any, are on the disk: they must not be behind the state that is saved next."""
     if (out / METRICS).is_file():
-        with open(out / METRICS, "a", encoding="utf8") as file:
+        with named(out / METRICS), open(out / METRICS, "a", encoding="utf8") as file:
             os.fsync(file.fileno())
 
 
-def read_lines(out: Path, last: int | None = None) -> list[str]:
-    """The lines of the steps up to ``last``, of all by default; a line that a kill cut in half is left out."""
-    if not (out / METRICS).is_file():
+def read_rows(out: Path, last: int | None = None) -> list[dict]:
+    """The lines of the steps up to ``last``, of all by default; a line that a kill cut in half is left out.
+
+    Raises:
+        ValueError: one is not the line of its step: others may have put anything there.
+    """
+    path, rows = out / METRICS, []
+    if not os.path.lexists(path):
         return []
-    whole = [line for line in (out / METRICS).read_text(encoding="utf8").splitlines(keepends=True) if line.endswith("\n")]
-    return [line for line in whole if last is None or json.loads(line)["step"] <= last]
+    try:
+        if not path.is_file():  # to read a pipe would wait for ever
+            raise ValueError("it is no file")
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            if last is not None and last <= (rows[-1]["step"] if rows else 0):
+                break
+            row = json.loads(line, parse_constant=not_in_json)
+            check_row(row, rows[-1] if rows else None)
+            rows.append(row)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{path}: line {len(rows) + 1} is not the one of its step ({reason}): move it away") from error
+    return rows
+
+
+def check_row(row: object, before: dict | None) -> None:
+    """Whether this is the line of a step after ``before``, with the same mixtures of experts. Raises ``ValueError``."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 1 or "loss" not in row:
+        raise ValueError("it holds something else")
+    if before is not None and row["step"] != before["step"] + 1:
+        raise ValueError(f"step {row['step']} after step {before['step']}")
+    loads = row.get("router_load", {})
+    if not isinstance(loads, dict) or not all(isinstance(shares, list) and shares for shares in loads.values()):
+        raise ValueError("its load is none")
+    if before is not None and experts(row) != experts(before):
+        raise ValueError("its load is of other experts")
+    numbers = [value for name, value in row.items() if name != "router_load" and (name, value) != ("validation_loss", None)]
+    if not all(type(value) in (int, float) and abs(value) < 1e300 for value in chain(numbers, *loads.values())):
+        raise ValueError("it holds something else than finite numbers")
+
+
+def experts(row: dict) -> dict[str, int]:
+    """Name of each mixture of experts → how many it has, of the line of a step."""
+    return {name: len(shares) for name, shares in row.get("router_load", {}).items()}
 
 
 def draw(rows: Sequence[dict], path: Path) -> None:
