@@ -59,8 +59,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(new, place)
             sync(place.parent)
         finally:
-            new.unlink(missing_ok=True)
-            os.close(fd)
+            try:
+                new.unlink(missing_ok=True)
+            finally:  # whatever comes in between
+                os.close(fd)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -196,10 +198,12 @@ def locked(folder: Path) -> Iterator[None]:
             finish(folder)
         yield
     finally:
-        for parent in made:  # under the lock: else another process could be left with a folder that is no more
-            with suppress(OSError):  # it is not empty
-                parent.rmdir()
-        os.close(fd)
+        try:
+            for parent in made:  # under the lock: else another process could be left with a folder that is no more
+                with suppress(OSError):  # it is not empty
+                    parent.rmdir()
+        finally:  # whatever comes in between
+            os.close(fd)
 
 
 def lock_folder(folder: Path) -> int:

@@ -1,10 +1,14 @@
 """What several tests share: tiny random models with a tokenizer, and the full-size stand-in."""
 
+import errno
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,108 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def faulty(k: int, fail: Callable[[], None], after: bool = False, on: bool = False):
+    """The ``k``-th call to the system that changes or syncs files, from 0, fails, or that comes after it; ``on``: all later ones too."""
+    names = ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir")
+    own, seen = {name: getattr(os, name) for name in names}, []
+
+    def wrapped(name: str):
+        def call(*arguments, **options):
+            seen.append(name)
+            now = len(seen) - 1 == k or (on and len(seen) > k)
+            if now and not after:
+                fail()
+            try:
+                return own[name](*arguments, **options)
+            finally:
+                if now and after:
+                    fail()
+
+        return call
+
+    for name in names:
+        setattr(os, name, wrapped(name))
+    try:
+        yield seen
+    finally:
+        for name, call in own.items():
+            setattr(os, name, call)
+
+
+@pytest.fixture
+def forked():
+    """A function: what is done in a process of its own → its exit code; 1 where it raised anything."""
+
+    def run(action: Callable[[], object]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                action()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return run
+
+
+@pytest.fixture
+def break_at(forked):
+    """A function: k, a way to fail, what is done → whether its k-th call to the system that changes or syncs files was there to fail.
+
+    Ways: a "full" disk for this call, "full on" for all from there, "interrupted" before or "interrupted after" it, and likewise "killed".
+    """
+
+    def broken(k: int, way: str, action: Callable[[], object]) -> bool:
+        after, on = way.endswith(" after"), way.endswith(" on")
+        if way.startswith("killed"):
+
+            def dies() -> None:
+                with faulty(k, lambda: os._exit(9), after):
+                    action()
+
+            code = forked(dies)
+            assert code in (0, 9)
+            return code == 9
+
+        def fail() -> None:
+            raise KeyboardInterrupt if way.startswith("interrupted") else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with faulty(k, fail, after, on) as seen:
+            try:
+                action()
+            except (OSError, KeyboardInterrupt):
+                assert len(seen) > k
+        return len(seen) > k
+
+    return broken
+
+
+@pytest.fixture
+def said_of_a_full_disk():
+    """A function: a number of bytes that a file may have, what is done in another process → what it says of the disk; "" if nothing."""
+
+    def said(most: int, action: Callable[[], object]) -> str:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+                action()
+            except OSError as error:
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as file:
+            text = file.read()
+        os.waitpid(pid, 0)
+        return text
+
+    return said
 
 
 @pytest.fixture
