@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from inspector.bench.tiny import tiny_model
+from inspector.files import MANIFEST, is_empty, locked, settle
 from inspector.inside import tracing
 from inspector.inside.tracing import statistics, trace
 from inspector.loading.loaded import attach
@@ -45,7 +47,8 @@ def test_saved_blocks_are_the_hidden_states_that_transformers_gives(family, tmp_
         reference = m.model(torch.tensor([IDS]), output_hidden_states=True).hidden_states
     index = json.loads((tmp_path / "out/index.json").read_text())
     assert set(index) == {"head"} | {f"layers.{i}" for i in range(4)}
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"index.json"} | {entry["file"] for entry in index.values()}
+    names = {file.name for file in (tmp_path / "out").iterdir()} - {MANIFEST}
+    assert names == {"index.json"} | {entry["file"] for entry in index.values()}
     for i in range(3):  # the last of transformers' hidden states has been normed
         entry = index[f"layers.{i}"]
         saved = load_file(tmp_path / "out" / entry["file"])[f"layers.{i}"]
@@ -177,6 +180,29 @@ def test_files_are_written_while_the_model_runs_and_leave_nothing_behind_when_it
     with pytest.raises(OSError, match="No space"):
         trace(m, SHORT, tensors=tmp_path / "broken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"] and hooks(m.model) == before
+
+
+@pytest.mark.parametrize("way", ["full", "interrupted after", "killed"])
+def test_tensors_are_all_there_or_none_wherever_their_writing_fails(tiny, tmp_path, break_at, way):
+    m, k = tiny("qwen2"), 0
+    while break_at(k, way, lambda k=k: trace(m, SHORT, ("layers.?",), tmp_path / str(k))):
+        settle(tmp_path / str(k))
+        if is_empty(tmp_path / str(k)):
+            trace(m, SHORT, ("layers.?",), tmp_path / str(k))
+        assert sorted(os.listdir(tmp_path / str(k))) == [MANIFEST, "index.json", "layers.0.safetensors", "layers.1.safetensors"]
+        assert all(load_file(tmp_path / str(k) / f"layers.{i}.safetensors")[f"layers.{i}"].shape == (1, 4, 16) for i in (0, 1))
+        k += 1
+    assert k > 12
+
+
+def test_a_full_disk_and_another_process_are_said_in_one_line(tiny, tmp_path, said_of_a_full_disk):
+    m = tiny("qwen2")
+    said = said_of_a_full_disk(100, lambda: trace(m, SHORT, tensors=tmp_path / "out"))
+    assert said == f"{tmp_path / 'out'} cannot be written: File too large: make room, or give another place"
+    assert not (tmp_path / "out").exists()
+    with locked(tmp_path / "out"), pytest.raises(ValueError, match="out is being written to by another process"):
+        trace(m, SHORT, tensors=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_hooks_are_gone_afterwards_also_after_an_exception(tiny):

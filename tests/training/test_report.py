@@ -1,6 +1,8 @@
 """The report of a run: metrics that say what happened, and a picture of them."""
 
 import json
+import math
+import os
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from inspector.training.loop import Recipe, train
-from inspector.training.report import METRICS, PICTURE, append_line, draw, read_lines, smoothed
+from inspector.training.report import METRICS, PICTURE, append_line, as_lines, draw, read_rows, smoothed
 
 LINES = ["анна", "инна", "нина", "нинина", "ана", "инан", "аннина", "на"]
 TINY = dict(corpus="test", d_model=16, n_layers=2, n_heads=2, steps=7, batch_size=3, warmup=3)
@@ -41,13 +43,62 @@ def test_a_plain_model_has_the_plain_figures_only_and_no_validation_where_nothin
 
 
 def test_lines_after_a_step_and_a_line_cut_in_half_are_left_out(tmp_path):
-    assert read_lines(tmp_path) == []
-    for step in (1, 2, 3):
-        append_line(tmp_path, dict(step=step))
-    with open(tmp_path / METRICS, "a") as file:
-        file.write('{"step": 4')
-    assert read_lines(tmp_path) == [f'{{"step": {step}}}\n' for step in (1, 2, 3)]
-    assert read_lines(tmp_path, last=2) == ['{"step": 1}\n', '{"step": 2}\n']
+    assert read_rows(tmp_path) == []
+    rows = [dict(step=step, loss=1 / step, router_load={"layers.0.mlp": [0.25, 0.75]}) for step in (1, 2, 3)]
+    for row in rows:
+        append_line(tmp_path, row)
+    with open(tmp_path / METRICS, "ab") as file:
+        file.write(b'{"step": 4')
+    assert read_rows(tmp_path) == rows and as_lines(rows) == (tmp_path / METRICS).read_text().removesuffix('{"step": 4')
+    with open(tmp_path / METRICS, "ab") as file:
+        file.write(b"\xff\n\0\0")  # after the last step that is asked for anything may stand, of a machine that went down
+    assert read_rows(tmp_path, last=2) == rows[:2] and read_rows(tmp_path, last=3) == rows and read_rows(tmp_path, last=0) == []
+
+
+GOOD = '{"step": 1, "loss": 2.5}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\n",
+        "\n",
+        "[1]\n",
+        "5\n",
+        "[" * 100_000 + "\n",
+        '{"loss": 1.0}\n',
+        '{"step": 0, "loss": 1.0}\n',
+        '{"step": true, "loss": 1.0}\n',
+        '{"step": "1", "loss": 1.0}\n',
+        '{"step": 1}\n',
+        '{"step": 1, "loss": NaN}\n',
+        '{"step": 1, "loss": Infinity}\n',
+        '{"step": 1, "loss": 1e999}\n',
+        '{"step": 1, "loss": "low"}\n',
+        '{"step": 1, "loss": 1.0, "router_load": null}\n',
+        '{"step": 1, "loss": 1.0, "router_load": {"a": []}}\n',
+        '{"step": 1, "loss": 1.0, "router_load": {"a": [[1]]}}\n',
+        GOOD + GOOD,
+        GOOD + '{"step": 3, "loss": 2.5}\n',
+        GOOD + '{"step": 2, "loss": 2.5, "router_load": {"a": [1]}}\n',
+        None,
+    ],
+)
+def test_metrics_of_any_content_are_refused_in_one_line(tmp_path, content):
+    if content is None:
+        os.mkfifo(tmp_path / METRICS)
+    else:
+        (tmp_path / METRICS).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line \d is not the one of its step .*: move it away") as told:
+        read_rows(tmp_path)
+    assert "\n" not in str(told.value)
+
+
+def test_lines_are_json_and_a_full_disk_is_said(tmp_path, said_of_a_full_disk):
+    with pytest.raises(ValueError, match="JSON"):
+        append_line(tmp_path, dict(step=1, loss=math.nan))
+    said = said_of_a_full_disk(10, lambda: append_line(tmp_path, dict(step=1, loss=2.0)))
+    assert said == f"{tmp_path / METRICS} cannot be written: File too large: make room, or give another place"
 
 
 def test_experts_make_the_picture_wider_by_their_panel(tmp_path):
