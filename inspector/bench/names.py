@@ -108,6 +108,8 @@ def sized(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_seq_len: int, 
             model = build_model(replace(recipe, d_ff=d_ff), tokenizer, max_seq_len)
         return sum(p.numel() for p in model.parameters())
 
+    if parameters > 10**12:  # more than any width that a recipe takes
+        raise ValueError(f"parameters={parameters:.3g}: give a number up to {10**12:,}")
     low, high = 0, 1
     while count(high) < parameters:
         low, high = high, 2 * high

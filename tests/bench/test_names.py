@@ -19,6 +19,7 @@ from inspector.bench.names import CLOCKS, MODELS, Clocks, Parts, equal_recipes, 
 from inspector.bench.ngrams import NGrams
 from inspector.cli import main
 from inspector.cli.bench import bench_names
+from inspector.files import MANIFEST, NEW, READY, locked
 from inspector.models import load_checkpoint
 from inspector.models.adapter import BUILDERS
 from inspector.render.names import beaten, names_view
@@ -289,6 +290,11 @@ def test_models_that_beat_the_best_ngram_and_those_that_do_not_are_told_apart():
         (["--corpus", "/no/such/file"], "/no/such/file"),
         (["--validation", "/no/such/file"], "/no/such/file"),
         (["--out", __file__], "give a folder"),
+        (["--out", ""], "'' is no folder"),
+        (["--out", "n" * 256], "File name too long"),
+        (["--learning-rate", "nan"], "learning_rate=nan"),
+        (["--learning-rate", "1e30"], "learning_rate=1e+30"),
+        (["--parameters", "9" * 30], "parameters=1e+30"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(inspector, tmp_path, arguments, named):
@@ -307,6 +313,38 @@ def test_a_folder_of_something_else_is_refused_before_anything_runs(inspector, m
     (tmp_path / CLOCKS).write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         Clocks(tmp_path, "corpus")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"spent": []}', '{"spent": {"gpt": 5}, "corpus": "c"}', '{"spent": {"gpt": {"steps": NaN}}}', "[" * 100_000, None],
+)
+def test_clocks_of_any_content_are_refused_in_one_line(tmp_path, content):
+    if content is None:
+        (tmp_path / CLOCKS).mkdir()
+    else:
+        (tmp_path / CLOCKS).write_text(content)
+    with pytest.raises(ValueError, match=rf"{CLOCKS}.*damaged") as told:
+        Clocks(tmp_path, "c")
+    assert "\n" not in str(told.value)
+
+
+def test_two_benches_in_one_folder_are_told_of_each_other(tmp_path):
+    with locked(tmp_path / "out"), pytest.raises(ValueError, match="out is being written to by another process"):
+        measure(DATA, tiny_recipes("gpt"), tmp_path / "out")
+    with locked(tmp_path / "out/gpt"), pytest.raises(ValueError, match="gpt is being written to by another process"):
+        measure(DATA, tiny_recipes("gpt"), tmp_path / "out")
+
+
+def test_a_folder_of_half_written_files_is_empty_and_a_result_on_its_way_is_finished(tmp_path):
+    recipes = tiny_recipes("gpt")
+    first = measure(DATA, recipes, tmp_path)
+    (tmp_path / "gpt" / READY).mkdir()
+    for name in ("model.safetensors", "config.json", MANIFEST):
+        (tmp_path / "gpt" / name).rename(tmp_path / "gpt" / READY / name)
+    assert measure(DATA, recipes, tmp_path) == first
+    (tmp_path / "new/gpt" / NEW).mkdir(parents=True)
+    assert measure(DATA, recipes, tmp_path / "new")["models"][0]["loss"] == first["models"][0]["loss"]
 
 
 def test_the_command_trains_all_models_by_default():

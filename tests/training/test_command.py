@@ -96,9 +96,44 @@ def test_options_reach_the_recipe(call, tmp_path):
         (["--model", "gpt-moe", "--bias-speed", "0.1"], "for the balanced gate alone"),
         (["--model", "gpt-9"], "choose one of expert, qwen2, gpt"),
         (["--gradient-checkpointing", "yes"], "yes"),
+        (["--evaluate-every", "0"], "--evaluate-every 0"),
+        (["--learning-rate", "nan"], "learning_rate=nan: give a number up to"),
+        (["--learning-rate", "inf"], "learning_rate=inf: give a number up to"),
+        (["--clip", "nan"], "clip=nan"),
+        (["--weight-decay", "inf"], "weight_decay=inf"),
+        (["--model", "gpt-moe", "--w-load", "nan"], "w_load=nan"),
+        (["--model", "gpt-mtp", "--w-mtp", "inf"], "w_mtp=inf"),
+        (["--seed", "9" * 30], "seed=9"),
+        (["--batch-size", "1" + "0" * 25], "batch_size=1"),
     ],
 )
 def test_wrong_options_are_one_line_and_exit_2(call, tmp_path, options, part):
     code, _, error = call(*options)
     assert code == 2 and part in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--out", ""], "'' is no folder"),
+        (["--out", "n" * 256], "File name too long"),
+        (["--out", "lines.txt"], "lines.txt is a file: give a folder"),
+        (["--out", "."], ". exists and is not an empty folder"),
+        (["--resume"], "there is nothing to resume"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_told_before_torch_is_loaded(tmp_path, options, part):
+    (tmp_path / "lines.txt").write_text("mine")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "none")}
+    command = [sys.executable, "-m", "inspector", "train", "--out", "out", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("inspector: ") and part in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_numbers_that_are_not_finite_end_with_1_in_one_line(call, tmp_path):
+    code, shown, error = call("--learning-rate", "1e9", "--steps", "40", "--weight-decay", "1e3")
+    assert code == 1 and error.count("\n") == 1 and "step " in error and "smaller learning_rate than 1e+09" in error
+    assert "done" not in shown and not (tmp_path / "out/config.json").exists()
