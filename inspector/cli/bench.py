@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.names import agreement_view, names_view
@@ -22,6 +23,7 @@ from .options import (
     Threads,
     at_least_one,
     busy,
+    check_threads,
     grouped,
     importing,
     settle_threads,
@@ -176,12 +178,11 @@ def bench_names(
     out: Output,
 ) -> None:
     """Which architecture learns names best with equal parameters and steps, and by how much does it beat counting n-grams?"""
-    at_least_one(parameters=parameters, threads=threads)
+    at_least_one(parameters=parameters)
+    check_threads(threads)
     t = out.t
     with busy(t("loading torch …", "загрузка torch …")) as say:
         with importing():
-            from tempfile import TemporaryDirectory
-
             from ..bench.names import equal_recipes, measure, parts
 
         say(t("sizing the models …", "подбор размеров …"))
@@ -191,7 +192,7 @@ def bench_names(
         how = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, seed=seed)
         recipes = equal_recipes([name.strip() for name in models.split(",")], parameters, data, **sizes, **how)
     console = Console(stderr=True, highlight=False)
-    with TemporaryDirectory(prefix="inspector-names-") as temporary, bar_of_steps(console) as bar:
+    with temporary_folder("inspector-names-") as temporary, bar_of_steps(console) as bar:
         tasks = {name: bar.add_task(name, total=steps) for name in recipes}
         shown = dict.fromkeys(recipes)
 

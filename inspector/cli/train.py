@@ -12,7 +12,7 @@ from ..render.screen import QuietConsole
 from ..render.tables import command
 from ..render.text import Translate, threads_of
 from ..training.recipe import MODELS, NEEDED, Recipe
-from .options import Output, Threads, at_least_one, busy, command_arguments, grouped, importing, settle_threads, threads_now
+from .options import Output, Threads, busy, check_threads, command_arguments, grouped, importing, settle_threads, threads_now
 
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 
@@ -69,7 +69,7 @@ def train(
     metrics.jsonl with a line for each step, and report.png.
     """
     given = locals()
-    at_least_one(threads=threads)
+    check_threads(threads)
     t = screen.t
     with busy(t("loading torch …", "загрузка torch …")), importing():
         from ..loop.batches import join_processes
