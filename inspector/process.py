@@ -119,7 +119,7 @@ def open_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it has the lowest number that is free: this one
     for fd, name, kind in ((1, "stdout", StandardOutput), (2, "stderr", StandardError)) if os.name != "nt" else ():
         old = getattr(sys, name) or io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), encoding="utf8")
-        errors = "replace" if fd == 1 else "backslashreplace"  # of what a terminal cannot show; JSON escapes it
+        errors = "replace" if old.errors in ("strict", "surrogateescape") else old.errors  # for what it cannot show; JSON escapes that
         how = dict(encoding=old.encoding, errors=errors, newline="\n", line_buffering=old.line_buffering, write_through=old.write_through)
         setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(kind(fd, "w", closefd=False)), **how))
 

@@ -68,6 +68,8 @@ def load(
     named = set(max_memory or (device_map.values() if isinstance(device_map, dict) else ()))
     as_dtype = pick_dtype(dtype, pick_device("cpu" if named and named <= {"cpu", "disk"} else device))
     source, origin, offline = find(name)
+    if any("\ud800" <= character <= "\udfff" for character in source):  # of bytes that are no UTF-8
+        raise LoadError(f"{name}: the library that reads weights takes no name that is not UTF-8: rename the folder")
     config = load_config(name, trust_remote_code)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=offline)
     how = dict(config=config, dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
