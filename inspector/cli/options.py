@@ -138,8 +138,8 @@ def check_places(given: dict, parameters: Sequence[Parameter]) -> None:
         if is_stream(path):
             continue
         for other, place in list(written.items())[:i]:
-            if same_place(path, place):
-                raise ValueError(f"{spelled(other)} and {spelled(own)} both write {path}: give each a file of its own")
+            if same_place(path, place) or (other.name == "tensors" and same_place(path.parent, place)):
+                raise ValueError(f"{spelled(other)} and {spelled(own)} both write {path}: give each a place of its own")
         for other, text in read.items():
             if any(same_place(path, place) for place in files_of(text)):
                 raise ValueError(f"{spelled(own)} {path} would replace what {spelled(other)} {text} reads: give another file")
