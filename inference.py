@@ -7,6 +7,11 @@ run by hand, are the model. Options are in ``inspector/cli/options.py``, what th
 Shape letters: B batch, T tokens, D hidden, V vocabulary.
 """
 
+if __name__ == "__main__":
+    from inspector import process
+
+    process.begin()  # before all other imports, which take a while
+
 from dataclasses import replace
 from inspect import getsource
 from itertools import chain, zip_longest
@@ -151,7 +156,7 @@ def main(
     with options.busy(t("comparing …", "сравнение …")):
         verdicts = [verify(m, row, run.sampling, len(run.steps)) for m, row, run in zip(models, ids, runs, strict=True)]
     screen.show(*(verdict_line(name, verdict, t) for name, verdict in zip(names, verdicts, strict=True)))
-    lines = [code_lines(getsource(by_generate)), code_lines(Path(__file__).read_text(encoding="utf8"))]
+    lines = [lesson.code_lines(getsource(by_generate)), lesson.code_lines(Path(__file__).read_text(encoding="utf8"))]
     screen.show(comparison_table(models[0].split.backbone_name, models[0].split.head_name, verdicts[0], lines, t))
 
     # 7. What came out, and what it cost.
@@ -167,11 +172,6 @@ def main(
     screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.closing(command, t, samplings[0].greedy))
     screen.close("python inference.py")
     out.write(dict(runs=runs, verdicts=verdicts))
-
-
-def code_lines(source: str) -> int:
-    """Lines that are neither blank nor comment alone."""
-    return sum(1 for line in source.splitlines() if line.strip() and not line.strip().startswith("#"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,16 @@
-"""``python -m inspector`` is the ``inspector`` command."""
+"""The ``inspector`` command, also as ``python -m inspector``."""
 
-from .cli import main
+from .process import begin
 
-main()
+begin()  # before the imports of everything else, which take a while
+
+
+def main() -> None:
+    """The ``inspector`` command."""
+    from .cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    main()

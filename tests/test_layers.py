@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inspector"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (  # bottom to top; a room imports from itself and from earlier lines, and what stands in one line knows nothing of each other
-    {"records", "files"},
+    {"records", "files", "process"},
     {"render", "models"},
     {"parts"},
     {"loading"},
@@ -120,7 +120,7 @@ def test_every_file_stands_in_a_room():
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if len(path.relative_to(PACKAGE).parts) > 1 or path.stem == "files"], ids=module_of
+    "path", [path for path in FILES if len(path.relative_to(PACKAGE).parts) > 1 or path.stem in ("files", "process")], ids=module_of
 )
 def test_rooms_import_only_what_stands_below_them(path):
     module = module_of(path)
@@ -158,6 +158,21 @@ def test_scripts_beside_the_package_do_not_go_around_the_top():
 def test_package_itself_imports_nothing_of_ours_and_nothing_heavy():
     wrong = [n for n, _ in imports_of(PACKAGE / "__init__.py") if below(n, "inspector", "torch", "transformers")]
     assert wrong == []
+
+
+def test_what_comes_first_in_a_command_imports_the_standard_library_alone():
+    """And of that what Python has loaded anyway: until its signals are caught, Ctrl-C is a page of traceback."""
+    code = """
+import sys
+before = set(sys.modules)
+import inspector.process
+print(*sorted(set(sys.modules) - before))
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert len(loaded) < 25 and not [name for name in loaded if below(name, "typing", "pathlib", "tempfile", "rich", "typer", "torch")], (
+        loaded
+    )
+    assert imports_of(PACKAGE / "__main__.py")[0] == ("inspector.process.begin", False)
 
 
 def test_no_public_name_is_shadowed_by_a_package():

@@ -3,9 +3,12 @@
 torch and everything that needs it is imported inside the verbs, so that ``--help`` and mistakes answer at once.
 """
 
+import logging
 import os
 import re
 import sys
+import sysconfig
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from .. import process
 from ..files import check_writable, write_whole
 from ..parts.errors import InvariantError
 from ..records.as_json import to_json
@@ -40,6 +44,7 @@ from .options import (
     TrustRemoteCode,
     at_least_one,
     busy,
+    check_threads,
     grouped,
     importing,
     read_prompts,
@@ -183,11 +188,13 @@ def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_
     texts = [text for _, text in lines]
     unknown = list(dict.fromkeys(character for text in texts for character in m.unknown(text)))
     screen.show(computing_line([m.origin.name], threads_now(), t), settings_line(sampling, origins, t))
-    with Console(stderr=True, quiet=processes.rank > 0).status("") as status:
+    waiting = process.waiting(alone=processes.count == 1)
+    with waiting as stop_where_asked, Console(stderr=True, quiet=processes.rank > 0).status("") as status:
 
         def show(prompt: int, step) -> None:
             at, of, token = prompt + 1, len(texts), step.index + 1
             status.update(Text(t(f"prompt {at} of {of}, token {token}", f"запрос {at} из {of}, токен {token}")))
+            stop_where_asked()
 
         try:
             runs = run_prompts(m, ids, sampling, max_new_tokens, batch_size, origins, processes, show)
@@ -239,7 +246,7 @@ def coverage(
     out: Output,
 ) -> None:
     """Split a tiny model of every causal LM type of transformers and hold it against generate(): exit code 1 if one is wrong."""
-    at_least_one(threads=threads)
+    check_threads(threads)
     check_writable(markdown)
     t, console = out.t, out.console
     with busy(t("loading torch …", "загрузка torch …")) as say:
@@ -271,6 +278,12 @@ for verb in (trace, contributions, intervene, diverge, mutate, train):
 
 def entry(command: Callable[[], None]) -> None:
     """Runs a command line and ends the process: 0 it holds, 1 it does not, 2 the request was wrong (one line on stderr)."""
+    if process.begun:
+        silence_libraries()
+    try:
+        os.getcwd()
+    except OSError:
+        sys.exit(fail("the current folder is gone: cd to one that exists"))
     try:
         code = command() or 0
     except typer.TyperException as error:
@@ -279,17 +292,56 @@ def entry(command: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         drop_output()
         code = 0
-    except (ValueError, OSError) as error:
+    except process.OutputError as error:
+        drop_output()
+        code = fail(str(error), 1)
+    except OSError as error:
+        code = fail(f"{error.filename}: {error.strerror}: give another path" if error.filename and error.strerror else str(error))
+    except ValueError as error:
         code = fail(str(error))
     except InvariantError as error:  # what would be shown is not so
         code = fail(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
+    except SystemExit as ended:
+        code = ended.code
     except Exception as error:  # a fault of ours or of a library: not the code for "it does not hold", and not a page of traceback
         if os.environ.get("INSPECTOR_TRACEBACK"):
             raise
         code = fail(f"{type(error).__name__}: {error} (INSPECTOR_TRACEBACK=1 shows where)")
-    sys.exit(code)
+    sys.exit(flushed(code))
+
+
+def flushed(code: int | str | None) -> int | str | None:
+    """An exit code, once all that was printed is out: 1 where that cannot be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+    except process.OutputError as error:
+        drop_output()
+        code = fail(str(error), 1)
+    return code
+
+
+LIBRARIES = ("accelerate", "filelock", "fsspec", "httpx", "huggingface_hub", "matplotlib", "PIL", "tokenizers", "torch", "transformers")
+
+
+def silence_libraries() -> None:
+    """Libraries' warnings, whose substance becomes errors here, stay off the standard error; a file of the user's may warn as it likes."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = warnings.showwarning
+    at_home = "<", str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
+
+    def show_users(message, category, filename, lineno, file=None, line=None) -> None:
+        if sys.warnoptions or not filename.startswith(at_home):
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_users
 
 
 def there_is(error: typer.TyperException) -> str:
@@ -302,9 +354,16 @@ def there_is(error: typer.TyperException) -> str:
 def fail(message: str, code: int = 2) -> int:
     """One line on stderr, control characters made visible; the exit code, for a wrong request if nothing else is said."""
     verbs = "|".join(own.callback.__name__ for own in app.registered_commands)
+    message = shortened(message)
     message = re.sub(rf"\binspector (?=(?:{verbs})\b)", f"{program()} ", " ".join(message.split()))  # a command that can be called
     print(f"inspector: {visible(message)}", file=sys.stderr)
     return code
+
+
+def shortened(message: str) -> str:
+    """A message whose values are not too long to be read: of a long word, and of a long message, the beginning and the end are kept."""
+    message = re.sub(r"\S{301,}", lambda word: f"{word[0][:100]} … {word[0][-100:]}", message)
+    return message if len(message) <= 1000 else f"{message[:450]} … {message[-450:]}"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..files import check_folder
+from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.names import agreement_view, names_view
@@ -23,12 +24,12 @@ from .options import (
     Threads,
     at_least_one,
     busy,
+    check_threads,
     grouped,
     importing,
     settle_threads,
     threads_now,
 )
-from .options import folder as read_folder
 from .train import bar_of_steps
 
 bench = typer.Typer(help="Measure: each question prints a table; --json writes its numbers.")
@@ -172,23 +173,20 @@ def bench_names(
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout, and of a split.")] = 0,
     folder: Annotated[
         Path | None,
-        typer.Option(
-            "--out", parser=read_folder, metavar="PATH", help="Folder that keeps the models; the same command goes on where it was stopped."
-        ),
+        typer.Option("--out", help="Folder that keeps the models; the same command goes on where it was stopped."),
     ] = None,
     threads: Threads = None,
     *,
     out: Output,
 ) -> None:
     """Which architecture learns names best with equal parameters and steps, and by how much does it beat counting n-grams?"""
-    at_least_one(parameters=parameters, threads=threads)
+    at_least_one(parameters=parameters)
+    check_threads(threads)
     if folder is not None:
         check_folder(folder)
     t = out.t
     with busy(t("loading torch …", "загрузка torch …")) as say:
         with importing():
-            from tempfile import TemporaryDirectory
-
             from ..bench.names import equal_recipes, measure, parts
 
         say(t("sizing the models …", "подбор размеров …"))
@@ -198,7 +196,7 @@ def bench_names(
         how = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate, dropout=dropout, seed=seed)
         recipes = equal_recipes([name.strip() for name in models.split(",")], parameters, data, **sizes, **how)
     console = Console(stderr=True, highlight=False)
-    with TemporaryDirectory(prefix="inspector-names-") as temporary, bar_of_steps(console) as bar:
+    with temporary_folder("inspector-names-") as temporary, bar_of_steps(console) as bar:
         tasks = {name: bar.add_task(name, total=steps) for name in recipes}
         shown = dict.fromkeys(recipes)
 

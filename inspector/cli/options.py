@@ -5,23 +5,26 @@ A verb names a group once, as a parameter annotated with it, and ``grouped`` mak
 
 import gc
 import json
+import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import Field, dataclass, fields, is_dataclass, make_dataclass, replace
 from functools import cache, cached_property, wraps
 from inspect import Parameter, Signature, signature
+from os.path import expanduser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args, get_origin
 
 import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from ..files import check_writable, write_whole
+from ..files import check_writable, is_stream, write_whole
+from ..process import CLOSED, OutputError
 from ..records.as_json import to_json
 from ..records.generation import Sampling
 from ..render import lesson
@@ -34,6 +37,7 @@ MODEL_HELP = (
 )
 DTYPE_HELP = "auto, float32, bfloat16, float16, float64. auto: the checkpoint's, on the CPU float32."
 SMALL = 10_000_000  # parameters below which a second thread gives little, and beside another process costs up to 200 times as much
+MOST_THREADS = 64  # that can be asked for on any machine: more than it has processors slow it down, and thousands cannot be started
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")]
 Dtype = Annotated[str, typer.Option(help=DTYPE_HELP)]
@@ -59,13 +63,16 @@ def grouped(*, without: Sequence[str] = (), **defaults) -> Callable[[Callable], 
             if is_dataclass(own.annotation):
                 options = [option for option in signature(own.annotation).parameters.values() if option.name not in without]
                 groups[own.name] = own.annotation, [option.name for option in options]
-            parameters += [o.replace(kind=Parameter.KEYWORD_ONLY, default=defaults.get(o.name, o.default)) for o in options]
+            keyword = dict(kind=Parameter.KEYWORD_ONLY)
+            parameters += [o.replace(**keyword, annotation=named(o), default=defaults.get(o.name, o.default)) for o in options]
 
         @wraps(verb)
         def call(**given) -> None:
             bound = call.__signature__.bind(**given)
             bound.apply_defaults()
             given = bound.arguments
+            check_numbers(given, parameters)
+            check_places(given, parameters)
             made = {name: group(**{option: given.pop(option) for option in options}) for name, (group, options) in groups.items()}
             verb(**given, **made)
 
@@ -73,6 +80,84 @@ def grouped(*, without: Sequence[str] = (), **defaults) -> Callable[[Callable], 
         return call
 
     return expand
+
+
+def named(own: Parameter) -> object:
+    """A parameter's annotation; that of a path with a parser, since typer makes the current folder of an empty one."""
+    if get_origin(own.annotation) is not Annotated or Path not in (get_args(own.annotation)[0], *get_args(get_args(own.annotation)[0])):
+        return own.annotation
+    kind, told = get_args(own.annotation)
+    told = copy(told)
+    told.parser, told.metavar = path_of, told.metavar or "PATH"
+    return Annotated[kind, told]
+
+
+def path_of(text: str) -> Path:
+    """The path that an option gives. Raises ``typer.BadParameter``."""
+    if not text:
+        raise typer.BadParameter("'' is no path: give one.")
+    return Path(text)
+
+
+def spelled(own: Parameter) -> str:
+    """What a parameter is called on the command line."""
+    told = next(iter(get_args(own.annotation)[1:]), None)
+    if isinstance(told, type(typer.Argument())):
+        return told.metavar or own.name.upper()
+    names = [getattr(told, "default", None), *(getattr(told, "param_decls", None) or ())]  # typer takes the first for a default
+    long = [name for name in names if str(name).startswith("--")]
+    return long[0] if long else f"--{own.name.replace('_', '-')}"
+
+
+# Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
+WRITTEN = ("json_path", "save_screen", "markdown", "tensors", "out", "folder")
+READ = ("model", "expert", "diff", "a", "b", "corpus", "validation", "prompts")
+EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
+
+
+def check_numbers(given: dict, parameters: Sequence[Parameter]) -> None:
+    """Refuses whole numbers that no machine's word holds: no option means one. Raises ``ValueError``."""
+    for own in parameters:
+        value = given.get(own.name)
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{spelled(own)} {value}: give a whole number of at most 18 digits")
+
+
+def check_places(given: dict, parameters: Sequence[Parameter]) -> None:
+    """Refuses results that would replace each other, or what they are made from, before anything is read.
+
+    Raises:
+        ValueError: two options write one file, one writes what another reads, or an option that names a place is empty.
+    """
+    written = {own: given[own.name] for own in parameters if own.name in WRITTEN and given.get(own.name) not in (None, Path("-"))}
+    read = {own: str(given[own.name]) for own in parameters if own.name in READ and given.get(own.name) is not None}
+    for own, text in read.items():
+        if not text:
+            raise ValueError(f"{spelled(own)} '': give {'a file' if own.name == 'corpus' else 'a model'}")
+    for i, (own, path) in enumerate(written.items()):
+        if is_stream(path):
+            continue
+        for other, place in list(written.items())[:i]:
+            if same_place(path, place) or (other.name == "tensors" and same_place(path.parent, place)):
+                raise ValueError(f"{spelled(other)} and {spelled(own)} both write {path}: give each a place of its own")
+        for other, text in read.items():
+            if any(same_place(path, place) for place in files_of(text)):
+                raise ValueError(f"{spelled(own)} {path} would replace what {spelled(other)} {text} reads: give another file")
+
+
+def files_of(name: str) -> Iterator[Path]:
+    """The files that are here of what a name of a model or of a text leads to."""
+    path = Path(expanduser(re.sub(r"(\.py):\w+$", r"\1", name)))
+    for place in (path, EMBEDDED / name) if Path(name).name == name else (path,):
+        with suppress(OSError, ValueError):
+            yield from place.iterdir() if place.is_dir() else [place] if place.exists() else []
+
+
+def same_place(a: Path, b: Path) -> bool:
+    """Whether two paths name one file, also by links, or would name one that is not there yet."""
+    with suppress(OSError, ValueError):
+        return os.path.samefile(a, b)
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 @dataclass(frozen=True)
@@ -85,7 +170,7 @@ class ModelOptions:
     threads: Threads = None
 
     def __post_init__(self):
-        at_least_one(threads=self.threads)
+        check_threads(self.threads)
 
     def load(self, name: str | None = None, **more):
         """``inspector.load`` with a word on the terminal while torch is imported and weights are read; ``load_default`` without a name."""
@@ -95,12 +180,9 @@ class ModelOptions:
 
         with busy(f"loading {visible(name or 'a model')} …", moving=is_here(name or DEFAULT)):  # what is fetched has a bar of its own
             arguments = self.arguments() | more | dict(built=self.settle)
-            if spread := arguments.get("device_map") or arguments.get("max_memory"):
-                # A temporary folder may hold weights now: SIGTERM, which would end the process at once, has to leave it time to go.
-                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             m = load_default(**arguments) if name is None else load(name, **arguments)
         self.settle(m.model)  # a function of the user's may have built it
-        if spread:
+        if arguments.get("device_map") or arguments.get("max_memory"):
             Console(stderr=True).print(lesson.places(m.places()))
         return m
 
@@ -158,6 +240,8 @@ class Output:
     def __post_init__(self):
         translator(self.language)
         check_writable(self.json_path)
+        if str(self.json_path) == "-" and 1 in CLOSED:
+            raise OutputError("--json -: the standard output is closed: open it, or give a file")
 
     @property
     def t(self) -> Translate:
@@ -302,6 +386,8 @@ def memory_limits(text: str | None) -> dict[int | str, int] | None:
             raise ValueError(
                 f"--max-memory {text!r}: {part!r} is no PLACE=SIZE: give a device's number or cpu, and a size, as 0=10GiB,cpu=300MB"
             )
+        if len(found[1]) > 4 or len(found[2]) > 20:
+            raise ValueError(f"--max-memory {text!r}: {part.strip()!r} is more than any machine has: give a place and a size")
         place = int(found[1]) if found[1].isdigit() else "cpu"
         if place in limits:
             raise ValueError(f"--max-memory {text!r} names {place} twice: give each place once")
@@ -329,6 +415,10 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
 def write_json(path: Path, record) -> None:
     """Writes a record, or a dict or list of them, to a file, or to the standard output for ``-``."""
     text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding if str(path) == "-" else "utf8")
+    except UnicodeEncodeError:  # an output without such letters, or a name that is no UTF-8
+        text = json.dumps(to_json(record), allow_nan=False)
     if str(path) == "-":
         print(text)
     else:
@@ -375,11 +465,12 @@ def busy(text: str, moving: bool = True) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(Text(text))
 
 
-def folder(text: str) -> Path:
-    """A folder that was given. Of no text a path would be the current folder."""
-    if not text:
-        raise typer.BadParameter("'' is no folder: give its path, or . for the current one.")
-    return Path(text)
+def check_threads(threads: int | None) -> None:
+    """Refuses a number of threads below 1, and one that no machine of these processors is helped by. Raises ``ValueError``."""
+    at_least_one(threads=threads)
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if threads is not None and threads > most:
+        raise ValueError(f"--threads {threads}: this machine has {os.cpu_count()} processors: give a number up to {most}")
 
 
 def at_least_one(**values: int | None) -> None:

@@ -14,7 +14,7 @@ from ..render.tables import command
 from ..render.text import Translate, threads_of
 from ..training.folder import RECIPE, STATE, check_out
 from ..training.recipe import MODELS, NEEDED, Recipe
-from .options import Output, Threads, at_least_one, busy, command_arguments, folder, grouped, importing, settle_threads, threads_now
+from .options import Output, Threads, at_least_one, busy, check_threads, command_arguments, grouped, importing, settle_threads, threads_now
 
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 
@@ -37,7 +37,7 @@ SettingsOfModels = make_dataclass(  # those of a recipe that only some models ha
 def train(
     out: Annotated[
         Path,
-        typer.Option(parser=folder, metavar="PATH", help="Folder for the checkpoint; it must be new or empty, unless --resume is given."),
+        typer.Option(help="Folder for the checkpoint; it must be new or empty, unless --resume is given."),
     ],
     corpus: Annotated[
         str, typer.Option(help="A text file with one item a line, or names: the embedded corpus of Russian names.")
@@ -74,7 +74,8 @@ def train(
     metrics.jsonl with a line for each step, and report.png.
     """
     given = locals()
-    at_least_one(threads=threads, evaluate_every=evaluate_every)
+    check_threads(threads)
+    at_least_one(evaluate_every=evaluate_every)
     t = screen.t
     try:
         check_out(out, resume)

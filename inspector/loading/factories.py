@@ -6,6 +6,7 @@ import sys
 import traceback
 from contextlib import redirect_stdout
 from dataclasses import replace
+from os.path import expanduser  # unlike pathlib's it leaves ~nobody as it is
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool
         LoadError: there is no such file or function, or it breaks off.
     """
     file, function = FACTORY.match(name).groups()
-    path = Path(file).expanduser()
+    path = Path(expanduser(file))
     if not path.is_file():
         raise LoadError(f"{name}: no such file: {file}")
     own_name = f"user_{path.stem}_{abs(hash(path.resolve()))}"  # "torch.py" must not stand for torch

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from os.path import expanduser  # unlike pathlib's it leaves ~nobody as it is
 from pathlib import Path
 
 import transformers
@@ -32,7 +33,7 @@ def load_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     Raises:
         LoadError: it cannot be had, or is of no causal language model.
     """
-    path = Path(name).expanduser()
+    path = Path(expanduser(name))
     if path.is_file():
         source, offline = str(path), True
     elif isinstance(try_to_load_from_cache(name, "config.json") if is_hub_id(name) else None, str):
@@ -100,7 +101,7 @@ def find(name: str) -> tuple[str, Origin, bool]:
     """
     if name in embedded():
         return str(ASSETS / name), Origin(name, "embedded"), True
-    path = Path(name).expanduser()
+    path = Path(expanduser(name))
     if name.strip() and path.is_dir():
         settle(path)
         if not (path / "config.json").is_file():
@@ -146,7 +147,7 @@ def is_cached(name: str) -> bool:
 
 def is_here(name: str) -> bool:
     """Whether loading a name fetches nothing; also where it leads nowhere."""
-    return not is_hub_id(name) or name in embedded() or Path(name).expanduser().is_dir() or is_cached(name)
+    return not is_hub_id(name) or name in embedded() or Path(expanduser(name)).is_dir() or is_cached(name)
 
 
 def hub_answers(seconds: float = PROBE_SECONDS) -> bool:

@@ -16,7 +16,7 @@ from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token
-from .texts import Texts, check_ids, check_request, one_prompt
+from .texts import Texts, check_ids, check_letters, check_request, one_prompt
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ class Loaded:
         """The ids that are fed for a prompt: through the chat template if the tokenizer has one and ``raw`` is off.
 
         Raises:
-            ValueError: a system message for a model without a chat template, or for a raw prompt; for a model without a
-                tokenizer a prompt that is no token ids.
+            ValueError: a text that is no UTF-8; a system message for a model without a chat template, or for a raw prompt; for a
+                model without a tokenizer a prompt that is no token ids.
         """
+        check_letters(prompt=prompt, system=system)
         if self.tokenizer is None:
             return self.numbers(prompt)
         chat = self.tokenizer.chat_template is not None and not raw
@@ -140,6 +141,7 @@ class Loaded:
         Raises:
             ValueError: it is neither.
         """
+        check_letters(token=text)
         ids = [] if self.tokenizer is None or self.unknown(text) else self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) == 1:
             return ids[0]
@@ -161,6 +163,7 @@ class Loaded:
             raise ValueError(f"{self.origin.name} has no tokenizer to tell the ids of bad words: leave them out")
         sequences = []
         for word in words:
+            check_letters(**{"bad word": word})
             ids = tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"])
             if unknown := self.unknown(word):
                 raise ValueError(f"bad word {word!r}: {self.origin.name} has no token for {''.join(unknown)!r}: leave it out")

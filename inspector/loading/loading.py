@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
@@ -16,6 +15,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..parts.dataflow import building
 from ..parts.splitting import Split, SplitError
+from ..process import temporary_folder
 from .factories import FACTORY, from_file
 from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet
 from .loaded import Loaded, attach
@@ -68,6 +68,8 @@ def load(
     named = set(max_memory or (device_map.values() if isinstance(device_map, dict) else ()))
     as_dtype = pick_dtype(dtype, pick_device("cpu" if named and named <= {"cpu", "disk"} else device))
     source, origin, offline = find(name)
+    if any("\ud800" <= character <= "\udfff" for character in source):  # of bytes that are no UTF-8
+        raise LoadError(f"{name}: the library that reads weights takes no name that is not UTF-8: rename the folder")
     config = load_config(name, trust_remote_code)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=offline)
     how = dict(config=config, dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
@@ -75,7 +77,7 @@ def load(
         spread = {}
         if device_map is not None:
             give_back_freed_weights()
-            folder = until_loaded.enter_context(TemporaryDirectory(prefix="inspector-offload-"))
+            folder = until_loaded.enter_context(temporary_folder("inspector-offload-"))
             spread = dict(device_map=device_map, max_memory=max_memory, offload_folder=folder)
         try:
             with quiet(bars=offline):
@@ -249,11 +251,17 @@ def pick_device(device: str) -> torch.device:
     Raises:
         LoadError: it has none of that name.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
     if device == "auto":
-        device = next(name for name, available in there.items() if available)
-    if not there.get(device.split(":")[0], False):
-        have = ", ".join(name for name, available in there.items() if available)
+        device = next(name for name, number in there.items() if number)
+    kind, colon, index = device.partition(":")
+    known = index.isascii() and index.isdigit() and len(index) < 5 and int(index) < there.get(kind, 0) if colon else there.get(kind)
+    if not known:
+        have = ", ".join(name if number == 1 else f"{name}:0 to {name}:{number - 1}" for name, number in there.items() if number)
         raise LoadError(f"device {device!r} is not on this machine: choose auto or one of {have}")
     return torch.device(device)
 

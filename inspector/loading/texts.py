@@ -29,6 +29,13 @@ def check_request(length: int, max_new_tokens: int, context_length: int | None) 
     check_count(max_new_tokens=max_new_tokens)
 
 
+def check_letters(**texts: str | None) -> None:
+    """Refuses texts that are no UTF-8, by their names: of such bytes Python makes lone surrogates. Raises ``ValueError``."""
+    for name, text in texts.items():
+        if found := re.search("[\ud800-\udfff]", text or ""):
+            raise ValueError(f"{name} {text!r} is no UTF-8, from character {found.start()} on: give text in UTF-8")
+
+
 def check_count(**values: int) -> None:
     """Refuses what is no whole number from 1 up, by its name. Raises ``ValueError``."""
     for name, value in values.items():

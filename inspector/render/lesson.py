@@ -85,3 +85,8 @@ def closing(again: str, t: Translate, greedy: bool = False) -> Iterator[Renderab
     ):
         yield Text(what)
         yield command(arguments)
+
+
+def code_lines(source: str) -> int:
+    """Lines that are neither blank nor comment alone."""
+    return sum(1 for line in source.splitlines() if line.strip() and not line.strip().startswith("#"))

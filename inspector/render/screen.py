@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -12,6 +13,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from ..files import check_writable, write_whole
+from ..process import waiting
 from ..records.generation import Step
 from .steps import CELL, steps_table
 from .text import Translate
@@ -37,6 +39,7 @@ class QuietConsole(Console):
 def drop_output() -> None:
     """Sends what is still to be flushed nowhere: the reader of the standard output has left."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout.flush()
 
 
 class Screen:
@@ -78,12 +81,16 @@ class Screen:
 
 
 class LiveSteps:
-    """The table of the loop: it grows step by step on a terminal, and is printed once at the end elsewhere."""
+    """The table of the loop: it grows step by step on a terminal, and is printed once at the end elsewhere.
+
+    Ctrl-C waits for the end of a step: ``add`` raises the KeyboardInterrupt, once the step is in the table.
+    """
 
     def __init__(self, screen: Screen, names: Sequence[str], t: Translate):
         self.screen, self.names, self.t = screen, names, t
         self.rows: list[Sequence[Step | None]] = []
         self.live = Live(console=screen.console, auto_refresh=False, transient=True) if screen.console.is_terminal else None
+        self.until_shown = ExitStack()
 
     def table(self, last: int | None = None) -> RenderableType:
         """The tables of all rows, or of the last ones only."""
@@ -97,8 +104,10 @@ class LiveSteps:
             tables = 1 if console.width > 2 * CELL + 7 else len(self.names)
             lines = 4 if len(self.names) > 1 else 1 - (-100 // console.width)  # of a row; a table has a head of two
             self.live.update(self.table(last=max(1, ((console.height - 2) // tables - 2) // lines)), refresh=True)
+        self.stop_where_asked()
 
     def __enter__(self) -> "LiveSteps":
+        self.stop_where_asked = self.until_shown.enter_context(waiting())
         if self.live:
             self.live.start()
         return self
@@ -107,4 +116,5 @@ class LiveSteps:
         if self.live:
             self.live.update(Text(""), refresh=True)
             self.live.stop()
+        self.until_shown.close()
         self.screen.show(self.table())

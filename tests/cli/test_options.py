@@ -267,3 +267,98 @@ def test_something_is_on_the_terminal_before_torch_is_imported(tmp_path, command
         running.kill()
         running.wait()
         os.close(ours)
+
+
+def refused(capfd, monkeypatch, *arguments) -> str:
+    """What a request is refused with, on one line and before a model is read."""
+    monkeypatch.setattr(sys, "argv", ["inspector", *map(str, arguments)])
+    monkeypatch.setattr(ModelOptions, "load", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(SystemExit) as exit:
+        main()
+    output, error = capfd.readouterr()
+    assert (exit.value.code, output, error.count("\n")) == (2, "", 1), error
+    return error
+
+
+def test_no_result_replaces_what_it_is_made_from(tmp_path, monkeypatch, capfd):
+    """Whichever way the file is named: by another path, by a link, by a hard link, as the file of a function or in a model's folder."""
+    monkeypatch.chdir(tmp_path)
+    prompts, model = Path("prompts"), Path("model")
+    prompts.write_text("К\n")
+    Path("hard").hardlink_to(prompts)
+    Path("soft").symlink_to(prompts)
+    for path in (prompts, tmp_path / "prompts", "./x/../prompts", "hard", "soft"):
+        Path("x").mkdir(exist_ok=True)
+        error = refused(capfd, monkeypatch, "run", "names-expert", "--prompts", prompts, "--json", path)
+        assert f"--json {Path(path)} would replace what --prompts prompts reads" in error
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    for name in (model, tmp_path / "model"):
+        assert f"what MODEL {name} reads" in refused(capfd, monkeypatch, "verify", name, "К", "--json", "model/config.json")
+    Path("port.py").write_text("")
+    assert "what B port.py:f reads" in refused(capfd, monkeypatch, "diverge", "names-expert", "port.py:f", "К", "--json", "port.py")
+    embedded = options.EMBEDDED / "names-expert" / "config.json"
+    assert "what --diff names-expert reads" in refused(
+        capfd, monkeypatch, "tree", "names-qwen2", "--diff", "names-expert", "--json", embedded
+    )
+    assert "what --corpus prompts reads" in refused(capfd, monkeypatch, "bench", "names", "--corpus", prompts, "--json", "soft")
+    assert prompts.read_text() == "К\n"
+
+
+def test_two_results_have_two_files(tmp_path, monkeypatch, capfd):
+    error = refused(capfd, monkeypatch, "coverage", "gpt2", "--json", tmp_path / "a", "--markdown", tmp_path / "b" / ".." / "a")
+    assert "--markdown" in error and "--json" in error and "both write" in error
+    (tmp_path / "new").mkdir()
+    error = refused(capfd, monkeypatch, "trace", "names-expert", "К", "--tensors", tmp_path / "new", "--json", tmp_path / "new/index.json")
+    assert "--tensors and --json both write" in error
+    options.check_places(dict(json_path=Path("/dev/null"), markdown=Path("/dev/null")), signature_of("coverage"))
+    options.check_places(dict(json_path=Path("-"), markdown=Path("-")), signature_of("coverage"))
+
+
+def signature_of(verb: str):
+    """The parameters of a verb."""
+    [callback] = [own.callback for own in app.registered_commands if own.callback.__name__ == verb]
+    return list(signature(callback).parameters.values())
+
+
+def test_an_empty_path_is_refused_by_every_option_that_names_one(monkeypatch, capfd):
+    """typer itself makes the current folder of it."""
+    groups = {"": app, "bench": options_of_bench()}
+    found = 0
+    for group, own in ((group, own) for group, verbs in groups.items() for own in verbs.registered_commands):
+        for parameter in signature(own.callback).parameters.values():
+            name = options.spelled(parameter)
+            if "Path" in str(parameter.annotation) or parameter.name in options.READ:
+                known = parameter.name in (*options.WRITTEN, *options.READ)
+                assert known, f"{name}: is it read or written?"
+            if "Path" in str(parameter.annotation):
+                found += 1
+                words = [*filter(None, [group]), own.name or own.callback.__name__]
+                assert f"'{name}': '' is no path" in refused(capfd, monkeypatch, *words, name, "")
+    assert found > 20
+
+
+def options_of_bench():
+    """The verbs of ``bench``."""
+    return next(group.typer_instance for group in app.registered_groups if group.name == "bench")
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64, 10**400, -(10**400)])
+@pytest.mark.parametrize("option", ["--max-new-tokens", "--batch-size", "--seed", "--threads", "--top-k"])
+def test_a_number_that_no_machine_has_is_one_line(monkeypatch, capfd, option, value):
+    error = refused(capfd, monkeypatch, "run", "names-expert", "К", f"{option}={value}")
+    assert f"{option} {str(value)[:50]}" in error and len(error) < 400
+
+
+def test_more_threads_than_a_machine_starts_and_more_memory_than_it_has(monkeypatch, capfd):
+    assert "--threads 2147483648" in refused(capfd, monkeypatch, "verify", "names-expert", "К", "--threads", 2**31)
+    assert "--threads 2147483648" in refused(capfd, monkeypatch, "coverage", "gpt2", "--threads", 2**31)
+    error = refused(capfd, monkeypatch, "verify", "names-expert", "К", "--max-memory", "cpu=" + "9" * 400)
+    assert "than any machine has" in error and len(error) < 900
+    assert "9999999999" in refused(capfd, monkeypatch, "verify", "names-expert", "К", "--max-memory", "9999999999=1GB")
+
+
+@pytest.mark.parametrize("arguments", [["tree", "я" * 10_000], ["run", "names-expert", "К", "--prompts", "p" * 10_000], ["x" * 10_000]])
+def test_a_long_value_is_shown_short_and_the_remedy_whole(monkeypatch, capfd, arguments):
+    error = refused(capfd, monkeypatch, *arguments)
+    assert len(error) < 1200 and "…" in error and error.rstrip().endswith(("give another path", "give one", "or bench"))

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from inspector.compare.verifying import verify
 from inspector.loading import finding, loading
 from inspector.loading.finding import ASSETS, DEFAULT, FALLBACK, LoadError, embedded, find, hub_answers, is_cached
-from inspector.loading.loading import load, load_default, outline
+from inspector.loading.loading import load, load_default, outline, pick_device
 from inspector.loop.decoding import run as generate
 from inspector.parts.splitting import SplitError
 from inspector.records.generation import Origin, Sampling
@@ -541,3 +541,28 @@ def test_a_name_server_that_hangs_does_not_hang_the_decision(monkeypatch):
     started = time.monotonic()
     assert not hub_answers(seconds=0.3)
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("device", ["cpu:x", "cpu:1", "cpu:", "cpu:-1", "cpu:²", "cuda:99", "cpu:" + "9" * 400, ":", "", "meta"])
+def test_a_device_that_is_not_there_is_refused_by_name(device):
+    with pytest.raises(LoadError, match=f"device '{re.escape(device)}' is not on this machine"):
+        pick_device(device)
+
+
+def test_the_first_processor_has_a_number():
+    assert pick_device("cpu:0") == torch.device("cpu", 0)
+
+
+@pytest.mark.parametrize("name", ["~nouser", "~nouser/model", "~nouser/port.py:make"])
+def test_a_home_that_nobody_has_is_refused_by_name(name):
+    with pytest.raises(LoadError, match="~nouser"):
+        load(name)
+
+
+def test_texts_that_are_no_utf_8_are_refused_by_name():
+    m = load("names-expert")
+    for call in (lambda: m.encode("К\udcff"), lambda: m.token_id("К\udcff"), lambda: m.bad_words_ids(["К\udcff"])):
+        with pytest.raises(ValueError, match="is no UTF-8, from character 1 on"):
+            call()
+    with pytest.raises(ValueError, match=r"system .* is no UTF-8"):
+        m.encode("К", system="\ud800")

@@ -153,6 +153,8 @@ def test_the_copy_goes_with_the_process_however_it_ends(saved, tmp_path, end):
     temporary.mkdir()
     code = f"""
 import time
+from inspector.process import begin
+begin()
 from inspector.cli import entry
 from inspector.cli.options import SpreadOptions
 def command():
@@ -170,7 +172,7 @@ entry(command)
         assert list(temporary.glob("inspector-offload-*/*.safetensors"))
         process.send_signal(getattr(signal, end))
     process.communicate(timeout=60)
-    assert process.returncode == {"return": 0, "error": 2, "SIGINT": 130, "SIGTERM": 143}[end]
+    assert process.returncode == {"return": 0, "error": 2, "SIGINT": -signal.SIGINT, "SIGTERM": -signal.SIGTERM}[end]
     assert list(temporary.iterdir()) == []
 
 
