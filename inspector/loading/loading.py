@@ -19,6 +19,7 @@ from ..parts.splitting import Split, SplitError
 from .factories import FACTORY, from_file
 from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet
 from .loaded import Loaded, attach
+from .templates import unreadable
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -226,7 +227,10 @@ def tokenizer_at(source: str, options: dict) -> PreTrainedTokenizerBase:
     ``AutoTokenizer`` overrules a generic class by the model's type, and so reads a character tokenizer beside a Qwen2
     as Qwen's: everything becomes nothing, silently.
     """
-    generic = get_tokenizer_config(source, **options).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    settings = get_tokenizer_config(source, **options)
+    if why := unreadable(Path(source), settings):
+        raise LoadError(why)
+    generic = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
     return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
 
 

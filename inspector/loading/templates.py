@@ -102,6 +102,22 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return template
 
 
+def unreadable(folder: Path, settings: dict) -> str | None:
+    """Why the templates of a checkpoint cannot even be read, for ``settings`` of its tokenizer_config.json; None where they can."""
+    own = settings.get("chat_template")
+    for template in own if isinstance(own, list) else []:
+        if not (isinstance(template, dict) and {"name", "template"} <= template.keys()):
+            return f"chat_template in tokenizer_config.json holds {shown(repr(template))}, which is no name with a template: take it out"
+    for file in [*folder.glob("chat_template.jinja"), *folder.glob("additional_chat_templates/*.jinja")]:
+        try:
+            file.read_text(encoding="utf8")
+        except UnicodeDecodeError as error:
+            return f"{file.name} is no UTF-8 text, from byte {error.start} on: write it anew, or take it out"
+        except OSError as error:
+            return f"{file.name} cannot be read ({error.strerror}): take it out"
+    return None
+
+
 def shown(text: str) -> str:
     """A stranger's words, on one line and not too many."""
     words = " ".join(text[:1000].split())
