@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 from ..files import settle
 from ..models.checkpoints import without_bars  # importing models also registers them with the Auto classes
 from ..records.generation import Origin
+from .sizes import impossible
 
 DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
 FALLBACK = "names-qwen2"
@@ -58,6 +59,8 @@ def check_known(name: str, source: str, trust_remote_code: bool, offline: bool) 
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind is None:
         raise LoadError(f"{name}: its config.json names no model_type: it is not a model's configuration")
+    if why := impossible(settings):
+        raise LoadError(f"{name}: its config.json says {why}")
     if kind not in CONFIG_MAPPING and not (trust_remote_code and settings.get("auto_map")):
         remedy = "it brings code of its own: read it, then add --trust-remote-code" if settings.get("auto_map") else "update transformers"
         raise LoadError(f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}: {remedy}")

@@ -16,6 +16,7 @@ from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token
+from .templates import TemplateError, encoded
 from .texts import Texts, check_ids, check_letters, check_request, one_prompt
 
 
@@ -47,21 +48,23 @@ class Loaded:
         """The ids that are fed for a prompt: through the chat template if the tokenizer has one and ``raw`` is off.
 
         Raises:
-            ValueError: a text that is no UTF-8; a system message for a model without a chat template, or for a raw prompt; for a
-                model without a tokenizer a prompt that is no token ids.
+            ValueError: a text that is no UTF-8; a system message for a model without a chat template, or for a raw prompt; a chat
+                template that gives no text, or does not use the system message; for a model without a tokenizer a prompt that is
+                no token ids.
         """
         check_letters(prompt=prompt, system=system)
-        if self.tokenizer is None:
-            return self.numbers(prompt)
-        chat = self.tokenizer.chat_template is not None and not raw
+        chat = self.tokenizer is not None and self.tokenizer.chat_template is not None and not raw
         if system is not None and not chat:
             why = "--raw leaves the chat template out" if raw else f"{self.origin.name} has no chat template"
             raise ValueError(f"a system message has no place: {why}: leave --system out")
+        if self.tokenizer is None:
+            return self.numbers(prompt)
         if not chat:
             return self.tokenizer(prompt)["input_ids"]
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": prompt})
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        try:
+            return encoded(self.tokenizer, prompt, system)
+        except TemplateError as error:
+            raise ValueError(f"the chat template of {self.origin.name} {error}") from error
 
     @property
     def modules(self) -> dict[str, nn.Module]:

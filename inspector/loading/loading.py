@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..parts.dataflow import building
@@ -19,6 +19,8 @@ from ..process import temporary_folder
 from .factories import FACTORY, from_file
 from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet
 from .loaded import Loaded, attach
+from .sizes import TooLargeError, check_memory, check_parameters, few_modules
+from .templates import unreadable
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -71,6 +73,8 @@ def load(
     if any("\ud800" <= character <= "\udfff" for character in source):  # of bytes that are no UTF-8
         raise LoadError(f"{name}: the library that reads weights takes no name that is not UTF-8: rename the folder")
     config = load_config(name, trust_remote_code)
+    if device_map is None:
+        check_fits(name, config, as_dtype, trust_remote_code)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=offline)
     how = dict(config=config, dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
     with ExitStack() as until_loaded:
@@ -103,6 +107,27 @@ def load(
         if not spread:
             raise
         raise SplitError(f"{error} (with its weights spread as asked, which not every model of transformers bears)") from error
+
+
+def check_fits(name: str, config: PretrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool) -> None:
+    """Refuses a model whose weights the memory cannot hold, by its configuration, before any is read. Raises ``LoadError``."""
+    as_dtype = getattr(config, "dtype", None) if dtype == "auto" else dtype
+    try:
+        with quiet(bars=True), few_modules(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=as_dtype, trust_remote_code=trust_remote_code)
+        check_memory(
+            sum(weight.numel() * weight.element_size() for weight in model.parameters()),
+            "spread it with --max-memory, such as cpu=10GB (the rest stays on disk), or take a smaller --dtype",
+        )
+    except TooLargeError as error:
+        raise LoadError(f"{name}: {has(error)}") from error
+    except Exception:  # it cannot be built: loading tells why
+        pass
+
+
+def has(error: TooLargeError) -> str:
+    """What a configuration asks for, as the rest of a sentence about the model."""
+    return str(error) if str(error).startswith("needs") else f"its config.json makes {error}"
 
 
 def give_back_freed_weights() -> None:
@@ -187,13 +212,16 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
     config = load_config(name, trust_remote_code)
     as_dtype = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     try:
-        with quiet(bars=True), building() as built, torch.device("meta"):
+        with quiet(bars=True), few_modules(), building() as built, torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=as_dtype, trust_remote_code=trust_remote_code)
             model = model.to("meta").eval()  # a few classes make tensors that the device context does not reach
             built.append(model)
+            check_parameters(sum(weight.numel() for weight in model.parameters()))
             if hasattr(model, "set_experts_implementation"):
                 model.set_experts_implementation("batched_mm")  # the one that runs without numbers
             return model, None
+    except TooLargeError as error:
+        raise LoadError(f"{name}: {has(error)}") from error
     except Exception as error:  # whatever a configuration whose numbers do not fit makes the model's class raise
         raise LoadError(f"{name}: no model can be built from its config.json: {first_line(error)}") from error
 
@@ -228,7 +256,10 @@ def tokenizer_at(source: str, options: dict) -> PreTrainedTokenizerBase:
     ``AutoTokenizer`` overrules a generic class by the model's type, and so reads a character tokenizer beside a Qwen2
     as Qwen's: everything becomes nothing, silently.
     """
-    generic = get_tokenizer_config(source, **options).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    settings = get_tokenizer_config(source, **options)
+    if why := unreadable(Path(source), settings):
+        raise LoadError(why)
+    generic = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
     return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..records.generation import Token
+from .templates import TemplateError, applied
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def parts_of(
         return nothing
     try:
         text, spans = rendered(tokenizer, prompt, system)
-    except Exception:  # a template is a program of the checkpoint's: it may raise anything where a message is not as it likes
+    except TemplateError:
         return nothing
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return parts_by_offsets(encoded["offset_mapping"], spans, len(text)) if list(encoded["input_ids"]) == list(ids) else nothing
@@ -112,20 +113,16 @@ def rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None
 
     The template is asked a second time, with marks in the place of the texts, and what it wrote around the marks must be what it
     wrote around the texts. So a text is found also where the template's words hold it too, or where the template repeats it.
+
+    Raises ``TemplateError``.
     """
-
-    def ask(user: str, system: str | None) -> str:
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": user})
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-    text = ask(prompt, system)
+    text = applied(tokenizer, prompt, system)
     if system is not None:
-        return text, spans_between(text, ask(MARKS["prompt"], MARKS["system"]), dict(prompt=prompt, system=system))
-    spans = spans_between(text, ask(MARKS["prompt"], None), dict(prompt=prompt))
+        return text, spans_between(text, applied(tokenizer, MARKS["prompt"], MARKS["system"]), dict(prompt=prompt, system=system))
+    spans = spans_between(text, applied(tokenizer, MARKS["prompt"]), dict(prompt=prompt))
     try:
-        before, _, after = ask(prompt, MARKS["system"]).partition(MARKS["system"])
-    except Exception:  # a template without a place for a system text
+        before, _, after = applied(tokenizer, prompt, MARKS["system"]).partition(MARKS["system"])
+    except TemplateError:  # a template without a place for a system text
         return text, spans
     begin, end = len(before), len(text) - len(after)
     apart = all(end <= other_begin or other_end <= begin for other_begin, other_end, _ in spans)

@@ -116,6 +116,8 @@ class Recipe:
         for name, least in least_of.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number from {least} up")
+        if self.seed >= 2**62:
+            raise ValueError(f"seed={self.seed}: give a number below {2**62}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: give a number from 0 up to, not including, 1")
         for name in ("learning_rate", "clip"):
