@@ -6,6 +6,7 @@ and neither read nor run: outside of the folders lie ``OUTSIDE`` weights that ar
 
 import json
 import os
+import pickle
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -179,17 +180,29 @@ def lying_weights() -> Iterator[Case]:
     yield "weights' header is nested", safetensors(b"[" * 100_000), REFUSED
     yield "weights without a tensor", safetensors({}), REFUSED
     yield "offsets beyond the end", safetensors(said(data_offsets=[begin, end + 10**12]), data), REFUSED
-    yield "offsets that overlap", safetensors(header | {first: header[first] | dict(data_offsets=header[second]["data_offsets"])}, data), REFUSED
+    yield (
+        "offsets that overlap",
+        safetensors(header | {first: header[first] | dict(data_offsets=header[second]["data_offsets"])}, data),
+        REFUSED,
+    )
     yield "offsets below 0", safetensors(said(data_offsets=[-4, end]), data), REFUSED
     yield "a type that there is not", safetensors(said(dtype="F33"), data), REFUSED
     yield "whole numbers for weights", safetensors(said(dtype="I32"), data), EITHER
     yield "a shape of another size", safetensors(said(shape=[3, 5, 7]), data), REFUSED
     yield "a shape turned", safetensors(said(shape=[1, *header[first]["shape"]]), data), REFUSED
-    yield "one tensor missing", safetensors({name: header[name] for name in names[:-1]}, data[: header[names[-1]]["data_offsets"][0]]), REFUSED
+    yield (
+        "one tensor missing",
+        safetensors({name: header[name] for name in names[:-1]}, data[: header[names[-1]]["data_offsets"][0]]),
+        REFUSED,
+    )
     yield "all of them NaN", safetensors(header, b"\xff" * len(data)), (1, 2)
     yield "one NaN", safetensors(header, data[:begin] + b"\x00\x00\xc0\x7f" + data[begin + 4 :]), (0, 1, 2)
     yield "infinite", safetensors(header, b"\x00\x00\x80\x7f" * (len(data) // 4)), (1, 2)
-    yield "a name with escapes", safetensors({**header, "\x1b[31m[bold]\n": dict(dtype="F32", shape=[0], data_offsets=[len(data)] * 2)}, data), GOOD
+    yield (
+        "a name with escapes",
+        safetensors({**header, "\x1b[31m[bold]\n": dict(dtype="F32", shape=[0], data_offsets=[len(data)] * 2)}, data),
+        GOOD,
+    )
 
 
 def indexed(weight_map: object, text: str | None = None) -> Change:
@@ -214,7 +227,19 @@ def ways_out() -> Iterator[Case]:
     yield "an index to ./", shard("./shard.safetensors"), EITHER
     for file in (f"../{OUTSIDE}", f"./../{OUTSIDE}", f"sub/../../{OUTSIDE}", str(MODEL / "model.safetensors"), f"..\\{OUTSIDE}"):
         yield f"an index to {file}", shard(file), REFUSED
-    for file in ("", ".", "..", "/", "config.json", "~/shard.safetensors", "gone.safetensors", "a\0b", "x" * 5000, "\x1b[31m[bold]\n", "shard"):
+    for file in (
+        "",
+        ".",
+        "..",
+        "/",
+        "config.json",
+        "~/shard.safetensors",
+        "gone.safetensors",
+        "a\0b",
+        "x" * 5000,
+        "\x1b[31m[bold]\n",
+        "shard",
+    ):
         yield f"an index to {file[:20]!r}", shard(file), REFUSED
     for kind, file in dict(number=5, null=None, list=["shard.safetensors"], true=True, dict={}).items():
         yield f"an index to a {kind}", shard(file), REFUSED
@@ -259,6 +284,16 @@ def ways_out() -> Iterator[Case]:
     yield "adapter_config.json", put("adapter_config.json", "base_model_name_or_path", adapter), EITHER
 
 
+class Opens:
+    """What a pickle of it does when it is read without care: a file is written."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
 def code() -> Iterator[Case]:
     """Code that must not run."""
 
@@ -288,8 +323,7 @@ def code() -> Iterator[Case]:
 
     def pickled(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
-        target = str(folder.parent / TOUCHED).encode()
-        (folder / "pytorch_model.bin").write_bytes(b"\x80\x02c__builtin__\nopen\n(X" + struct.pack("<I", len(target)) + target + b"X\x01\x00\x00\x00wtR.")
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Opens(str(folder.parent / TOUCHED))))
 
     def garbage(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
