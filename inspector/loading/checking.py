@@ -50,6 +50,9 @@ def check_checkpoint(name: str, folder: Path) -> None:
     for key, kinds in KINDS.items():
         if (value := config.get(key)) is not None and not isinstance(value, kinds):
             raise LoadError(f"{name}: config.json says {key}={value!r:.60}: it must be {words(kinds)}: correct it or fetch the file again")
+    most = tokenizer.get("model_max_length")
+    if most is not None and not (isinstance(most, int | float) and most >= 1):
+        raise LoadError(f"{name}: tokenizer_config.json says model_max_length={most!r:.60}: it must be a number from 1 up: correct it")
     for key in ("configuration_files", "transformers_weights"):
         check_names(name, folder, "config.json", key, config.get(key))
     check_names(name, folder, "tokenizer_config.json", "fast_tokenizer_files", tokenizer.get("fast_tokenizer_files"))

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -99,7 +100,8 @@ def quiet(bars: bool) -> Iterator[None]:
     level = accelerate.level
     accelerate.setLevel(logging.ERROR)
     try:
-        with without_bars() if bars else nullcontext():
+        with warnings.catch_warnings(), without_bars() if bars else nullcontext():
+            warnings.simplefilter("ignore")
             yield
     finally:
         transformers.logging.set_verbosity(verbosity)

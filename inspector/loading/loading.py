@@ -251,7 +251,9 @@ def tokenizer_at(source: str, options: dict) -> PreTrainedTokenizerBase:
     as Qwen's: everything becomes nothing, silently.
     """
     generic = get_tokenizer_config(source, **options).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
+    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True  # which is refused by the model's own
+    return tokenizer
 
 
 def load_default(**options) -> Loaded:
