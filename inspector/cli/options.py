@@ -30,6 +30,7 @@ from ..records.generation import Sampling
 from ..render import lesson
 from ..render.screen import QuietConsole
 from ..render.steps import computing_line, fed_panel
+from ..render.tables import notice
 from ..render.text import Translate, translator, visible
 
 MODEL_HELP = (
@@ -257,6 +258,13 @@ class Output:
     def notices(self) -> Console:
         """For what must be seen also where the standard output is JSON."""
         return Console(stderr=True) if self.console.quiet else self.console
+
+    def remarks(self, m) -> None:
+        """Says which of the checkpoint's settings are texts that are read as numbers."""
+        if m.spelled:
+            lines = [f"{name} = {number}" for name, number in m.spelled.items()]
+            title = self.t("Texts in the checkpoint's settings, read as numbers", "Тексты в настройках чекпойнта, прочитанные как числа")
+            self.notices.print(notice(lines, title))
 
     def header(self, *names: str) -> None:
         """Says which models compute, and with how many threads."""

@@ -3,9 +3,9 @@
 import json
 import logging
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from os.path import expanduser  # unlike pathlib's it leaves ~nobody as it is
 from pathlib import Path
 
 import transformers
@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 from ..files import settle
 from ..models.checkpoints import without_bars  # importing models also registers them with the Auto classes
 from ..records.generation import Origin
+from .checking import LoadError, check_checkpoint, check_regular, read_object
 from .sizes import impossible
 
 DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -24,23 +25,21 @@ ASSETS = Path(__file__).parents[1] / "assets"
 PROBE_SECONDS = 2.5
 
 
-class LoadError(ValueError):
-    """A model that was asked for cannot be had."""
-
-
 def load_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of a model, and nothing else of it: a name as for ``load``, or the path of a config.json.
 
     Raises:
         LoadError: it cannot be had, or is of no causal language model.
     """
-    path = Path(expanduser(name))
+    path = place(name)
     if path.is_file():
+        read_object(name, path)
         source, offline = str(path), True
     elif isinstance(try_to_load_from_cache(name, "config.json") if is_hub_id(name) else None, str):
         source, offline = name, True
     else:
         source, _, offline = find(name)
+    check_source(name, source)
     with quiet(bars=offline):
         try:
             check_known(name, source, trust_remote_code, offline)
@@ -48,9 +47,30 @@ def load_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
         except LoadError:
             raise
         except Exception as error:  # whatever a damaged or foreign configuration makes transformers raise
-            raise LoadError(f"{name}: its config.json cannot be read: {first_line(error)}") from error
+            raise LoadError(f"{name}: its config.json cannot be read: {first_line(error)}: correct it or fetch it again") from error
     check_causal(name, config)
     return config
+
+
+def check_source(name: str, source: str) -> None:
+    """Refuses a damaged or hostile folder, the hub's cache of a model included. Raises ``LoadError``."""
+    held = None if Path(source).exists() else try_to_load_from_cache(source, "config.json")
+    folder = Path(held).parent if isinstance(held, str) else Path(source)
+    if folder.is_dir():
+        check_checkpoint(name, folder)
+
+
+def place(name: str) -> Path:
+    """The path that a name would be. Raises ``LoadError`` for what can be none, such as a name of ten thousand characters."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+        return path
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: of a user that there is not
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise LoadError(
+            f"{name[:60]!r}: no path ({reason.rstrip('.')}): give a folder, a hub id, or one of {', '.join(embedded())}"
+        ) from error
 
 
 def check_known(name: str, source: str, trust_remote_code: bool, offline: bool) -> None:
@@ -84,7 +104,8 @@ def quiet(bars: bool) -> Iterator[None]:
     level = accelerate.level
     accelerate.setLevel(logging.ERROR)
     try:
-        with without_bars() if bars else nullcontext():
+        with warnings.catch_warnings(), without_bars() if bars else nullcontext():
+            warnings.simplefilter("ignore")
             yield
     finally:
         transformers.logging.set_verbosity(verbosity)
@@ -104,16 +125,18 @@ def find(name: str) -> tuple[str, Origin, bool]:
     """
     if name in embedded():
         return str(ASSETS / name), Origin(name, "embedded"), True
-    path = Path(expanduser(name))
+    path = place(name)
     if name.strip() and path.is_dir():
         settle(path)
-        if not (path / "config.json").is_file():
+        if not check_regular(name, path / "config.json"):
             raise LoadError(f"{name}: the folder has no config.json: give the folder that save_pretrained or inspector train wrote")
         return str(path), Origin(name, "folder"), True
     if path.is_file():
         raise LoadError(f"{name} is a file: give the folder that holds the checkpoint")
+    if path.exists():
+        raise LoadError(f"{name} is a pipe, socket or device: give the folder that holds the checkpoint")
     if not is_hub_id(name):
-        raise LoadError(f"{name!r}: no such folder, and not a hub id: the embedded models are {', '.join(embedded())}")
+        raise LoadError(f"{name!r:.80}: no such folder, and not a hub id: the embedded models are {', '.join(embedded())}")
     if is_cached(name):
         return name, Origin(name, "hub"), True
     if hub_answers():
@@ -143,14 +166,17 @@ def is_cached(name: str) -> bool:
     if not cached("config.json") or not (cached("tokenizer.json") or cached("tokenizer_config.json")):
         return False
     if index := cached("model.safetensors.index.json"):
-        shards = set(json.loads(Path(index).read_text())["weight_map"].values())
-        return all(cached(shard) for shard in shards)
+        try:
+            shards = set(json.loads(Path(index).read_text(encoding="utf8"))["weight_map"].values())
+            return all(cached(shard) for shard in shards)
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            return True  # it is there, and ``check_source`` says what is wrong with it
     return bool(cached("model.safetensors") or cached("pytorch_model.bin"))
 
 
 def is_here(name: str) -> bool:
     """Whether loading a name fetches nothing; also where it leads nowhere."""
-    return not is_hub_id(name) or name in embedded() or Path(expanduser(name)).is_dir() or is_cached(name)
+    return not is_hub_id(name) or name in embedded() or place(name).is_dir() or is_cached(name)
 
 
 def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
@@ -172,6 +198,9 @@ def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """An error's message on one line, its type where the message is empty."""
+    """An error's message on one line, at most 300 characters; with its type where the message alone says nothing, or is empty."""
     lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""
+    if not said or isinstance(error, (LookupError, AttributeError, RecursionError, AssertionError)):
+        said = f"{type(error).__name__} {said}".strip()
+    return said if len(said) <= 300 else said[:300] + "…"

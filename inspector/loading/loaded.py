@@ -1,5 +1,6 @@
 """A model with everything that a run by hand needs: tokenizer, proved split, stop tokens, and how ids become text."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from ..parts import splitting
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
-from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token
+from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from .templates import TemplateError, encoded
 from .texts import Texts, check_ids, check_letters, check_request, one_prompt
 
@@ -187,8 +188,14 @@ class Loaded:
 
     def other_settings(self) -> dict:
         """The settings that the checkpoint ships with a value that acts in generate(), and that ``Sampling`` does not have."""
-        shipped = {name: getattr(self.generation_config, name, None) for name in OTHER_SETTINGS}
+        shipped = {name: as_numbers(getattr(self.generation_config, name, None)) for name in OTHER_SETTINGS}
         return {name: value for name, value in shipped.items() if OTHER_SETTINGS[name].acts(value)}
+
+    @property
+    def spelled(self) -> dict:
+        """The settings that the checkpoint ships as texts and that are read as the numbers that they spell: name → number."""
+        shipped = {name: getattr(self.generation_config, name, None) for name in ("eos_token_id", *SETTINGS, *OTHER_SETTINGS)}
+        return {name: as_numbers(value) for name, value in shipped.items() if spells(value)}
 
     def places(self) -> dict[str, int]:
         """Where the weights lie: place ("cuda:0", "cpu", "disk") → bytes. A tied weight counts once."""
@@ -206,38 +213,67 @@ class Loaded:
         """The sampling settings that the checkpoint ships, as arguments of ``Sampling``.
 
         Raises:
-            ValueError: it ships a setting that ``Sampling`` does not have.
+            ValueError: it ships a setting that ``Sampling`` does not have, or a value that cannot be.
         """
         if not hasattr(self.model, "generation_config"):
             return {}
         own = self.generation_config
+        if own.do_sample not in (None, True, False):
+            raise ValueError(f"{self.origin.name} ships do_sample={own.do_sample!r:.60}, no true or false: leave --checkpoint-settings out")
         if others := self.other_settings():
-            listed = ", ".join(f"{name}={value}" for name, value in others.items())
+            listed = ", ".join(f"{name}={value!s:.60}" for name, value in others.items())
             raise ValueError(f"{self.origin.name} also ships {listed}, which is not applied here: leave --checkpoint-settings out")
         settings = {} if own.do_sample else dict(temperature=0.0)
         for own_field in fields(Sampling):
             name, entry = own_field.name, SETTINGS[own_field.name]
-            value = getattr(own, name, None)
+            value = as_numbers(getattr(own, name, None))
             if entry.draws and not own.do_sample:
                 continue
-            value = entry.filled_in if value is None else as_ids(value) if own_field.type == Ids | None else as_tuple(value)
+            if value is None:
+                value = entry.filled_in
+            elif own_field.type == Ids | None and is_id(value):
+                value = (value,)
             if not entry.acts(value) and value not in entry.off:
                 value = own_field.default  # transformers has more ways to say off
             if (name, value) == ("top_p", 0):
                 value = 1e-9  # which keeps the best token alone, as 0 does in transformers
             if value not in (None, ()) and (name, value) != ("top_k", 0):  # which Sampling, unlike transformers, writes as None
                 settings[name] = value
+        try:
+            Sampling(**settings)
+        except ValueError as error:
+            raise ValueError(f"{self.origin.name} ships {error}; or leave --checkpoint-settings out") from error
         return settings
 
 
-def as_tuple(value: object) -> object:
-    """Lists, however deep, as tuples; everything else as it is."""
-    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+NUMBER = re.compile(r"-?\d{1,18}(\.\d{0,18})?(e-?\d{1,3})?", re.IGNORECASE | re.ASCII)
 
 
-def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Token ids as a tuple, in whichever of its forms a generation config holds them."""
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+def as_numbers(value: object) -> object:
+    """A text that spells a number as that number, lists as tuples, with what they hold likewise; everything else as it is."""
+    if isinstance(value, list | tuple):
+        return tuple(map(as_numbers, value))
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        return int(value) if value.strip().lstrip("-").isdigit() else float(value)
+    return value
+
+
+def spells(value: object) -> bool:
+    """Whether a value holds a text that is read as a number."""
+    return any(map(spells, value)) if isinstance(value, list | tuple) else isinstance(value, str) and not isinstance(as_numbers(value), str)
+
+
+def as_ids(value: object, name: str = "eos_token_id") -> tuple[int, ...]:
+    """Token ids as a tuple, in whichever of its forms a generation config holds them; ``name`` is that of the setting.
+
+    Raises:
+        ValueError: it is nothing of that kind.
+    """
+    read = as_numbers(value)
+    ids = () if read is None else read if isinstance(read, tuple) else (read,)
+    if not all(map(is_id, ids)):
+        raise ValueError(f"its generation settings say {name}={value!r:.60}: give a token id, a list of them, or null")
+    return ids
 
 
 def attach(
@@ -257,7 +293,7 @@ def attach(
         finite: refuse a model that gives NaN, as ``inspector.split`` does.
 
     Raises:
-        ValueError: it is no module, such as a name or what is loaded already.
+        ValueError: it is no module, such as a name or what is loaded already; it ships a stop token that is no token id.
         SplitError: as ``inspector.split`` does.
     """
     if not isinstance(model, nn.Module):
@@ -265,14 +301,19 @@ def attach(
     stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if stop is None:
         stop = getattr(getattr(model, "config", None), "eos_token_id", None)
+    origin = origin or Origin(type(model).__name__, "python")
+    try:
+        stop_ids = as_ids(stop)
+    except ValueError as error:
+        raise ValueError(f"{origin.name}: {error}") from error
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
         split=split or splitting.split(model, finite=finite),
-        stop_ids=as_ids(stop),
+        stop_ids=stop_ids,
         context_length=context_length(model),
         texts=Texts() if tokenizer is None else texts_of(tokenizer),
-        origin=origin or Origin(type(model).__name__, "python"),
+        origin=origin,
         device=input_device(model),
     )
 

@@ -2,12 +2,14 @@
 
 import ctypes
 import json
+import pickle
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -17,7 +19,7 @@ from ..parts.dataflow import building
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
 from .factories import FACTORY, from_file
-from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet
+from .finding import DEFAULT, FALLBACK, LoadError, check_source, find, first_line, hub_answers, is_cached, load_config, quiet
 from .loaded import Loaded, attach
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
 from .templates import unreadable
@@ -93,7 +95,7 @@ def load(
                 if spread and "No space left" in str(error)
                 else ""
             )
-            raise LoadError(f"{name}: cannot be loaded: {damaged(Path(source)) or first_line(error)}{full}") from error
+            raise LoadError(f"{name}: cannot be loaded: {reason(Path(source), config, error)}{full}") from error
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
     check_vocabulary(name, tokenizer)
     check_whole(name, report)
@@ -180,6 +182,25 @@ def plural(found: Sequence) -> str:
     return f"{len(found)} weight{' is' if len(found) == 1 else 's are'}"
 
 
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size", "head_dim")
+
+
+def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> str:
+    """Why a checkpoint cannot be loaded, and what to do: what is wrong with a file or a size, or else what the library says."""
+    if folder and (found := damaged(folder)):
+        return found
+    for size in SIZES:
+        value = getattr(config, size, None)
+        if isinstance(value, (int, float, str)) and not (type(value) is int and value >= 1):
+            return f"its config.json says {size}={value!r:.60}: give a whole number from 1 up"
+    said = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in said.lower() or "torch.load" in said:
+        return "its weights are a pickle that holds more than tensors, which could run code: ask for a checkpoint in safetensors"
+    if isinstance(error, RepositoryNotFoundError | LocalEntryNotFoundError):
+        return f"{first_line(error)}: check the name and the network"
+    return f"{first_line(error)}: correct config.json and its neighbours, or fetch the checkpoint again"
+
+
 def damaged(folder: Path) -> str | None:
     """Which file of a checkpoint is missing or cannot be read; None where all can."""
     index = folder / "model.safetensors.index.json"
@@ -195,7 +216,9 @@ def damaged(folder: Path) -> str | None:
         try:
             with safe_open(file, "pt"):
                 pass
-        except Exception as error:  # safetensors' own error type, or the system's
+        except OSError as error:
+            return f"{file.name} cannot be read ({error.strerror or first_line(error)}): see to its permissions, or fetch it again"
+        except Exception as error:  # safetensors' own error type
             return f"{file.name} is damaged or cut short ({first_line(error)}): fetch it again"
     return None
 
@@ -223,7 +246,7 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
     except TooLargeError as error:
         raise LoadError(f"{name}: {has(error)}") from error
     except Exception as error:  # whatever a configuration whose numbers do not fit makes the model's class raise
-        raise LoadError(f"{name}: no model can be built from its config.json: {first_line(error)}") from error
+        raise LoadError(f"{name}: no model can be built from its config.json: {reason(None, config, error)}") from error
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
@@ -235,11 +258,12 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     if FACTORY.match(name):
         return from_file(name, torch.device("cpu")).tokenizer
     source, _, offline = find(name)
+    check_source(name, source)
     try:
         with quiet(bars=offline):
             tokenizer = tokenizer_at(source, dict(trust_remote_code=trust_remote_code, local_files_only=offline))
     except Exception as error:  # whatever damaged or foreign files make transformers raise
-        raise LoadError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}") from error
+        raise LoadError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}: fetch its files again") from error
     check_vocabulary(name, tokenizer)
     return tokenizer
 
@@ -260,7 +284,9 @@ def tokenizer_at(source: str, options: dict) -> PreTrainedTokenizerBase:
     if why := unreadable(Path(source), settings):
         raise LoadError(why)
     generic = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
+    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True  # which is refused by the model's own
+    return tokenizer
 
 
 def load_default(**options) -> Loaded:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from transformers import GenerationConfig
 
-from ..loading.loaded import Loaded, as_ids
-from ..records.generation import OTHER_SETTINGS, SETTINGS, Entry, Sampling, Setting
+from ..loading.loaded import Loaded, as_ids, as_numbers
+from ..records.generation import OTHER_SETTINGS, SETTINGS, Entry, Sampling, Setting, is_id
 from .sampling import FILTERS, bounds_of
 
 IMPLEMENTED = ("do_sample", *FILTERS, "seed", "max_new_tokens", "max_length", "eos_token_id", "use_cache")
@@ -70,12 +70,16 @@ def taken_by_generate(m: Loaded, prompt_length: int) -> dict:
     """The settings of ``generate()`` without arguments: the checkpoint's, and transformers' own where the checkpoint is silent."""
     own = m.generation_config
     values = own._get_default_generation_params() | {name: value for name, value in vars(own).items() if value is not None}
+    for name in ("max_new_tokens", "max_length"):
+        values[name] = as_numbers(values.get(name))
+        if not (values[name] is None or is_id(values[name])):
+            raise ValueError(f"{m.origin.name} ships {name}={values[name]!r:.60}, no whole number: leave --explain out, or correct it")
     if own.max_new_tokens is not None:
-        values["max_length"] = prompt_length + own.max_new_tokens
+        values["max_length"] = prompt_length + values["max_new_tokens"]
     elif own.max_length is None:  # so many new tokens, as far as the model reads
         values["max_length"] = min(values["max_length"] + prompt_length, m.context_length or math.inf)
     for name in ("eos_token_id", "forced_eos_token_id"):
-        values[name] = as_ids(values.get(name)) or None
+        values[name] = as_ids(values.get(name), name) or None
     return {name: plain(value) for name, value in values.items()}
 
 

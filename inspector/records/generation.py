@@ -55,8 +55,13 @@ class Entry:
     given: type | None = None
 
     def acts(self, value: object) -> bool:
-        """Whether ``generate()`` does something for this value."""
-        return value not in self.off and (self.where is None or self.where(value))
+        """Whether ``generate()`` does something for this value; for one of a type that cannot be, such as a checkpoint's, too."""
+        if value in self.off:
+            return False
+        try:
+            return self.where is None or bool(self.where(value))
+        except (TypeError, ValueError, LookupError, AttributeError):
+            return True
 
 
 def positive(value: float) -> bool:
