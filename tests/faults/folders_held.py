@@ -1,0 +1,2 @@
+def trials(common, random):
+    return []
