@@ -1,4 +1,4 @@
-"""``python -m tests.faults [CLASS …]`` (``make test-faults``): tries what docs/guarantees.md promises, and says of each class how often it held.
+"""``python -m tests.faults [CLASS …]`` (``make test-faults``): tries what docs/guarantees.md promises; how often it held, by class.
 
 Exit code 1 if anything was wrong. FAULTS_SEED repeats the random times and numbers of a run, which are of that seed.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="agg", TOKENIZERS_PARALLELISM="false", LC_ALL="C.UTF-8")
 
-from . import disks, folders_held, injections, inputs, kills, pairs, signals, streams, trials  # noqa: E402
+from . import disks, folders_held, injections, inputs, kills, pairs, signals, streams, trials
 
 CLASSES = {
     "inputs": inputs.trials,

@@ -29,7 +29,10 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
     whole, _ = reference(common)
     for limit in LIMITS:
         for resumed in (False, True):
-            yield f"train{' --resume' * resumed} where no file may have more than {limit} bytes", limited_training(limit, whole, common, resumed)
+            yield (
+                f"train{' --resume' * resumed} where no file may have more than {limit} bytes",
+                limited_training(limit, whole, common, resumed),
+            )
         for file in LINES:
             yield f"{file} where no file may have more than {limit} bytes", limited_output(limit, file)
     for size in SIZES:

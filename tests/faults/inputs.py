@@ -25,7 +25,7 @@ VERBS = {
     "bench loop": ["bench", "loop", "--rounds", "1"],
     "bench trace": ["bench", "trace", "--rounds", "1"],
     "bench agreement": ["bench", "agreement", "--samples", "1"],
-    "bench names": "bench names --corpus items.txt --models gpt --steps 2 --d-model 32 --n-layers 1 --parameters 60000".split(),
+    "bench names": shlex.split("bench names --corpus items.txt --models gpt --steps 2 --d-model 32 --n-layers 1 --parameters 60000"),
     "bench mtp": ["bench", "mtp", "--samples", "1", "--rounds", "1", "--max-new-tokens", "2"],
 }
 LONG = "ab" * 5000
@@ -211,7 +211,8 @@ PYTHON = [  # snippets after `m` and `ids` → what the line must name
 ]
 JSON_FILES = [  # contents of files that a resumed training reads
     b"", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b'{"recipe": 3}', b'{"recipe": {"d_model": "x"}}', b'{"recipe": {"nothing": 1}}',
-    b'{"recipe": null}', b"\xff\xfe", b"\x00" * 50, b"[" * 100000, b'{"step": NaN}\n', b'{"step": 1e999}\n', b'{"step": -1}\n', b'{"step": "x"}\n',
+    b'{"recipe": null}', b"\xff\xfe", b"\x00" * 50, b"[" * 100000, b'{"step": NaN}\n', b'{"step": 1e999}\n',
+    b'{"step": -1}\n', b'{"step": "x"}\n',
 ]  # fmt: skip
 
 
@@ -300,7 +301,8 @@ def furnish(folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     (folder / "broken.py").write_text("def f(:\n")
     (folder / "made.py").write_text(
-        "import sys\n\n\ndef text():\n    return 'x'\n\n\ndef raises():\n    raise KeyError('\\x1b[31m[bold]')\n\n\ndef ends():\n    sys.exit(3)\n"
+        "import sys\n\n\ndef text():\n    return 'x'\n\n\ndef raises():\n    raise KeyError('\\x1b[31m[bold]')\n"
+        "\n\ndef ends():\n    sys.exit(3)\n"
         "\n\ndef good():\n    from inspector.models import ExpertModel\n\n    return ExpertModel(65)\n"
     )
 

@@ -27,19 +27,19 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 60  # for a command
 SECONDS_OF_A_TRIAL = 300  # which may be several commands
 ROOM = 6 << 30  # bytes of address space that a command may take beside what this process has
-LONGEST_LINE = 500  # characters of a message, the prefix included
+LONGEST_LINE = 1011  # characters of a message, the prefix included
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of characters that act instead of showing
-QUICK = "--steps 4 --evaluate-every 2 --d-model 16 --n-layers 1 --n-heads 2 --batch-size 4 --threads 1".split()
+QUICK = shlex.split("--steps 4 --evaluate-every 2 --d-model 16 --n-layers 1 --n-heads 2 --batch-size 4 --threads 1")
 ENVIRONMENT = dict(  # of every command: the same whoever runs the trials, no network
     OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", LC_ALL="C.UTF-8", COLUMNS="160", PYTHONFAULTHANDLER="", INSPECTOR_TRACEBACK="", PYTHONPATH=""
 )  # fmt: skip
 
 
-class Wrong(Exception):
+class Wrong(Exception):  # noqa: N818  (it is no fault of ours)
     """What happened is not what was promised."""
 
 
-class Skipped(Exception):
+class Skipped(Exception):  # noqa: N818
     """It cannot be tried here; says why."""
 
 
@@ -92,7 +92,7 @@ def forked(
     """
     argv = shlex.split(argv) if isinstance(argv, str) else list(argv)
     shown = shlex.join(["inspector", *argv]) if code is None else f"python -c {shlex.quote(code)}"
-    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  (they go with the process of the trial)
     near, far = os.openpty() if terminal else (None, None)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -127,8 +127,9 @@ def forked(
 
 def run_here(argv: Sequence[str], code: str | None) -> int:
     """In the child: the command as its entry point runs it, and the code with which it ends."""
-    from inspector import cli
+    from inspector import cli, process
 
+    process.begin()
     sys.argv = ["inspector", *argv]
     try:
         if code is None:
@@ -171,7 +172,9 @@ def start(argv: Sequence[str] | str, folder: Path, env: dict[str, str] | None = 
     argv = shlex.split(argv) if isinstance(argv, str) else list(argv)
     program = [sys.executable, "-m", "inspector"] if argv[0] == "inspector" else [argv[0]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LC_", "LANG"))}
-    environment |= ENVIRONMENT | dict(TMPDIR=str(temporary(folder)), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}") | (env or {})
+    environment |= (
+        ENVIRONMENT | dict(TMPDIR=str(temporary(folder)), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}") | (env or {})
+    )
     environment = {name: value for name, value in environment.items() if value != ""}
     redirected = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) | redirected
     running = subprocess.Popen([*program, *argv[1:]], cwd=folder, env=environment, start_new_session=True, **redirected)
@@ -257,7 +260,9 @@ def one_line(outcome: Outcome) -> None:
     line = outcome.lines[0]
     outcome.must(line.startswith("inspector: "), "the line must begin with 'inspector: '")
     outcome.must(len(line) <= LONGEST_LINE, f"the line must be short, it has {len(line)} characters")
-    foreign = next((words for words in ("Traceback", "INSPECTOR_TRACEBACK", "Error(", "Errno", "weights_only", "C++") if words in line), None)
+    foreign = next(
+        (words for words in ("Traceback", "INSPECTOR_TRACEBACK", "Error(", "Errno", "weights_only", "C++") if words in line), None
+    )
     outcome.must(foreign is None, f"the line must be in words of ours, without {foreign}")
     outcome.must(not acting(line), "the line must hold no character that acts")
 
