@@ -17,7 +17,6 @@ NOBODY = 65534
 LIMITS = (0, 1, 100, 1000, 3000, 10_000, 20_000, 40_000, 60_000)  # bytes that a file may have
 SIZES = ("8k", "32k", "64k", "100k", "150k", "200k", "300k")  # of a whole file system
 LINES = {
-    "t.safetensors": TENSORS[1:],
     "r.json": JSON[1:],
     "tree.json": ["tree", "names-qwen2", "--json", "tree.json"],
     "table.md": ["coverage", "llama", "--markdown", "table.md"],
@@ -33,6 +32,7 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
                 f"train{' --resume' * resumed} where no file may have more than {limit} bytes",
                 limited_training(limit, whole, common, resumed),
             )
+        yield f"trace --tensors where no file may have more than {limit} bytes", limited_tensors(limit)
         for file in LINES:
             yield f"{file} where no file may have more than {limit} bytes", limited_output(limit, file)
     for size in SIZES:
@@ -41,6 +41,7 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
     for file, argv in LINES.items():
         yield f"{file} in a folder that may not be written to", read_only(argv, file)
         yield f"{file} that may not be written to", read_only_file(argv, file)
+    yield "trace --tensors in a folder that may not be written to", read_only(TENSORS[1:], "tensors")
     for argv in ([*TRAIN[1:]], [*TRAIN[1:], "--resume"], ["bench", "names", "--corpus", "items.txt", "--models", "gpt", "--out", "new"]):
         yield f"{' '.join(argv[:2])} {argv[-1]} in a folder that may not be written to", read_only(argv, "new", common)
 
@@ -116,6 +117,20 @@ def limited_output(limit: int, file: str) -> Callable[[Path], None]:
     return trial
 
 
+def limited_tensors(limit: int) -> Callable[[Path], None]:
+    """A trial: activations of which not every file can be written: there are none."""
+
+    def trial(folder: Path) -> None:
+        outcome = forked(TENSORS[1:], folder, before=file_errors(no_larger_than(limit)))
+        if outcome.code != 0:
+            broke_off(outcome, "tensors")
+            outcome.must(not (folder / "tensors").exists(), "nothing may be left over")
+        no_leftovers(outcome, folder)
+        went(forked([*TENSORS[1:-1], "others"], folder))
+
+    return trial
+
+
 @contextlib.contextmanager
 def disk(folder: Path, size: str) -> Iterator[Path]:
     """A file system of a size, which root alone may make; raises ``Skipped``."""
@@ -147,15 +162,14 @@ def full_training(size: str, common: Path) -> Callable[[Path], None]:
 
 
 def full_output(size: str) -> Callable[[Path], None]:
-    """A trial: activations that do not fit on a disk: the old file stays."""
+    """A trial: activations that do not fit on a disk: there are none of them."""
 
     def trial(folder: Path) -> None:
         with disk(folder, size) as place:
-            (place / "t.safetensors").write_bytes(b"the old one")
-            outcome = forked([*TENSORS[1:-1], str(place / "t.safetensors")], folder)
+            outcome = forked([*TENSORS[1:-1], str(place / "tensors")], folder)
             if outcome.code != 0:
                 broke_off(outcome, str(place))
-                outcome.must((place / "t.safetensors").read_bytes() == b"the old one", "the old file must stay")
+                outcome.must(not list(place.iterdir()), "nothing may be left over")
             no_leftovers(outcome, place)
 
     return trial

@@ -36,7 +36,7 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
         times = [seconds * (0.5 + 0.6 * random.random()) for _ in range(3)]
         yield f"train killed three times, {i}", killed_training(whole, times)
     for i in range(10):
-        yield f"trace --tensors killed, {i}", killed_output("t.safetensors", TENSORS, seconds * (0.4 + 0.6 * random.random()))
+        yield f"trace --tensors killed, {i}", killed_output(None, TENSORS, seconds * (0.4 + 0.6 * random.random()))
     for i in range(10):
         yield f"run --json killed, {i}", killed_output("r.json", JSON, seconds * (0.4 + 0.6 * random.random()))
     for name in ("saved", "saved.pt"):
@@ -44,7 +44,8 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
             yield f"save_checkpoint to {name} killed, {i}", killed_saving(name, seconds * (0.5 + random.random()))
 
 
-TENSORS = ["inspector", "trace", "names-qwen2", "Крас", "--tensors", "t.safetensors"]
+OLD = b"the old one"
+TENSORS = ["inspector", "trace", "names-qwen2", "Крас", "--tensors", "tensors"]
 JSON = ["inspector", "run", "names-qwen2", "Крас", "--max-new-tokens", "3", "--json", "r.json"]
 
 
@@ -118,25 +119,42 @@ def state_or_result(folder: Path) -> bool:
     return any((new / name).exists() for name in ("training_state.pt", "recipe.json", ".inspector.ready"))
 
 
-def killed_output(name: str, argv: list[str], seconds: float, old: bytes = b"the old one") -> Callable[[Path], None]:
-    """A trial: a command that replaces a file is killed."""
+def killed_output(file: str | None, argv: list[str], seconds: float) -> Callable[[Path], None]:
+    """A trial: a command that replaces a file, or without one fills the folder of ``TENSORS``, is killed."""
 
     def trial(folder: Path) -> None:
-        (folder / name).write_bytes(old)
+        if file:
+            (folder / file).write_bytes(OLD)
         outcome = process(argv, folder, seconds)
         outcome.must(outcome.code in (0, 137), "it must end by the kill or by itself")
-        old_or_new(outcome, folder, name, argv, old)
+        old_or_new(outcome, folder, file, argv) if file else none_or_all(outcome, folder)
 
     return trial
 
 
-def old_or_new(outcome: Outcome, folder: Path, name: str, argv: list[str], old: bytes) -> None:
+def none_or_all(outcome: Outcome, folder: Path) -> None:
+    """A folder of activations has none of its files, or all; the next command fills it, or finds it full; nothing of the dead is left."""
+    went(forked([*TENSORS[1:-1], "others"], folder))
+    right = {path.name: digest(path) for path in (folder / "others").iterdir()}
+    found = (
+        {path.name for path in (folder / "tensors").iterdir() if path.suffix == ".safetensors"} if (folder / "tensors").exists() else set()
+    )
+    whole = {name for name in right if name.endswith(".safetensors")}
+    begun = (folder / "tensors" / ".inspector.ready").exists()  # whole, and on its way
+    outcome.must(begun or found in (set(), whole), f"there must be none of the files, or all, not {len(found)} of {len(whole)}")
+    again = forked(TENSORS[1:], folder)
+    went(again, *((0, 2) if begun or found else (0,)))
+    again.must({path.name: digest(path) for path in (folder / "tensors").iterdir()} == right, "the files must be those of a whole run")
+    no_leftovers(again, folder)
+
+
+def old_or_new(outcome: Outcome, folder: Path, name: str, argv: list[str]) -> None:
     """A file is the old one or the whole new one; the next command of the kind writes it, and leaves nothing of dead processes."""
     found = (folder / name).read_bytes() if (folder / name).exists() else None
     again = forked(argv[1:], folder)
     went(again)
     new = (folder / name).read_bytes()
-    outcome.must(found == old or same(found, new), "the file must be the old one or the whole new one")
+    outcome.must(found == OLD or same(found, new), "the file must be the old one or the whole new one")
     no_leftovers(again, folder)
 
 

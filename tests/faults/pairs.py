@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from .kills import CORPUS, JSON, SAVE, TENSORS, TRAIN, begin, same
+from .kills import CORPUS, JSON, SAVE, TENSORS, TRAIN, begin, none_or_all, same
 from .trials import Outcome, Trial, digest, ended, forked, no_leftovers, one_line, process, start, went
 
 LONGER = [*TRAIN, "--steps", "60", "--evaluate-every", "10"]
@@ -25,9 +25,9 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
         yield f"train and train, {i}", trainings(whole)
     for i in range(6):
         yield f"train --resume and train --resume, {i}", resumptions(digest(common / "small" / "model.safetensors"), common / "begun")
-    for file, argv in (("t.safetensors", TENSORS), ("r.json", JSON)):
-        for i in range(4):
-            yield f"{argv[1]} {argv[-2]} twice, {i}", outputs(file, argv)
+    for i in range(4):
+        yield f"trace --tensors twice, {i}", tensors
+        yield f"run --json twice, {i}", outputs("r.json", JSON)
     for i in range(4):
         yield f"train --resume, and run of its result, {i}", reading(common / "begun")
     for name in ("saved", "saved.pt"):
@@ -85,6 +85,14 @@ def resumptions(whole: str, begun: Path) -> Callable[[Path], None]:
         no_leftovers(outcomes[0], folder)
 
     return trial
+
+
+def tensors(folder: Path) -> None:
+    """Two commands that fill one folder: one is done, the other one refused."""
+    outcomes = both(folder, TENSORS, TENSORS)
+    one_is_done(outcomes)
+    outcomes[0].must(sorted(outcome.code for outcome in outcomes) == [0, 2], "one must be done and the other one refused")
+    none_or_all(outcomes[0], folder)
 
 
 def outputs(file: str, argv: Sequence[str]) -> Callable[[Path], None]:

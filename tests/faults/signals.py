@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from .kills import CORPUS, JSON, TENSORS, TRAIN, begin, goes_on, old_or_new
+from .kills import CORPUS, JSON, OLD, TENSORS, TRAIN, begin, goes_on, none_or_all, old_or_new
 from .trials import ROOT, Outcome, Trial, digest, process, went
 
 AT_CALL = str(Path(__file__).with_name("at_call.py"))
@@ -41,8 +41,9 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
     for k in range(1, resumed + 1, 3):
         name = ("INT", "TERM", "KILL")[k // 3 % 3]
         yield f"train --resume, {name} after call {k} of {resumed}", training(whole, f"after:{k}:{name}", common / "begun")
-    for file, argv in (("t.safetensors", TENSORS), ("r.json", JSON)):
-        (common / file).write_bytes(b"the old one")
+    for file, argv in ((None, TENSORS), ("r.json", JSON)):
+        if file:
+            (common / file).write_bytes(OLD)
         of = calls(common, argv)
         for k in range(1, of + 1):
             for name in CODES:
@@ -93,14 +94,15 @@ def training(whole: str, asked: str, begun: Path | None = None) -> Callable[[Pat
     return trial
 
 
-def output(file: str, argv: Sequence[str], asked: str) -> Callable[[Path], None]:
-    """A trial: a command that gets a signal at a call while it replaces a file."""
+def output(file: str | None, argv: Sequence[str], asked: str) -> Callable[[Path], None]:
+    """A trial: a command that gets a signal at a call while it replaces a file, or without one fills the folder of activations."""
 
     def trial(folder: Path) -> None:
-        (folder / file).write_bytes(b"the old one")
+        if file:
+            (folder / file).write_bytes(OLD)
         outcome = process(launcher(asked, argv), folder)
         ends_as_a_shell_sees(outcome, asked.rpartition(":")[2])
-        old_or_new(outcome, folder, file, list(argv), b"the old one")
+        old_or_new(outcome, folder, file, list(argv)) if file else none_or_all(outcome, folder)
 
     return trial
 
