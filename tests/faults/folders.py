@@ -6,6 +6,7 @@ and neither read nor run: outside of the folders lie ``OUTSIDE`` weights that ar
 
 import json
 import os
+import pickle
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -283,6 +284,16 @@ def ways_out() -> Iterator[Case]:
     yield "adapter_config.json", put("adapter_config.json", "base_model_name_or_path", adapter), EITHER
 
 
+class Opens:
+    """What a pickle of it does when it is read without care: a file is written."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
 def code() -> Iterator[Case]:
     """Code that must not run."""
 
@@ -312,10 +323,7 @@ def code() -> Iterator[Case]:
 
     def pickled(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
-        target = str(folder.parent / TOUCHED).encode()
-        (folder / "pytorch_model.bin").write_bytes(
-            b"\x80\x02c__builtin__\nopen\n(X" + struct.pack("<I", len(target)) + target + b"X\x01\x00\x00\x00wtR."
-        )
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Opens(str(folder.parent / TOUCHED))))
 
     def garbage(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
