@@ -66,7 +66,7 @@ BAD = {  # option → values, in every verb that has it
     "position": ["999", "-999", "9" * 40],
     "dtype-a": ["float3"],
     "dtype-b": [""],
-    "tensors": ["no/such/folder/x.safetensors", "folder", "readonly.json", LONG],
+    "tensors": ["full", "readonly.json", LONG],
     "corpus": ["no-such.txt", "folder", "empty.txt", "latin.txt", "zero-only.txt", LONG, ""],
     "validation": ["no-such.txt", "folder", "empty.txt", "latin.txt", LONG],
     "model": ["llama9", "", "[bold]", "\x1b[31m", LONG],
@@ -91,6 +91,7 @@ BAD = {  # option → values, in every verb that has it
     "parameters": ["0", "-1", "10", "9" * 30],
     "out": ["items.txt", "items.txt/x", "full", "", LONG, "n" * 256],
 }
+NEEDS = {("trace", "head"): "--attention", ("trace", "position"): "--lens", ("trace", "token"): "--lens", ("trace", "top"): "--lens"}
 # Of models that have the setting alone: --model gives it.
 OF_MODELS = [
     ("gpt-moe", "--n-experts", "0"),
@@ -154,7 +155,6 @@ WHOLE = [  # command lines that are wrong as a whole → what the line must name
     ("coverage nothing", "nothing"),
     ("coverage llama --markdown same --json same", "same"),
     ("mutate names-qwen2 nothing", "nothing"),
-    ("mutate made.py:good", "made.py:good"),
     ("bench mtp names-qwen2", "names-qwen2"),
     ("train --corpus items.txt", "--out"),
     ("train --corpus items.txt --out folder --resume", "folder"),
@@ -237,11 +237,12 @@ def lines() -> Iterator[tuple[str, Sequence[str], str | None]]:
     for verb, options in options_of_verbs().items():
         for option, kind in options.items():
             values = [*BAD_OF_TYPE.get(kind, []), *BAD.get(option, [])]
-            for value in values if verb in ("run", "train") or option not in seen else values[:2]:
-                yield f"{verb} --{option} {value[:30]!r}", with_option(VERBS[verb], option, value), value or "''"
+            for value in values if verb in ("run", "train") or option not in seen else values[:1]:
+                words = [*VERBS[verb], *([NEEDS[verb, option]] if (verb, option) in NEEDS else [])]
+                yield f"{verb} --{option} {value[:30]!r}", with_option(words, option, value), value or "''"
             seen.add(option)
     for verb in VERBS_OF_MODELS:
-        for name in NAMES if verb in ("tree", "run") else NAMES[::3]:
+        for name in NAMES if verb in ("tree", "run") else NAMES[::6]:
             words = list(VERBS[verb])
             place = len(verb.split())
             words[place : place + 1] = ["--", name] if name.startswith("-") else [name]

@@ -5,6 +5,7 @@ a process of its own, forked from one that has imported everything, so that hund
 """
 
 import contextlib
+import gc
 import hashlib
 import os
 import random
@@ -251,7 +252,8 @@ def refused(outcome: Outcome, *values: str, code: int = 2) -> None:
     one_line(outcome)
     line = outcome.lines[0]
     parts = [part[:14].strip() for value in map(str, values) for part in (visible(value), value.replace("\n", " "), as_number(value))]
-    outcome.must(not values or any(part in line for part in parts), f"the line must name {visible(str(values[0]))[:40]!r}")
+    parts += [part for value in map(str, values) for part in value.split("=") if "=" in value]  # of ROLE=FACTOR one of both
+    outcome.must(not values or any(part in line for part in parts), f"the line must name {[visible(str(value))[:40] for value in values]}")
 
 
 def one_line(outcome: Outcome) -> None:
@@ -424,6 +426,8 @@ def warm() -> None:
         getattr(inspector, name)
     m = inspector.load("names-qwen2")
     inspector.run(m, m.encode("Крас"), inspector.Sampling(seed=1), 2)
+    gc.collect()
+    gc.freeze()  # else each fork's first collection would copy all that it looks at
 
 
 def drawn(seed: int, name: str) -> random.Random:
