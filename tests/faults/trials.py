@@ -251,7 +251,7 @@ def refused(outcome: Outcome, *values: str, code: int = 2) -> None:
     outcome.must(outcome.code == code, f"the exit code must be {code}")
     one_line(outcome)
     line = outcome.lines[0]
-    parts = [part[:14].strip() for value in map(str, values) for part in (visible(value), value.replace("\n", " "), as_number(value))]
+    parts = [part[:14].strip() for value in map(str, values) for part in (visible(value), repr(value)[1:], as_number(value))]
     parts += [part for value in map(str, values) for part in value.split("=") if "=" in value]  # of ROLE=FACTOR one of both
     outcome.must(not values or any(part in line for part in parts), f"the line must name {[visible(str(value))[:40] for value in values]}")
 
