@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test test-slow lint
+.PHONY: run test test-slow test-faults lint
 
 run: .venv/installed
 	$(BIN)/python inference.py $(ARGS)
@@ -14,6 +14,10 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# What docs/guarantees.md promises: bad inputs, hostile folders, injections, kills, signals, pairs, full disks, broken streams.
+test-faults: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
