@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..loading.texts import check_repeats
 from ..loop.decoding import loop
 from ..loop.sampling import new_generator
 from ..records.generation import Sampling
@@ -48,6 +49,7 @@ def measure(
     Judged is a line of two words whose first is a given name of the lists and whose second ends as surnames of one
     gender do; everything else (a single word, an invented given name, a surname of one form) is not.
     """
+    check_repeats(samples=samples)
     lines = sample(m, samples, sampling, said=said)
     verdicts = Counter(judge(line) for line in lines)
     judged = verdicts["agrees"] + verdicts["disagrees"]

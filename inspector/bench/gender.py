@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..inside.interventions import ablate, patch, sites
 from ..loading.loaded import Loaded
+from ..loading.texts import check_repeats
 from ..loop.decoding import next_logits_of_rows
 from ..records.generation import Sampling
 from ..training.corpus import MASCULINE_NOUN_ENDINGS, build, gender, read_names
@@ -103,6 +104,7 @@ def measure(m: Loaded, pairs: int = 100, samples: int = 300, seed: int = 0, said
     Raises:
         ValueError: the model does not read letter by letter; or the whole stream, patched, is not the male run.
     """
+    check_repeats(pairs=pairs, samples=samples)
     todo = batches(m, pairs, seed)
     layers = [site.role for site in sites(m, "layers.*")]
     heads = [site.role for site in sites(m, "layers.*.attn.head.*")]

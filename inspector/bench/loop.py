@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..compare.sides import StepClock, explicit_settings, with_generate, without_checkpoint_settings
+from ..loading.texts import check_repeats
 from ..loop.decoding import LISTED, loop
 from ..parts.costs import MULTIPLY_ADD, work_per_token
 from ..parts.roles import roles
@@ -70,6 +71,7 @@ def measure(
     median of the steps' ratios. ``limit`` is the least a step can take here: its multiplications at the speed of a large matrix
     product measured in the same run. ``said`` is told what runs, in English and Russian.
     """
+    check_repeats(rounds=rounds)
     reference = with_generate(m).model
     rows = []
     for length in lengths:

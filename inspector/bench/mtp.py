@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from ..loading.texts import check_repeats
 from ..loop.decoding import Row, loop, next_logits
 from ..loop.sampling import fetch, new_generator
 from ..loop.speculation import native, plain, rounds, speculate
@@ -22,6 +23,7 @@ def made_up(m, samples: int, seed: int = 0, length: int = BEGINNING) -> list[lis
     Raises:
         ValueError: it has no begin symbol.
     """
+    check_repeats(samples=samples)
     begin = m.encode("", raw=True)
     if not begin:
         raise ValueError(f"{m.origin.name} has no begin symbol to make up prompts from: give --prompt")
@@ -53,6 +55,7 @@ def measure(
     Raises:
         ValueError: the model has no multi-token prediction; or as ``decoding.loop`` does.
     """
+    check_repeats(turns=turns)
     model = native(m)
     samplings = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
     records = []

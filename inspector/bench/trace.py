@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..inside.tracing import fetched, numbers
+from ..loading.texts import check_repeats
 from ..parts.roles import BLOCKS, chosen
 from ..parts.watching import Call, Clock, by_hand, first_numbers
 from .loop import probe_ids, timed
@@ -23,6 +24,7 @@ def measure(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str, str],
     drifts does not favour one. The head runs on the last position alone, as in the loop: on all of them the bare pass would
     take longer, and the ratios would be smaller. ``said`` is told what runs, in English and Russian.
     """
+    check_repeats(rounds=rounds)
     ids = probe_ids(m, min(length, m.context_length or length))
     blocks, every = chosen(m.components, BLOCKS, m.origin.name), chosen(m.components, EVERY, m.origin.name)
     counts: dict[str, int] = {}
@@ -77,6 +79,7 @@ def by_role(m, length: int = LENGTH, rounds: int = 5, said: Callable[[str, str],
     ``ms`` are those of all its components in one pass, ``share`` is their part of the same pass without the watching, medians
     over ``rounds``; ``numbers`` is how many there are in all its outputs. Kinds stand in running order.
     """
+    check_repeats(rounds=rounds)
     ids = probe_ids(m, min(length, m.context_length or length))
     every = chosen(m.components, EVERY, m.origin.name)
     seconds: dict[str, list[float]] = defaultdict(list)

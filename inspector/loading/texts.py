@@ -44,6 +44,17 @@ def check_count(**values: int) -> None:
             raise ValueError(f"{name}={value!r}: give a whole number from 1 up")
 
 
+MOST_REPEATS = 1_000_000
+
+
+def check_repeats(**values: int) -> None:
+    """Refuses numbers of repetitions that would run for months and fill the memory with what they keep. Raises ``ValueError``."""
+    check_count(**values)
+    for name, value in values.items():
+        if value > MOST_REPEATS:
+            raise ValueError(f"{name}={value}: give at most {MOST_REPEATS:,}")
+
+
 def one_prompt(ids: Sequence[int] | Tensor) -> Tensor:
     """A prompt as a tensor whose numbers can be read, [T], of ids [T] or [1, T]. What they are ``check_ids`` sees.
 

@@ -55,8 +55,11 @@ def check_size(recipe: Recipe, vocab_size: int, max_seq_len: int) -> None:
         raise ValueError(f"{said}: that is about {short(modules)} modules, and a model may have {MOST_MODULES:,}: lower them")
     numbers = NUMBERS_OF_A_WEIGHT * parameters(recipe, vocab_size) + positions(recipe, max_seq_len) + activations(recipe, vocab_size)
     said = told(recipe, "d_model", "n_layers", "d_ff", "n_kv_heads", *OF_SIZE, "max_seq_len", "batch_size")
+    needed = BYTES * numbers + BYTES_OF_A_MODULE * modules
+    if torch.cuda.is_available() and needed < torch.cuda.mem_get_info()[0]:
+        return
     try:
-        check_memory(BYTES * numbers + BYTES_OF_A_MODULE * modules, "lower the largest of them")
+        check_memory(needed, "lower the largest of them")
     except TooLargeError as error:
         raise ValueError(f"training with {said} {error}") from error
 

@@ -6,8 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from inspector.bench import agreement, gender, loop, mtp, trace
 from inspector.loading.loading import load
 from inspector.loading.texts import parts_of
+from inspector.records.generation import Sampling
 
 QWEN = Path(__file__).parents[3] / "shared" / "qwen2.5-0.5b-instruct"
 CHAT = (  # a default of its own, and the user's text trimmed
@@ -132,3 +134,20 @@ def test_qwens_own_template():
     assert found[1] == ("system", "user") and found[3:5] == [(None, "\n\n"), ("prompt", default)]
     ids = tokenizer("Крас")["input_ids"]
     assert parts_of(tokenizer, ids, "Крас", raw=True) == ["prompt"] * len(ids)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**12, 2.5, True])
+def test_repetitions_without_end_are_refused(count):
+    m = load("gpt-mtp")
+    for repeated in (
+        lambda: gender.measure(m, pairs=count),
+        lambda: gender.measure(m, samples=count),
+        lambda: agreement.measure(m, samples=count),
+        lambda: mtp.made_up(m, samples=count),
+        lambda: mtp.measure(m, [[1]], Sampling(), turns=count),
+        lambda: loop.measure(m, rounds=count),
+        lambda: trace.measure(m, rounds=count),
+        lambda: trace.by_role(m, rounds=count),
+    ):
+        with pytest.raises(ValueError, match=rf"(pairs|samples|turns|rounds)={count}: give (at most 1,000,000|a whole number from 1 up)"):
+            repeated()
