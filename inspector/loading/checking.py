@@ -131,6 +131,8 @@ def read_object(name: str, path: Path) -> dict:
         raise LoadError(f"{name}: {path.name} holds {size:,} bytes, which no such file does: fetch it again")
     try:
         held = json.loads(path.read_bytes().decode("utf8"))
+    except OSError as error:
+        raise LoadError(f"{name}: {path.name} cannot be read ({error.strerror}): give another file") from error
     except (ValueError, RecursionError) as error:
         reason = "it is empty" if size == 0 else "nested too deep" if isinstance(error, RecursionError) else str(error)[:120]
         raise LoadError(f"{name}: {path.name} is damaged ({reason}): fetch it again") from error

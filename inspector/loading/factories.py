@@ -6,7 +6,6 @@ import sys
 import traceback
 from contextlib import redirect_stdout
 from dataclasses import replace
-from os.path import expanduser  # unlike pathlib's it leaves ~nobody as it is
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..parts.splitting import SplitError, evaluating, input_device, probe_ids, proved
 from ..records.generation import Origin
-from .finding import LoadError, first_line
+from .finding import LoadError, first_line, place
 from .loaded import Loaded, attach
 
 FACTORY = re.compile(r"(.+\.py):(\w+)$")
@@ -33,7 +32,7 @@ def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool
         LoadError: there is no such file or function, or it breaks off.
     """
     file, function = FACTORY.match(name).groups()
-    path = Path(expanduser(file))
+    path = place(file)
     if not path.is_file():
         raise LoadError(f"{name}: no such file: {file}")
     own_name = f"user_{path.stem}_{abs(hash(path.resolve()))}"  # "torch.py" must not stand for torch
@@ -50,10 +49,11 @@ def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool
                 raise LoadError(f"{name}: {file} has no function {function!r}")
             made = factory()
         return as_loaded(name, made, device, dtype, finite)
-    except (LoadError, SplitError):
+    except (LoadError, SplitError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise LoadError(f"{name}: {type(error).__name__}: {first_line(error)}{where_in(path, error)}") from error
+    except BaseException as error:  # whatever the user's code raises
+        said = first_line(error).removeprefix(type(error).__name__).strip() or "no message"
+        raise LoadError(f"{name}: {type(error).__name__}: {said}{where_in(path, error)}: correct the function") from error
     finally:
         sys.path.remove(str(folder))
         for other in set(sys.modules) - before:
@@ -86,7 +86,7 @@ def beside(module: object, folder: Path) -> bool:
     return Path(file).resolve().parents[depth] == folder if len(Path(file).resolve().parents) > depth else False
 
 
-def where_in(path: Path, error: Exception) -> str:
+def where_in(path: Path, error: BaseException) -> str:
     """The line of a file of the user's where an error began, for one that was raised there or below."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f" ({path}, line {lines[-1]})" if lines else ""

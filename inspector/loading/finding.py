@@ -133,7 +133,7 @@ def find(name: str) -> tuple[str, Origin, bool]:
         return str(path), Origin(name, "folder"), True
     if path.is_file():
         raise LoadError(f"{name} is a file: give the folder that holds the checkpoint")
-    if path.exists():
+    if name.strip() and path.exists():
         raise LoadError(f"{name} is a pipe, socket or device: give the folder that holds the checkpoint")
     if not is_hub_id(name):
         raise LoadError(f"{name!r:.80}: no such folder, and not a hub id: the embedded models are {', '.join(embedded())}")
@@ -197,7 +197,7 @@ def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
     return bool(answers) and answers[0] < 500
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error's message on one line, at most 300 characters; with its type where the message alone says nothing, or is empty."""
     lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""

@@ -1,5 +1,6 @@
 """The native models as transformers sees them, so that its Auto classes load them and its ``generate()`` can referee."""
 
+import math
 from dataclasses import dataclass
 from inspect import Parameter, signature
 
@@ -36,6 +37,30 @@ def arguments_of(variant: str) -> dict[str, Parameter]:
     return {name: parameter for name, parameter in parameters.items() if name not in ("total_params", "non_embedding_params")}
 
 
+NONE_ALLOWED = ("n_shared_experts",)  # counts that may be 0
+
+
+def check_arguments(variant: str, arguments: dict) -> None:
+    """Refuses arguments of a builder that are of another type than its signature says, and counts below 1.
+
+    A configuration from a file holds whatever its writer put there, and a layer count of ``true`` would pass for 1.
+
+    Raises:
+        ValueError: with the name, the value and what to give.
+    """
+    for name, parameter in arguments_of(variant).items():
+        value, kind = arguments[name], str(parameter.annotation)
+        if value is None and "None" in kind:
+            continue
+        least = 0 if name in NONE_ALLOWED else 1
+        if "int" in kind and not (type(value) is int and value >= least):
+            raise ValueError(f"{name}={value!r:.60}: give a whole number from {least} up")
+        if "float" in kind and not (type(value) in (int, float) and 0 <= value < math.inf):
+            raise ValueError(f"{name}={value!r:.60}: give a number from 0 up")
+        if "bool" in kind and type(value) is not bool:
+            raise ValueError(f"{name}={value!r:.60}: give true or false")
+
+
 class NativeConfig(PreTrainedConfig):
     """The arguments of a native model's builder under their own names, readable by transformers under the usual ones too.
 
@@ -55,7 +80,8 @@ class NativeConfig(PreTrainedConfig):
         return self.model_type.removeprefix(PREFIX)
 
     def build(self) -> LanguageModel:
-        """A fresh native model of this configuration."""
+        """A fresh native model of this configuration. Raises ``ValueError`` for a size that cannot be."""
+        check_arguments(self.variant, self.arguments())
         return BUILDERS[self.variant](**self.arguments())
 
 
