@@ -302,8 +302,8 @@ files.write_whole(Path({str(tmp_path / "file.txt")!r}), "new")
 def test_what_another_process_is_writing_is_left_alone(tmp_path):
     with replacing(tmp_path / "a") as first:
         first.write_text("a")
-        write_whole(tmp_path / "b", "b")  # looks for what dead processes left
         (tmp_path / ".inspector-mine").write_text("")  # as like as it is
+        write_whole(tmp_path / "b", "b")  # looks for what dead processes left
     assert below(tmp_path) == [".inspector-mine", "a", "b"] and (tmp_path / "a").read_text() == "a"
 
 
