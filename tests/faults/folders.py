@@ -318,7 +318,8 @@ def code() -> Iterator[Case]:
     yield "custom_generate", with_code(("generation_config.json", "custom_generate", '"evil"')), GOOD
     for name in ("gptq", "bitsandbytes", "evil", "compressed-tensors"):
         text = json.dumps({"quant_method": name})
-        yield f"quantization by {name}", put("config.json", "quantization_config", text), REFUSED
+        # what transformers does not know it leaves out
+        yield f"quantization by {name}", put("config.json", "quantization_config", text), EITHER
     yield "attention by evil/kernel", put("config.json", "_attn_implementation", '"evil/kernel"'), EITHER
 
     def pickled(folder: Path) -> None:
