@@ -23,7 +23,7 @@ EARLY = {  # command lines that are stopped while Python still imports
 
 
 def trials(common: Path, random: Random) -> Iterator[Trial]:
-    """See above. Of the signals one takes its turn at each call; a training that goes on is killed at each as well, --json gets all three."""
+    """See above. One signal takes its turn at each call; a training that goes on is killed at each, too; --json gets all three."""
     (common / "items.txt").write_text(CORPUS, encoding="utf8")
     fresh = calls(common, [*TRAIN])
     whole = digest(common / "new" / "model.safetensors")
