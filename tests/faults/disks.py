@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -185,8 +186,9 @@ def as_nobody() -> None:
 
 def readable_by_all() -> None:
     """Raises ``Skipped`` where another user could not even read the program."""
-    if os.getuid() == 0 and not all(path.stat().st_mode & 0o005 == 0o005 for path in (ROOT, *ROOT.parents)):
-        raise Skipped(f"{ROOT} cannot be read by a user without root's rights")
+    for place in (ROOT, Path(sys.base_prefix)) if os.getuid() == 0 else ():
+        if not all(path.stat().st_mode & 0o005 == 0o005 for path in (place, *place.parents)):
+            raise Skipped(f"{place} cannot be read by a user without root's rights")
 
 
 def read_only(argv: Sequence[str], name: str, common: Path | None = None) -> Callable[[Path], None]:

@@ -23,7 +23,7 @@ EARLY = {  # command lines that are stopped while Python still imports
 
 
 def trials(common: Path, random: Random) -> Iterator[Trial]:
-    """See above. Of the signals one takes its turn at each call; at the calls of a training that goes on all do."""
+    """See above. One signal takes its turn at each call; a training that goes on is killed at each, too; --json gets all three."""
     (common / "items.txt").write_text(CORPUS, encoding="utf8")
     fresh = calls(common, [*TRAIN])
     whole = digest(common / "new" / "model.safetensors")
@@ -46,7 +46,7 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
             (common / file).write_bytes(OLD)
         of = calls(common, argv)
         for k in range(1, of + 1):
-            for name in CODES:
+            for name in CODES if file else [("INT", "TERM", "KILL")[k % 3]]:
                 yield f"{argv[1]} {argv[-2]}, {name} before call {k} of {of}", output(file, argv, f"before:{k}:{name}")
         yield f"{argv[1]} {argv[-2]}, KILL after call {of} of {of}", output(file, argv, f"after:{of}:KILL")
     for name, argv in EARLY.items():
