@@ -32,6 +32,7 @@ from ..render.screen import QuietConsole
 from ..render.steps import computing_line, fed_panel
 from ..render.tables import notice
 from ..render.text import Translate, translator, visible
+from ..training.recipe import SIZES
 
 MODEL_HELP = (
     "An embedded model (names-qwen2, names-expert, gpt-moe, gpt-mla, gpt-mtp), a folder, a hub id, or FILE.py:factory, a function of yours."
@@ -117,10 +118,10 @@ EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, wh
 
 
 def check_numbers(given: dict, parameters: Sequence[Parameter]) -> None:
-    """Refuses whole numbers that no machine's word holds: no option means one. Raises ``ValueError``."""
+    """Refuses whole numbers that no machine's word holds; sizes of what is trained are held against the memory. Raises ``ValueError``."""
     for own in parameters:
         value = given.get(own.name)
-        if type(value) is int and not -(2**63) <= value < 2**63:
+        if not ("d_model" in given and own.name in SIZES) and type(value) is int and not -(2**63) <= value < 2**63:
             raise ValueError(f"{spelled(own)} {value}: give a whole number of at most 18 digits")
 
 

@@ -188,8 +188,8 @@ class Loaded:
 
     def other_settings(self) -> dict:
         """The settings that the checkpoint ships with a value that acts in generate(), and that ``Sampling`` does not have."""
-        shipped = {name: as_numbers(getattr(self.generation_config, name, None)) for name in OTHER_SETTINGS}
-        return {name: value for name, value in shipped.items() if OTHER_SETTINGS[name].acts(value)}
+        shipped = {name: getattr(self.generation_config, name, None) for name in OTHER_SETTINGS}
+        return {name: value for name, value in shipped.items() if OTHER_SETTINGS[name].acts(as_numbers(value))}
 
     @property
     def spelled(self) -> dict:

@@ -1,5 +1,6 @@
 """The recipe of a training run: its settings, checked. Importing this needs no torch, so that a command's help can be made of it."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from types import NoneType
@@ -8,7 +9,10 @@ from typing import get_args
 # The native variants' names are written down, because the help says them before torch is loaded; a test compares them with the variants.
 MODELS = ("expert", "qwen2", "gpt", "gpt-moe", "gpt-mla", "gpt-mtp", "gpt-moe-mla-mtp")
 PRECISIONS = ("no", "bf16", "fp16")
-LARGEST = dict(seed=10**12)  # of each step a seed is made by a multiplication, and 64 bits hold it; of other settings 10⁹
+SIZES = ("d_model", "n_layers", "n_heads", "d_ff", "max_seq_len", "batch_size", "n_kv_heads", "n_experts", "n_chosen", "n_shared_experts")
+SIZES += ("kv_lora_rank", "q_lora_rank", "mtp_depth")  # what these cost is held against the memory there is (``building.check_size``)
+# Of each step a seed is made by a multiplication, and 64 bits hold it; other settings that are no sizes may say 10⁹.
+LARGEST = dict(seed=10**12) | dict.fromkeys(SIZES, math.inf)
 BALANCE = "by default 0.01, with the balanced gate 0"
 
 
@@ -116,8 +120,6 @@ class Recipe:
         for name, least in least_of.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number from {least} up")
-        if self.seed >= 2**62:
-            raise ValueError(f"seed={self.seed}: give a number below {2**62}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: give a number from 0 up to, not including, 1")
         for name in ("learning_rate", "clip"):

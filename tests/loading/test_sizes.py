@@ -154,7 +154,7 @@ def test_a_recipe_that_the_memory_cannot_hold_is_refused_at_once(model, tokenize
     if model == "expert":
         with pytest.raises(ValueError, match=r"max_seq_len=10\^30.*needs .* GB"):
             build_model(Recipe(model=model, max_seq_len=10**30), tokenizer, 10**30)
-    with pytest.raises(ValueError, match=r"seed=1.*: give a number below"):
+    with pytest.raises(ValueError, match=r"seed=1.*: give a number up to"):
         Recipe(model=model, seed=10**25)
 
 

@@ -103,7 +103,7 @@ def test_options_reach_the_recipe(call, tmp_path):
         (["--weight-decay", "inf"], "weight_decay=inf"),
         (["--model", "gpt-moe", "--w-load", "nan"], "w_load=nan"),
         (["--model", "gpt-mtp", "--w-mtp", "inf"], "w_mtp=inf"),
-        (["--seed", "9" * 30], "seed=9"),
+        (["--seed", "9" * 30], "--seed 9"),
         (["--batch-size", "1" + "0" * 25], "batch_size=1"),
     ],
 )
@@ -116,7 +116,7 @@ def test_wrong_options_are_one_line_and_exit_2(call, tmp_path, options, part):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--out", ""], "'' is no folder"),
+        (["--out", ""], "'' is no path"),
         (["--out", "n" * 256], "File name too long"),
         (["--out", "lines.txt"], "lines.txt is a file: give a folder"),
         (["--out", "."], ". exists and is not an empty folder"),
