@@ -361,9 +361,5 @@ def test_more_threads_than_a_machine_starts_and_more_memory_than_it_has(monkeypa
 @pytest.mark.parametrize("arguments", [["tree", "я" * 10_000], ["run", "names-expert", "К", "--prompts", "p" * 10_000], ["x" * 10_000]])
 def test_a_long_value_is_shown_short_and_the_remedy_whole(monkeypatch, capfd, arguments):
     error = refused(capfd, monkeypatch, *arguments)
-    assert (
-        len(error) < 1200
-        and "x" * 200 not in error
-        and "p" * 200 not in error
-        and error.rstrip().endswith(("names-qwen2", "give one", "or bench"))
-    )
+    assert len(error) < 1200 and arguments[-1] not in error
+    assert error.rstrip().endswith(("names-qwen2", "give one", "or bench"))
