@@ -63,7 +63,8 @@ def kind(function: str, what) -> str:
     if isinstance(what, int):
         return f"{function} of a {'folder' if stat.S_ISDIR(os.fstat(what).st_mode) else 'file'}"
     folder, name = os.path.split(os.fsdecode(what))
-    return f"{function} {'/'.join(part.partition('-')[0] if part.startswith('.inspector') else '…' for part in (os.path.basename(folder), name))}"
+    parts = [part.partition("-")[0] if part.startswith(".inspector") else "…" for part in (os.path.basename(folder), name)]
+    return f"{function} {'/'.join(parts)}"
 
 
 def main() -> None:
