@@ -25,12 +25,12 @@ for _ in range(int(sys.argv[3])):
 
 
 def trials(common: Path, random: Random) -> Iterator[Trial]:
-    """See above; of the kills 52 are single ones, and 9 of trainings that are killed three times."""
+    """See above; of the kills 56 are single ones, and 9 of trainings that are killed three times."""
     common.mkdir(exist_ok=True)
     whole, seconds = reference(common)
-    for i in range(16):
+    for i in range(18):
         yield f"train killed, {i}", killed_training(whole, [seconds * (0.5 + 0.6 * random.random())])
-    for i in range(10):
+    for i in range(12):
         yield f"train --resume killed, {i}", killed_training(whole, [seconds * (0.5 + 0.6 * random.random())], begun=common / "begun")
     for i in range(3):
         times = [seconds * (0.5 + 0.6 * random.random()) for _ in range(3)]
