@@ -340,14 +340,15 @@ def is_name(name: object) -> bool:
 
 
 def new_folder(path: str | Path | None) -> Path | None:
-    """A folder to write to, refused where it would mix with what is there; None stays None. What dead processes left is not there.
+    """A folder to write to, refused where it would mix with what is there; None stays None. What dead processes left is settled.
 
     Raises:
-        ValueError: it is a file, not empty, or cannot be written to.
+        ValueError: it is a file, not empty, or cannot be written to, or ``settle``'s.
     """
     folder = None if path is None else Path(path)
     if folder is not None:
         check_folder(folder)
+        settle(folder)  # whoever is refused finds a whole result there
         if not is_empty(folder):
             raise ValueError(f"{folder} is not empty: give a folder that is new or empty")
     return folder

@@ -440,6 +440,12 @@ def handed_over(folder: Path, files=("config.json",), gone=()) -> Path:
     return folder
 
 
+def test_who_is_refused_a_folder_finds_the_result_whole_in_it(tmp_path):
+    folder = handed_over(tmp_path / "out")
+    assert "is not empty" in refused(new_folder, folder)
+    assert (folder / "config.json").read_text() == "new" and not (folder / READY).exists()
+
+
 @pytest.mark.parametrize(
     "name", ["../victim", "/victim", "..", ".", "", "a/../../victim", "a\\b", "\0", "\ud800", 5, None, ["victim"], ".inspector.new"]
 )

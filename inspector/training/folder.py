@@ -19,6 +19,7 @@ def check_out(out: Path, resume: bool) -> None:
     """
     if not resume:
         check_folder(out)
+        settle(out)  # whoever is refused finds a whole result there
         if not is_empty(out):
             raise ValueError(f"{out} exists and is not an empty folder: give another --out, or --resume to go on with what is there")
         return

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .trials import QUICK, Outcome, Trial, forked, refused, snapshot, unchanged
+from .streams import strict
+from .trials import QUICK, Outcome, Trial, forked, refused, snapshot, unchanged, went
 
 # Each verb with what makes it right and quick; a bad value takes the place of one of these words, or is added.
 VERBS = {
@@ -225,6 +226,8 @@ def trials(common: Path, random: random.Random) -> Iterator[Trial]:
             yield f"{file} of a training is {content[:20]!r} ({i})", bad_training(file, content)
     for state in STATES:
         yield f"the state of a training with {state}", bad_state(state)
+    for options in NOT_FINITE:
+        yield f"train {options}, which does not stay finite", not_finite(shlex.split(options))
     yield "a deleted current folder", deleted_folder
 
 
@@ -415,6 +418,35 @@ def bad_state(what: str) -> Callable[[Path], None]:
         outcome = forked(["train", *shlex.split(BEGUN), *QUICK, "--resume"], folder)
         refused(outcome, "begun")
         unchanged(outcome, folder, before)
+
+    return trial
+
+
+NOT_FINITE = [  # settings that are finite, of trainings that do not stay so
+    "--learning-rate 100 --clip 1e9",
+    "--learning-rate 1e4 --clip 1e9 --model qwen2",
+    "--learning-rate 1e9 --model gpt-moe-mla-mtp",
+    "--learning-rate 1e8 --weight-decay 1000 --evaluate-every 7",
+]
+
+
+def not_finite(options: Sequence[str]) -> Callable[[Path], None]:
+    """A trial: a training whose loss or weights become infinite: it stops there, and the last state that was finite is kept."""
+
+    def trial(folder: Path) -> None:
+        furnish(folder)
+        argv = ["train", *shlex.split(BEGUN), *QUICK, "--steps", "100", "--warmup", "20", *options]
+        outcome = forked(argv, folder)
+        refused(outcome, "finite", "nan", "inf", code=1)
+        rows = [strict(line) for line in (folder / "begun" / "metrics.jsonl").read_text().splitlines()]
+        outcome.must(not (folder / "begun" / "config.json").exists(), "there may be no result")
+        code = (
+            "import torch; state = torch.load('begun/training_state.pt'); "
+            "assert all(bool(weight.isfinite().all()) for weight in state['model'].values()); "
+            f"assert state['step'] <= {len(rows)} < state['step'] + 8"
+        )
+        went(forked([], folder, code))
+        refused(forked([*argv, "--resume"], folder), "finite", "nan", "inf", code=1)
 
     return trial
 

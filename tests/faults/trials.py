@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60  # for a command
-SECONDS_OF_A_TRIAL = 300  # which may be several commands
+SECONDS = 30  # for a command, which then hangs
+SECONDS_OF_A_TRIAL = 120  # which may be several commands
 ROOM = 6 << 30  # bytes of address space that a command may take beside what this process has
 LONGEST_LINE = 1011  # characters of a message, the prefix included
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of characters that act instead of showing
@@ -100,7 +100,7 @@ def forked(
     if (pid := os.fork()) == 0:
         ended = 70
         try:
-            os.setsid()
+            os.setpgid(0, 0)  # in the trial's session, by which all that it began is found
             fds = (far, far) if terminal else (out.fileno(), err.fileno())
             null = os.open(os.devnull, os.O_RDONLY)
             for new, old in zip((null, *fds), (0, 1, 2), strict=True):
@@ -178,7 +178,9 @@ def start(argv: Sequence[str] | str, folder: Path, env: dict[str, str] | None = 
     )
     environment = {name: value for name, value in environment.items() if value != ""}
     redirected = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) | redirected
-    running = subprocess.Popen([*program, *argv[1:]], cwd=folder, env=environment, start_new_session=True, **redirected)
+    with open(os.environ["FAULTS_STARTED"], "ab") as file:  # which all processes of the trials share
+        file.write(b".")
+    running = subprocess.Popen([*program, *argv[1:]], cwd=folder, env=environment, process_group=0, **redirected)
     running.command = " ".join(map(shlex.quote, argv))
     return running
 
@@ -188,27 +190,31 @@ def ended(running: subprocess.Popen, seconds: float = SECONDS) -> Outcome:
     try:
         out, err = running.communicate(timeout=seconds)
         code = running.returncode if running.returncode >= 0 else 128 - running.returncode
-    except subprocess.TimeoutExpired:
+    except BaseException as error:  # Ctrl-C, too
         os.killpg(running.pid, signal.SIGKILL)
         out, err = running.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         code = None
     return Outcome(running.command, code, out or b"", err or b"")
 
 
 def wait(pid: int, seconds: float) -> int | None:
     """The exit code of a child as a shell sees it; one that hangs is killed, with all that it began, and has none."""
-    until = time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-        if time.monotonic() > until:
+    until, done = time.monotonic() + seconds, 0
+    try:
+        while time.monotonic() < until:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+            time.sleep(0.005)
+        return None
+    finally:
+        if not done:  # Ctrl-C, too
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            return None
-        time.sleep(0.005)
 
 
 def read_terminal(fd: int, seconds: float) -> bytes:
@@ -339,35 +345,50 @@ class Result:
 
 
 def tried(trials: Iterable[Trial], workers: int = 2) -> Iterator[Result]:
-    """Runs trials, each in a fork of this process and in a new folder, so many at the same time; yields what became of each."""
+    """Runs trials, each in a fork of this process and in a new folder, so many at the same time; yields what became of each.
+
+    One that hangs is ended. Of none a process is left over, nor when this is closed before its end.
+    """
     running: dict[int, tuple[str, Path, float]] = {}
     waiting = iter(trials)
     more = True
-    while more or running:
-        while more and len(running) < workers:
-            following = next(waiting, None)
-            if following is None:
-                more = False
-                break
-            name, function = following
-            base = Path(tempfile.mkdtemp(prefix="faults-"))
-            base.chmod(0o755)
-            running[begin(function, base)] = name, base, time.monotonic()
-        for pid, (name, base, began) in list(running.items()):
-            done, _ = os.waitpid(pid, os.WNOHANG)
-            if not done and time.monotonic() - began > SECONDS_OF_A_TRIAL:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                done = True
-            if done:
-                del running[pid]
-                told = base / "told"
-                text = told.read_text(encoding="utf8") if told.exists() else "wrong: it hangs, or killed the process that watches it"
-                shutil.rmtree(base, onerror=make_writable)
-                word, _, rest = text.partition(": ")
-                yield Result(name, rest if word == "wrong" else None, rest if word == "skipped" else None)
-        time.sleep(0.005)
+    try:
+        while more or running:
+            while more and len(running) < workers:
+                following = next(waiting, None)
+                if following is None:
+                    more = False
+                    break
+                name, function = following
+                base = Path(tempfile.mkdtemp(prefix="faults-"))
+                base.chmod(0o755)
+                running[begin(function, base)] = name, base, time.monotonic()
+            for pid, (name, base, began) in list(running.items()):
+                done, _ = os.waitpid(pid, os.WNOHANG)
+                if done or time.monotonic() - began > SECONDS_OF_A_TRIAL:
+                    del running[pid]
+                    text = end(pid, base, bool(done))
+                    word, _, rest = text.partition(": ")
+                    yield Result(name, rest if word == "wrong" else None, rest if word == "skipped" else None)
+            time.sleep(0.005)
+    finally:
+        for pid, (_, base, _) in running.items():
+            end(pid, base, False)
+
+
+def end(pid: int, base: Path, done: bool) -> str:
+    """Ends a trial with all that it began and that still runs, and removes its folder; what it told."""
+    if not done:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    for path in Path("/proc").glob("[0-9]*/stat"):  # where there is no such thing, what is left over stays
+        with contextlib.suppress(OSError):  # it has just ended
+            if int(path.read_bytes().rpartition(b")")[2].split()[3]) == pid:  # its session is the trial's
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    told = base / "told"
+    text = told.read_text(encoding="utf8") if told.exists() else "wrong: it hangs, or killed the process that watches it"
+    shutil.rmtree(base, onerror=make_writable)
+    return text
 
 
 def begin(function: Callable[[Path], None], base: Path) -> int:
@@ -378,6 +399,7 @@ def begin(function: Callable[[Path], None], base: Path) -> int:
         return pid
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else it would end as the whole of the trials does
         folder = base / "work"
         folder.mkdir()
         os.chmod(base, 0o777)

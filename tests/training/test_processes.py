@@ -84,24 +84,27 @@ except ValueError as error:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.slow
-def test_ctrl_c_stops_both_processes_after_the_same_step_and_resume_goes_on(tmp_path):
+def test_signals_stop_both_processes_after_the_same_step_and_resume_goes_on(tmp_path):
     (tmp_path / "lines.txt").write_text("\n".join(LINES))
     (tmp_path / "held.txt").write_text("\n".join(HELD_OUT))
     options = ["--corpus", "lines.txt", "--validation", "held.txt", "--d-model", "16", "--n-layers", "1", "--n-heads", "2"]
     options += ["--steps", "200", "--batch-size", "4", "--dropout", "0", "--evaluate-every", "190", "--out", "out"]
     command = [*LAUNCHER, "-m", "inspector", "train", *options]
-    with open(tmp_path / "stdout", "w") as file:
-        process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 200
-        path = tmp_path / "out" / METRICS
-        while not (path.is_file() and len(path.read_text().splitlines()) > 20) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=100) != 0
-    said = (tmp_path / "stdout").read_text()
-    assert said.count("stopped; the state is in out: add --resume to go on") == 1, said
-    step = torch.load(tmp_path / "out" / STATE, weights_only=True)["step"]
-    assert 20 < step == len(metrics(tmp_path / "out")) < 200
+    step = 0
+    for number, more in ((signal.SIGINT, []), (signal.SIGTERM, ["--resume"])):
+        before = step
+        with open(tmp_path / "stdout", "w") as file:
+            process = subprocess.Popen([*command, *more], cwd=tmp_path, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
+            deadline = time.monotonic() + 200
+            path = tmp_path / "out" / METRICS
+            while not (path.is_file() and len(path.read_text().splitlines()) > before + 20) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            process.send_signal(number)
+            assert process.wait(timeout=100) != 0
+        said = (tmp_path / "stdout").read_text()
+        assert said.count("stopped; the state is in out: add --resume to go on") == 1, said
+        step = torch.load(tmp_path / "out" / STATE, weights_only=True)["step"]
+        assert before + 20 < step == len(metrics(tmp_path / "out")) < 200
     resumed = subprocess.run(
         [*command, "--resume"], cwd=tmp_path, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=400
     )

@@ -122,6 +122,17 @@ def test_what_a_dead_process_left_half_written_is_nothing(tmp_path):
     assert not any(name.startswith(".inspector-") or name == NEW for name in os.listdir(out))
 
 
+def test_a_result_on_its_way_is_whole_for_who_is_refused_its_folder(tmp_path):
+    out = tmp_path / "out"
+    finish(out)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / READY).mkdir()
+    for name in files:
+        (out / name).rename(out / READY / name)
+    assert "not an empty folder" in refused(lambda: finish(out))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
 def test_two_runs_in_one_folder_are_told_of_each_other_and_nothing_is_lost(tmp_path):
     out = tmp_path / "out"
     first = train(TINY, LINES, HELD_OUT, out, evaluate_every=1)
