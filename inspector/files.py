@@ -242,11 +242,7 @@ def filling(folder: Path, last: str, own: Collection[str] = ()) -> Iterator[Path
             new.mkdir()
             yield new
             names = sorted((file.name for file in new.iterdir()), key=lambda name: (name == last, name))
-            old = {*manifest(folder), *own}
-            for name in names:
-                there = folder / name
-                if os.path.lexists(there) and (name not in old or (there.is_dir() and not there.is_symlink())):
-                    raise ValueError(f"{there} was not written by inspector: move it away, and try again")
+            old = check_places(folder, names, own)
             told = dict(files=names, gone=sorted(old - set(names)))
             (new / MANIFEST).write_text(json.dumps(told, allow_nan=False), encoding="utf8")
             for file in (*new.iterdir(), new):
@@ -257,6 +253,20 @@ def filling(folder: Path, last: str, own: Collection[str] = ()) -> Iterator[Path
         with suppress(OSError, ValueError):  # the first error is told; the rest is left to whoever comes next
             finish(folder)
         raise
+
+
+def check_places(folder: Path, names: Collection[str], own: Collection[str] = ()) -> set[str]:
+    """Refuses what is in the place of a file that ``filling`` would bring; what was written there before. ``own`` as there.
+
+    Raises:
+        ValueError: it was not written here.
+    """
+    old = {*manifest(folder), *own}
+    for name in names:
+        there = folder / name
+        if os.path.lexists(there) and (name not in old or (there.is_dir() and not there.is_symlink())):
+            raise ValueError(f"{there} was not written by inspector: move it away, and try again")
+    return old
 
 
 def settle(folder: Path) -> None:

@@ -223,7 +223,7 @@ def verify(
 ) -> None:
     """Compare the manual loop with model.generate(): exit code 0 when the verdict holds, 1 when it does not."""
     if require not in LEVELS:
-        raise ValueError(f"--require {require}: choose one of {', '.join(LEVELS)}")
+        raise ValueError(f"--require {require!r:.60}: choose one of {', '.join(LEVELS)}")
     console = out.console
     m = how.load(model)
     out.remarks(m)

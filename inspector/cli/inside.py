@@ -197,7 +197,7 @@ def interventions(
         ValueError: there are none, or options that do not belong together.
     """
     if ablate_with not in FILLS:  # without --ablate, too
-        raise ValueError(f"--ablate-with {ablate_with}: choose {' or '.join(FILLS)}")
+        raise ValueError(f"--ablate-with {ablate_with!r:.60}: choose {' or '.join(FILLS)}")
     if patch and source is None:
         raise ValueError(f"--patch {patch[0]}: give --from PROMPT, the prompt whose activation is put in")
     if source is not None and not patch:

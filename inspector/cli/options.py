@@ -261,7 +261,13 @@ class Output:
         return Console(stderr=True) if self.console.quiet else self.console
 
     def remarks(self, m) -> None:
-        """Says which of the checkpoint's settings are texts that are read as numbers."""
+        """Says which of the checkpoint's settings are texts that are read as numbers, and which of its weights have no place."""
+        if m.unused:
+            count = f"{len(m.unused):,}"
+            title = self.t(
+                f"Weights of the checkpoint that are not in the model: {count}", f"Веса чекпойнта, которых в модели нет: {count}"
+            )
+            self.notices.print(notice([*m.unused[:3], *(["…"] if len(m.unused) > 3 else [])], title))
         if m.spelled:
             lines = [f"{name} = {number}" for name, number in m.spelled.items()]
             title = self.t("Texts in the checkpoint's settings, read as numbers", "Тексты в настройках чекпойнта, прочитанные как числа")

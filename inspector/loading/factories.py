@@ -12,12 +12,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..parts.errors import shown
 from ..parts.splitting import SplitError, evaluating, input_device, probe_ids, proved
 from ..records.generation import Origin
 from .finding import LoadError, first_line, place
 from .loaded import Loaded, attach
 
 FACTORY = re.compile(r"(.+\.py):(\w+)$")
+
+
+def is_factory(name: str) -> bool:
+    """Whether a name is that of a function of the user's. Raises ``LoadError`` for what is no name, such as a number or a model."""
+    if not isinstance(name, str):
+        raise LoadError(f"{shown(name)} is no name of a model: give a text, such as names-qwen2 or a folder; inspector.attach takes models")
+    return FACTORY.match(name) is not None
 
 
 def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool = True) -> Loaded:

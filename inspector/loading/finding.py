@@ -129,6 +129,8 @@ def find(name: str) -> tuple[str, Origin, bool]:
     if name.strip() and path.is_dir():
         settle(path)
         if not check_regular(name, path / "config.json"):
+            if (path / "training_state.pt").is_file():
+                raise LoadError(f"{name}: a training that has not ended: end it with inspector train --resume and the options it had")
             raise LoadError(f"{name}: the folder has no config.json: give the folder that save_pretrained or inspector train wrote")
         return str(path), Origin(name, "folder"), True
     if path.is_file():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..parts import splitting
+from ..parts.errors import shown
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, context_length, input_device, input_embedding
@@ -34,6 +35,7 @@ class Loaded:
         texts: how ids become text.
         origin: where it is from.
         device: where it is; for a model spread over several places, where it wants its ids.
+        unused: names of weights in the checkpoint for which the model has no place.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Loaded:
     texts: Texts
     origin: Origin
     device: torch.device
+    unused: tuple[str, ...] = ()
 
     def encode(self, prompt: str, system: str | None = None, raw: bool = False) -> list[int]:
         """The ids that are fed for a prompt: through the chat template if the tokenizer has one and ``raw`` is off.
@@ -297,7 +300,7 @@ def attach(
         SplitError: as ``inspector.split`` does.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r:.40} is no module that could be attached: give the model itself; inspector.load takes names")
+        raise ValueError(f"{shown(model)} is no module that could be attached: give the model itself; inspector.load takes names")
     stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if stop is None:
         stop = getattr(getattr(model, "config", None), "eos_token_id", None)

@@ -3,22 +3,26 @@
 import ctypes
 import json
 import pickle
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from ..parts.dataflow import building
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
-from .factories import FACTORY, from_file
+from .factories import from_file, is_factory
 from .finding import DEFAULT, FALLBACK, LoadError, check_source, find, first_line, hub_answers, is_cached, load_config, quiet
 from .loaded import Loaded, attach
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
@@ -61,7 +65,7 @@ def load(
         LoadError: the model cannot be had, or is not whole. Without network this takes at most three seconds.
         SplitError: it cannot be split.
     """
-    if FACTORY.match(name):
+    if is_factory(name):
         if device_map is not None or max_memory is not None:
             raise LoadError(f"{name}: a model of your own stays where your function puts it: leave --device-map and --max-memory out")
         pick_dtype(dtype, torch.device("cpu"))
@@ -75,6 +79,7 @@ def load(
     if any("\ud800" <= character <= "\udfff" for character in source):  # of bytes that are no UTF-8
         raise LoadError(f"{name}: the library that reads weights takes no name that is not UTF-8: rename the folder")
     config = load_config(name, trust_remote_code)
+    check_quantization(name, config)
     if device_map is None:
         check_fits(name, config, as_dtype, trust_remote_code)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=offline)
@@ -98,13 +103,14 @@ def load(
             raise LoadError(f"{name}: cannot be loaded: {reason(Path(source), config, error)}{full}") from error
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
     check_vocabulary(name, tokenizer)
-    check_whole(name, report)
+    check_whole(name, report, model)
     model.eval()
     built(model)
     if spread:
         name_ties(model)
     try:
-        return attach(model if spread else model.to(pick_device(device)), tokenizer, origin, finite=finite)
+        loaded = attach(model if spread else model.to(pick_device(device)), tokenizer, origin, finite=finite)
+        return replace(loaded, unused=tuple(sorted(report["unexpected_keys"])))
     except SplitError as error:
         if not spread:
             raise
@@ -157,14 +163,54 @@ def check_map(device: str, device_map: str | dict | None, max_memory: dict | Non
     """Refuses a spread that cannot be, before anything is read. Raises ``LoadError``."""
     if device_map is not None and device != "auto":
         raise LoadError(f"device {device!r} and device map {device_map!r} contradict each other: leave one of them out")
-    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
-        raise LoadError(f"device map {device_map!r}: choose one of {', '.join(DEVICE_MAPS)}")
+    if device_map is not None and not isinstance(device_map, dict) and device_map not in DEVICE_MAPS:
+        raise LoadError(f"device map {device_map!r:.60}: choose one of {', '.join(DEVICE_MAPS)}")
     there = ["cpu", *range(torch.accelerator.device_count())]
-    if gone := [place for place in max_memory or () if place not in there]:
-        raise LoadError(f"max memory for {gone[0]!r}, which is not on this machine: choose of {', '.join(map(str, there))}")
+    if device_map == {}:
+        raise LoadError("device map {}: give a place for each module, such as {'': 'cpu'}, or leave it out")
+    if isinstance(device_map, dict):
+        for module, place in device_map.items():
+            if place not in (*there, "disk"):
+                pick_device(str(place))  # as torch names it
+            if not isinstance(module, str):
+                raise LoadError(f"device map {module!r:.60}: give names of modules, such as 'model.layers.0', or '' for all")
+    if max_memory is not None and not isinstance(max_memory, dict):
+        raise LoadError(f"max memory {max_memory!r:.60}: give device number or 'cpu' → bytes, such as {{'cpu': 10**9}}")
+    for place, size in (max_memory or {}).items():
+        if place not in there:
+            raise LoadError(f"max memory for {place!r:.60}, which is not on this machine: choose of {', '.join(map(str, there))}")
+        if type(size) is not int or size < 0:
+            raise LoadError(f"max memory for {place!r} of {size!r:.60}: give a whole number of bytes from 0 up")
 
 
-def check_whole(name: str, report: dict) -> None:
+def check_quantization(name: str, config: PretrainedConfig) -> None:
+    """Refuses weights that are packed by a method which transformers does not know: it would take them as they are.
+
+    Raises:
+        LoadError: with the method.
+    """
+    if (said := quantization(config)) is None:
+        return
+    try:
+        with quiet(bars=False):
+            known = AutoHfQuantizer.supports_quant_method(said)
+    except (AttributeError, TypeError, ValueError):  # it is of another type, or names none
+        known = False
+    if not known:
+        method = said.get("quant_method") if isinstance(said, dict) else said
+        raise LoadError(
+            f"{name}: its config.json says that the weights are quantized by {method!r:.60}, which transformers {transformers.__version__} "
+            "does not know: take a checkpoint without it, or take quantization_config out if the weights are plain"
+        )
+
+
+def quantization(config: PretrainedConfig) -> object:
+    """What a configuration says of how the weights are packed, where transformers looks for it; None if nothing."""
+    own = getattr(config, "quantization_config", None)
+    return own if own is not None else getattr(config.get_text_config(decoder=True), "quantization_config", None)
+
+
+def check_whole(name: str, report: dict, model: nn.Module) -> None:
     """Refuses a checkpoint whose weights are not the model's, by what transformers reports. Raises ``LoadError``."""
     if mismatched := sorted(report["mismatched_keys"]):
         weight, there, wanted = mismatched[0]
@@ -175,6 +221,32 @@ def check_whole(name: str, report: dict) -> None:
         )
     if missing := sorted(report["missing_keys"]):
         raise LoadError(f"{name}: {plural(missing)} missing, the first is {missing[0]}: the checkpoint is not whole, fetch it again")
+    if strange := of_blocks(model, sorted(report["unexpected_keys"])):
+        raise LoadError(
+            f"{name}: {plural(strange)} in the checkpoint and not in the model that config.json describes, the first is {strange[0]}: "
+            "the two are of different models: correct config.json, or fetch it again"
+        )
+
+
+def of_blocks(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those weights without a place in a model that would stand in its blocks or behind them: with them it would compute otherwise.
+
+    Buffers that old versions saved are none, nor layers that predict further ahead, where the configuration says that there are.
+    """
+    prefix, config = f"{model.base_model_prefix}.", model.config.get_text_config(decoder=True)
+    further = getattr(config, "num_nextn_predict_layers", None) or 0
+    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    lists |= {name.removeprefix(prefix): length for name, length in lists.items()}  # of a checkpoint of the base alone
+
+    def stands(name: str) -> bool:
+        places = [(f"{name[: dot.start()]}", int(dot[1])) for dot in re.finditer(r"\.(\d+)\.", name)]
+        found = [(lists[block], number) for block, number in places if block in lists]
+        return bool(found) and not BUFFERS.search(name) and not any(length <= number < length + further for length, number in found)
+
+    return [name for name in names if stands(name)]
+
+
+BUFFERS = re.compile(r"(rotary_emb\.\w+|inv_freq|masked_bias|causal_mask|(attn|attention|self_attn)\.bias|position_ids)$")
 
 
 def plural(found: Sequence) -> str:
@@ -189,6 +261,11 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
     """Why a checkpoint cannot be loaded, and what to do: what is wrong with a file or a size, or else what the library says."""
     if folder and (found := damaged(folder)):
         return found
+    if isinstance(said := quantization(config), dict):
+        return (
+            f"its weights are quantized by {said.get('quant_method')!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
+            "install what that needs, or take a checkpoint that is not quantized"
+        )
     for size in SIZES:
         value = getattr(config, size, None)
         if isinstance(value, (int, float, str)) and not (type(value) is int and value >= 1):
@@ -229,7 +306,7 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
     ``dtype`` "auto" is the configuration's own. Raises ``LoadError``.
     """
     pick_dtype(dtype, torch.device("cpu"))
-    if FACTORY.match(name):
+    if is_factory(name):
         m = from_file(name, torch.device("cpu"), dtype)
         return m.model, m.split
     config = load_config(name, trust_remote_code)
@@ -255,7 +332,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     Raises:
         LoadError: it cannot be had, or has no vocabulary.
     """
-    if FACTORY.match(name):
+    if is_factory(name):
         return from_file(name, torch.device("cpu")).tokenizer
     source, _, offline = find(name)
     check_source(name, source)
@@ -313,6 +390,9 @@ def pick_device(device: str) -> torch.device:
         "mps": int(torch.backends.mps.is_available()),
         "cpu": 1,
     }
+    if not isinstance(device, (str, torch.device)):
+        raise LoadError(f"device {device!r:.60}: give a text, such as auto or cpu")
+    device = str(device)
     if device == "auto":
         device = next(name for name, number in there.items() if number)
     kind, colon, index = device.partition(":")
@@ -326,7 +406,7 @@ def pick_device(device: str) -> torch.device:
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     """What to hand to ``from_pretrained`` as dtype. Raises ``LoadError`` for an unknown one."""
     if dtype not in DTYPES:
-        raise LoadError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+        raise LoadError(f"dtype {dtype!r:.60}: choose one of {', '.join(DTYPES)}")
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     return getattr(torch, dtype)

@@ -11,6 +11,11 @@ class NoPartError(ValueError):
     """A view is of a part that the model does not have, or not in a form that is known here."""
 
 
+def shown(value: object) -> str:
+    """A value as Python shows it, the beginning of it, on one line."""
+    return " ".join(repr(value)[:200].split())[:60]
+
+
 def whole(name: str, value: object, low: int | None = None) -> int:
     """A whole number that was asked for. Raises ``ValueError`` where it is none, or below ``low``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or (low is not None and value < low):

@@ -12,6 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from .errors import shown
 from .heads import Kind, Operation, RestOfForward, forward, hidden_states, logits_of, operations, recognise
 from .watching import Call, Watch, alike, close, largest_difference, submodules
 
@@ -72,9 +73,13 @@ def split(model: nn.Module, backbone: Callable | None = None, head: Callable | N
     Raises:
         SplitError: the parts do not give ``model(ids).logits`` bit for bit, and by how much they differ.
     """
+    check_module(model)
     kind = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise SplitError(f"{kind} is an encoder-decoder: only decoders have one backbone and one head")
+    for name, part in (("backbone", backbone), ("head", head)):
+        if part is not None and not callable(part):
+            raise SplitError(f"{name}={shown(part)}: give a module or a function")
     if (backbone is None) != (head is None):
         raise SplitError("give backbone and head together, or neither")
     probe_1T = probe_ids(model)
@@ -84,6 +89,12 @@ def split(model: nn.Module, backbone: Callable | None = None, head: Callable | N
         names = dict(backbone_name=name_of(model, backbone), head_names=(name_of(model, head),))
         parts = Split(lambda ids_BT: hidden_states(backbone(ids_BT)), head, **names, probe=probe_1T.shape[1], last_alone=slices(model))
         return proved(parts, model, probe_1T)
+
+
+def check_module(model: object) -> None:
+    """Refuses what is no module, such as a name or what is loaded already. Raises ``SplitError``."""
+    if not isinstance(model, nn.Module):
+        raise SplitError(f"{shown(model)} is no module: give the model itself, such as inspector.load('names-qwen2').model")
 
 
 def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:

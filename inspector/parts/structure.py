@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 from .costs import costs
 from .dataflow import Answers, on_meta
+from .errors import shown, whole
 from .heads import forward
 from .roles import roles
-from .splitting import Split, context_length, evaluating, input_device, split, tie_again
+from .splitting import Split, check_module, context_length, evaluating, input_device, split, tie_again
 from .traits import traits
 from .watching import Call, Watch, by_hand, submodules
 
@@ -62,7 +63,10 @@ def measured_tree(model: nn.Module, parts: Split | None, context: int | None = N
 
 def measured(model: nn.Module, parts: Split | None, context: int | None = None) -> tuple[ModuleNode, Costs, Traits]:
     """``measured_tree``, and the model's traits: what it does without a module for it."""
-    context = context or min(CONTEXT, context_length(model) or CONTEXT)
+    check_module(model)
+    if parts is not None and not isinstance(parts, Split):
+        raise ValueError(f"parts={shown(parts)}: give what inspector.split gives, or leave it out")
+    context = whole("context", context, 1) if context is not None else min(CONTEXT, context_length(model) or CONTEXT)
     if parts is None and not on_meta(model):
         parts = split(model)
     running = Running(model)

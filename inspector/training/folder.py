@@ -3,19 +3,23 @@
 import os
 from pathlib import Path
 
-from ..files import check_folder, is_empty, read_json, settle
+from ..files import check_folder, check_places, is_empty, read_json, settle
 from .recipe import Recipe
 
 STATE = "training_state.pt"
 RECIPE = "recipe.json"
+METRICS = "metrics.jsonl"
+PICTURE = "report.png"
+OWN = (STATE, METRICS)  # written while it trains
 LAST = "config.json"  # comes to its place last: where it is, the result is whole
+RESULT = (RECIPE, METRICS, PICTURE, LAST, "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def check_out(out: Path, resume: bool) -> None:
     """Refuses a folder in which a run cannot begin, or with ``resume`` not go on. What dead processes left half-written is nothing.
 
     Raises:
-        ValueError: it is not empty, or there is nothing to resume, or it cannot be written to.
+        ValueError: it is not empty, or there is nothing to resume, or it cannot be written to, or a file is where the result must come.
     """
     if not resume:
         check_folder(out)
@@ -26,6 +30,7 @@ def check_out(out: Path, resume: bool) -> None:
     settle(out)
     if (out / STATE).is_file():
         check_folder(out)
+        check_places(out, RESULT, OWN)  # now, and not when all is trained
     elif not os.path.lexists(out / RECIPE):
         raise ValueError(f"{out / STATE}: there is nothing to resume: leave --resume out to begin a run")
 

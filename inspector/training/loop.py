@@ -33,10 +33,10 @@ from ..models.checkpoints import save_pretrained
 from ..models.moe import MixtureOfExperts, update_biases
 from ..parts.errors import InvariantError, whole
 from .building import build_model
-from .folder import LAST, RECIPE, STATE, check_out, is_finished
+from .folder import LAST, METRICS, OWN, PICTURE, RECIPE, check_out, is_finished
 from .losses import IGNORED, inputs_and_targets, losses, validation_loss
 from .recipe import MODELS, Recipe, taken_by
-from .report import METRICS, PICTURE, append_line, as_lines, draw, flush, read_rows
+from .report import append_line, as_lines, draw, flush, read_rows
 from .state import check_finite, check_fits, read_state, save_state
 from .tokenizer import character_tokenizer
 
@@ -400,7 +400,7 @@ def save_result(model, tokenizer, recipe: Recipe, losses: list[dict], parts: tup
         ValueError: one of these is where a file of the checkpoint must come. The state is still there.
     """
     lines, validation = parts
-    with filling(out, last=LAST, own=(STATE, METRICS)) as new:
+    with filling(out, last=LAST, own=OWN) as new:
         save_pretrained(model, new)
         tokenizer.save_pretrained(new)
         report = dict(

@@ -110,21 +110,44 @@ class Recipe:
         for name in ("d_model", "n_layers", "n_heads", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
-        if self.d_model % self.n_heads:
-            raise ValueError(
-                f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: choose a number of heads that divides it"
-            )
-        if self.model == "qwen2" and self.d_model // self.n_heads % 2:
-            raise ValueError(f"d_model={self.d_model} and n_heads={self.n_heads} make heads of odd width: RoPE turns pairs, make it even")
-        least_of = dict(warmup=0, seed=0, weight_decay=0, d_ff=1, max_seq_len=2) | dict.fromkeys(OF_LOSSES, 0)
+        least_of = dict(warmup=0, seed=0, weight_decay=0, d_ff=1, max_seq_len=2, n_shared_experts=0) | dict.fromkeys(OF_LOSSES, 0)
+        least_of |= dict.fromkeys(("n_kv_heads", "n_experts", "n_chosen", "kv_lora_rank", "q_lora_rank", "mtp_depth"), 1)
         for name, least in least_of.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number from {least} up")
+        self.check_heads(taken)
+        if "n_experts" in taken:
+            self.check_experts()
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: give a number from 0 up to, not including, 1")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
+
+    def check_heads(self, taken: Collection[str]) -> None:
+        """Whether the heads fit the width and each other; ``taken`` are the settings of this model. Raises ``ValueError``."""
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: choose a number of heads that divides it"
+            )
+        if "n_kv_heads" not in taken:
+            return
+        if self.n_heads % (self.n_kv_heads or 1):
+            raise ValueError(
+                f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}: choose a number of heads that divides it"
+            )
+        if self.d_model // self.n_heads % 2:
+            raise ValueError(f"d_model={self.d_model} and n_heads={self.n_heads} make heads of odd width: RoPE turns pairs, make it even")
+
+    def check_experts(self) -> None:
+        """Whether a gate can choose so many experts of so many. Raises ``ValueError``."""
+        if self.gate not in (None, "noisy", "balanced"):
+            raise ValueError(f"gate={self.gate!r}: choose one of noisy, balanced")
+        n_experts, n_chosen = (4 if self.n_experts is None else self.n_experts), (2 if self.n_chosen is None else self.n_chosen)
+        if n_chosen > n_experts:
+            raise ValueError(f"n_chosen={n_chosen}: there are n_experts={n_experts} to choose of: lower it, or give more experts")
+        if self.gate == "balanced" and n_chosen == 1:
+            raise ValueError("n_chosen=1: the one expert's share would always be 1, and the balanced gate could not learn: give 2 or more")
 
     def loss_weights(self) -> dict[str, float]:
         """What ``losses`` takes, with the defaults filled in."""

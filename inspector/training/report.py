@@ -7,9 +7,8 @@ from itertools import accumulate, chain
 from pathlib import Path
 
 from ..files import named, not_in_json
+from .folder import METRICS
 
-METRICS = "metrics.jsonl"
-PICTURE = "report.png"
 LOSS = "nats per character"
 
 

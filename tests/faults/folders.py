@@ -198,6 +198,14 @@ def lying_weights() -> Iterator[Case]:
     yield "all of them NaN", safetensors(header, b"\xff" * len(data)), (1, 2)
     yield "one NaN", safetensors(header, data[:begin] + b"\x00\x00\xc0\x7f" + data[begin + 4 :]), (0, 1, 2)
     yield "infinite", safetensors(header, b"\x00\x00\x80\x7f" * (len(data) // 4)), (1, 2)
+    for name, codes in {  # weights beyond what config.json says
+        "model.layers.9.self_attn.o_proj.weight": REFUSED,
+        "model.layers.0.self_attn.o_proj.bias": REFUSED,
+        "model.layers.0.self_attn.rotary_emb.inv_freq": GOOD,
+        "v_head.summary.weight": GOOD,
+    }.items():
+        more = {**header, name: dict(dtype="F32", shape=[0], data_offsets=[len(data)] * 2)}
+        yield f"one more tensor, {name}", safetensors(more, data), codes
     yield (
         "a name with escapes",
         safetensors({**header, "\x1b[31m[bold]\n": dict(dtype="F32", shape=[0], data_offsets=[len(data)] * 2)}, data),
@@ -318,8 +326,7 @@ def code() -> Iterator[Case]:
     yield "custom_generate", with_code(("generation_config.json", "custom_generate", '"evil"')), GOOD
     for name in ("gptq", "bitsandbytes", "evil", "compressed-tensors"):
         text = json.dumps({"quant_method": name})
-        # what transformers does not know it leaves out
-        yield f"quantization by {name}", put("config.json", "quantization_config", text), EITHER
+        yield f"quantization by {name}", put("config.json", "quantization_config", text), REFUSED
     yield "attention by evil/kernel", put("config.json", "_attn_implementation", '"evil/kernel"'), EITHER
 
     def pickled(folder: Path) -> None:

@@ -12,20 +12,25 @@ SECONDS = 30
 
 def trials(common: Path, random: Random) -> Iterator[Trial]:
     """See above."""
-    for name, folder, codes in folders(common / "folders"):
-        yield name, held(folder, codes)
+    for number, (name, folder, codes) in enumerate(folders(common / "folders")):
+        yield name, held(folder, codes, number)
 
 
-def held(checkpoint: Path, codes: tuple[int, ...]) -> Callable[[Path], None]:
-    """A trial: ``run`` and ``tree`` of a folder, which is as it was afterwards."""
+def held(checkpoint: Path, codes: tuple[int, ...], number: int) -> Callable[[Path], None]:
+    """A trial: ``run`` of a folder and a second way to it, of three that take turns; the folder is as it was afterwards."""
+    second = (
+        (["tree", str(checkpoint)], None, (0, 2)),
+        (["verify", str(checkpoint), "Крас", "--greedy", "--max-new-tokens", "2"], None, codes),
+        ([], f"import inspector; m = inspector.load({str(checkpoint)!r}); inspector.run(m, m.encode('Крас'), max_new_tokens=1)", codes),
+    )
 
     def trial(folder: Path) -> None:
         before = snapshot(checkpoint)
-        for argv, right in (
-            (["run", str(checkpoint), "Крас", "--greedy", "--max-new-tokens", "3"], codes),
-            (["tree", str(checkpoint)], (0, 2)),
+        for argv, code, right in (
+            (["run", str(checkpoint), "Крас", "--greedy", "--max-new-tokens", "3"], None, codes),
+            second[number % len(second)],
         ):
-            outcome = forked(argv, folder, seconds=SECONDS)
+            outcome = forked(argv, folder, code, seconds=SECONDS)
             went(outcome, *right)
             if outcome.code:
                 one_line(outcome)

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import inspector
 from inspector.cli import app
@@ -142,6 +144,85 @@ def test_what_a_function_of_the_users_raises_is_said_in_one_line(tmp_path, raise
     with pytest.raises(ValueError, match="correct the function") as caught:
         inspector.load(f"{tmp_path / 'own.py'}:f")
     assert "\n" not in str(caught.value)
+
+
+def with_weights(folder: Path, **more: torch.Tensor) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(weights | more, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.4.mlp.up_proj.weight", "layers.4.x", "model.layers.0.self_attn.o_proj.bias", "model.layers.1.q_norm.weight"]
+)
+def test_weights_of_blocks_that_the_model_does_not_have_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"1 weight is in the checkpoint and not in the model.*{name}"):
+        inspector.load(str(with_weights(copied(tmp_path / "m"), **{name: torch.ones(3)})))
+
+
+def test_a_config_with_fewer_layers_is_of_another_model(tmp_path):
+    folder = copied(tmp_path / "m")
+    for key, text in dict(num_hidden_layers="2", layer_types="null", max_window_layers="2").items():
+        put("config.json", key, text)(folder)
+    with pytest.raises(ValueError, match=r"24 weights are in the checkpoint and not in the model.*model\.layers\.2"):
+        inspector.load(str(folder))
+
+
+def test_other_weights_without_a_place_are_told(tmp_path, capsys):
+    more = {"model.layers.0.self_attn.masked_bias": torch.ones(1), "v_head.weight": torch.ones(3)}
+    folder = with_weights(copied(tmp_path / "m"), **more)
+    assert inspector.load(str(folder)).unused == tuple(more)
+    app(["run", str(folder), "Крас", "--max-new-tokens", "1"], standalone_mode=False)
+    assert "v_head.weight" in capsys.readouterr().out
+
+
+def test_layers_that_predict_further_ahead_may_lie_behind_the_last(tmp_path):
+    folder = with_weights(copied(tmp_path / "m"), **{"model.layers.4.eh_proj.weight": torch.ones(3)})
+    put("config.json", "num_nextn_predict_layers", "1")(folder)
+    assert inspector.load(str(folder)).unused == ("model.layers.4.eh_proj.weight",)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "evil", "gptq", "compressed-tensors"])
+def test_weights_that_are_packed_by_what_is_not_here_are_refused_by_name(tmp_path, method):
+    folder = copied(tmp_path / "m")
+    put("config.json", "quantization_config", json.dumps({"quant_method": method}))(folder)
+    with pytest.raises(ValueError, match=f"quantized by '{method}'"):
+        inspector.load(str(folder))
+
+
+def test_a_training_that_has_not_ended_is_called_so(tmp_path):
+    (tmp_path / "training_state.pt").touch()
+    with pytest.raises(ValueError, match="a training that has not ended: end it with inspector train --resume"):
+        inspector.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (dict(name=3), "3 is no name"),
+        (dict(name=None), "None is no name"),
+        (dict(device=3), "device 3"),
+        (dict(dtype=[3]), r"dtype \[3\]"),
+        (dict(device_map=3), "device map 3"),
+        (dict(device_map={}), "device map {}"),
+        (dict(device_map={"": "nowhere"}), "'nowhere'"),
+        (dict(device_map={3: "cpu"}), "device map 3"),
+        (dict(max_memory=3), "max memory 3"),
+        (dict(max_memory={"cpu": -1}), "-1: give a whole number of bytes"),
+        (dict(max_memory={"cpu": "x"}), "'x': give a whole number of bytes"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_by_name(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        inspector.load(**{"name": "names-qwen2"} | arguments)
+
+
+@pytest.mark.parametrize("value", [3, None, "x"])
+def test_what_is_no_module_has_no_parts_and_no_tree(value):
+    for function in (inspector.split, inspector.tree, inspector.attach):
+        with pytest.raises(ValueError, match=f"{value!r} is no module.*give the model itself"):
+            function(value)
 
 
 GOOD = dict(vocab_size=30, d_model=16, n_layers=2, n_heads=2, d_ff=32, max_seq_len=16)

@@ -14,8 +14,8 @@ from inspector.cli import main
 from inspector.cli.train import train as command
 from inspector.models import VARIANTS
 from inspector.models.adapter import BUILDERS, arguments_of
+from inspector.training.folder import METRICS, PICTURE
 from inspector.training.recipe import MODELS, NEEDED, PRECISIONS, Recipe
-from inspector.training.report import METRICS, PICTURE
 
 
 @pytest.fixture

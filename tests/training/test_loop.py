@@ -1,12 +1,16 @@
 """The training loop: what it computes, and that a killed run resumes bit for bit."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +20,13 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from transformers import AutoModelForCausalLM
 
 from inspector.compare.verifying import verify
+from inspector.files import MANIFEST
 from inspector.loading.loading import load
+from inspector.models.variants import GATES, VARIANTS
+from inspector.training.folder import METRICS, OWN, RESULT, STATE
 from inspector.training.loop import (
     IGNORED,
     MODELS,
-    STATE,
     Recipe,
     batch_indices,
     build_model,
@@ -30,7 +36,6 @@ from inspector.training.loop import (
     train,
     validation_loss,
 )
-from inspector.training.report import METRICS
 from inspector.training.tokenizer import character_tokenizer
 
 LINES = ["анна", "инна", "нина", "нинина", "ана", "инан", "аннина", "на"]
@@ -242,6 +247,27 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
         (dict(w_load=0.1), "w_load=0.1: model expert has no such setting"),
         (dict(model="gpt", w_mtp=0.1), "w_mtp=0.1: model gpt has no such setting"),
         (dict(model="gpt-moe", w_importance=-1.0), "w_importance=-1.0"),
+        *[
+            (dict(model=model, **{name: value}), f"^{name}={value}: give a number from")
+            for model, name, least in (
+                ("qwen2", "n_kv_heads", 1),
+                ("gpt", "n_kv_heads", 1),
+                ("gpt-moe", "n_experts", 1),
+                ("gpt-moe", "n_chosen", 1),
+                ("gpt-moe", "n_shared_experts", 0),
+                ("gpt-mla", "kv_lora_rank", 1),
+                ("gpt-mla", "q_lora_rank", 1),
+                ("gpt-mtp", "mtp_depth", 1),
+            )
+            for value in (least - 1, -7)
+        ],
+        (dict(model="qwen2", n_kv_heads=3), "n_heads=2 is not a multiple of n_kv_heads=3"),
+        (dict(model="gpt-mtp", n_kv_heads=4), "n_heads=2 is not a multiple of n_kv_heads=4"),
+        (dict(model="gpt-moe", d_model=6), "odd width"),
+        (dict(model="gpt-moe", n_chosen=5), "n_chosen=5: there are n_experts=4"),
+        (dict(model="gpt-moe", n_experts=1), "n_chosen=2: there are n_experts=1"),
+        (dict(model="gpt-moe", gate="wide"), "gate='wide': choose one of noisy, balanced"),
+        (dict(model="gpt-moe", gate="balanced", n_chosen=1), "n_chosen=1"),
         (dict(model="gpt-moe", bias_speed=0.1), "balanced gate alone"),
         (dict(model="gpt-moe", gate="balanced", w_load=0.1), "noisy gate alone"),
     ],
@@ -250,6 +276,41 @@ def test_impossible_recipes_are_errors(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         finish(tmp_path / "out", replace(TINY, **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_has_the_gates_and_numbers_of_experts_of_the_builder():
+    tokenizer, told = character_tokenizer(LINES), signature(VARIANTS["gpt-moe"]).parameters
+    for gate, n_experts, n_chosen in itertools.product([*GATES, None], (None, 1, 2, 3), (None, 1, 2, 3)):
+        asked = {"n_experts": n_experts, "n_chosen": n_chosen, "gate": gate}
+        full = {name: told[name].default if value is None else value for name, value in asked.items()}
+        try:
+            recipe = replace(TINY, model="gpt-moe", **asked)
+        except ValueError:
+            with pytest.raises(ValueError):
+                VARIANTS["gpt-moe"](vocab_size=9, d_model=16, n_heads=2, n_layers=1, **full)
+        else:
+            build_model(recipe, tokenizer, 16)
+
+
+@pytest.mark.parametrize("name", RESULT)
+@pytest.mark.parametrize("kind", ["a file", "a folder", "a link"])
+def test_what_is_where_the_result_must_come_is_told_before_a_step_is_made(tmp_path, name, kind):
+    next(train(TINY, LINES, HELD_OUT, tmp_path / "cut", evaluate_every=1))
+    place = tmp_path / "cut" / name
+    if kind != "a folder" and name in OWN:
+        return
+    place.unlink(missing_ok=True)
+    {"a file": Path.touch, "a folder": Path.mkdir, "a link": lambda path: path.symlink_to("nowhere")}[kind](place)
+    before = {path: path.read_bytes() for path in (tmp_path / "cut").iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match=f"{re.escape(str(place))} was not written by inspector: move it away"):
+        train(TINY, LINES, HELD_OUT, tmp_path / "cut", resume=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "cut").iterdir() if path.is_file()}
+
+
+@KINDS
+def test_the_files_of_a_result_are_those_that_are_looked_for_before(tmp_path, kind):
+    finish(tmp_path / "out", replace(TINY, model=kind))
+    assert set(json.loads((tmp_path / "out" / MANIFEST).read_text())["files"]) == set(RESULT)
 
 
 def test_a_run_killed_before_its_first_validation_resumes_from_the_beginning(tmp_path):

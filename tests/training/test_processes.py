@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inspector.training.loop import STATE, Recipe, train
-from inspector.training.report import METRICS
+from inspector.training.folder import METRICS, STATE
+from inspector.training.loop import Recipe, train
 
 LINES = ["анна", "инна", "нина", "нинина", "ана", "инан", "аннина", "на", "он", "анина"]
 HELD_OUT = ["нан", "иннан", "ан"] * 100  # more than one batch, so that each process has one to measure

@@ -9,8 +9,9 @@ import sys
 import pytest
 from PIL import Image
 
+from inspector.training.folder import METRICS, PICTURE
 from inspector.training.loop import Recipe, train
-from inspector.training.report import METRICS, PICTURE, append_line, as_lines, draw, read_rows, smoothed
+from inspector.training.report import append_line, as_lines, draw, read_rows, smoothed
 
 LINES = ["анна", "инна", "нина", "нинина", "ана", "инан", "аннина", "на"]
 TINY = dict(corpus="test", d_model=16, n_layers=2, n_heads=2, steps=7, batch_size=3, warmup=3)

@@ -19,10 +19,9 @@ from safetensors.torch import load_file
 from inspector.files import MANIFEST, NEW, READY, locked, settle
 from inspector.parts.errors import InvariantError
 from inspector.training import loop
-from inspector.training.folder import LAST, RECIPE, STATE
+from inspector.training.folder import LAST, METRICS, PICTURE, RECIPE, STATE
 from inspector.training.loop import Recipe, build_model, train
 from inspector.training.recipe import MODELS
-from inspector.training.report import METRICS, PICTURE
 from inspector.training.tokenizer import character_tokenizer
 
 LINES = ["анна", "инна", "нина", "нинина"]
