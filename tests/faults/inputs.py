@@ -168,7 +168,7 @@ PYTHON = [  # snippets after `m` and `ids` → what the line must name
     ("inspector.load('names-qwen2', dtype='float3')", "float3"),
     ("inspector.load('names-qwen2', device='cpu:x')", "cpu:x"),
     ("inspector.load('names-qwen2', max_memory={'cpu': -1})", "-1"),
-    ("inspector.split(3)", "int"),
+    ("inspector.split(3)", "3"),
     ("inspector.split(None)", "None"),
     ("inspector.Sampling(temperature='hot')", "hot"),
     ("inspector.Sampling(temperature=float('nan'))", "nan"),
