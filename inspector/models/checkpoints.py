@@ -1,19 +1,23 @@
 """Saving and loading native models: a folder with safetensors (default) or the documents' single ``.pt`` file."""
 
+import math
 import warnings
 import zipfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..files import check_folder, filling, locked, replacing, settle
-from .adapter import BUILDERS, NativeConfig, to_transformers
+from ..files import check_folder, filling, locked, read_json, replacing, settle
+from .adapter import BUILDERS, PREFIX, arguments_of, check_arguments, to_transformers
 from .language_model import LanguageModel
+
+TABLES = 10**8  # numbers of tables of positions, which are not saved
 
 
 def save_checkpoint(model: LanguageModel, path: str | Path) -> None:
@@ -69,21 +73,54 @@ def load_checkpoint(path: str | Path) -> LanguageModel:
         raise ValueError(f"{path}: no such checkpoint: give a folder or a .pt file that save_checkpoint wrote")
     try:
         if path.is_dir():
+            kind = read_json(path / "config.json").get("model_type")
+            if kind not in [f"{PREFIX}{name}" for name in BUILDERS]:
+                raise ValueError(f"config.json says model_type={kind!r:.60}")
             config = AutoConfig.from_pretrained(path, local_files_only=True)
-            if not isinstance(config, NativeConfig):
-                raise ValueError(f"its model_type is {config.model_type!r}")
+            if not (path / "model.safetensors").is_file():  # to read a pipe would wait for ever
+                raise ValueError("model.safetensors is missing, or no file")
+            with safe_open(path / "model.safetensors", "pt") as weights:
+                sizes = [math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
+            check_described(config.variant, config.arguments(), sizes)
             model = config.build()
             load_model(model, path / "model.safetensors")
         else:
             checkpoint = read_tensors(path)
             if not {"config", "model_state_dict"} <= set(checkpoint):
                 raise ValueError("it does not hold 'config' and 'model_state_dict'")
-            model = BUILDERS[checkpoint.get("variant", "expert")](**checkpoint["config"])
-            model.load_state_dict(checkpoint["model_state_dict"])
+            variant, config, weights = checkpoint.get("variant", "expert"), checkpoint["config"], checkpoint["model_state_dict"]
+            if not (variant in list(BUILDERS) and isinstance(config, dict) and isinstance(weights, dict)):
+                raise ValueError(f"its variant is {variant!r:.60}, or its config and weights are no dicts")
+            arguments = {name: parameter.default for name, parameter in arguments_of(variant).items()} | config
+            check_described(variant, arguments, [weight.numel() for weight in weights.values()])
+            model = BUILDERS[variant](**config)
+            model.load_state_dict(weights)
     except (OSError, SafetensorError, AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         raise ValueError(f"{path}: not a whole checkpoint of a native model ({reason}): save it again") from error
     return model.eval()
+
+
+def check_described(variant: str, arguments: dict, sizes: Sequence[int]) -> None:
+    """Refuses a configuration of a larger model than the weights beside it are of, before memory is asked for.
+
+    Args:
+        arguments: of the variant's builder.
+        sizes: of each weight, the count of its numbers.
+
+    Raises:
+        ValueError: with what is too large, or cannot be.
+    """
+    check_arguments(variant, arguments)
+    for name in ("n_layers", "mtp_depth", "n_experts"):  # each has weights of its own
+        if (arguments.get(name) or 0) > len(sizes):
+            raise ValueError(f"{name}={arguments[name]}, and there are {len(sizes)} weights")
+    with torch.device("meta"):
+        model = BUILDERS[variant](**{name: arguments[name] for name in arguments_of(variant)})
+    described = sum(x.numel() for x in (*model.parameters(), *model.buffers()))
+    if described > sum(sizes) + TABLES:
+        raise ValueError(f"its sizes are of a model of {described:,} numbers, and the weights are {sum(sizes):,}")
 
 
 def read_tensors(path: Path) -> dict:

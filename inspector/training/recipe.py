@@ -1,6 +1,5 @@
 """The recipe of a training run: its settings, checked. Importing this needs no torch, so that a command's help can be made of it."""
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from types import NoneType
@@ -11,8 +10,8 @@ MODELS = ("expert", "qwen2", "gpt", "gpt-moe", "gpt-mla", "gpt-mtp", "gpt-moe-ml
 PRECISIONS = ("no", "bf16", "fp16")
 SIZES = ("d_model", "n_layers", "n_heads", "d_ff", "max_seq_len", "batch_size", "n_kv_heads", "n_experts", "n_chosen", "n_shared_experts")
 SIZES += ("kv_lora_rank", "q_lora_rank", "mtp_depth")  # what these cost is held against the memory there is (``building.check_size``)
-# Of each step a seed is made by a multiplication, and 64 bits hold it; other settings that are no sizes may say 10⁹.
-LARGEST = dict(seed=10**12) | dict.fromkeys(SIZES, math.inf)
+# Of each step a seed is made by a multiplication, and 64 bits hold it; others may say 10⁹.
+LARGEST = dict(seed=10**12) | dict.fromkeys(SIZES, 10**27)
 BALANCE = "by default 0.01, with the balanced gate 0"
 
 

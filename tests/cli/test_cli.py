@@ -156,7 +156,7 @@ assert gc.get_freeze_count() == 0
             ["intervene", "names-qwen2", "К", "--ablate", "layers.9.mlp"],
             "it has embed, final_norm, head; layers.0 to layers.3, with attn, mlp",
         ),
-        (["intervene", "names-qwen2", "К", "--ablate", "embed", "--ablate-with", "noise"], "--ablate-with noise"),
+        (["intervene", "names-qwen2", "К", "--ablate", "embed", "--ablate-with", "noise"], "--ablate-with 'noise'"),
         (["intervene", "names-qwen2", "К", "--scale", "layers.0.mlp"], "ROLE=FACTOR"),
         (["intervene", "names-qwen2", "К", "--scale", "=2"], "ROLE=FACTOR"),
         (["intervene", "names-qwen2", "К", "--scale", "embed=nan"], "finite"),

@@ -1,5 +1,6 @@
 """Tests of saving and loading native models: nothing is lost, nothing is executed, nothing half-written is kept."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -349,3 +350,29 @@ def test_a_folder_whose_moving_was_cut_off_loads_whole_with_every_reader(tmp_pat
             k += 1
         read(tmp_path / "m")
         assert not (tmp_path / "m" / READY).exists() and same_weights(load_checkpoint(tmp_path / "m"), tiny(seed=2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (dict(n_layers=10**9), "n_layers=1000000000, and there are"),
+        (dict(d_model=10**9), "its sizes are of a model of"),
+        (dict(max_seq_len=10**12), "its sizes are of a model of"),
+        (dict(vocab_size=10**15), "its sizes are of a model of"),
+        (dict(n_heads=-1), "n_heads=-1: give a whole number"),
+        (dict(n_layers=True), "n_layers=True: give a whole number"),
+        (dict(model_type="llama"), "model_type='llama'"),
+        (dict(model_type=[3]), r"model_type=\[3\]"),
+    ],
+)
+def test_a_configuration_of_another_size_than_the_weights_is_refused_before_memory_is_asked_for(tmp_path, settings, part):
+    model = ExpertModel(30, d_model=16, n_layers=1, n_heads=2, d_ff=32, max_seq_len=16)
+    save_checkpoint(model, tmp_path / "folder")
+    config = tmp_path / "folder/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    with pytest.raises(ValueError, match=part):
+        load_checkpoint(tmp_path / "folder")
+    if "model_type" not in settings:
+        torch.save(dict(config=model.get_model_config() | settings, model_state_dict=model.state_dict()), tmp_path / "file.pt")
+        with pytest.raises(ValueError, match=part):
+            load_checkpoint(tmp_path / "file.pt")

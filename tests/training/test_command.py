@@ -52,7 +52,7 @@ def test_the_help_names_every_model_and_precision_and_every_setting_of_a_recipe_
 @pytest.mark.parametrize("setting", NEEDED)
 def test_a_setting_of_some_models_is_refused_by_all_others(setting):
     """Which models have it follows from the signatures of their builders."""
-    value = dict(gate="balanced", bias_speed=0.1).get(setting, 1)
+    value = dict(gate="balanced", bias_speed=0.1, n_experts=3).get(setting, 1)
     gate = dict(gate="balanced") if setting == "bias_speed" else {}
     having = {name for name in BUILDERS if NEEDED[setting] in arguments_of(name)} | ({"qwen2"} if setting == "n_kv_heads" else set())
     assert having and having < set(MODELS)
@@ -92,7 +92,7 @@ def test_options_reach_the_recipe(call, tmp_path):
         (["--model", "gpt-mtp", "--w-load", "1"], "w_load=1.0: model gpt-mtp has no such setting"),
         (["--model", "gpt-moe", "--w-load", "-1"], "w_load=-1.0: give a number from 0 up"),
         (["--model", "gpt-moe", "--gate", "fair"], "gate='fair'"),
-        (["--model", "gpt-moe", "--n-chosen", "9"], "9 of 4 experts"),
+        (["--model", "gpt-moe", "--n-chosen", "9"], "n_chosen=9: there are n_experts=4"),
         (["--model", "gpt-moe", "--bias-speed", "0.1"], "for the balanced gate alone"),
         (["--model", "gpt-9"], "choose one of expert, qwen2, gpt"),
         (["--gradient-checkpointing", "yes"], "yes"),

@@ -100,9 +100,12 @@ def test_a_run_that_is_cut_off_at_any_call_in_any_way_goes_on_to_the_same_weight
 
 
 def test_the_users_files_stay_and_one_in_the_way_is_refused_with_the_state_kept(tmp_path):
-    out = cut(tmp_path / "out")
+    out = tmp_path / "out"
+    run = train(TINY, LINES, HELD_OUT, out, evaluate_every=1)
+    next(run)
     (out / "notes.txt").write_text("mine")
     (out / LAST).write_text("mine")
+    assert "config.json was not written by inspector: move it away" in refused(lambda: list(run))
     assert "config.json was not written by inspector: move it away" in refused(lambda: finish(out, resume=True))
     assert (out / LAST).read_text() == (out / "notes.txt").read_text() == "mine"
     assert torch.load(out / STATE, weights_only=True)["step"] == 2
