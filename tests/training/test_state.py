@@ -94,8 +94,8 @@ def test_a_run_that_is_cut_off_at_any_call_goes_on_to_the_same_weights(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_a_run_that_is_cut_off_at_any_call_in_any_way_goes_on_to_the_same_weights(tmp_path, break_at, way):
+@pytest.mark.parametrize("way", ["killed", "full on"])
+def test_a_run_that_is_cut_off_at_any_call_in_one_way_goes_on_to_the_same_weights(tmp_path, break_at, way):
     check_every_call(tmp_path, break_at, lambda k: way)
 
 
