@@ -399,7 +399,9 @@ def begin(function: Callable[[Path], None], base: Path) -> int:
         return pid
     try:
         os.setsid()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else it would end as the whole of the trials does
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here, as under nohup, would be so in a command, too
+        for number in (signal.SIGTERM, signal.SIGHUP):  # and the first of these would end it as the whole of the trials
+            signal.signal(number, signal.SIG_DFL)
         folder = base / "work"
         folder.mkdir()
         os.chmod(base, 0o777)
