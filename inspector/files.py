@@ -280,7 +280,8 @@ def settle(folder: Path) -> None:
         try:
             fd = os.open(folder, os.O_RDONLY)
             try:
-                if lock(fd) or (lock(fd) is None and os.path.lexists(folder / READY)):  # without locks it may be a living one's
+                got = lock(fd)
+                if got or (got is None and os.path.lexists(folder / READY)):  # without locks it may be a living one's
                     finish(folder)
                     return
             finally:

@@ -32,6 +32,7 @@ from ..loop.batches import join_processes
 from ..models.checkpoints import save_pretrained
 from ..models.moe import MixtureOfExperts, update_biases
 from ..parts.errors import InvariantError, whole
+from ..process import ENDING
 from .building import build_model
 from .folder import LAST, METRICS, OWN, PICTURE, RECIPE, check_out, is_finished
 from .losses import IGNORED, inputs_and_targets, losses, validation_loss
@@ -425,8 +426,7 @@ def catching_signals(alone: bool = True) -> Iterator[list[int]]:
     came: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():  # other threads get none
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: signal.getsignal(number) for number in ENDING}
         before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
     def restore() -> None:

@@ -311,19 +311,23 @@ time.sleep(60)
 """.replace("ENDLESS", repr("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"))
 
 
+def stat(pid: int) -> list[str]:
+    """What the system says of a process, from its state on."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that waits to be read by its parent has ended."""
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+        return stat(pid)[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
 def processor_time(pid: int) -> float:
     """Seconds of the processor that a process took."""
-    with open(f"/proc/{pid}/stat") as stat:
-        return sum(map(int, stat.read().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, stat(pid)[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.fixture(params=["idle", "busy"])
