@@ -25,7 +25,7 @@ from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import settings_line
 from inspector.render.steps import candidate_table, other_temperature, text_panel
-from inspector.render.tables import notice, section, subsection, title
+from inspector.render.tables import notice, notices, section, subsection, title
 from inspector.render.traits import architectures
 from inspector.render.trees import parts_explained, split_table, trees
 from inspector.render.verdicts import comparison_table, growth_table, verdict_line
@@ -99,7 +99,8 @@ def main(
     settings = [asked.settings(m, DEFAULTS) for m in models]
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
-    screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t))
+    known = notices((one for m in models for one in m.notices), t)
+    screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t), *known)
     if model is None and names[0] != DEFAULT:
         screen.show(*lesson.stand_in(DEFAULT, names[0], t))
 
@@ -138,7 +139,7 @@ def main(
 
     # 5. The loop: the same step again and again, until the models end it.
     screen.show(section(t("5. The loop, step by step", "5. Цикл по шагам")))
-    rows = []
+    rows, runs = [], []
     try:
         with LiveSteps(screen, names, t) as live:
             for row in chain([first], zip_longest(*loops)):
@@ -146,7 +147,6 @@ def main(
                 live.add(row)
     except KeyboardInterrupt:
         screen.show(notice([t("stopped; what there is follows", "остановлено; дальше то, что есть")], "Ctrl-C"))
-    runs = []
     for i, m in enumerate(models):
         steps = [row[i] for row in rows if row[i] is not None]
         runs.append(make_run(m, ids[i], samplings[i], max_new_tokens, steps, settings[i][1]))

@@ -90,6 +90,7 @@ def trace(
         from ..parts.errors import InvariantError, NoPartError
 
     m = how.load(model, finite=False)
+    out.remarks(*m.notices)
     ids = reading.encode(m, prompt)
     with busy(t("reading the prompt …", "чтение промпта …")):
         result = function_of(VIEWS[view.name])(m, ids, **arguments)
@@ -131,6 +132,7 @@ def contributions(
     at_least_one(top=top)
     t, console = out.t, out.console
     m = how.load(model)
+    out.remarks(*m.notices)
     with busy(t("summing up …", "сложение …")):
         from ..inside.contributions import contributions as sum_up
 
@@ -167,6 +169,7 @@ def intervene(
     t, console = out.t, out.console
     wanted = interventions(ablate or [], ablate_with, scale or [], patch or [], source, position)
     m = how.load(model)
+    out.remarks(*m.notices)
     with busy(t("changing …", "изменение …")):
         from ..inside.interventions import effect
 
@@ -234,6 +237,7 @@ def diverge(
     t = out.t
     models = [how.load(name, dtype=dtype) for name, dtype in ((a, dtype_a), (b, dtype_b))]
     how.settle(*(m.model for m in models))
+    out.remarks(*models[0].notices, *models[1].notices)
     with busy(t("comparing …", "сравнение …")):
         from ..compare.divergence import diverge as compare
 
@@ -257,6 +261,7 @@ def mutate(
     """Plant classic porting mistakes in copies of a model, and have diverge name the place: exit code 1 if it names a wrong one."""
     t, console = out.t, out.console
     m = how.load(model)
+    out.remarks(*m.notices)
     rows = []
     with busy(t("planting …", "посадка ошибок …")) as say:
         from ..compare.mutations import MUTATIONS

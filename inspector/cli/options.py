@@ -27,10 +27,11 @@ from ..files import check_writable, is_stream, write_whole
 from ..process import CLOSED, OutputError
 from ..records.as_json import to_json
 from ..records.generation import Sampling
+from ..records.notices import Notice
 from ..render import lesson
 from ..render.screen import QuietConsole
 from ..render.steps import computing_line, fed_panel
-from ..render.tables import notice
+from ..render.tables import notices
 from ..render.text import Translate, translator, visible
 from ..training.recipe import SIZES
 
@@ -260,18 +261,10 @@ class Output:
         """For what must be seen also where the standard output is JSON."""
         return Console(stderr=True) if self.console.quiet else self.console
 
-    def remarks(self, m) -> None:
-        """Says which of the checkpoint's settings are texts that are read as numbers, and which of its weights have no place."""
-        if m.unused:
-            count = f"{len(m.unused):,}"
-            title = self.t(
-                f"Weights of the checkpoint that are not in the model: {count}", f"Веса чекпойнта, которых в модели нет: {count}"
-            )
-            self.notices.print(notice([*m.unused[:3], *(["…"] if len(m.unused) > 3 else [])], title))
-        if m.spelled:
-            lines = [f"{name} = {number}" for name, number in m.spelled.items()]
-            title = self.t("Texts in the checkpoint's settings, read as numbers", "Тексты в настройках чекпойнта, прочитанные как числа")
-            self.notices.print(notice(lines, title))
+    def remarks(self, *found: Notice) -> None:
+        """Says what to know of what was loaded."""
+        for panel in notices(found, self.t):
+            self.notices.print(panel)
 
     def header(self, *names: str) -> None:
         """Says which models compute, and with how many threads."""

@@ -24,7 +24,7 @@ from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import check_request
 from ..loop.decoding import next_logits
 from ..parts.errors import whole
-from ..parts.heads import forward, logits_of
+from ..parts.heads import own_logits
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..parts.roles import spans
 from ..parts.watching import Call, Watch, first_numbers, states, substituted
@@ -138,6 +138,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         compared_steps=steps,
         flip=flip and replace(flip, a=speaker.texts.token(flip.a), b=speaker.texts.token(flip.b)),
         notes=(*remarks(a, b), *(["rerouted"] if rerouted else [])),
+        notices_a=a.notices,
+        notices_b=b.notices,
     )
 
 
@@ -177,7 +179,7 @@ def run(m: Loaded, ids_1T: Tensor, roles: Iterable[str], given: Callable, made: 
 
     modules = m.modules
     with Watch({role: modules[role] for role in roles}, before, after):
-        return logits_of(forward(m.model, ids_1T.to(m.device)))
+        return own_logits(m.model, ids_1T.to(m.device))
 
 
 def record(m: Loaded, ids_1T: Tensor, keep: Container[str] | None = None) -> tuple[dict[str, Kept], Tensor]:

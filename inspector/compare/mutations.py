@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from ..inside.attention import ChangedAttention
 from ..loading.loaded import Loaded, attach, check_loaded
 from ..models import GroupedQueryAttention, RotaryEmbedding
-from ..parts.heads import forward, logits_of
+from ..parts.heads import forward, own_logits
 from ..parts.roles import layers
 from ..parts.splitting import input_embedding, probe_ids
 from ..parts.watching import Watch, copied, first_tensor
@@ -486,7 +486,7 @@ def planted(m: Loaded, ids: Sequence[int], name: str) -> Planted:
     ids_1T = torch.tensor([ids], device=m.device)
     try:
         expected = mutation.plant(patient)
-        if torch.equal(logits_of(forward(m.model, ids_1T)), logits_of(forward(patient.model, ids_1T))):
+        if torch.equal(own_logits(m.model, ids_1T), own_logits(patient.model, ids_1T)):
             raise NotApplicable("it changes no logit of this model", "на логитах этой модели она не сказывается")
     except NotApplicable as why:
         return Planted(name, mutation.words, None, why.args)

@@ -54,7 +54,7 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
             return by_hand(*request), by_generate(*request)
 
     verdict = compare(m, ids_1T, sampling, hand, reference, bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids), again)
-    return replace(verdict, changed=others(before, stamps(m.model)))
+    return replace(verdict, changed=others(before, stamps(m.model)), notices=m.notices)
 
 
 def compare(

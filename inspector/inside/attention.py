@@ -148,7 +148,8 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
             f"{m.origin.name}: the eager pass is not the usual one ({usual}): hidden states up to {scale:.3g} differ by {difference:.3g}"
         )
     in_order = tuple(kept[pair] for pair in dict.fromkeys(map(tuple, maps)))
-    return Attention(m.origin.name, m.tokens(ids), usual, difference, scale, m.split.causal, tuple(layers), in_order)
+    given = m.origin.name, m.tokens(ids), usual, difference, scale, m.split.causal, tuple(layers), in_order
+    return Attention(*given, notices=m.notices)
 
 
 def summary(m: Loaded, role: str, head: int, weights_TT: Tensor) -> AttentionHead:

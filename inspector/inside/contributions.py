@@ -202,6 +202,7 @@ def contributions(m: Loaded, ids: Sequence[int] | Tensor, token: int | None = No
         after=reading.after,
         terms=tuple(rows),
         checks=checks,
+        notices=m.notices,
     )
 
 

@@ -63,7 +63,7 @@ def experts(m: Loaded, ids: Sequence[int]) -> Experts:
         m.split.backbone(ids_1T)
     if not found:
         raise NoPartError(f"{m.origin.name} has no mixture of experts, or none whose choice is handed on in a form that is known here")
-    return Experts(m.origin.name, m.tokens(ids), tuple(found))
+    return Experts(m.origin.name, m.tokens(ids), tuple(found), notices=m.notices)
 
 
 def handed_choice(values: Sequence[object]) -> tuple[Tensor, Tensor] | None:

@@ -47,7 +47,7 @@ def further(m: Loaded, ids: Sequence[int]) -> Further:
     for k, logits_TV in enumerate((main, *ahead)):
         agrees = sum(mine == theirs for mine, theirs in zip(best[k], best[0][k:], strict=True))
         depths.append(Depth(k, tuple(foretold(m, ids, k, logits_TV)), agrees))
-    return Further(m.origin.name, m.tokens(ids), tuple(depths))
+    return Further(m.origin.name, m.tokens(ids), tuple(depths), notices=m.notices)
 
 
 def all_logits(m: Loaded, ids_1T: Tensor) -> list[Tensor]:

@@ -363,4 +363,4 @@ def shifted(m: Loaded, ids: Sequence[int], before_V: Tensor, after_V: Tensor) ->
         for i in sorted(listed, key=lambda i: (-moved[i], i))
     ]
     kl = torch.where(before.exp() > 0, before.exp() * (before - after), 0.0).sum()
-    return Effect(m.origin.name, m.tokens(ids), (), {}, tuple(shifts), max(0.0, float(kl)), False, False)
+    return Effect(m.origin.name, m.tokens(ids), (), {}, tuple(shifts), max(0.0, float(kl)), False, False, notices=m.notices)

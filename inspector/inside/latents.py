@@ -61,7 +61,7 @@ def latents(m: Loaded, ids: Sequence[int]) -> Latents:
         m.split.backbone(ids_1T)
     if not found:
         raise NoPartError(f"{m.origin.name} has no attention with latents, or none that is seen at torch's fused attention")
-    return Latents(m.origin.name, m.tokens(ids), tuple(found))
+    return Latents(m.origin.name, m.tokens(ids), tuple(found), notices=m.notices)
 
 
 def layer(call: Call, c_TC: Tensor, q_HTK: Tensor, k_HTK: Tensor, v_HTV: Tensor, mask, scale: float, out_HTV: Tensor) -> LatentLayer:

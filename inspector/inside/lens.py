@@ -68,7 +68,7 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
         rows.append(row(m, role, row_V, choice, top))
     if not torch.equal(row_V, logits_V):
         raise InvariantError(f"the last row is not the logits of {m.origin.name}: {float((row_V - logits_V).abs().max()):.3g} between them")
-    return Lens(m.origin.name, m.tokens(ids), at, m.texts.token(choice), way, tuple(rows))
+    return Lens(m.origin.name, m.tokens(ids), at, m.texts.token(choice), way, tuple(rows), notices=m.notices)
 
 
 def checked(m: Loaded, hidden_1TD: Tensor, last: dict[bool, Tensor], roles: list[str], has_norm: bool) -> bool:

@@ -124,6 +124,7 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         components=rows,
         not_finite=None if all(row.output.finite for row in rows) else first_not_finite(m, ids_1T),
         apart=differ,
+        notices=m.notices,
     )
 
 

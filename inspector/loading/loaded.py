@@ -4,7 +4,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from weakref import WeakKeyDictionary
 
@@ -14,10 +14,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..parts import splitting
 from ..parts.errors import shown
+from ..parts.limits import context_length
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
-from ..parts.splitting import Split, context_length, input_device, input_embedding
+from ..parts.splitting import Split, input_device, input_embedding
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
+from ..records.notices import Notice
+from .notices import own_notices
 from .templates import TemplateError, encoded
 from .texts import Texts, check_ids, check_letters, check_request, one_prompt
 
@@ -36,6 +39,7 @@ class Loaded:
         origin: where it is from.
         device: where it is; for a model spread over several places, where it wants its ids.
         unused: names of weights in the checkpoint for which the model has no place.
+        notices: what to know of it before anything is concluded: from loading, then what its split and its settings say.
     """
 
     model: nn.Module
@@ -47,6 +51,7 @@ class Loaded:
     origin: Origin
     device: torch.device
     unused: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
     def encode(self, prompt: str, system: str | None = None, raw: bool = False) -> list[int]:
         """The ids that are fed for a prompt: through the chat template if the tokenizer has one and ``raw`` is off.
@@ -309,7 +314,7 @@ def attach(
         stop_ids = as_ids(stop)
     except ValueError as error:
         raise ValueError(f"{origin.name}: {error}") from error
-    return Loaded(
+    loaded = Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
         split=split or splitting.split(model, finite=finite),
@@ -319,6 +324,7 @@ def attach(
         origin=origin,
         device=input_device(model),
     )
+    return replace(loaded, notices=tuple(own_notices(loaded)))
 
 
 def check_loaded(m: object) -> None:

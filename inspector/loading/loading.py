@@ -25,6 +25,7 @@ from ..process import temporary_folder
 from .factories import from_file, is_factory
 from .finding import DEFAULT, FALLBACK, LoadError, check_source, find, first_line, hub_answers, is_cached, load_config, quiet
 from .loaded import Loaded, attach
+from .notices import weights_notices
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
 from .templates import unreadable
 
@@ -110,7 +111,8 @@ def load(
         name_ties(model)
     try:
         loaded = attach(model if spread else model.to(pick_device(device)), tokenizer, origin, finite=finite)
-        return replace(loaded, unused=tuple(sorted(report["unexpected_keys"])))
+        unused = tuple(sorted(report["unexpected_keys"]))
+        return replace(loaded, unused=unused, notices=(*weights_notices(unused), *loaded.notices))
     except SplitError as error:
         if not spread:
             raise

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import Texts, check_ids, check_request
 from ..parts.heads import hidden_states
-from ..parts.splitting import Split, context_length, evaluating
+from ..parts.limits import context_length
+from ..parts.splitting import Split, evaluating
 from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
 from .sampling import GREEDY, Filtered, bounds_of, fetch, new_generator, race, remover, run_filters
@@ -301,6 +302,7 @@ def make_run(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, steps: Seq
         steps=tuple(steps),
         stop_reason=(steps[-1].stop_reason if steps else None) or "interrupted",
         text=m.texts.whole([step.token.id for step in steps]),
+        notices=m.notices,
     )
 
 

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .heads import forward
-from .splitting import context_length, evaluating, input_device, tie_again
+from .limits import context_length
+from .splitting import evaluating, input_device, tie_again
 from .watching import Call, Watch, first_numbers, first_tensor, states, submodules
 
 IDS, POSITION, WAVE, LEARNED, TABLE = 1, 2, 4, 8, 16  # made of: the ids · places in the sequence · sines · parameters · buffers

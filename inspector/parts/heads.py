@@ -83,6 +83,11 @@ def forward(module: nn.Module, ids_BT: Tensor):
     return module(ids_BT, use_cache=False) if isinstance(module, PreTrainedModel) else module(ids_BT)
 
 
+def own_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    """The logits [B, T, V] that a model gives for ids, asked in its own way and read in whichever form it gives them."""
+    return logits_of(forward(model, ids_BT))
+
+
 def logits_of(output) -> Tensor:
     """The logits [B, T, V] of what a model returned."""
     return output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import shown
-from .heads import Kind, Operation, RestOfForward, forward, hidden_states, logits_of, operations, recognise
+from .heads import Kind, Operation, RestOfForward, forward, hidden_states, operations, own_logits, recognise
+from .limits import context_length
 from .watching import Call, Watch, alike, close, largest_difference, submodules
 
 PROBE_LENGTH = 8
@@ -38,6 +39,7 @@ class Split:
         tied: the head's weight is the embedding's.
         probe: number of tokens on which the proof was made; 0 for a split that was not proved.
         last_alone: ``generate()`` gives the head the last position alone; else all of them, and takes the last of the logits.
+        gives: what the model calls its output, "logits", or "log-probabilities" or "probabilities", where it has a softmax inside.
         causal: no hidden state depends on a later token; False for the few models that read their whole context both ways.
     """
 
@@ -50,6 +52,7 @@ class Split:
     probe: int = 0
     last_alone: bool = True
     causal: bool = True
+    gives: str = "logits"
 
     @property
     def head_name(self) -> str:
@@ -103,7 +106,7 @@ def found(model: nn.Module, probe_1T: Tensor, finite: bool) -> Split:
     try:
         calls: list[Call] = []
         with Watch(submodules(model), before=calls.append):
-            own = logits_of(forward(model, probe_1T))
+            own = own_logits(model, probe_1T)
     except Exception as error:  # a module of the user's can raise anything
         raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}") from error
     if not isinstance(own, Tensor):
@@ -161,13 +164,6 @@ def is_whole_head(module: nn.Module, rest: RestOfForward, hidden_1TD: Tensor) ->
 def slices(model: nn.Module) -> bool:
     """Whether ``generate()`` asks the model for the logits of the last position alone, as it does where forward can."""
     return "logits_to_keep" in signature(model.forward).parameters
-
-
-def context_length(model: nn.Module) -> int | None:
-    """The most tokens that a model reads, by its configuration; None when that does not say."""
-    config = getattr(model, "config", None)
-    length = config.get("max_seq_len") if isinstance(config, dict) else getattr(config, "max_position_embeddings", None)
-    return length if length and length > 0 else None  # XLNet says -1 for no limit
 
 
 @contextmanager
@@ -286,7 +282,7 @@ def proved(parts: Split, model: nn.Module, probe_1T: Tensor) -> Split:
     ids = torch.cat([probe_1T, probe_1T.flip(1), torch.zeros_like(probe_1T)], dim=1)
     for ids_1T in (probe_1T, ids.repeat(1, -(-length // ids.shape[1]))[:, :length]):
         try:
-            own = logits_of(forward(model, ids_1T))
+            own = own_logits(model, ids_1T)
         except Exception as error:
             raise SplitError(f"{kind} does not read {ids_1T.shape[1]} tokens ({in_a_line(error)})") from error
         try:

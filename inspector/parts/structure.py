@@ -17,8 +17,9 @@ from .costs import costs
 from .dataflow import Answers, on_meta
 from .errors import shown, whole
 from .heads import forward
+from .limits import context_length
 from .roles import roles
-from .splitting import Split, check_module, context_length, evaluating, input_device, split, tie_again
+from .splitting import Split, check_module, evaluating, input_device, split, tie_again
 from .traits import traits
 from .watching import Call, Watch, by_hand, submodules
 

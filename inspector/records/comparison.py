@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .as_json import SCHEMA
 from .generation import Sampling, Token
+from .notices import Notice
 
 LEVELS = ("bitwise", "rounding", "tokens", "near-tie", "different")
 
@@ -56,6 +57,7 @@ class Verdict:
         changed: parameters, buffers and numbers of the model that became others meanwhile, by name.
         training: the model is in training mode, where dropout acts, or is while ``generate()`` runs; told where logits differ.
         no_float64: why there is no float64 run to measure the sides' own errors with; None where there is one, or none is needed.
+        notices: what to know of the model.
     """
 
     level: str
@@ -82,6 +84,7 @@ class Verdict:
     training: bool = False
     no_float64: str | None = None
     cause_in_russian: str | None = None
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -203,6 +206,7 @@ class Divergence:
         compared_steps: steps of the greedy continuation in which both read the same context.
         flip: the first token that differs in it; None where none does.
         notes: names of remarks that ``render`` words.
+        notices_a, notices_b: what to know of each of the two.
     """
 
     a: str
@@ -222,6 +226,8 @@ class Divergence:
     compared_steps: int
     flip: Flip | None
     notes: tuple[str, ...] = ()
+    notices_a: tuple[Notice, ...] = ()
+    notices_b: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
     @property

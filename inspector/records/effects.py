@@ -6,6 +6,7 @@ from numbers import Integral, Real
 
 from .as_json import SCHEMA
 from .generation import Token
+from .notices import Notice
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Contributions:
         after: what the head does to these logits yet, in words, such as "softcap 30".
         terms: in the order in which they are written into the stream.
         checks: "residual" (the dimension that comes nearest to its allowed error), "logit" and "difference".
+        notices: what to know of the model.
     """
 
     model: str
@@ -57,6 +59,7 @@ class Contributions:
     after: tuple[str, ...]
     terms: tuple[Term, ...]
     checks: tuple[Check, ...]
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
 
@@ -122,6 +125,7 @@ class Effect:
         same_hooked: with the same hooks, each giving back what it is given, the logits are the model's bit for bit.
         same_afterwards: so they are when the hooks are gone.
         apart: the largest difference of a logit that the hooks alone make; 0 for nearly every model.
+        notices: what to know of the model.
     """
 
     model: str
@@ -133,4 +137,5 @@ class Effect:
     same_hooked: bool
     same_afterwards: bool
     apart: float = 0.0
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA

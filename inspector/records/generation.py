@@ -8,6 +8,7 @@ from itertools import chain
 from numbers import Real
 
 from .as_json import SCHEMA
+from .notices import Notice
 
 
 def is_id(value: object) -> bool:
@@ -361,7 +362,7 @@ class Run:
     ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
     fills in where the checkpoint is silent), "default" (no filter) or "lesson" (what ``inference.py`` has instead of that).
     ``settings`` are all generation settings with those of ``generate()`` beside them, where they were asked for (--explain),
-    else empty.
+    else empty. ``notices`` are what to know of the model.
     """
 
     model: str
@@ -376,6 +377,7 @@ class Run:
     stop_reason: str
     text: str
     settings: tuple[Setting, ...] = ()
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from .as_json import SCHEMA
 from .generation import Guess, Token
 from .mechanisms import Experts, Further, Latents
+from .notices import Notice
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Trace:
         not_finite: where the first NaN or infinity is, if one of the components gave any.
         experts, latents, further: of a model that has such parts, what they did; None where it has none, or was not asked.
         apart: largest difference of a logit of this pass from the model's own, which no hook watches; 0 for nearly every model.
+        notices: what to know of the model.
     """
 
     model: str
@@ -96,6 +98,7 @@ class Trace:
     latents: Latents | None = None
     further: Further | None = None
     apart: float = 0.0
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
 
@@ -127,6 +130,7 @@ class Lens:
         choice: the most probable next token of the model.
         norm: the final norm was applied before the head, which the model does after its last layer; False for models without one.
         rows: one a layer, in the order of the pass; the last one equals the model's logits bit for bit.
+        notices: what to know of the model.
     """
 
     model: str
@@ -135,6 +139,7 @@ class Lens:
     choice: Token
     norm: bool
     rows: tuple[LensRow, ...]
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
 
@@ -181,6 +186,7 @@ class Attention:
         causal: no token looks at a later one.
         layers: those that have attention weights.
         maps: of the heads that were asked for.
+        notices: what to know of the model.
     """
 
     model: str
@@ -191,4 +197,5 @@ class Attention:
     causal: bool
     layers: tuple[AttentionLayer, ...]
     maps: tuple[AttentionMap, ...] = ()
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA

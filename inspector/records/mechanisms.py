@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .as_json import SCHEMA
 from .generation import Guess, Token
+from .notices import Notice
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Experts:
-    """Which expert each token of a prompt went to, mixture by mixture, in the order in which they ran."""
+    """Which expert each token of a prompt went to, mixture by mixture, in the order in which they ran; what to know of the model."""
 
     model: str
     prompt: tuple[Token, ...]
     mixtures: tuple[Mixture, ...]
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
 
@@ -97,11 +99,12 @@ class LatentLayer:
 
 @dataclass(frozen=True)
 class Latents:
-    """What latent attention keeps of each token of a prompt, beside the keys that it stands for."""
+    """What latent attention keeps of each token of a prompt, beside the keys that it stands for; what to know of the model."""
 
     model: str
     prompt: tuple[Token, ...]
     layers: tuple[LatentLayer, ...]
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
 
@@ -149,9 +152,13 @@ class Depth:
 
 @dataclass(frozen=True)
 class Further:
-    """What the main head and every depth of multi-token prediction said of each token of a prompt; the main head comes first."""
+    """What the main head and every depth of multi-token prediction said of each token of a prompt; the main head comes first.
+
+    ``notices`` are what to know of the model.
+    """
 
     model: str
     prompt: tuple[Token, ...]
     depths: tuple[Depth, ...]
+    notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA

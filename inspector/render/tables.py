@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.cells import cell_len
@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ..records.notices import Notice
 from .text import Translate, visible
 
 WIDE = 110  # columns from which two models stand side by side
@@ -38,6 +39,18 @@ def title(t: Translate) -> RenderableType:
 def notice(lines: Sequence[str], title: str) -> RenderableType:
     """Something the user must know before the rest."""
     return Panel(Text("\n".join(map(visible, lines))), title=Text(visible(title)), border_style="yellow")
+
+
+NAMED = 3  # names that a notice shows
+
+
+def notices(found: Iterable[Notice], t: Translate) -> list[RenderableType]:
+    """What to know of models, each with the first of the names that it is about."""
+    title = t("To know first", "Что нужно знать")
+    return [
+        notice([t(one.english, one.russian), *one.names[:NAMED], *(["…"] if len(one.names) > NAMED else [])], title)
+        for one in dict.fromkeys(found)
+    ]
 
 
 def section(title: str) -> RenderableType:
