@@ -10,6 +10,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..inside.attention import ChangedAttention
 from ..loading.loaded import Loaded, attach, check_loaded
-from ..models import GroupedQueryAttention, RotaryEmbedding
+from ..models import GroupedQueryAttention, MultiHeadLatentAttention, RotaryEmbedding
 from ..parts.heads import forward, own_logits
 from ..parts.roles import layers
 from ..parts.splitting import input_embedding, probe_ids
@@ -333,43 +334,23 @@ def transposed(patient: Patient) -> str:
 def around_rope(patient: Patient, change: Callable, attn_role: str | None = None) -> str:
     """Lets an attention turn queries and keys by ``change(own, q, k, cos, sin, …)``, with transformers' function as ``own``."""
     attn = patient.modules[attn_role or f"{patient.layer('attn')}.attn"]
-    if isinstance(getattr(attn, "rope", None), RotaryEmbedding):
-        return around_native_rope(patient, attn, change)
     home, own = sys.modules[type(attn).__module__], attn.forward
     turn = getattr(home, "apply_rotary_pos_emb", None)
-    if turn is None or not any(hasattr(module, "inv_freq") for module in patient.model.modules()):
+    angles = (module for module in patient.model.modules() if hasattr(module, "inv_freq") or isinstance(module, RotaryEmbedding))
+    if turn is None or next(angles, None) is None:
         raise NotApplicable("it has no RoPE, or one that is not changed from outside", "в ней нет RoPE, или снаружи он не меняется")
 
-    def replaced(mark: Callable[[], None]) -> None:
-        def forward(*args, **options):
-            home.apply_rotary_pos_emb = lambda *tensors, **more: [mark(), change(turn, *tensors, **more)][1]
-            try:
-                return own(*args, **options)
-            finally:
-                home.apply_rotary_pos_emb = turn
-
-        attn.forward = forward
-
-    return patient.place_of(replaced)
-
-
-def around_native_rope(patient: Patient, attn: nn.Module, change: Callable) -> str:
-    """The same for a native attention, whose ``rope`` turns queries and then keys, by their positions; the place is where they meet."""
-    own, turn = attn.forward, attn.rope.forward
+    latent = isinstance(attn, MultiHeadLatentAttention)  # keys and values of latents, which are not turned, are made between
 
     def replaced(mark: Callable[[], None]) -> None:
         def forward(*args, **options):
-            calls = iter((0, 1))  # queries, keys
-
-            def both(q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-                return turn(q_BHTK, positions_BT), turn(k_BHTK, positions_BT)
-
-            attn.rope.forward = lambda x_BHTK, positions_BT: change(both, x_BHTK, x_BHTK, positions_BT)[next(calls)]
+            home.apply_rotary_pos_emb = lambda *tensors, **more: [latent or mark(), change(turn, *tensors, **more)][1]
+            meeting = ChangedAttention(lambda call, *given: [mark(), call(*given)][1]) if latent else nullcontext()
             try:
-                with ChangedAttention(lambda call, *given: [mark(), call(*given)][1]):
+                with meeting:
                     return own(*args, **options)
             finally:
-                attn.rope.forward = turn
+                home.apply_rotary_pos_emb = turn
 
         attn.forward = forward
 

@@ -88,11 +88,12 @@ class Reader:
         start, end = cache.length, len(ids_T) - k
         further_1T = ids_T[None, start + k :]
         # 2. Each joins what is known of a token with the token k places further.
+        embedded_1TD = self.model.backbone.embed(further_1T)
         hidden_1TD, _ = depth(
             self.hidden[k - 1][:, start:end],
-            self.model.backbone.embed(further_1T),
+            embedded_1TD,
             attendable(None, further_1T, start),
-            positions_of(None, further_1T, start),
+            self.model.backbone.rotation(positions_of(None, further_1T, start), embedded_1TD.dtype),
             cache,
         )
         # 3. The next depth reads it; the head reads the last.

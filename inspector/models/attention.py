@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import Cache
-from .positions import RotaryEmbedding
+from .norms import RMSNorm
+from .positions import apply_rotary_pos_emb
+
+Rotation = tuple[Tensor, Tensor]  # cos and sin of RoPE's angles, [1 or B, T, K] each: what ``RotaryEmbedding`` gives
 
 
 def causal_mask(seq_len: int, device: torch.device | str | None = None) -> Tensor:
@@ -55,9 +58,13 @@ def positions_of(mask: Tensor | None, input_ids: Tensor, past: int = 0) -> Tenso
     return torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]
 
 
-def softmax_weights(q_BHTK: Tensor, k_BHSK: Tensor, allowed: Tensor | None) -> Tensor:
-    """softmax(q·kᵀ/√K) [B, H, T, S], zero where ``allowed`` is False: what the fused call computes inside."""
-    scores_BHTS = q_BHTK @ k_BHSK.transpose(-2, -1) / math.sqrt(q_BHTK.shape[-1])
+def softmax_weights(q_BHTK: Tensor, k_BHSK: Tensor, allowed: Tensor | None, scale: float | None = None) -> Tensor:
+    """softmax(q·kᵀ/√K) [B, H, T, S], zero where ``allowed`` is False: what the fused call computes inside.
+
+    ``scale`` stands in for 1/√K.
+    """
+    scores_BHTS = q_BHTK @ k_BHSK.transpose(-2, -1)
+    scores_BHTS = scores_BHTS / math.sqrt(q_BHTK.shape[-1]) if scale is None else scores_BHTS * scale
     if allowed is not None:
         scores_BHTS = scores_BHTS.masked_fill(~allowed, -math.inf)
     return scores_BHTS.softmax(-1)
@@ -89,13 +96,11 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, d_model)
         self.o_proj = nn.Linear(d_model, d_model)
 
-    def forward(
-        self, x_BTD: Tensor, allowed: Tensor | None = None, positions_BT: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
         """[B, T, D] → [B, T, D].
 
         ``allowed`` is bool, broadcastable to [B, H, T, S], True = may attend; None: all may. With a ``cache`` the tokens
-        in it stand before these. ``positions_BT`` is not used.
+        in it stand before these. ``rotation`` is not used.
         """
         # 1. Project to queries, keys and values, and cut the width into heads.
         q_BHTK, k_BHSK, v_BHSK = self.heads(x_BTD)
@@ -112,7 +117,7 @@ class MultiHeadAttention(nn.Module):
         """[B, T, D] → queries, keys and values, each [B, H, T, K]."""
         return tuple(proj(x_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
 
-    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, positions_BT: Tensor | None = None) -> Tensor:
+    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         """[B, T, D] → softmax(q·kᵀ/√K) [B, H, T, T], which ``forward`` computes inside one fused call. Arguments as there."""
         q_BHTK, k_BHTK, _ = self.heads(x_BTD)
         return softmax_weights(q_BHTK, k_BHTK, allowed)
@@ -127,42 +132,57 @@ class MultiHeadAttention(nn.Module):
 
 
 class GroupedQueryAttention(nn.Module):
-    """Attention with RoPE in which groups of query heads share one key and one value head; projections without bias.
+    """Attention with RoPE in which groups of query heads share one key and one value head.
 
-    Source: Ainslie et al. 2023 (arXiv 2305.13245), section 2.2. Reference: ``transformers.models.llama.modeling_llama.LlamaAttention``.
+    Source: Ainslie et al. 2023 (arXiv 2305.13245), section 2.2; norms of queries and keys: Qwen3 (arXiv 2505.09388), section 2.
+    Reference: ``transformers.models.qwen2.modeling_qwen2.Qwen2Attention``, of Llama and Qwen3 likewise.
 
     Args:
         d_model: width of the hidden states.
-        n_heads: number of query heads; must divide ``d_model`` into even widths.
+        n_heads: number of query heads; without a ``head_dim`` it must divide ``d_model`` into even widths.
         n_kv_heads: number of key and value heads; must divide ``n_heads``. As many as those make it multi-head attention.
         dropout: probability of dropping an attention weight while training.
-        rope_theta: base of RoPE's frequencies.
+        head_dim: width of a head, K; d_model / n_heads by default.
+        qkv_bias: biases for queries, keys and values.
+        o_bias: a bias for the output.
+        qk_norm: RMSNorm of every query and key before they are turned.
+        rms_norm_eps: ε of those.
 
     Raises:
         ValueError: numbers that do not divide each other.
     """
 
-    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, dropout: float = 0.1, rope_theta: float = 10_000.0):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        dropout: float = 0.1,
+        head_dim: int | None = None,
+        qkv_bias: bool = False,
+        o_bias: bool = False,
+        qk_norm: bool = False,
+        rms_norm_eps: float = 1e-6,
+    ):
         super().__init__()
-        if n_heads < 1 or d_model % n_heads:
+        if n_heads < 1 or (head_dim is None and d_model % n_heads):
             raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}: choose a number of heads that divides the width")
         if n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"n_heads={n_heads} is not a multiple of n_kv_heads={n_kv_heads}: choose a number of groups that divides it")
-        width = d_model // n_heads
-        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+        width = d_model // n_heads if head_dim is None else head_dim
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, width
         self.dropout = dropout
-        self.q_proj = nn.Linear(d_model, n_heads * width, bias=False)
-        self.k_proj = nn.Linear(d_model, n_kv_heads * width, bias=False)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * width, bias=False)
-        self.o_proj = nn.Linear(n_heads * width, d_model, bias=False)
-        self.rope = RotaryEmbedding(width, rope_theta)
+        self.q_proj = nn.Linear(d_model, n_heads * width, bias=qkv_bias)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * width, bias=qkv_bias)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * width, bias=qkv_bias)
+        self.q_norm = RMSNorm(width, rms_norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(width, rms_norm_eps) if qk_norm else None
+        self.o_proj = nn.Linear(n_heads * width, d_model, bias=o_bias)
 
-    def forward(
-        self, x_BTD: Tensor, allowed: Tensor | None = None, positions_BT: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        """[B, T, D] → [B, T, D]. Arguments as in ``MultiHeadAttention.forward``; without ``positions_BT`` they are 0 … T−1."""
+    def forward(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
+        """[B, T, D] → [B, T, D]. Arguments as in ``MultiHeadAttention.forward``; without ``rotation`` nothing is turned."""
         # 1. Project, and turn queries and keys by their positions. Groups have one key and one value: G heads.
-        q_BHTK, k_BGSK, v_BGSK = self.heads(x_BTD, positions_BT)
+        q_BHTK, k_BGSK, v_BGSK = self.heads(x_BTD, rotation)
         # 2. The cache keeps keys already turned, and only those of the groups.
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(k_BGSK, v_BGSK)
@@ -173,31 +193,29 @@ class GroupedQueryAttention(nn.Module):
         # 4. Put the heads side by side again and mix them.
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
-    def heads(self, x_BTD: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x_BTD: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] → turned queries [B, H, T, K], turned keys and values [B, G, T, K]."""
-        positions_BT = first_positions(x_BTD) if positions_BT is None else positions_BT
-        q_BHTK = self.q_proj(x_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        k_BGTK, v_BGTK = (proj(x_BTD).unflatten(-1, (self.n_kv_heads, -1)).transpose(1, 2) for proj in (self.k_proj, self.v_proj))
-        return self.rope(q_BHTK, positions_BT), self.rope(k_BGTK, positions_BT), v_BGTK
+        q_BTHK, k_BTGK, v_BTGK = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None:
+            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        q_BHTK, k_BGTK, v_BGTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
+        if rotation is not None:
+            q_BHTK, k_BGTK = apply_rotary_pos_emb(q_BHTK, k_BGTK, *rotation)
+        return q_BHTK, k_BGTK, v_BGTK
 
     def to_all_heads(self, x_BGSK: Tensor) -> Tensor:
         """[B, G, S, K] → [B, H, S, K]: neighbouring heads are of one group."""
         return x_BGSK.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
 
-    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, positions_BT: Tensor | None = None) -> Tensor:
+    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         """[B, T, D] → softmax(q·kᵀ/√K) [B, H, T, T], which ``forward`` computes inside one fused call. Arguments as there."""
-        q_BHTK, k_BGTK, _ = self.heads(x_BTD, positions_BT)
+        q_BHTK, k_BGTK, _ = self.heads(x_BTD, rotation)
         return softmax_weights(q_BHTK, self.to_all_heads(k_BGTK), allowed)
 
     def values(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] → what the weights are weights of, [B, H, T, K]."""
-        return self.to_all_heads(self.heads(x_BTD, None)[2])
+        return self.to_all_heads(self.heads(x_BTD)[2])
 
     def cache_shapes(self) -> tuple[tuple[int, int], ...]:
         """(heads, width) of what a ``Cache`` keeps: keys and values of every group."""
-        return 2 * ((self.n_kv_heads, self.rope.width),)
-
-
-def first_positions(x_BTD: Tensor) -> Tensor:
-    """0 … T−1, [1, T], for hidden states [B, T, D]."""
-    return torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
+        return 2 * ((self.n_kv_heads, self.head_dim),)

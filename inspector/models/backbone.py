@@ -6,13 +6,14 @@ Shape letters: B batch, T tokens (new ones, where there are caches), S all token
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from .attention import attendable, positions_of
+from .attention import Rotation, attendable, positions_of
 from .block import Block, apart
 from .cache import Cache, past_length
 from .moe import Routing
-from .positions import PositionalEncoding
+from .positions import PositionalEncoding, RotaryEmbedding
 
 
 class Hidden(NamedTuple):
@@ -33,6 +34,7 @@ class Backbone(nn.Module):
         layers: the blocks.
         norm: the final norm.
         positions: added to the embeddings; None where attention turns queries and keys instead.
+        rope: gives the angles by which attention turns them, once for all layers.
         scale: what embeddings are multiplied with.
         dropout: after the embedding, where ``positions`` does not bring its own.
     """
@@ -45,6 +47,7 @@ class Backbone(nn.Module):
         positions: PositionalEncoding | None = None,
         scale: float = 1.0,
         dropout: float = 0.0,
+        rope: RotaryEmbedding | None = None,
     ):
         super().__init__()
         self.scale = scale
@@ -53,6 +56,8 @@ class Backbone(nn.Module):
             self.positions = positions
         else:
             self.dropout = nn.Dropout(dropout)
+        if rope is not None:
+            self.rope = rope
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.gradient_checkpointing = False
@@ -70,10 +75,11 @@ class Backbone(nn.Module):
         allowed = attendable(mask, input_ids, past)
         positions_BT = positions_of(mask, input_ids, past)
         x_BTD = self.placed(self.embed(input_ids), positions_BT, past)
+        rotation = self.rotation(positions_BT, x_BTD.dtype)
         routings = []
         for i, layer in enumerate(self.layers):
             run = self.recomputed(layer) if self.gradient_checkpointing and self.training else layer
-            x_BTD, routing = apart(run(x_BTD, allowed, positions_BT, None if caches is None else caches[i]))
+            x_BTD, routing = apart(run(x_BTD, allowed, rotation, None if caches is None else caches[i]))
             routings += [routing] if routing is not None else []
         hidden_BTD = self.norm(x_BTD)
         return Hidden(hidden_BTD, tuple(routings)) if routings else hidden_BTD
@@ -92,6 +98,10 @@ class Backbone(nn.Module):
                 "shorten it or build a longer model"
             )
         return self.positions(x_BTD, positions_BT)
+
+    def rotation(self, positions_BT: Tensor, dtype: torch.dtype) -> Rotation | None:
+        """What attention turns queries and keys of these places by, [B, T, K] each; None without RoPE."""
+        return self.rope(positions_BT, dtype) if hasattr(self, "rope") else None
 
     def recomputed(self, layer: Block):
         """The layer, its activations computed a second time for the backward pass instead of kept."""

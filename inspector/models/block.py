@@ -5,7 +5,7 @@ Shape letters: B batch, T tokens, D hidden.
 
 from torch import Tensor, nn
 
-from .attention import MultiHeadAttention
+from .attention import MultiHeadAttention, Rotation
 from .cache import Cache
 from .feed_forward import FeedForward
 from .moe import Routing
@@ -19,7 +19,7 @@ class Block(nn.Module):
     Reference: ``torch.nn.TransformerEncoderLayer`` with the same ``norm_first``.
 
     Args:
-        self_attn: module: [B, T, D], an attention mask, positions and a cache → [B, T, D].
+        self_attn: module: [B, T, D], an attention mask, RoPE's rotation and a cache → [B, T, D].
         mlp: module [B, T, D] → [B, T, D], or the pair of that and a ``Routing``.
         norm_attn: norm of the attention.
         norm_mlp: norm of the feed-forward.
@@ -39,18 +39,18 @@ class Block(nn.Module):
         self.norm_first = norm_first
 
     def forward(
-        self, x_BTD: Tensor, allowed: Tensor | None = None, positions_BT: Tensor | None = None, cache: Cache | None = None
+        self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None, cache: Cache | None = None
     ) -> Tensor | tuple[Tensor, Routing]:
         """[B, T, D] → [B, T, D]; of a mixture of experts the pair of that and its ``Routing``.
 
-        ``allowed``, ``positions_BT`` and ``cache`` as in ``MultiHeadAttention.forward``.
+        ``allowed``, ``rotation`` and ``cache`` as in ``MultiHeadAttention.forward``.
         """
         if self.norm_first:
-            x_BTD = x_BTD + self.dropout(self.self_attn(self.norm_attn(x_BTD), allowed, positions_BT, cache))
+            x_BTD = x_BTD + self.dropout(self.self_attn(self.norm_attn(x_BTD), allowed, rotation, cache))
             out_BTD, routing = apart(self.mlp(self.norm_mlp(x_BTD)))
             x_BTD = x_BTD + self.dropout(out_BTD)
         else:
-            x_BTD = self.norm_attn(x_BTD + self.dropout(self.self_attn(x_BTD, allowed, positions_BT, cache)))
+            x_BTD = self.norm_attn(x_BTD + self.dropout(self.self_attn(x_BTD, allowed, rotation, cache)))
             out_BTD, routing = apart(self.mlp(x_BTD))
             x_BTD = self.norm_mlp(x_BTD + self.dropout(out_BTD))
         return x_BTD if routing is None else (x_BTD, routing)

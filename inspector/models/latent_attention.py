@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import first_positions, softmax_weights
+from .attention import Rotation, softmax_weights
 from .cache import Cache
 from .norms import RMSNorm
-from .positions import RotaryEmbedding
+from .positions import apply_rotary_pos_emb, checked_scaling, magnified
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -33,7 +33,7 @@ class MultiHeadLatentAttention(nn.Module):
         qk_rope_head_dim: numbers that RoPE turns, R; even.
         v_head_dim: width of a head's value, V.
         dropout: probability of dropping an attention weight while training.
-        rope_theta: base of RoPE's frequencies.
+        rope_scaling: of the model's ``RotaryEmbedding``: YaRN's ``mscale_all_dim`` sharpens attention.
 
     Raises:
         ValueError: a width below 1, or an odd ``qk_rope_head_dim``.
@@ -49,7 +49,7 @@ class MultiHeadLatentAttention(nn.Module):
         qk_rope_head_dim: int,
         v_head_dim: int,
         dropout: float = 0.1,
-        rope_theta: float = 10_000.0,
+        rope_scaling: dict | None = None,
     ):
         super().__init__()
         widths = dict(n_heads=n_heads, kv_lora_rank=kv_lora_rank, qk_nope_head_dim=qk_nope_head_dim, v_head_dim=v_head_dim)
@@ -71,20 +71,17 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(kv_lora_rank)
         self.kv_b_proj = nn.Linear(kv_lora_rank, n_heads * (qk_nope_head_dim + v_head_dim), bias=False)
         self.o_proj = nn.Linear(n_heads * v_head_dim, d_model, bias=False)
-        self.rope = RotaryEmbedding(qk_rope_head_dim, rope_theta)
+        self.scale = attention_scale(qk_nope_head_dim + qk_rope_head_dim, rope_scaling)
 
-    def forward(
-        self, x_BTD: Tensor, allowed: Tensor | None = None, positions_BT: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
-        """[B, T, D] → [B, T, D]. Arguments as in ``MultiHeadAttention.forward``; without ``positions_BT`` they are 0 … T−1.
+    def forward(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
+        """[B, T, D] → [B, T, D]. Arguments as in ``MultiHeadAttention.forward``; without ``rotation`` nothing is turned.
 
         Without a cache keys and values are made (``naive``); with one they are not, since they would be made anew of all
         latents for every token (``absorbed``). Both compute the same.
         """
         # 1. Queries of every head, their latter part turned.
-        q_BHTN, q_BHTR = self.queries(x_BTD, positions_BT)
+        q_BHTN, q_BHTR, latent_B1SC, k_B1SR = self.projected(x_BTD, rotation)
         # 2. The latent and the one turned key: all that a cache keeps.
-        latent_B1SC, k_B1SR = self.latents(x_BTD, positions_BT)
         if cache is not None:
             latent_B1SC, k_B1SR = cache.append(latent_B1SC, k_B1SR)
         # 3. Each head looks at the tokens it may see.
@@ -93,18 +90,17 @@ class MultiHeadLatentAttention(nn.Module):
         # 4. Put the heads side by side again and mix them.
         return self.o_proj(out_BHTV.transpose(1, 2).flatten(2))
 
-    def queries(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[B, T, D] → queries without position [B, H, T, N], and turned ones [B, H, T, R]."""
+    def projected(self, x_BTD: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B, T, D] → queries without position [B, H, T, N] and turned ones [B, H, T, R]; latents [B, 1, T, C], and the key that
+        all heads share, turned, [B, 1, T, R]."""
         q_BTQ = self.q_proj(x_BTD) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
         q_BHTQ = q_BTQ.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         q_BHTN, q_BHTR = q_BHTQ.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
-        return q_BHTN, self.rope(q_BHTR, first_positions(x_BTD) if positions_BT is None else positions_BT)
-
-    def latents(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[B, T, D] → latents [B, 1, T, C], and the key that all heads share, turned, [B, 1, T, R]."""
         latent_BTC, k_BTR = self.kv_a_proj_with_mqa(x_BTD).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
-        positions_BT = first_positions(x_BTD) if positions_BT is None else positions_BT
-        return self.kv_a_layernorm(latent_BTC)[:, None], self.rope(k_BTR[:, None], positions_BT)
+        k_B1TR = k_BTR[:, None]
+        if rotation is not None:
+            q_BHTR, k_B1TR = apply_rotary_pos_emb(q_BHTR, k_B1TR, *rotation)
+        return q_BHTN, q_BHTR, self.kv_a_layernorm(latent_BTC)[:, None], k_B1TR
 
     def keys_and_values(self, latent_B1SC: Tensor, k_B1SR: Tensor) -> tuple[Tensor, Tensor]:
         """What the latents stand for: keys [B, H, S, N + R] and values [B, H, S, V] of every head."""
@@ -117,29 +113,43 @@ class MultiHeadLatentAttention(nn.Module):
         k_BHSK, v_BHSV = self.keys_and_values(latent_B1SC, k_B1SR)
         q_BHTK = torch.cat([q_BHTN, q_BHTR], dim=-1)
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, attn_mask=allowed, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, attn_mask=allowed, dropout_p=dropout, scale=self.scale)
 
     def absorbed(self, q_BHTN: Tensor, q_BHTR: Tensor, latent_B1SC: Tensor, k_B1SR: Tensor, allowed: Tensor | None) -> Tensor:
         """The same without making keys and values: q·(W_UK·c) = (W_UKᵀ·q)·c, and Σ a·(W_UV·c) = W_UV·Σ a·c. Arguments as ``naive``."""
         up_HWC = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
         k_up_HNC, v_up_HVC = up_HWC.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
         scores_BHTS = (q_BHTN @ k_up_HNC) @ latent_B1SC.transpose(-2, -1) + q_BHTR @ k_B1SR.transpose(-2, -1)
-        scores_BHTS = scores_BHTS / math.sqrt(self.qk_nope_head_dim + self.qk_rope_head_dim)
+        if self.scale is None:
+            scores_BHTS = scores_BHTS / math.sqrt(self.qk_nope_head_dim + self.qk_rope_head_dim)
+        else:
+            scores_BHTS = scores_BHTS * self.scale
         if allowed is not None:
             scores_BHTS = scores_BHTS.masked_fill(~allowed, -math.inf)
         weights_BHTS = F.dropout(scores_BHTS.softmax(-1), self.dropout, self.training)
         return (weights_BHTS @ latent_B1SC) @ v_up_HVC.transpose(-2, -1)
 
-    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, positions_BT: Tensor | None = None) -> Tensor:
+    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         """[B, T, D] → softmax(q·kᵀ/√(N+R)) [B, H, T, T], which ``forward`` computes inside one fused call. Arguments as there."""
-        q_BHTK = torch.cat(self.queries(x_BTD, positions_BT), dim=-1)
-        k_BHTK, _ = self.keys_and_values(*self.latents(x_BTD, positions_BT))
-        return softmax_weights(q_BHTK, k_BHTK, allowed)
+        q_BHTN, q_BHTR, *kept = self.projected(x_BTD, rotation)
+        k_BHTK, _ = self.keys_and_values(*kept)
+        return softmax_weights(torch.cat([q_BHTN, q_BHTR], dim=-1), k_BHTK, allowed, self.scale)
 
     def values(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] → what the weights are weights of, [B, H, T, V]."""
-        return self.keys_and_values(*self.latents(x_BTD))[1]
+        return self.keys_and_values(*self.projected(x_BTD)[2:])[1]
 
     def cache_shapes(self) -> tuple[tuple[int, int], ...]:
         """(heads, width) of what a ``Cache`` keeps: the latent and the shared key, whatever the number of heads."""
         return (1, self.kv_lora_rank), (1, self.qk_rope_head_dim)
+
+
+def attention_scale(width: int, rope_scaling: dict | None) -> float | None:
+    """What scores are multiplied with where YaRN sharpens attention, mscale² / √K; None: 1/√K, as usual.
+
+    Source: ``DeepseekV3Attention`` of transformers; DeepSeek-V3's configuration.
+    """
+    scaling = checked_scaling(rope_scaling)
+    if scaling is None or not scaling.get("mscale_all_dim"):
+        return None
+    return width**-0.5 * magnified(scaling, scaling["mscale_all_dim"]) ** 2

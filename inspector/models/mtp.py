@@ -6,7 +6,7 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from .attention import attendable, positions_of
+from .attention import Rotation, attendable, positions_of
 from .block import Block, apart
 from .cache import Cache
 from .moe import Routing
@@ -35,14 +35,14 @@ class MultiTokenPrediction(nn.Module):
         self.norm = RMSNorm(d_model)
 
     def forward(
-        self, hidden_BTD: Tensor, embedded_BTD: Tensor, allowed: Tensor | None, positions_BT: Tensor, cache: Cache | None = None
+        self, hidden_BTD: Tensor, embedded_BTD: Tensor, allowed: Tensor | None, rotation: Rotation | None, cache: Cache | None = None
     ) -> tuple[Tensor, Routing | None]:
         """h^{k−1} [B, T, D] and embeddings of the tokens k places further [B, T, D] → h^k [B, T, D], and its experts if it has any.
 
-        ``allowed``, ``positions_BT`` and ``cache`` as in ``MultiHeadAttention.forward``.
+        ``allowed``, ``rotation`` and ``cache`` as in ``MultiHeadAttention.forward``.
         """
         joined_BT2D = torch.cat([self.enorm(embedded_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        out_BTD, routing = apart(self.block(self.eh_proj(joined_BT2D), allowed, positions_BT, cache))
+        out_BTD, routing = apart(self.block(self.eh_proj(joined_BT2D), allowed, rotation, cache))
         return self.norm(out_BTD), routing
 
 
@@ -66,9 +66,8 @@ def further_logits(
         ids_BT = input_ids[:, k:]
         both_BT = None if mask is None else mask[:, :-k] & mask[:, k:]
         embedded_BTD = model.backbone.embed(ids_BT)
-        hidden_BTD, routing = depth(
-            hidden_BTD[:, : ids_BT.shape[1]], embedded_BTD, attendable(both_BT, ids_BT), positions_of(both_BT, ids_BT)
-        )
+        rotation = model.backbone.rotation(positions_of(both_BT, ids_BT), embedded_BTD.dtype)
+        hidden_BTD, routing = depth(hidden_BTD[:, : ids_BT.shape[1]], embedded_BTD, attendable(both_BT, ids_BT), rotation)
         logits.append(model.lm_head(hidden_BTD))
         routings += [routing] if routing is not None else []
     return tuple(logits), tuple(routings)

@@ -28,6 +28,7 @@ from .latent_attention import MultiHeadLatentAttention
 from .moe import BalancedGate, MixtureOfExperts, NoisyTopKGate
 from .mtp import MultiTokenPrediction
 from .norms import RMSNorm
+from .positions import RotaryEmbedding
 
 GATES = {"noisy": NoisyTopKGate, "balanced": BalancedGate}
 
@@ -187,8 +188,13 @@ LEAST = ("d_ff", "n_kv_heads", "n_experts", "n_chosen", "mtp_depth")  # sizes th
 
 def pre_norm(attention: nn.Module, feed_forward: nn.Module, config: dict) -> Block:
     """A pre-norm block of these two parts, with RMSNorm."""
-    norms = (RMSNorm(config["d_model"]) for _ in range(2))
+    norms = (made(RMSNorm, config | dict(eps=config.get("rms_norm_eps", 1e-6))) for _ in range(2))
     return Block(attention, feed_forward, *norms, dropout=config["dropout"], norm_first=True)
+
+
+def turned_width(config: dict) -> int:
+    """How many numbers of a query and a key RoPE turns: all of a head's, or of latent attention those that are for it."""
+    return config.get("qk_rope_head_dim") or config.get("head_dim") or config["d_model"] // config["n_heads"]
 
 
 def made(part: type[nn.Module], config: dict) -> nn.Module:
@@ -211,7 +217,8 @@ def assembled(variant: str, config: dict, block: Callable[[], Block], mtp_depth:
     backbone = Backbone(
         embed_tokens=nn.Embedding(config["vocab_size"], config["d_model"]),
         layers=[block() for _ in range(config["n_layers"])],
-        norm=RMSNorm(config["d_model"]),
+        norm=made(RMSNorm, config | dict(eps=config.get("rms_norm_eps", 1e-6))),
         dropout=config["dropout"],
+        rope=RotaryEmbedding(turned_width(config), config["rope_theta"], config.get("rope_scaling")),
     )
     return LanguageModel(variant, config, backbone, (MultiTokenPrediction(config["d_model"], block()) for _ in range(mtp_depth)))

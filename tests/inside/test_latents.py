@@ -30,7 +30,7 @@ def test_sizes_and_bytes_by_hand(tiny, kind):
     m.model(torch.tensor([IDS]))
     for i, one in enumerate(record.layers):
         attn = m.model.backbone.layers[i].self_attn
-        c, k_rope = attn.latents(given[i])
+        _, _, c, k_rope = attn.projected(given[i], m.model.backbone.rotation(torch.arange(len(IDS))[None], torch.float32))
         keys, values = attn.keys_and_values(c, k_rope)
         assert one.full_bytes == 4 * (keys.shape[1] * keys.shape[-1] + values.shape[1] * values.shape[-1])
         assert (one.heads, one.key, one.value, one.latent, one.shared_key) == (4, 12, 8, 16, 4)

@@ -9,6 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from inspector.models import Cache, GroupedQueryAttention, MultiHeadLatentAttention, RMSNorm, RotaryEmbedding, SwiGLU
 from inspector.models.attention import causal_mask, softmax_weights
+from inspector.models.positions import apply_rotary_pos_emb
 
 # transformers computes RMSNorm and RoPE in float32 whatever the dtype: a few units of its rounding, 6e-8, on numbers of size 1.
 FLOAT32 = dict(rtol=1e-5, atol=2e-6)
@@ -18,6 +19,10 @@ B, T, D, H, G = 3, 7, 24, 6, 2
 CAUSAL = causal_mask(T)[None, None]
 ADDED = torch.zeros(1, 1, T, T).masked_fill(~CAUSAL, torch.finfo(torch.float32).min)
 POSITIONS = torch.arange(T)[None]
+
+
+def rotation(width: int, dtype: torch.dtype = torch.float32, theta: float = 10_000.0, places: torch.Tensor = POSITIONS):
+    return RotaryEmbedding(width, theta)(places, dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +68,12 @@ def llama_config(**changes) -> LlamaConfig:
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 def test_grouped_query_attention_equals_llamas(groups):
     config = llama_config(num_key_value_heads=groups, rope_parameters=dict(rope_type="default", rope_theta=500.0))
-    ours = shaken(GroupedQueryAttention(D, H, groups, rope_theta=500.0))
+    ours = shaken(GroupedQueryAttention(D, H, groups))
     theirs = LlamaAttention(config, 0).eval()
     theirs.load_state_dict(ours.state_dict())
     places = LlamaRotaryEmbedding(config)(torch.zeros(1), POSITIONS)
-    same_outputs_and_gradients(lambda x: ours(x, CAUSAL), lambda x: theirs(x, places, ADDED)[0], pairs(ours, theirs), **FLOAT32)
+    turned = rotation(D // H, theta=500.0)
+    same_outputs_and_gradients(lambda x: ours(x, CAUSAL, turned), lambda x: theirs(x, places, ADDED)[0], pairs(ours, theirs), **FLOAT32)
 
 
 def test_llamas_weights_make_grouped_query_attention():
@@ -75,7 +81,7 @@ def test_llamas_weights_make_grouped_query_attention():
     ours = GroupedQueryAttention(D, H, G).eval()
     ours.load_state_dict(theirs.state_dict())
     x, places = torch.randn(B, T, D), LlamaRotaryEmbedding(llama_config())(torch.zeros(1), POSITIONS)
-    torch.testing.assert_close(ours(x, CAUSAL), theirs(x, places, ADDED)[0], **FLOAT32)
+    torch.testing.assert_close(ours(x, CAUSAL, rotation(D // H)), theirs(x, places, ADDED)[0], **FLOAT32)
 
 
 def test_swiglu_equals_llamas():
@@ -100,11 +106,14 @@ def test_rms_norm_stays_in_float64():
 
 
 def test_rope_depends_on_the_distance_alone():
-    rope = RotaryEmbedding(8).double()
+    rope = RotaryEmbedding(8)
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
 
+    def turned(x: torch.Tensor, place: int) -> torch.Tensor:
+        return apply_rotary_pos_emb(x, x, *rope(torch.tensor([[place]]), x.dtype))[0]
+
     def product(at_q: int, at_k: int) -> float:
-        return float((rope(q, torch.tensor([[at_q]])) * rope(k, torch.tensor([[at_k]]))).sum())
+        return float((turned(q, at_q) * turned(k, at_k)).sum())
 
     assert product(7, 3) == pytest.approx(product(104, 100), rel=1e-5)
     assert product(7, 3) != pytest.approx(product(7, 4), rel=1e-2)
@@ -167,7 +176,8 @@ def test_latent_attention_equals_deepseeks(q_lora_rank, interleaved, form, monke
     theirs, places = deepseek(q_lora_rank, interleaved)
     theirs.load_state_dict(interleave(ours, ours.state_dict()) if interleaved else ours.state_dict())
     same = pairs(ours, theirs) if not interleaved else []  # with permuted rows the gradients are permuted, too
-    same_outputs_and_gradients(lambda x: ours(x, CAUSAL), lambda x: theirs(x, places, ADDED)[0], same, **FLOAT32)
+    turned = rotation(RANKS["qk_rope_head_dim"])
+    same_outputs_and_gradients(lambda x: ours(x, CAUSAL, turned), lambda x: theirs(x, places, ADDED)[0], same, **FLOAT32)
 
 
 def test_deepseeks_weights_make_latent_attention():
@@ -176,15 +186,15 @@ def test_deepseeks_weights_make_latent_attention():
     ours = latent(8)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(B, T, D)
-    torch.testing.assert_close(ours(x, CAUSAL), theirs(x, places, ADDED)[0], **FLOAT32)
+    turned = rotation(RANKS["qk_rope_head_dim"])
+    torch.testing.assert_close(ours(x, CAUSAL, turned), theirs(x, places, ADDED)[0], **FLOAT32)
 
 
 @pytest.mark.parametrize("q_lora_rank", [None, 8])
 def test_naive_and_absorbed_forms_are_the_same_function(q_lora_rank):
     ours = latent(q_lora_rank).double()
     x = torch.randn(B, T, D, dtype=torch.float64)
-    q_nope, q_rope = ours.queries(x)
-    inputs = (q_nope, q_rope, *ours.latents(x), CAUSAL)
+    inputs = (*ours.projected(x, rotation(RANKS["qk_rope_head_dim"], x.dtype)), CAUSAL)
     torch.testing.assert_close(ours.absorbed(*inputs), ours.naive(*inputs), **FLOAT64)
 
 
@@ -195,7 +205,7 @@ def test_a_width_of_zero_is_an_error(absent):
 
 
 ATTENTIONS = {
-    "grouped": lambda: GroupedQueryAttention(D, H, G),
+    "grouped": lambda: GroupedQueryAttention(D, H, G, head_dim=RANKS["qk_rope_head_dim"], qkv_bias=True, o_bias=True, qk_norm=True),
     "latent": lambda: MultiHeadLatentAttention(D, H, q_lora_rank=None, **RANKS),
     "latent, compressed queries": lambda: MultiHeadLatentAttention(D, H, q_lora_rank=8, **RANKS),
 }
@@ -205,17 +215,19 @@ ATTENTIONS = {
 def test_weights_times_values_are_what_the_attention_gives(kind):
     attn = shaken(ATTENTIONS[kind]()).double()
     x = torch.randn(B, T, D, dtype=torch.float64)
-    weights = attn.weights(x, CAUSAL)
+    turned = rotation(RANKS["qk_rope_head_dim"], x.dtype)
+    weights = attn.weights(x, CAUSAL, turned)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), **FLOAT64)
     assert not weights.triu(1).any()
-    torch.testing.assert_close(attn.o_proj((weights @ attn.values(x)).transpose(1, 2).flatten(2)), attn(x, CAUSAL), **FLOAT64)
+    torch.testing.assert_close(attn.o_proj((weights @ attn.values(x)).transpose(1, 2).flatten(2)), attn(x, CAUSAL, turned), **FLOAT64)
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_gradients_are_those_of_finite_differences(kind):
     attn = shaken(ATTENTIONS[kind]()).double()
     x = torch.randn(1, 3, D, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: attn(x, causal_mask(3)[None, None]), x)
+    turned = rotation(RANKS["qk_rope_head_dim"], x.dtype, places=POSITIONS[:, :3])
+    assert torch.autograd.gradcheck(lambda x: attn(x, causal_mask(3)[None, None], turned), x)
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
@@ -228,9 +240,10 @@ def test_cached_equals_uncached(kind, chunks):
     for part in x.split(chunks, dim=1):
         end = start + part.shape[1]
         allowed = causal_mask(end)[start:][None, None]
-        parts.append(attn(part, allowed, torch.arange(start, end)[None], cache))
+        turned = rotation(RANKS["qk_rope_head_dim"], x.dtype, places=torch.arange(start, end)[None])
+        parts.append(attn(part, allowed, turned, cache))
         start = end
-    torch.testing.assert_close(torch.cat(parts, dim=1), attn(x, CAUSAL), **FLOAT64)
+    torch.testing.assert_close(torch.cat(parts, dim=1), attn(x, CAUSAL, rotation(RANKS["qk_rope_head_dim"], x.dtype)), **FLOAT64)
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)

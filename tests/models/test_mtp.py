@@ -7,7 +7,7 @@ from transformers import LlamaConfig
 from transformers.modeling_layers import MtpLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from inspector.models import VARIANTS, MultiTokenPrediction, to_transformers
+from inspector.models import VARIANTS, MultiTokenPrediction, RotaryEmbedding, to_transformers
 from inspector.models.attention import GroupedQueryAttention, causal_mask
 from inspector.models.backbone import hidden_of
 from inspector.models.feed_forward import SwiGLU
@@ -57,7 +57,8 @@ def test_a_depth_equals_transformers_mtp_layer():
     positions = torch.arange(7)[None]
     added = torch.zeros(1, 1, 7, 7).masked_fill(~causal_mask(7), torch.finfo(torch.float32).min)
     expected = theirs(embedded, hidden, LlamaRotaryEmbedding(config)(hidden, positions), added, positions, None)
-    out, routing = ours(hidden, embedded, causal_mask(7)[None, None], positions)
+    rotation = RotaryEmbedding(config.head_dim)(positions, hidden.dtype)
+    out, routing = ours(hidden, embedded, causal_mask(7)[None, None], rotation)
     assert routing is None
     torch.testing.assert_close(out, expected, **FLOAT32)
 
@@ -68,7 +69,8 @@ def test_a_depth_of_the_formula_in_single_steps():
     hidden, _ = hidden_of(model.backbone(tokens))
     depth = model.mtp[0]
     joined = torch.cat([depth.enorm(model.backbone.embed_tokens(tokens[:, 1:])), depth.hnorm(hidden[:, :-1])], dim=-1)
-    expected = model.lm_head(depth.norm(depth.block(depth.eh_proj(joined), causal_mask(8)[None, None], torch.arange(8)[None])))
+    rotation = model.backbone.rotation(torch.arange(8)[None], hidden.dtype)
+    expected = model.lm_head(depth.norm(depth.block(depth.eh_proj(joined), causal_mask(8)[None, None], rotation)))
     (logits,), _ = further_logits(model, tokens, hidden)
     torch.testing.assert_close(logits, expected)
 

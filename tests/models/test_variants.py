@@ -196,9 +196,10 @@ def test_gradients_of_a_block_are_those_of_finite_differences(name):
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "mtp" in name])
 def test_gradients_of_a_depth_are_those_of_finite_differences(name):
-    depth = built(name, d_model=8, n_heads=2, n_layers=1, d_ff=6).mtp[0]
+    model = built(name, d_model=8, n_heads=2, n_layers=1, d_ff=6)
+    depth = model.mtp[0]
     hidden, embedded = (torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    places = torch.arange(3)[None]
+    places = model.backbone.rotation(torch.arange(3)[None], torch.float64)
     assert torch.autograd.gradcheck(lambda h, e: depth(h, e, causal_mask(3)[None, None], places)[0], (hidden, embedded))
 
 
