@@ -11,12 +11,13 @@ from transformers.utils import ModelOutput
 
 from .backbone import hidden_of
 from .expert import ExpertModel
+from .families import FAMILY_BUILDERS
 from .language_model import LanguageModel, init_weights
 from .moe import Routing
 from .mtp import further_logits
 from .variants import VARIANTS
 
-BUILDERS = {"expert": ExpertModel, **VARIANTS}
+BUILDERS = {"expert": ExpertModel, **VARIANTS, **FAMILY_BUILDERS}
 PREFIX = "inspector-"
 USUAL_NAMES = {  # what transformers calls the arguments that it has a name for
     "hidden_size": "d_model",
@@ -28,7 +29,12 @@ USUAL_NAMES = {  # what transformers calls the arguments that it has a name for
     "num_experts": "n_experts",
     "num_experts_per_tok": "n_chosen",
 }
-MIXED_CASE = {"expert": "Expert", "moe": "MoE"}  # in the names of classes; the other parts of variants' names are abbreviations
+MIXED_CASE = {  # in the names of classes; the other parts of variants' names are abbreviations
+    "expert": "Expert",
+    "moe": "MoE",
+    "qwen2": "NativeQwen2",
+    "deepseek": "NativeDeepseek",
+}
 
 
 def arguments_of(variant: str) -> dict[str, Parameter]:
@@ -37,7 +43,7 @@ def arguments_of(variant: str) -> dict[str, Parameter]:
     return {name: parameter for name, parameter in parameters.items() if name not in ("total_params", "non_embedding_params")}
 
 
-NONE_ALLOWED = ("n_shared_experts",)  # counts that may be 0
+NONE_ALLOWED = ("n_shared_experts", "n_dense_layers", "mtp_depth")  # counts that may be 0
 
 
 def check_arguments(variant: str, arguments: dict) -> None:
@@ -76,7 +82,7 @@ class NativeConfig(PreTrainedConfig):
 
     @property
     def variant(self) -> str:
-        """The model's name among ``VARIANTS``, or "expert"."""
+        """The model's name among ``BUILDERS``."""
         return self.model_type.removeprefix(PREFIX)
 
     def build(self) -> LanguageModel:

@@ -101,20 +101,39 @@ class BalancedGate(nn.Module):
     The bias b steers the selection and nothing else. After every update it falls for experts that had more than the mean
     and rises for the others (``update_biases``), so that no loss has to balance them.
     Source: DeepSeek-V3 (arXiv 2412.19437), section 2.1.2; Wang et al. 2024 (arXiv 2408.15664).
-    Reference: ``transformers.models.deepseek_v3.modeling_deepseek_v3.DeepseekV3TopkRouter``, with one group.
+    Reference: ``transformers.models.deepseek_v3.modeling_deepseek_v3.DeepseekV3TopkRouter``.
 
     Args:
         d_model, n_experts, n_chosen: as in ``NoisyTopKGate``.
-        scale: factor on the weights, which sum to it.
+        scale: factor on the weights.
+        norm_topk_prob: the weights of the chosen are divided by their sum, so that they sum to the scale.
+        n_groups, n_chosen_groups: neighbouring experts make a group, and only those of the best groups can be chosen: of each
+            group the two best s + b count. (In DeepSeek-V3 a group is a machine, and fewer have to be asked.)
 
     Raises:
-        ValueError: more are to be chosen than there are, or one only, whose share is always 1: such a gate cannot learn.
+        ValueError: more are to be chosen than there are, groups that do not divide the experts, or one expert only, whose share
+            is always 1: such a gate cannot learn.
     """
 
-    def __init__(self, d_model: int, n_experts: int, n_chosen: int, scale: float = 1.0):
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        n_chosen: int,
+        scale: float = 1.0,
+        norm_topk_prob: bool = True,
+        n_groups: int = 1,
+        n_chosen_groups: int = 1,
+    ):
         super().__init__()
-        self.n_chosen, self.scale = checked_choice(n_experts, n_chosen), scale
-        if n_chosen == 1:
+        self.n_chosen, self.scale, self.norm_topk_prob = checked_choice(n_experts, n_chosen), scale, norm_topk_prob
+        self.n_groups, self.n_chosen_groups = n_groups, n_chosen_groups
+        if not 1 <= n_chosen_groups <= n_groups or n_experts % n_groups or n_chosen_groups * n_experts // n_groups < n_chosen:
+            raise ValueError(
+                f"n_groups={n_groups}, n_chosen_groups={n_chosen_groups}: give groups that divide {n_experts} experts, of which those "
+                f"chosen hold at least {n_chosen}"
+            )
+        if n_chosen == 1 and norm_topk_prob:
             raise ValueError("n_chosen=1: the one expert's share would always be 1, and the balanced gate could not learn: give 2 or more")
         self.weight = nn.Parameter(torch.empty(n_experts, d_model))
         nn.init.xavier_uniform_(self.weight)
@@ -122,13 +141,27 @@ class BalancedGate(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Routing:
         """[B, T, D] → which experts each token goes to."""
-        scores_BTE = F.linear(x_BTD, self.weight).sigmoid()
-        experts_BTK = (scores_BTE + self.e_score_correction_bias).topk(self.n_chosen, dim=-1).indices
+        # 1. Scores, in float32 at least: in bfloat16 many would be equal.
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        scores_BTE = F.linear(x_BTD.to(wide), self.weight.to(wide)).sigmoid()
+        # 2. The bias steers who is chosen, the scores what the chosen weigh.
+        experts_BTK = self.in_best_groups(scores_BTE + self.e_score_correction_bias).topk(self.n_chosen, dim=-1).indices
         weights_BTK = scores_BTE.gather(-1, experts_BTK)
-        weights_BTK = self.scale * weights_BTK / (weights_BTK.sum(-1, keepdim=True) + 1e-20)
+        if self.norm_topk_prob:
+            weights_BTK = weights_BTK / (weights_BTK.sum(-1, keepdim=True) + 1e-20)
+        weights_BTK = weights_BTK * self.scale
         weights_BTK, order = weights_BTK.sort(dim=-1, descending=True)
         experts_BTK = experts_BTK.gather(-1, order)
         return Routing(experts_BTK, weights_BTK, marked(experts_BTK, scores_BTE))
+
+    def in_best_groups(self, steered_BTE: Tensor) -> Tensor:
+        """The scores, −∞ for experts outside of the groups whose two best sum to most."""
+        if self.n_groups == 1:
+            return steered_BTE
+        steered_BTGE = steered_BTE.unflatten(-1, (self.n_groups, -1))
+        best_BTG = steered_BTGE.topk(min(2, steered_BTGE.shape[-1]), dim=-1).values.sum(-1)
+        chosen_BTG = marked(best_BTG.topk(self.n_chosen_groups, dim=-1).indices, best_BTG).bool()
+        return steered_BTGE.masked_fill(~chosen_BTG[..., None], -torch.inf).flatten(-2)
 
 
 def checked_choice(n_experts: int, n_chosen: int) -> int:

@@ -48,7 +48,7 @@ def gpt(
     """The plain one: grouped-query attention and SwiGLU, as in Llama and Qwen."""
     config = completed(locals())
 
-    def block() -> Block:
+    def block(layer: int) -> Block:
         return pre_norm(made(GroupedQueryAttention, config), made(SwiGLU, config), config)
 
     return assembled("gpt", config, block)
@@ -73,7 +73,7 @@ def gpt_moe(
     """``gpt`` with mixtures of ``n_experts``, of which a gate ("noisy" or "balanced") chooses ``n_chosen`` for each token."""
     config = completed(locals())
 
-    def block() -> Block:
+    def block(layer: int) -> Block:
         return pre_norm(made(GroupedQueryAttention, config), mixture(config), config)
 
     return assembled("gpt-moe", config, block)
@@ -98,7 +98,7 @@ def gpt_mla(
     """``gpt`` with latent attention. By default: latents of half of ``d_model``, a head's width without position, half of it with."""
     config = completed(locals())
 
-    def block() -> Block:
+    def block(layer: int) -> Block:
         return pre_norm(made(MultiHeadLatentAttention, config), made(SwiGLU, config), config)
 
     return assembled("gpt-mla", config, block)
@@ -120,7 +120,7 @@ def gpt_mtp(
     """``gpt`` with ``mtp_depth`` modules behind it that predict one token further each."""
     config = completed(locals())
 
-    def block() -> Block:
+    def block(layer: int) -> Block:
         return pre_norm(made(GroupedQueryAttention, config), made(SwiGLU, config), config)
 
     return assembled("gpt-mtp", config, block, mtp_depth)
@@ -150,7 +150,7 @@ def gpt_moe_mla_mtp(
     """All three together, as in DeepSeek-V3: latent attention, mixtures of experts, multi-token prediction."""
     config = completed(locals())
 
-    def block() -> Block:
+    def block(layer: int) -> Block:
         return pre_norm(made(MultiHeadLatentAttention, config), mixture(config), config)
 
     return assembled("gpt-moe-mla-mtp", config, block, mtp_depth)
@@ -183,13 +183,19 @@ def completed(config: dict) -> dict:
     return config | {name: value for name, value in defaults.items() if name in config and config[name] is None}
 
 
-LEAST = ("d_ff", "n_kv_heads", "n_experts", "n_chosen", "mtp_depth")  # sizes that are at least 1, where a builder has them
+LEAST = (  # sizes that are at least 1, where a builder has them
+    *("d_ff", "n_kv_heads", "head_dim", "n_experts", "n_chosen", "n_groups", "n_chosen_groups", "expert_d_ff", "mtp_depth"),
+)
 
 
 def pre_norm(attention: nn.Module, feed_forward: nn.Module, config: dict) -> Block:
     """A pre-norm block of these two parts, with RMSNorm."""
-    norms = (made(RMSNorm, config | dict(eps=config.get("rms_norm_eps", 1e-6))) for _ in range(2))
-    return Block(attention, feed_forward, *norms, dropout=config["dropout"], norm_first=True)
+    return Block(attention, feed_forward, norm(config), norm(config), dropout=config["dropout"], norm_first=True)
+
+
+def norm(config: dict) -> RMSNorm:
+    """A norm of hidden states, with the ε of the configuration where it has one."""
+    return RMSNorm(config["d_model"], config.get("rms_norm_eps", 1e-6))
 
 
 def turned_width(config: dict) -> int:
@@ -212,13 +218,15 @@ def mixture(config: dict) -> MixtureOfExperts:
     return MixtureOfExperts(made(GATES[config["gate"]], config), experts, shared)
 
 
-def assembled(variant: str, config: dict, block: Callable[[], Block], mtp_depth: int = 0) -> LanguageModel:
-    """The model around its blocks."""
+def assembled(variant: str, config: dict, block: Callable[[int], Block], mtp_depth: int = 0) -> LanguageModel:
+    """The model around its blocks, and those of further predictions, which are numbered on."""
+    n_layers = config["n_layers"]
     backbone = Backbone(
         embed_tokens=nn.Embedding(config["vocab_size"], config["d_model"]),
-        layers=[block() for _ in range(config["n_layers"])],
-        norm=made(RMSNorm, config | dict(eps=config.get("rms_norm_eps", 1e-6))),
+        layers=[block(layer) for layer in range(n_layers)],
+        norm=norm(config),
         dropout=config["dropout"],
         rope=RotaryEmbedding(turned_width(config), config["rope_theta"], config.get("rope_scaling")),
     )
-    return LanguageModel(variant, config, backbone, (MultiTokenPrediction(config["d_model"], block()) for _ in range(mtp_depth)))
+    depths = (MultiTokenPrediction(config["d_model"], block(n_layers + k)) for k in range(mtp_depth))
+    return LanguageModel(variant, config, backbone, depths)
