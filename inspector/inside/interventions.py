@@ -12,7 +12,7 @@ Shape letters: B batch, T tokens, D hidden, H heads, K head width.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,7 @@ from ..loading.loaded import Loaded, check_loaded
 from ..loop.decoding import next_logits
 from ..models import Routing
 from ..parts.errors import InvariantError
+from ..parts.limits import head_number
 from ..parts.roles import fit, some_of
 from ..parts.watching import Call, Watch, apart, first_numbers, substituted
 from ..records.effects import Effect, Intervention, Shift
@@ -39,20 +40,15 @@ class Acted(Counter):
 
 
 def head_count(model: nn.Module, o: nn.Module) -> tuple[int, int]:
-    """(H, K): the number of attention heads by the configuration, and how many columns of attn.o's input each of them has.
+    """(H, K): the number of attention heads that the model states, and how many columns of attn.o's input each of them has.
 
     Raises:
-        ValueError: the configuration does not say, or the input's width is no multiple of it.
+        ValueError: it does not say, or the input's width is no multiple of it.
     """
-    config = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    heads = None
-    with suppress(Exception):  # transformers has configurations that raise where layers differ in their heads
-        heads = config["n_heads"] if isinstance(config, dict) else config.num_attention_heads
+    heads = head_number(model)
     weight = max(o.parameters(), key=Tensor.dim)
     width = weight.shape[0 if isinstance(o, Conv1D) else -1]
-    if not isinstance(heads, int) or width % heads:
+    if heads is None or width % heads:
         raise ValueError(f"{type(model).__name__} does not say how many heads share the {width} columns of its attn.o: take attn whole")
     return heads, width // heads
 

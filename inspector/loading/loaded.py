@@ -14,10 +14,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..parts import splitting
 from ..parts.errors import shown
-from ..parts.limits import context_length
+from ..parts.limits import context_length, vocabulary
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
-from ..parts.splitting import Split, input_device, input_embedding
+from ..parts.splitting import Split, input_device
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from ..records.notices import Notice
 from .notices import own_notices
@@ -38,6 +38,7 @@ class Loaded:
         texts: how ids become text.
         origin: where it is from.
         device: where it is; for a model spread over several places, where it wants its ids.
+        vocab_size: the number of token ids that it reads: the rows of its embedding, whatever its configuration says.
         unused: names of weights in the checkpoint for which the model has no place.
         notices: what to know of it before anything is concluded: from loading, then what its split and its settings say.
     """
@@ -50,6 +51,7 @@ class Loaded:
     texts: Texts
     origin: Origin
     device: torch.device
+    vocab_size: int = sys.maxsize
     unused: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
 
@@ -117,15 +119,6 @@ class Loaded:
     def generation_config(self) -> GenerationConfig:
         """The settings that the checkpoint ships; empty for a module of the user's."""
         return getattr(self.model, "generation_config", None) or GenerationConfig()
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of token ids, by the configuration, else by the embedding."""
-        config = getattr(self.model, "config", None)
-        if hasattr(config, "get_text_config") and (size := getattr(config.get_text_config(), "vocab_size", None)) is not None:
-            return size
-        embedding = input_embedding(self.model)
-        return sys.maxsize if embedding is None else embedding.weight.shape[0]
 
     def numbers(self, prompt: str) -> list[int]:
         """The ids that a prompt for a model without a tokenizer spells out."""
@@ -323,6 +316,7 @@ def attach(
         texts=Texts() if tokenizer is None else texts_of(tokenizer),
         origin=origin,
         device=input_device(model),
+        vocab_size=vocabulary(model) or sys.maxsize,
     )
     return replace(loaded, notices=tuple(own_notices(loaded)))
 

@@ -16,6 +16,30 @@ def own_notices(m: "Loaded") -> Iterator[Notice]:
         yield Notice(
             "settings", "Texts in the checkpoint's settings, read as numbers", "Тексты в настройках чекпойнта, прочитанные как числа", names
         )
+    yield from vocabulary_notices(m)
+
+
+def vocabulary_notices(m: "Loaded") -> Iterator[Notice]:
+    """Tokens that the tokenizer has and the model cannot read, and stop tokens that it cannot give."""
+    size, tokenizer = m.vocab_size, m.tokenizer
+    if tokenizer is not None and max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder, 0) >= size:
+        beyond = sorted((id, token) for token, id in tokenizer.get_vocab().items() if id >= size)
+        if beyond:
+            yield Notice(
+                "vocabulary",
+                f"The tokenizer has {len(beyond):,} tokens from id {beyond[0][0]} on, the model's embedding only the ids 0 to {size - 1}: "
+                "prompts with them are refused; resize_token_embeddings makes room, and training fills it",
+                f"У токенизатора {len(beyond):,} токенов начиная с номера {beyond[0][0]}, а у эмбеддинга модели только номера от 0 до "
+                f"{size - 1}: запросы с ними отклоняются; место даёт resize_token_embeddings, а наполняет его обучение",
+                tuple(f"{token} = {id}" for id, token in beyond),
+            )
+    if outside := tuple(id for id in m.stop_ids if id >= size):
+        yield Notice(
+            "vocabulary",
+            f"Stop token {outside[0]} is none of the model's ids 0 to {size - 1}, so it ends no run: correct eos_token_id",
+            f"Стоп-токена {outside[0]} нет среди номеров модели от 0 до {size - 1}, поэтому он ничего не завершит: исправьте eos_token_id",
+            tuple(f"eos_token_id = {id}" for id in outside),
+        )
 
 
 def weights_notices(unused: Sequence[str]) -> Iterator[Notice]:

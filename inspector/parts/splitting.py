@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import shown
 from .heads import Kind, Operation, RestOfForward, forward, hidden_states, operations, own_logits, recognise
-from .limits import context_length
+from .limits import context_length, vocabulary
 from .watching import Call, Watch, alike, close, largest_difference, submodules
 
 PROBE_LENGTH = 8
@@ -199,8 +199,7 @@ def tie_again(model: nn.Module) -> None:
 
 def probe_ids(model: nn.Module) -> Tensor:
     """Ids [1, T] that span the vocabulary but for its ends, where padding and special tokens are; no more than the context holds."""
-    embedding = input_embedding(model)
-    size = embedding.weight.shape[0] if embedding is not None else PROBE_LENGTH
+    size = vocabulary(model) or PROBE_LENGTH
     length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
     return torch.linspace(0, size - 1, length + 2, device=input_device(model)).long()[None, 1:-1]
 
