@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from weakref import WeakKeyDictionary
@@ -18,9 +18,10 @@ from ..parts.limits import context_length, vocabulary
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, input_device
+from ..parts.wrappers import language_model, unwrapped
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from ..records.notices import Notice
-from .notices import own_notices
+from .notices import own_notices, wrapper_notices
 from .templates import TemplateError, encoded
 from .texts import Texts, check_ids, check_letters, check_request, one_prompt
 
@@ -40,6 +41,7 @@ class Loaded:
         device: where it is; for a model spread over several places, where it wants its ids.
         vocab_size: the number of token ids that it reads: the rows of its embedding, whatever its configuration says.
         unused: names of weights in the checkpoint for which the model has no place.
+        compiled: ids [B, T] → logits [B, T, V] of the compiled model that was given; None for one that was not compiled.
         notices: what to know of it before anything is concluded: from loading, then what its split and its settings say.
     """
 
@@ -53,6 +55,7 @@ class Loaded:
     device: torch.device
     vocab_size: int = sys.maxsize
     unused: tuple[str, ...] = ()
+    compiled: Callable[[Tensor], Tensor] | None = None
     notices: tuple[Notice, ...] = ()
 
     def encode(self, prompt: str, system: str | None = None, raw: bool = False) -> list[int]:
@@ -117,8 +120,8 @@ class Loaded:
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """The settings that the checkpoint ships; empty for a module of the user's."""
-        return getattr(self.model, "generation_config", None) or GenerationConfig()
+        """The settings that the checkpoint ships, also of a model inside a module of the user's; empty where there is none."""
+        return getattr(language_model(self.model), "generation_config", None) or GenerationConfig()
 
     def numbers(self, prompt: str) -> list[int]:
         """The ids that a prompt for a model without a tokenizer spells out."""
@@ -216,7 +219,7 @@ class Loaded:
         Raises:
             ValueError: it ships a setting that ``Sampling`` does not have, or a value that cannot be.
         """
-        if not hasattr(self.model, "generation_config"):
+        if language_model(self.model) is None:
             return {}
         own = self.generation_config
         if own.do_sample not in (None, True, False):
@@ -287,21 +290,28 @@ def attach(
     """A ``Loaded`` around a model that is already there, so that it can be run, verified and shown.
 
     Args:
-        model: of transformers, or any module that takes ids [B, T] and gives logits [B, T, V].
-        tokenizer: left out, prompts are token ids.
+        model: of transformers, or any module that takes ids [B, T] and gives logits [B, T, V]. What stands around it is taken off
+            (``parts.wrappers``), also a pipeline, or an object that holds a model and a tokenizer.
+        tokenizer: left out, that which the object holds; where there is none, prompts are token ids.
         origin: left out, the class name says where it is from.
         split: where the model's own cannot be found: ``inspector.split(model, backbone=…, head=…)``.
         finite: refuse a model that gives NaN, as ``inspector.split`` does.
 
     Raises:
-        ValueError: it is no module, such as a name or what is loaded already; it ships a stop token that is no token id.
+        ValueError: it is no module, such as a name or what is loaded already; it ships a stop token that is no token id; what
+            stands around it cannot be taken off.
         SplitError: as ``inspector.split`` does.
     """
-    if not isinstance(model, nn.Module):
+    given = unwrapped(model)
+    if not isinstance(given.module, nn.Module):
         raise ValueError(f"{shown(model)} is no module that could be attached: give the model itself; inspector.load takes names")
-    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    model, beside = given.module, given.tokenizer
+    if tokenizer is None and isinstance(beside, PreTrainedTokenizerBase):
+        tokenizer = beside
+    language = model if (inside := language_model(model)) is None else inside
+    stop = getattr(getattr(language, "generation_config", None), "eos_token_id", None)
     if stop is None:
-        stop = getattr(getattr(model, "config", None), "eos_token_id", None)
+        stop = getattr(getattr(language, "config", None), "eos_token_id", None)
     origin = origin or Origin(type(model).__name__, "python")
     try:
         stop_ids = as_ids(stop)
@@ -317,8 +327,9 @@ def attach(
         origin=origin,
         device=input_device(model),
         vocab_size=vocabulary(model) or sys.maxsize,
+        compiled=given.compiled,
     )
-    return replace(loaded, notices=tuple(own_notices(loaded)))
+    return replace(loaded, notices=(*wrapper_notices(given.wrappers), *own_notices(loaded)))
 
 
 def check_loaded(m: object) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..parts.wrappers import Wrapper
 from ..records.notices import Notice
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ def vocabulary_notices(m: "Loaded") -> Iterator[Notice]:
             f"Стоп-токена {outside[0]} нет среди номеров модели от 0 до {size - 1}, поэтому он ничего не завершит: исправьте eos_token_id",
             tuple(f"eos_token_id = {id}" for id in outside),
         )
+
+
+def wrapper_notices(wrappers: Sequence[Wrapper]) -> Iterator[Notice]:
+    """What stood around a model, and what became of it."""
+    for name, english, russian in wrappers:
+        yield Notice("wrapper", f"Around the model, {name}: {english}", f"Вокруг модели {name}: {russian}", (name,))
 
 
 def weights_notices(unused: Sequence[str]) -> Iterator[Notice]:

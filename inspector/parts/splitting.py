@@ -16,6 +16,7 @@ from .errors import shown
 from .heads import Kind, Operation, RestOfForward, forward, hidden_states, operations, own_logits, recognise
 from .limits import context_length, vocabulary
 from .watching import Call, Watch, alike, close, largest_difference, submodules
+from .wrappers import unwrapped
 
 PROBE_LENGTH = 8
 LONG_PROBE = 32
@@ -73,9 +74,13 @@ def split(model: nn.Module, backbone: Callable | None = None, head: Callable | N
     A model that gives NaN is refused, unless ``finite`` is False: then its parts are not proved (``probe`` is 0), and serve
     to trace where the NaN begins.
 
+    What stands around the model is taken off first (``wrappers.unwrapped``): the parts are those of the model inside.
+
     Raises:
         SplitError: the parts do not give ``model(ids).logits`` bit for bit, and by how much they differ.
+        ValueError: what stands around it cannot be taken off.
     """
+    model = unwrapped(model).module
     check_module(model)
     kind = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
