@@ -34,6 +34,25 @@ class BehindLogits:
 
 
 @dataclass(frozen=True)
+class BesideCompiled:
+    """The compiled model that was given, against the module inside it, in one pass over the prompt and the tokens by hand.
+
+    Args:
+        level: "bitwise"; "rounding", as for sides of a verdict; "tokens" where the largest logits are at the same places;
+            "different"; None where the compiled model breaks off.
+        max_difference: largest |compiled − plain| of a logit; None where it breaks off, or gives another shape.
+        error_compiled, error_plain: each one's largest difference from itself in float64; None when not needed, or not to be had.
+        reason: why it breaks off, or there is no float64 run.
+    """
+
+    level: str | None
+    max_difference: float | None = None
+    error_compiled: float | None = None
+    error_plain: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A hand-made run against ``model.generate()``.
 
@@ -58,6 +77,7 @@ class Verdict:
         training: the model is in training mode, where dropout acts, or is while ``generate()`` runs; told where logits differ.
         no_float64: why there is no float64 run to measure the sides' own errors with; None where there is one, or none is needed.
         notices: what to know of the model.
+        compiled: how the compiled model compares with the module inside it, which both sides ran; None for one that was not compiled.
     """
 
     level: str
@@ -85,6 +105,7 @@ class Verdict:
     no_float64: str | None = None
     cause_in_russian: str | None = None
     notices: tuple[Notice, ...] = ()
+    compiled: BesideCompiled | None = None
     schema: int = SCHEMA
 
     @property
@@ -93,14 +114,15 @@ class Verdict:
         return first_difference(self.tokens_hand, self.tokens_generate)
 
     def holds(self, require: str = "bitwise") -> bool:
-        """Whether the level is ``require`` or better.
+        """Whether the level is ``require`` or better, and a compiled model is not different from the module inside it.
 
         Raises:
             ValueError: there is no such level.
         """
         if require not in LEVELS:
             raise ValueError(f"level {require!r}: choose one of {', '.join(LEVELS)}")
-        return LEVELS.index(self.level) <= LEVELS.index(require)
+        same = self.compiled is None or self.compiled.level != "different"
+        return same and LEVELS.index(self.level) <= LEVELS.index(require)
 
 
 ROUNDINGS = 4  # a component introduces a difference when it is more than so many times the expected rounding

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from ..records.comparison import Verdict
+from ..records.comparison import BesideCompiled, Verdict
 from ..records.generation import SETTINGS, Sampling
 from .settings import FILTER_NAMES, setting_text
 from .tables import table
@@ -45,9 +45,17 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
         what = t(f"{tokens_of(n, t)} and all logits", f"{tokens_of(n, t)} и все логиты")
         if verdict.scores_compared:
             what = t(f"{tokens_of(n, t)}, logits and scores", f"{tokens_of(n, t)}, логиты и оценки")
-        return line + Text("; ".join([t(f"{what} equal generate()'s", f"{what} те же, что у generate()"), *changed_said(verdict, t)]))
+        return line + Text(
+            "; ".join(
+                [
+                    t(f"{what} equal generate()'s", f"{what} те же, что у generate()"),
+                    *changed_said(verdict, t),
+                    *compiled_said(verdict.compiled, t),
+                ]
+            )
+        )
     parts = [tokens_said(verdict, t), *unrepeated_said(verdict, t), *changed_said(verdict, t)]
-    parts += [*behind_said(verdict, t), *logits_said(verdict, t)]
+    parts += [*behind_said(verdict, t), *logits_said(verdict, t), *compiled_said(verdict.compiled, t)]
     return line + Text("; ".join(parts))
 
 
@@ -90,6 +98,22 @@ def changed_said(verdict: Verdict, t: Translate) -> list[str]:
     if verdict.training:
         said.append(t("the model was in training mode, where dropout draws", "модель была в режиме обучения, где dropout случаен"))
     return said
+
+
+def compiled_said(beside: BesideCompiled | None, t: Translate) -> list[str]:
+    """How a compiled model compares with the module inside it."""
+    if beside is None:
+        return []
+    reason = visible(beside.reason or "")
+    if beside.level is None:
+        return [t(f"the compiled model breaks off: {reason}", f"скомпилированная модель обрывается: {reason}")]
+    said = t(f"the compiled model against it: {beside.level}", f"скомпилированная модель против неё: {level_words(beside.level, t)}")
+    if beside.max_difference:
+        said += t(f", logits by up to {beside.max_difference:.2g}", f", логиты до {beside.max_difference:.2g}")
+    if beside.error_plain is not None:
+        errors = f"{beside.error_compiled:.2g}", f"{beside.error_plain:.2g}"
+        said += t(" (own rounding errors {} and {})".format(*errors), " (свои ошибки округления {} и {})".format(*errors))
+    return [said + (f" ({reason})" if reason else "")]
 
 
 def behind_said(verdict: Verdict, t: Translate) -> list[str]:
