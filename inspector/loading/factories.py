@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 from torch import nn
-from transformers import Pipeline, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..parts.errors import shown
 from ..parts.splitting import SplitError, evaluating, input_device, probe_ids, proved
@@ -89,7 +89,8 @@ def made_by(name: str, path: Path, module: ModuleType, function: str) -> object:
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__ and callable(value)]
         there = f": it has {', '.join(own[:5])}" if own else ""
         raise LoadError(f"{name}: {path.name} has no function {function!r}{there}") from error
-    if isinstance(found, nn.Module | tuple | Loaded | Pipeline) or not callable(found):
+    holds = not isinstance(found, type) and isinstance(getattr(found, "model", None), nn.Module)  # a pipeline, which is callable too
+    if isinstance(found, nn.Module | tuple) or holds or not callable(found):
         return found
     if inspect.iscoroutinefunction(found):
         raise LoadError(f"{name}: {function} is async: give an ordinary function that returns the model")
