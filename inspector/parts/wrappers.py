@@ -50,8 +50,13 @@ def unwrapped(model: object) -> Unwrapped:
     Raises:
         ValueError: a wrapper whose effect is in itself and in no layer, a scripted module, a pipeline of another task.
     """
-    wrappers, tokenizer, compiled = [], None, None
-    while (layer := next_layer(model)) is not None:
+    wrappers, tokenizer, compiled, parts = [], None, None, []
+    while True:
+        if isinstance(model, nn.Module) and not parts:
+            parts = compiled_parts(model)
+            restore(parts, compiled=False)  # a wrapper is compared with what is inside by what they compute, not by how
+        if (layer := next_layer(model)) is None:
+            break
         wrapper, inner = layer
         wrappers.append(wrapper)
         tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
@@ -64,13 +69,14 @@ def unwrapped(model: object) -> Unwrapped:
             f"{type(model).__name__} is, or holds, a TorchScript module, whose parts run without being called: nothing in it can be "
             "watched: give the module that was scripted or traced"
         )
-    if parts := compiled_parts(model):
-        restore(parts, compiled=False)
+    if parts:
         count = f"{len(parts)} compiled parts of it: ", f"скомпилированных частей: {len(parts)}: "
         wrappers.append(Wrapper("torch.compile", *(of + words for of, words in zip(count, COMPILED, strict=True))))
+        holders = (one for _, _, one, plain in parts if isinstance(plain, nn.Module) and any(inner is model for inner in plain.modules()))
+        compiled = next(holders, model) if compiled is None else compiled
     if (around := stays(model)) is not None:
         wrappers.append(around)
-    run = as_compiled(model if compiled is None else compiled, parts) if compiled is not None or parts else None
+    run = None if compiled is None else as_compiled(compiled, parts)
     return Unwrapped(model, tuple(wrappers), tokenizer, run)
 
 
@@ -94,7 +100,7 @@ def next_layer(model: object) -> tuple[Wrapper, nn.Module] | None:
     """The outermost wrapper of a model, and what is inside it; None where there is none. Raises ``ValueError`` as ``unwrapped``."""
     kind = type(model).__name__
     if isinstance(model, Pipeline) and not isinstance(model, TextGenerationPipeline):
-        raise ValueError(f"a pipeline for {model.task!r}: give one for text-generation, or a causal language model itself")
+        raise ValueError(f"a pipeline for {model.task or kind!r}: give one for text-generation, or a causal language model itself")
     if not isinstance(model, nn.Module):
         held = None if is_known(model) and not isinstance(model, Pipeline) else vars_of(model).get("model")
         return (Wrapper(kind, *HOLDER), held) if isinstance(held, nn.Module) else None
