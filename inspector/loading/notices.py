@@ -28,10 +28,11 @@ def vocabulary_notices(m: "Loaded") -> Iterator[Notice]:
         if beyond:
             yield Notice(
                 "vocabulary",
-                f"The tokenizer has {len(beyond):,} tokens from id {beyond[0][0]} on, the model's embedding only the ids 0 to {size - 1}: "
-                "prompts with them are refused; resize_token_embeddings makes room, and training fills it",
-                f"У токенизатора {len(beyond):,} токенов начиная с номера {beyond[0][0]}, а у эмбеддинга модели только номера от 0 до "
-                f"{size - 1}: запросы с ними отклоняются; место даёт resize_token_embeddings, а наполняет его обучение",
+                f"Tokens of the tokenizer without a row in the model's embedding: {len(beyond):,}, from id {beyond[0][0]} on; it reads the "
+                f"ids 0 to {size - 1}: prompts with the others are refused; resize_token_embeddings makes room, and training fills it",
+                f"Токены токенизатора, для которых в эмбеддинге модели нет строки: {len(beyond):,}, начиная с номера {beyond[0][0]}; она "
+                f"читает номера от 0 до {size - 1}: запросы с остальными отклоняются; место даёт resize_token_embeddings, а наполняет его "
+                "обучение",
                 tuple(f"{token} = {id}" for id, token in beyond),
             )
     if outside := tuple(id for id in m.stop_ids if id >= size):
