@@ -49,8 +49,11 @@ def context_length(model: nn.Module) -> int | None:
     if is_known(model):
         length = config.get("max_seq_len") if isinstance(config, dict) else getattr(config, "max_position_embeddings", None)
         return length if length and length > 0 else None  # XLNet says -1 for no limit
+    said, or_else = stated(model, CONTEXT), stated(model, CONTEXT_OR_ELSE, inside=False)
     rows = measured(model).positions
-    said = stated(model, CONTEXT) or (stated(model, CONTEXT_OR_ELSE) if rows is None else None)
+    kept = or_else == stated(model, CONTEXT_OR_ELSE, inside=False) and (or_else or 0) > LENGTHS[0]  # else it is the last pass's length
+    if said is None and rows is None and kept:
+        said = or_else
     return min((length for length in (said, rows) if length is not None), default=None)
 
 

@@ -150,9 +150,21 @@ class Types(Plain):
         return self.head(self.embed(ids) + self.types(torch.zeros_like(ids)))
 
 
-@pytest.mark.parametrize("kind", (Plain, Grows, Sines, Relative, Types))
+class Notes(Plain):  # keeps the length of what it has read last
+    def forward(self, ids):
+        self.seq_len = ids.shape[1]
+        return super().forward(ids)
+
+
+class Local(Plain):  # an attention that looks a few tokens back
+    def __init__(self):
+        super().__init__(attention=Plain(window_size=4))
+
+
+@pytest.mark.parametrize("kind", (Plain, Grows, Sines, Relative, Types, Notes, Local))
 def test_what_no_table_limits_has_no_context(kind):
-    assert context_length(kind()) is None
+    model = kind()
+    assert context_length(model) is context_length(model) is None
 
 
 @dataclass
