@@ -443,8 +443,9 @@ def test_steps_that_are_none_are_refused(steps, pair):
 
 
 def test_ids_that_one_of_two_vocabularies_lacks_are_refused():
-    large, small = attach(tiny_model("llama")), attach(tiny_model("gpt2"))
-    small.model.config.vocab_size = 50
+    fewer = tiny_model("gpt2")
+    fewer.resize_token_embeddings(50)
+    large, small = attach(tiny_model("llama")), attach(fewer)
     for models in ((large, small), (small, large)):
         with pytest.raises(ValueError, match=r"token id 60: .* has the ids 0 to 49"):
             diverge(*models, [3, 60])
