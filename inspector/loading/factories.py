@@ -50,7 +50,7 @@ def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool
     path = place(file)
     if not path.is_file():
         raise LoadError(f"{name}: no such file: {file}")
-    path = path.resolve()
+    path = path.parent.resolve() / path.name
     try:
         try:
             return of_file(name, path, function, device, dtype, finite)
@@ -151,20 +151,24 @@ def of_folder(path: Path) -> Iterator[ModuleType]:
     finally:
         with suppress(ValueError):  # the file may have taken it out
             sys.path.remove(str(path.parent))
-        for name in set(sys.modules) - before:
-            if not name.startswith(f"{package}.") and beside(sys.modules[name], path.parent):
-                rename(name, f"{package}.{name}")
+        new = set(sys.modules) - before
+        own = sorted(name for name in new if not name.startswith(f"{package}.") and beside(sys.modules[name], path.parent))
+        for name in reversed(own):  # what is inside first: a folder without __init__.py finds its place by its parent's name
+            rename(name, f"{package}.{name}")
 
 
 def rename(name: str, new: str) -> None:
     """Gives a module that was imported another name, and its classes and functions with it."""
-    module = sys.modules[new] = sys.modules.pop(name)
+    module = sys.modules[new] = sys.modules[name]
     for value in list(vars(module).values()):
         rename_in(value, name, new)
     module.__name__ = new
+    if hasattr(module, "__path__"):
+        module.__path__ = list(module.__path__)
     if module.__spec__ is not None:
         module.__spec__.name = new  # of which its package follows, for what it imports relatively later
     module.__package__ = new if hasattr(module, "__path__") else new.rpartition(".")[0]
+    del sys.modules[name]
 
 
 def rename_in(value: object, name: str, new: str) -> None:

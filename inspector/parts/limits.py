@@ -11,6 +11,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .heads import own_logits
@@ -135,6 +136,18 @@ LENGTHS = (3, 2, 1)  # of the passes, the first two that the model takes: what i
 
 
 def measured(model: nn.Module) -> Measured:
+    """``passes_over`` a model, made once as long as its tensors have the shapes that they had: loading asks for it many times."""
+    shapes = [tensor.shape for tensor in (*model.parameters(), *model.buffers())]
+    known = MEASURES.get(model)
+    if known is None or known[0] != shapes:
+        known = MEASURES[model] = shapes, passes_over(model)
+    return known[1]
+
+
+MEASURES = WeakIdKeyDictionary()  # model → the shapes of its tensors, and what was measured
+
+
+def passes_over(model: nn.Module) -> Measured:
     """How many rows the tables have that the forward looks into with places and with ids, seen in two passes over at most three tokens.
 
     A table that grows when it is asked for more is no limit. Nothing is measured without numbers, on the meta device.

@@ -281,6 +281,17 @@ def test_a_measure_leaves_the_model_as_it_was():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_measure_is_made_once_for_tables_of_one_size():
+    model = Learned(9)
+    calls = []
+    model.register_forward_hook(lambda *given: calls.append(1))
+    assert context_length(model) == 9 and vocabulary(model) == V
+    first = len(calls)
+    assert first <= len(limits.LENGTHS) and context_length(model) == 9 and len(calls) == first
+    model.wpe = nn.Embedding(5, D)
+    assert context_length(model) == 5
+
+
 def test_without_numbers_names_alone_tell():
     assert context_length(Learned(9).to("meta")) is None
     assert context_length(Learned(9, block_size=7).to("meta")) == 7
