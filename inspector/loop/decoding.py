@@ -340,8 +340,10 @@ def generate(
     """
     if ids_BT.dim() != 2:
         raise ValueError(f"input_ids has shape {tuple(ids_BT.shape)}: give [B, T], such as input_ids[None] for one prompt")
-    check_ids(ids_BT, vocabulary(model) or model.lm_head.weight.shape[0], type(model).__name__)
+    size = vocabulary(model) or model.lm_head.weight.shape[0]
+    check_ids(ids_BT, size, type(model).__name__)
     settings, width = Sampling(**sampling), Beams(**beams or {})
+    settings.check_vocabulary(size)
     generator = new_generator(settings.seed, ids_BT.device)
     parts = Split(lambda ids_BT: hidden_states(model.backbone(ids_BT)), model.lm_head)
     limits = dict(stop_ids=stop_ids, context_length=context_length(model))

@@ -59,7 +59,7 @@ def unwrapped(model: object) -> Unwrapped:
             break
         wrapper, inner = layer
         wrappers.append(wrapper)
-        tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+        tokenizer = beside(model) if tokenizer is None else tokenizer
         compiled = model if compiled is None and is_optimized(model) else compiled
         model = inner
     if not isinstance(model, nn.Module):
@@ -76,6 +76,7 @@ def unwrapped(model: object) -> Unwrapped:
         compiled = next(holders, model) if compiled is None else compiled
     if (around := stays(model)) is not None:
         wrappers.append(around)
+        tokenizer = beside(model) if tokenizer is None else tokenizer
     run = None if compiled is None else as_compiled(compiled, parts)
     return Unwrapped(model, tuple(wrappers), tokenizer, run)
 
@@ -102,7 +103,8 @@ def next_layer(model: object) -> tuple[Wrapper, nn.Module] | None:
     if isinstance(model, Pipeline) and not isinstance(model, TextGenerationPipeline):
         raise ValueError(f"a pipeline for {model.task or kind!r}: give one for text-generation, or a causal language model itself")
     if not isinstance(model, nn.Module):
-        held = None if is_known(model) and not isinstance(model, Pipeline) else vars_of(model).get("model")
+        ours = type(model).__module__.partition(".")[0] == __name__.partition(".")[0]  # what is loaded already
+        held = None if ours else vars_of(model).get("model")
         return (Wrapper(kind, *HOLDER), held) if isinstance(held, nn.Module) else None
     if is_optimized(model):
         return Wrapper(f"{kind} (torch.compile)", *COMPILED), model._orig_mod
@@ -111,6 +113,11 @@ def next_layer(model: object) -> tuple[Wrapper, nn.Module] | None:
     if any(base.__module__.startswith("peft.") and base.__name__ in ("PeftModel", "PeftMixedModel") for base in type(model).__mro__):
         return of_adapter(model)
     return None if is_known(model) or isinstance(model, PreTrainedModel) else of_class(model)
+
+
+def beside(holder: object) -> object:
+    """The tokenizer that an object keeps beside a model; a trainer of transformers calls it otherwise. None where it keeps none."""
+    return next((kept for name in ("tokenizer", "processing_class") if (kept := getattr(holder, name, None)) is not None), None)
 
 
 def vars_of(held: object) -> dict:

@@ -14,6 +14,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     TextGenerationPipeline,
+    Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -159,6 +161,8 @@ def test_a_class_that_changes_the_logits_stays_with_the_settings_of_the_model_in
     m = attach(model, split=split(model, backbone=model.anything.model, head=lambda h: model.anything.lm_head(h) / 2))
     assert m.stop_ids == (7,) and m.context_length == 32 and m.checkpoint_settings()["temperature"] == 0.5
     assert [notice.kind for notice in m.notices] == ["wrapper"] and "LlamaForCausalLM" in m.notices[0].russian
+    model.tokenizer = tokenizer()
+    assert unwrapped(model).tokenizer is model.tokenizer  # which it keeps beside the model
     assert inspector.verify(m, [1, 2], inspector.Sampling(seed=0), max_new_tokens=2).level == "bitwise"
 
 
@@ -174,6 +178,12 @@ def test_a_pipeline_gives_its_model_and_tokenizer():
     assert m.notices[0].names == ("TextGenerationPipeline",)
     own = character_tokenizer(["абвг"])
     assert attach(TextGenerationPipeline(model=llama(), tokenizer=tokenizer()), own).tokenizer is own  # what is given goes first
+
+
+def test_a_trainer_gives_its_model_and_tokenizer(tmp_path):
+    trainer = Trainer(llama(), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]), processing_class=tokenizer())
+    m = attach(trainer)
+    assert type(m.model) is LlamaForCausalLM and m.encode("аб") == tokenizer()("аб")["input_ids"] and m.notices[0].names == ("Trainer",)
 
 
 def test_a_pipeline_of_another_task_is_refused():
