@@ -64,11 +64,7 @@ def unwrapped(model: object) -> Unwrapped:
         model = inner
     if not isinstance(model, nn.Module):
         return Unwrapped(model)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ValueError(
-            f"{type(model).__name__} is, or holds, a TorchScript module, whose parts run without being called: nothing in it can be "
-            "watched: give the module that was scripted or traced"
-        )
+    check_open(model)
     if parts:
         count = f"{len(parts)} compiled parts of it: ", f"скомпилированных частей: {len(parts)}: "
         wrappers.append(Wrapper("torch.compile", *(of + words for of, words in zip(count, COMPILED, strict=True))))
@@ -79,6 +75,25 @@ def unwrapped(model: object) -> Unwrapped:
         tokenizer = beside(model) if tokenizer is None else tokenizer
     run = None if compiled is None else as_compiled(compiled, parts)
     return Unwrapped(model, tuple(wrappers), tokenizer, run)
+
+
+def check_open(model: nn.Module) -> None:
+    """Refuses a module whose parts do not run as they are: scripted, exported, under another precision. Raises ``ValueError``."""
+    kind = type(model).__name__
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            f"{kind} is, or holds, a TorchScript module, whose parts run without being called: nothing in it can be watched: give the "
+            "module that was scripted or traced"
+        )
+    try:
+        model.train(model.training)
+    except NotImplementedError as error:
+        raise ValueError(f"{kind} was exported, as a graph for one mode and form of input: give the module that was exported") from error
+    if "forward" in vars(model) and hasattr(model, "_original_forward"):
+        raise ValueError(
+            f"{kind} runs in mixed precision, in which accelerate has wrapped its forward, and its parts alone do not: give "
+            "accelerator.unwrap_model(model, keep_fp32_wrapper=False)"
+        )
 
 
 COMPILED = (
@@ -179,8 +194,7 @@ def candidates(model: nn.Module) -> list[nn.Module]:
     }
     every = {id(weight) for weight in model.parameters()}
     whole = [child for child in children.values() if every and every == {id(weight) for weight in child.parameters()}]
-    if (language := language_model(model)) is not None and language is not model:
-        whole.append(language)
+    whole += [child for child in (*children.values(), language_model(model)) if isinstance(child, PreTrainedModel)]
     named = [children[name] for name in INNER if name in children and not is_leaf(children[name])]
     found = {id(module): module for module in (*whole, *named)}
     return [module for module in found.values() if not isinstance(module, nn.Sequential) or module in whole]

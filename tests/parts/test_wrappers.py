@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import (
     BertConfig,
@@ -62,6 +64,17 @@ class TupleOfLogits(Logits):
 class Loss(Logits):  # what a training calls; it does not run on ids alone
     def forward(self, input_ids, attention_mask, labels):
         return self.anything(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+
+
+class Two(nn.Module):  # a draft beside the model
+    def __init__(self):
+        super().__init__()
+        self.draft, self.main = llama(), llama()
+        with torch.no_grad():
+            self.draft.lm_head.weight.mul_(2)
+
+    def forward(self, ids):
+        return self.main(ids)
 
 
 class Lightning(nn.Module):  # without a forward, as such modules may be
@@ -122,6 +135,9 @@ AROUND = {  # what is given, and the names of what is taken off
     "a module in a module": (lambda: Module(Module(llama())), "Module, Module"),
     "a class in parallel, compiled": (lambda: compiled(nn.DataParallel(Logits())), f"{COMPILED}, DataParallel, Logits"),
     "a compiled model in a class": (lambda: Logits(compiled(llama())), "Logits, torch.compile"),
+    "averaged": (lambda: torch.optim.swa_utils.AveragedModel(llama()), "AveragedModel"),
+    "the second of two": (Two, "Two"),
+    "alone in a row": (lambda: nn.Sequential(llama()), "Sequential"),
     "an object": (lambda: SimpleNamespace(model=nn.DataParallel(llama()), tokenizer=None), "SimpleNamespace, DataParallel"),
 }
 
@@ -204,6 +220,43 @@ def test_scripted_modules_are_refused_with_a_line(way):
     for entry in (attach, split):
         with pytest.raises(ValueError, match=r"TorchScript module.*give the module that was scripted or traced"):
             entry(model)
+
+
+def test_an_exported_module_is_refused_with_a_line():
+    with pytest.raises(ValueError, match=r"was exported.*give the module that was exported"):
+        attach(torch.export.export(Own(), (IDS,)).module())
+
+
+def test_distributed_parallel_is_taken_off():
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        m = attach(nn.parallel.DistributedDataParallel(llama()))
+    finally:
+        distributed.destroy_process_group()
+    assert type(m.model) is LlamaForCausalLM and m.notices[0].names == ("DistributedDataParallel",)
+
+
+def test_accelerators_leave_a_model_as_it_is_or_are_asked_to():
+    state = AcceleratorState
+    state._reset_state(True)
+    assert not attach(Accelerator(cpu=True).prepare(llama())).notices
+    state._reset_state(True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model = accelerator.prepare(llama())
+    with pytest.raises(ValueError, match="mixed precision"):
+        attach(model)
+    assert not attach(accelerator.unwrap_model(model, keep_fp32_wrapper=False)).notices  # as it says
+    state._reset_state(True)
+
+
+def test_parametrized_weights_stay():
+    model = llama()
+    nn.utils.parametrizations.weight_norm(model.lm_head)
+    with torch.no_grad():
+        model.lm_head.parametrizations.weight.original0.mul_(2)
+    m = attach(model)
+    assert not m.notices and torch.equal(m.split.head(m.split.backbone(IDS)), model(IDS).logits)
 
 
 @pytest.mark.parametrize("nothing", ("names-qwen2", 7, None, SimpleNamespace(model="llama"), LlamaForCausalLM, dict(model=1)))
