@@ -73,8 +73,10 @@ def of_file(name: str, path: Path, function: str, device: torch.device, dtype: s
         made = made_by(name, path, module, function)
         try:
             return as_loaded(name, made, device, dtype, finite)
-        except (LoadError, SplitError):
+        except LoadError:
             raise
+        except SplitError as error:  # where the model's own forward broke off
+            raise SplitError(f"{error}{where_in(path, error.__cause__)}") from error
         except ValueError as error:  # of ``attach``, which knows no names
             if where_in(path, error):
                 raise
@@ -210,8 +212,13 @@ def lies_beside(error: FileNotFoundError, path: Path) -> bool:
         return False
 
 
-def where_in(path: Path, error: BaseException) -> str:
-    """The line of the user's where an error began: the deepest one in the file or beside it; for what does not parse, that line."""
+def where_in(path: Path, error: BaseException | None) -> str:
+    """The line of the user's where an error began: the deepest one in the file or beside it; for what does not parse, that line.
+
+    Nothing where none of the user's lines is in it.
+    """
+    if error is None:
+        return ""
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))

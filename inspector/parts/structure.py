@@ -22,6 +22,7 @@ from .roles import roles
 from .splitting import Split, check_module, evaluating, input_device, split, tie_again
 from .traits import traits
 from .watching import Call, Watch, by_hand, submodules
+from .wrappers import unwrapped
 
 CONTEXT = 1024
 NUMBERED = r"(?<=^layers)\.\d+|(?<=^layers\d)\.\d+|(?<=^mtp)\.\d+|(?<=\.experts)\.\d+"  # numbers of equal neighbours in a role
@@ -64,6 +65,7 @@ def measured_tree(model: nn.Module, parts: Split | None, context: int | None = N
 
 def measured(model: nn.Module, parts: Split | None, context: int | None = None) -> tuple[ModuleNode, Costs, Traits]:
     """``measured_tree``, and the model's traits: what it does without a module for it."""
+    model = unwrapped(model).module
     check_module(model)
     if parts is not None and not isinstance(parts, Split):
         raise ValueError(f"parts={shown(parts)}: give what inspector.split gives, or leave it out")

@@ -158,6 +158,18 @@ def test_split_takes_them_off_too(around):
     assert split(AROUND[around][0]()).backbone_name == "model"
 
 
+def test_the_tree_is_of_the_model_inside_and_shows_where_an_adapter_sits(peft):
+    assert inspector.tree(nn.DataParallel(llama())) == inspector.tree(llama())
+    names = [node.name for node in walk(inspector.tree(peft.get_peft_model(llama(), LAYERS["LORA"](peft))))]
+    assert "lora_A" in names and "base_layer" in names
+
+
+def walk(node):
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
 @pytest.mark.parametrize("plain", (llama, Own, lambda: inspector.load("names-expert").model, lambda: inspector.load("gpt-moe").model))
 def test_a_model_without_anything_around_it_is_left_alone(plain):
     model = plain()
