@@ -53,3 +53,14 @@ def test_a_short_context_is_kept_to_everywhere(context, named):
     list(mutate(m, names=["norm-eps", "tying"]))
     inspector.diverge(m, attach(Short(context, named)), [1] * context)
     assert m.model.model.longest == context
+
+
+def test_ids_of_the_probe_are_the_vocabularys_where_a_longer_table_stands_first():
+    model = Short(64, named=False)
+    table, words = model.model.wpe, model.model.wte
+    del model.model.wpe, model.model.wte
+    model.model.wpe, model.model.wte = table, words
+    m = attach(model)
+    assert (m.vocab_size, m.context_length) == (20, 64)
+    with pytest.raises(ValueError, match="token id 20: Short has the ids 0 to 19"):
+        inspector.run(m, [20], GREEDY)

@@ -295,3 +295,11 @@ def test_a_measure_is_made_once_for_tables_of_one_size():
 def test_without_numbers_names_alone_tell():
     assert context_length(Learned(9).to("meta")) is None
     assert context_length(Learned(9, block_size=7).to("meta")) == 7
+
+
+def test_rows_that_are_not_there_break_off_before_an_accelerator_does():
+    model = Learned(9)
+    lookups = limits.Lookups(model, torch.tensor([[1, 0]]))
+    with pytest.raises(IndexError):
+        lookups.looked_up(model.wpe.weight, 0, torch.tensor([8, 9]))
+    assert not lookups.tables

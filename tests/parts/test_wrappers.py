@@ -333,6 +333,13 @@ def test_disabled_and_merged_adapters_and_two_of_them(peft):
     assert not attach(model.merge_and_unload()).notices
 
 
+def test_an_adapter_whose_effect_is_in_the_wrapper_is_refused(peft, monkeypatch):
+    model = peft.get_peft_model(llama(), LAYERS["LORA"](peft))
+    monkeypatch.setattr(type(model), "forward", lambda self, ids, **options: self.base_model(ids, **options).logits / 2)
+    with pytest.raises(ValueError, match=r"PeftModel with LORA: .* other logits, by up to .* merge_and_unload"):
+        attach(model)
+
+
 def test_an_adapter_without_its_wrapper_is_there_too(peft):
     model = llama()
     peft.inject_adapter_in_model(LAYERS["LORA"](peft), model)
