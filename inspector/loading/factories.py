@@ -151,6 +151,7 @@ def of_folder(path: Path) -> Iterator[ModuleType]:
     try:
         yield module
     finally:
+        vars(module).setdefault("print", aside)
         with suppress(ValueError):  # the file may have taken it out
             sys.path.remove(str(path.parent))
         new = set(sys.modules) - before
@@ -159,11 +160,17 @@ def of_folder(path: Path) -> Iterator[ModuleType]:
             rename(name, f"{package}.{name}")
 
 
+def aside(*values: object, **options) -> None:
+    """``print`` for the user's modules, which also a forward may call: to the standard error, since results go to the output."""
+    print(*values, **dict(file=sys.stderr) | options)
+
+
 def rename(name: str, new: str) -> None:
     """Gives a module that was imported another name, and its classes and functions with it."""
     module = sys.modules[new] = sys.modules[name]
     for value in list(vars(module).values()):
         rename_in(value, name, new)
+    vars(module).setdefault("print", aside)
     module.__name__ = new
     if hasattr(module, "__path__"):
         module.__path__ = list(module.__path__)

@@ -253,9 +253,12 @@ def test_what_the_file_and_its_model_print_is_no_result(tmp_path, capfd):
     source = "print('of the file')\n" + MODEL.replace(
         "        x = self.embed_tokens(ids)", "        print('of the model')\n        x = self.embed_tokens(ids)"
     )
-    load(f"{folder(tmp_path, source=source)}:make")
+    m = load(f"{folder(tmp_path, source=source)}:make")
     out, err = capfd.readouterr()
     assert out == "" and "of the file" in err and "of the model" in err
+    m.split.backbone(torch.tensor([[1, 2]]))
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "of the model\n")
 
 
 HOLDERS = """
