@@ -28,9 +28,18 @@ NUMBERS = count()  # of the files that were loaded: each has names of its own in
 
 
 def is_factory(name: str) -> bool:
-    """Whether a name is that of a function of the user's. Raises ``LoadError`` for what is no name, such as a number or a model."""
+    """Whether a name is that of a function of the user's.
+
+    Raises:
+        LoadError: it is no name, such as a number or a model; it names a file and no function in it.
+    """
     if not isinstance(name, str):
         raise LoadError(f"{shown(name)} is no name of a model: give a text, such as names-qwen2 or a folder; inspector.attach takes models")
+    file, colon, rest = name.partition(".py:")
+    if not FACTORY.match(name) and (colon or (name.endswith(".py") and place(name).is_file())):
+        file = f"{file}.py" if colon else name
+        what = f"{rest!r:.60} is no name of a function" if rest else "it names no function"
+        raise LoadError(f"{name:.200}: {what}: give {file:.200}:make for a function make in it that returns the model")
     return FACTORY.match(name) is not None
 
 

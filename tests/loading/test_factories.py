@@ -11,7 +11,7 @@ import inspector
 from inspector.compare.mutations import mutate
 from inspector.loading.factories import FACTORY
 from inspector.loading.finding import LoadError
-from inspector.loading.loading import load
+from inspector.loading.loading import load, outline
 from inspector.parts.splitting import SplitError
 
 GREEDY = inspector.Sampling(temperature=0)
@@ -173,6 +173,14 @@ def test_what_is_no_model_is_refused(tmp_path, name):
     with pytest.raises(LoadError, match=REFUSED[name]) as error:
         load(f"{folder(tmp_path)}:{name}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("end", ("", ":", ":make()", "::make", ":make-it", ":my model", ":make:3", ":.make"))
+def test_a_file_without_the_name_of_a_function(tmp_path, end):
+    path = folder(tmp_path)
+    for entry in (load, outline):
+        with pytest.raises(LoadError, match=r"function: give .*model\.py:make for a function make in it"):
+            entry(f"{path}{end}")
 
 
 NAMES = ("my model.py", "v1.2.py", "модель.py", "torch.py", "json.py", "a-b.py", "model'.py")
