@@ -173,7 +173,10 @@ def walk(node):
 @pytest.mark.parametrize("plain", (llama, Own, lambda: inspector.load("names-expert").model, lambda: inspector.load("gpt-moe").model))
 def test_a_model_without_anything_around_it_is_left_alone(plain):
     model = plain()
+    next(model.children()).train()
+    modes = [module.training for module in model.modules()]
     assert unwrapped(model) == (model, (), None, None)
+    assert [module.training for module in model.modules()] == modes
     assert not attach(model).notices
 
 
