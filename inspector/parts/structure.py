@@ -18,7 +18,8 @@ from .dataflow import Answers, on_meta
 from .errors import shown, whole
 from .heads import forward
 from .limits import context_length
-from .roles import roles
+from .roles import roles, unseen
+from .shapes import own_weights, shapes_of
 from .splitting import Split, check_module, evaluating, input_device, split, tie_again
 from .traits import traits
 from .watching import Call, Watch, by_hand, submodules
@@ -134,8 +135,8 @@ class Running:
         self.outer = [call.role for call in calls if call.depth == 0]
         self.counts = None if broken else Counter(call.role for call in calls)
         self.order: dict[nn.Module, int] = {model: 0}
-        for call in calls:
-            self.order.setdefault(call.module, len(self.order))
+        for module in in_time(self.model) or (call.module for call in calls):
+            self.order.setdefault(module, len(self.order))
 
     def parts(self) -> tuple[str, tuple[str, ...]]:
         """Names of the backbone and of the modules of the head."""
@@ -144,6 +145,17 @@ class Running:
         names = {module: name for name, module in self.model.named_modules()}
         head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
         return (self.outer or [names.get(getattr(self.model, "base_model", None), "")])[0], (names[head],) if head in names else ()
+
+
+def in_time(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that runs some without calling them, in the order in which they begin; [] for others."""
+    if not unseen(model):
+        return []
+    shapes = shapes_of(model)
+    begun = [(seen.first, 0, place, seen.call.module) for place, seen in enumerate(shapes.flow.calls)]
+    uses = sorted((*shapes.uses, *shapes.norms), key=lambda use: use.index)
+    begun += [(use.index, 1, place, shapes.modules[use.owner]) for place, use in enumerate(uses) if use.owner in shapes.unseen]
+    return [module for *_, module in sorted(begun, key=lambda one: one[:3])]
 
 
 class Builder:
@@ -177,7 +189,7 @@ class Builder:
         full = path.rstrip(".")
         own = bytes_ = 0
         tied = None
-        for key, weight in module.named_parameters(recurse=False):
+        for key, weight in own_weights(module).items():
             if weight in self.counted:
                 tied = self.counted[weight]
             else:
