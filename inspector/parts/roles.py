@@ -182,12 +182,11 @@ def around(
     """The roles of the modules around the layers: embeddings, and the norm after the last one."""
     told: dict[str, str] = {}
     if shapes is not None:
-        inside = {name for layer in shapes.layers for name in [layer.name] if name} | set(stacks)
         heads = [name for name, role in found.items() if role == "head"]
 
         def text(name: str) -> bool:
             near = not outside_text(name, stacks, backbone_name) or (not heads and not NOT_TEXT.search(name))
-            return bool(name) and near and name not in found and not any(within_name(name, one) for one in (*inside, *heads))
+            return bool(name) and near and name not in found and not any(within_name(name, one) for one in (*stacks, *heads))
 
         for name, role in around_layers(shapes, text):
             if role not in ("embed", "final_norm") or role not in told.values():
@@ -211,7 +210,8 @@ def around(
             told[name] = "embed_pos"
         elif embedding is None and "embed" not in known and (isinstance(module, nn.Embedding) or re.search("emb|wte", last)):
             told[name] = "embed"
-    if "final_norm" not in told.values() and (norm := final_norm(modules, stacks, backbone_name)) is not None:
+    by_name = shapes is None or not shapes.layers
+    if by_name and "final_norm" not in told.values() and (norm := final_norm(modules, stacks, backbone_name)) is not None:
         told[norm] = "final_norm"
     return told
 

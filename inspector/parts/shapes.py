@@ -21,7 +21,9 @@ NORMS = {"native_layer_norm", "native_batch_norm", "_fused_rms_norm", "native_gr
 GATHER = {"gather", "index", "index_select", "take_along_dim", "scatter", "index_put", "index_add", "scatter_add", "topk"}
 BENDS = {"silu", "relu", "mish", "hardswish", "elu", "leaky_relu", "gelu", "tanh", "sigmoid", "erf", "softplus", "hardtanh", "clamp_min"}
 MIXES = {"cumsum", "cumprod", "roll", "flip", "stack", "constant_pad_nd", "convolution", "_fft_r2c", "_fft_c2c"}  # tokens with each other
+VIEWS = {"view", "_unsafe_view", "reshape", "expand", "unsqueeze", "clone", "t", "transpose", "permute", "alias", "detach", "slice"}
 CHOICE = {"topk", "argmax", "sort", "max"}
+PARTS = ("attn", "cross", "mlp", "mixer")
 FEW = 12  # operations between two weights, at most, where views and casts alone stand
 WEIGHT = re.compile(r"(in_proj_)?(weight|bias)(_.+)?")
 
@@ -71,7 +73,7 @@ class Part:
     """An attention or a feed-forward: its weights, each with what it does there.
 
     Args:
-        kind: "attn", "mlp", or "mixer" for what mixes tokens in another way.
+        kind: "attn", "cross" for one of other things, "mlp", "mixer" for what mixes tokens in another way, "router", or "lone".
         roles: name of a module → what it is in the part, such as "q" or "head.0.q".
         first, last: the operations between which it ran.
         reads: what its first weights met.
@@ -108,8 +110,8 @@ def size(shape: Iterable[int]) -> int:
 
 def own_weights(module: nn.Module) -> dict[str, Tensor]:
     """Name → weight that a module itself holds: parameters, and buffers that stand where those do, such as those of a frozen copy."""
-    buffers = module.named_buffers(recurse=False)
-    frozen = {name: one for name, one in buffers if one.is_floating_point() and WEIGHT.fullmatch(name) and not is_mask(one)}
+    saved = ((name, one) for name, one in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set)
+    frozen = {name: one for name, one in saved if one.is_floating_point() and WEIGHT.fullmatch(name) and not is_mask(one)}
     return dict(module.named_parameters(recurse=False)) | frozen | packed(module)
 
 
@@ -308,7 +310,8 @@ class Shapes:
         out: dict[Core, Use] = {}
         for use in self.uses:
             for core in self.back(use.x)[1]:
-                out.setdefault(core, use)
+                if core not in out and not self.bends(use):  # behind an output stands a sum
+                    out[core] = use
         for core in self.cores:
             groups[out.get(core) or self.side_by_side(core)].append(core)
         taken: set[Use] = set(out.values())
@@ -324,7 +327,7 @@ class Shapes:
                 parent = parent.rpartition(".")[0]
                 beside = [one.from_ids[0] for one in self.back(core.q, True)[2] if one in self.by_made]
                 if isinstance(self.modules.get(parent), nn.ModuleList) and beside and len(self.readers(parent, beside[0])) > 1:
-                    return parent, beside[0]
+                    return parent, min(self.views(beside[0]), key=lambda made: made.index)
         return core
 
     def readers(self, stack: str, made: Made) -> set[str]:
@@ -341,8 +344,7 @@ class Shapes:
         found = set()
         while made is not None and made not in found:
             found.add(made)
-            views = ("view", "_unsafe_view", "reshape", "expand", "unsqueeze", "clone", "t", "transpose", "permute", "alias", "detach")
-            made = made.from_ids[0] if made.op in views and made.from_ids else None
+            made = made.from_ids[0] if made.op in VIEWS and made.from_ids else None
         return found
 
     def attention(self, cores: list[Core], o: Use | None, taken: set[Use]) -> Part:
@@ -361,6 +363,8 @@ class Shapes:
                     of = "q" if places == "q" else "kv"
                     roles.setdefault(below.owner, f"{start}{of}_a")
                     mine.setdefault(below, "")
+                    ways = self.back(use.x)[2]
+                    roles |= {n.owner: f"{start}{of}_a_norm" for n in self.norms if n.made in ways and below in self.back(n.x)[0]}
                     places = f"{of}_b" if places in ("q", "kv") else places
                 roles.setdefault(use.owner, f"{start}{places}")
             for norm in self.norms:
@@ -375,17 +379,29 @@ class Shapes:
         taken |= set(mine)
         first = min([use.index for use in mine] + [core.gave.index for core in cores])
         queries = sum(size(core.q.shape) for core in cores)
+        entries = [[self.latent(use) or use for use in mine if letter in mine[use]] for letter in "qk"]
+        read = [set().union(*(self.views(use.x) for use in side), set()) for side in entries]
         return Part(
-            "attn",
+            "cross" if all(read) and not read[0] & read[1] else "attn",  # queries of one thing, keys of another
             roles,
             first=first,
             last=last.index,
-            reads=[use.x for use in mine] or [core.q for core in cores],
+            reads=[use.x for use in entries[0] or mine] or [core.q for core in cores],
             gave=last,
             queries=queries // self.flow.tokens,
             values=sum(size(core.gave.shape) for core in cores) // self.flow.tokens,
             kept=self.kept(mine, queries) // self.flow.tokens,
         )
+
+    def bends(self, use: Use) -> bool:
+        """Whether what a use made goes into an activation next, as in a feed-forward."""
+        ahead = [use.made]
+        for _ in range(FEW):
+            ahead = [one for made in ahead for one in self.consumers[made]]
+            if any(one.op in BENDS for one in ahead):
+                return True
+            ahead = [one for one in ahead if one.op in VIEWS]
+        return False
 
     def latent(self, use: Use) -> Use | None:
         """The use that makes what this one reads, where both stand side by side in one module: keys and values from a latent."""
@@ -446,7 +462,7 @@ class Shapes:
         if mixes:
             kind = "mixer"
         elif len(uses) == 1:
-            kind = "router" if self.chooses(closes) else "lone"
+            kind = "router" if self.chooses(closes) else "mlp" if self.bends(closes) else "lone"
             roles[closes.owner] = "router" if kind == "router" else "up"
         else:
             kind = "mlp"
@@ -560,7 +576,7 @@ class Shapes:
 
     def as_layers(self, members: list[str], listed: bool) -> list[str]:
         """Those of a row that are layers; [] where it is none, as heads or experts side by side, or parts of one layer."""
-        parts = [part for part in self.parts if part.kind in ("attn", "mlp", "mixer")]
+        parts = [part for part in self.parts if part.kind in PARTS]
         if any(len({m for m in members for owner in part.roles if within_name(owner, m)}) > 1 for part in parts):
             return []
         holding = [m for m in members if any(within(part, m) for part in parts) or self.is_block(m)]
@@ -584,7 +600,7 @@ class Shapes:
 
     def in_layers(self) -> list[Layer]:
         """All layers: those of each container in its order; pieces of layers that follow each other in time, as one."""
-        layers, loose = [], [part for part in self.parts if part.kind in ("attn", "mlp", "mixer")]
+        layers, loose = [], [part for part in self.parts if part.kind in PARTS]
         kinds = {stack: [{part.kind for part in loose if within(part, name)} for name in names] for stack, names in self.stacks.items()}
         single = {stack for stack, sets in kinds.items() if all(len(one) <= 1 for one in sets) and any(sets)}
         pieces = {stack for stack in single if not any(name in self.calls for name in self.stacks[stack])}
@@ -612,7 +628,7 @@ class Shapes:
     def around(self, layer: Layer) -> str | None:
         """The module that holds the parts of a layer and no others; None where none does."""
         name = common([owner for part in layer.parts for owner in part.roles])
-        others = [part for part in self.parts if part.kind in ("attn", "mlp", "mixer") and not any(same(part, own) for own in layer.parts)]
+        others = [part for part in self.parts if part.kind in PARTS and not any(same(part, own) for own in layer.parts)]
         if not name or any(within(part, name) for part in others) or any(within_name(use.owner, name) for use in self.lookups):
             return None
         if len(layer.parts) == 1 or isinstance(self.modules[name], (nn.ModuleList, nn.ModuleDict)):
@@ -656,23 +672,39 @@ class Shapes:
         mine = [norm for norm in self.norms if norm.owner not in found]
         if layer.name is not None:
             mine = [norm for norm in mine if within_name(norm.owner, layer.name)]
-        else:
+        else:  # those of other rows are told by what they stand before, or else behind
             mine = [norm for norm in mine if not any(within_name(norm.owner, name) for name in named)]
-        opens = {kind: set().union(*(self.back(made)[2] for part in parts for made in part.reads)) for kind, parts in sides(layer).items()}
-        gives = {kind: {part.gave for part in parts} for kind, parts in sides(layer).items()}
+            loose = [other for other in self.layers if other.name is None]
+            before = {norm.owner: [other for other in loose if self.opens(norm, other)] for norm in mine}
+            if any(before[norm.owner] == [loose[0]] and self.opens(norm, loose[0], "attn") for norm in mine):
+                mine = [norm for norm in mine if before[norm.owner] and before[norm.owner][0] is layer]
+        opens, gives = defaultdict(set), defaultdict(set)
+        for part in layer.parts:
+            kind = "attn" if part.kind == "mixer" else part.kind
+            opens[kind] |= set().union(*(self.back(made)[2] for made in part.reads))
+            gives[kind].add(part.gave)
+        behind = {norm: self.back(norm.x)[2] for norm in mine}
         pre = {norm.owner for norm in mine if norm.made in opens["attn"]}
-        to_mlp = {norm.owner for norm in mine if norm.made in opens["mlp"] and not gives["attn"] & self.back(norm.x)[2]} - pre
-        last = {norm.owner for norm in mine if gives["mlp"] & (self.back(norm.x)[2] | self.summed(norm.x))} - pre
+        last = {norm.owner for norm in mine if gives["mlp"] & (behind[norm] | self.summed(norm.x))} - pre
         for norm in mine:
-            behind = gives["attn"] & (self.back(norm.x)[2] | self.summed(norm.x))
+            given = {kind for kind, made in gives.items() if made & behind[norm]}
+            summed = {kind for kind, made in gives.items() if made & self.summed(norm.x)} | given
+            before = [kind for kind in ("cross", "mlp") if norm.made in opens[kind]]
+            after = next((kind for kind in ("mlp", "cross", "attn") if kind in summed), None)
             if norm.owner in pre:
                 yield norm, "norm_attn"
-            elif norm.owner in to_mlp and (pre or not last - {norm.owner}):
-                yield norm, "norm_mlp"
-            elif norm.owner in last:
-                yield norm, "norm_mlp_post" if pre and to_mlp else "norm_mlp"
-            elif behind or norm.made in opens["mlp"]:
-                yield norm, "norm_attn_post" if pre else "norm_attn"
+            elif before and not given and (pre or not last - {norm.owner}):
+                yield norm, f"norm_{before[0]}"
+            elif after is not None:
+                there = any(norm.made not in opens[after] and other.made in opens[after] for other in mine) if pre else False
+                yield norm, f"norm_{after}_post" if there else f"norm_{after}"
+            elif before:
+                yield norm, f"norm_{before[0]}"
+
+    def opens(self, norm: Use, layer: Layer, kind: str = "") -> bool:
+        """Whether a layer's parts, or those of a kind, read what a norm made."""
+        parts = [part for part in layer.parts if not kind or part.kind == kind]
+        return any(norm.made in self.back(made)[2] for part in parts for made in part.reads)
 
     def summed(self, made: Made | None) -> set[Made]:
         """The terms of the sum that something is, and what they come from without another."""
@@ -682,11 +714,6 @@ class Shapes:
                 for term in one.from_ids:
                     found |= self.back(term)[2]
         return found
-
-
-def sides(layer: Layer) -> dict[str, list[Part]]:
-    """The parts of a layer by whether they mix tokens ("attn") or not ("mlp")."""
-    return {"attn": [part for part in layer.parts if part.kind != "mlp"], "mlp": [part for part in layer.parts if part.kind == "mlp"]}
 
 
 def within_name(owner: str, name: str) -> bool:
