@@ -168,10 +168,9 @@ def roles(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()
             for index, name in enumerate(names):
                 found[name] = f"mtp.{index}"
                 found |= {f"{name}.{path}": f"mtp.{index}.{role}" for path, role in depth_roles(modules[name]).items()}
-    found |= around(model, modules, found, list(stacks), backbone_name, shapes)
-    mixers = [
-        name for name, m in modules.items() if is_recurrent(m) and name not in found and not outside_text(name, list(stacks), backbone_name)
-    ]
+    inside = list(stacks) if shapes is None else [name for name, role in found.items() if re.fullmatch(r"layers\d*\.\d+", role)]
+    found |= around(model, modules, found, inside, backbone_name, shapes)
+    mixers = [n for n, m in modules.items() if is_recurrent(m) and n not in found and not outside_text(n, inside, backbone_name)]
     found |= {name: "mixer" if len(mixers) == 1 else f"mixer.{i}" for i, name in enumerate(mixers)}
     return found
 
