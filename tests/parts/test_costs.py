@@ -146,12 +146,12 @@ class Bare(torch.nn.Module):
         return hidden @ self.matrix
 
 
-def test_recurrent_modules_are_counted_and_matrices_of_another_kind_are_said_to_be_left_out():
+def test_recurrent_modules_are_counted_and_matrices_of_another_kind_by_their_use():
     model = Mixed()
     found, runs = {"embed": "embed"}, Running(model).counts
     total, flops = costs(model, found, runs, 10)
     gates = 4 * 6
     assert flops["mix"] == 2 * 2 * gates * ((8 + 6) + (12 + 6))  # two directions, of each the first layer and the second
-    assert (total.flops, total.left_out) == (flops["mix"], 1)
+    assert flops["head"] == 2 * 12 * 20 and (total.flops, total.left_out) == (flops["mix"] + flops["head"], 1)  # it has no role
     model.head = torch.nn.Linear(12, 20)
-    assert costs(model, found, Running(model).counts, 10)[0].left_out == 0
+    assert costs(model, roles(model, "", ("head",)), Running(model).counts, 10)[0].left_out == 0

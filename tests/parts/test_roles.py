@@ -139,7 +139,7 @@ def test_each_role_of_a_plain_layer_stands_for_one_module():
 
 
 def test_image_towers_are_no_decoder_layers():
-    assert layer_lists(tiny_model("gemma3")) == ["model.language_model.layers"]
+    assert list(layer_lists(tiny_model("gemma3"))) == ["model.language_model.layers"]
 
 
 def test_a_module_without_a_role_is_said():
