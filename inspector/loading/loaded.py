@@ -14,10 +14,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..parts import splitting
 from ..parts.errors import shown
+from ..parts.heads import own_logits
 from ..parts.limits import context_length
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
-from ..parts.splitting import Split, input_device, input_embedding
+from ..parts.splitting import Split, input_device, input_embedding, probe_ids
+from ..parts.watching import find_past_call
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from ..records.notices import Notice
 from .notices import own_notices
@@ -324,6 +326,7 @@ def attach(
         origin=origin,
         device=input_device(model),
     )
+    find_past_call(model, lambda: own_logits(model, probe_ids(model)))
     return replace(loaded, notices=tuple(own_notices(loaded)))
 
 
