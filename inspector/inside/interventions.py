@@ -24,8 +24,10 @@ from ..loop.decoding import next_logits
 from ..models import Routing
 from ..parts.errors import InvariantError
 from ..parts.roles import fit, some_of
-from ..parts.watching import Call, Watch, apart, first_numbers, substituted
+from ..parts.splitting import probe_ids
+from ..parts.watching import Call, Watch, apart, first_numbers, substituted, unwatched
 from ..records.effects import Effect, Intervention, Shift
+from .attention import SeenAttention
 from .positions import Positions, Reading, Site, surroundings
 
 LISTED = 8  # tokens of a distribution that an effect lists
@@ -55,6 +57,87 @@ def head_count(model: nn.Module, o: nn.Module) -> tuple[int, int]:
     if not isinstance(heads, int) or width % heads:
         raise ValueError(f"{type(model).__name__} does not say how many heads share the {width} columns of its attn.o: take attn whole")
     return heads, width // heads
+
+
+@torch.no_grad()
+def head_columns(m: Loaded, modules: Mapping[str, nn.Module]) -> dict[str, list[slice] | ValueError]:
+    """Role of every attn.o → which columns of what it is given each head makes; or why that cannot be told.
+
+    The configuration tells how many heads there are, side by side. Without one, the heads are counted where their weights are computed
+    (``attention.SeenAttention``), and each is multiplied by a number of its own: the columns that are multiplied alike are its own.
+    """
+    found: dict[str, list[slice] | ValueError] = {}
+    for role in [role for role in modules if role.endswith(".attn.o")]:
+        try:
+            heads, K = head_count(m.model, modules[role])
+            found[role] = [slice(h * K, (h + 1) * K) for h in range(heads)]
+        except ValueError as error:
+            found[role] = error
+    without = {role: modules[role] for role, columns in found.items() if isinstance(columns, ValueError)}
+    for role in without.keys() - (multiplied := multiplied_heads(m, without) if without else {}).keys():
+        found[role] = ValueError(
+            f"{m.origin.name} uses {role} without running it as a module: its heads cannot be told apart; take attn whole"
+        )
+    for role, (plain_RW, multiplied_RW, heads) in multiplied.items():
+        if not heads:  # no weights were seen: then it stays with what the configuration does not say
+            continue
+        if (columns := columns_of(plain_RW, multiplied_RW, heads)) is None:
+            found[role] = ValueError(f"{role} of {m.origin.name} is not given the outputs of {heads} heads side by side: take attn whole")
+        else:
+            found[role] = columns
+    return found
+
+
+def multiplied_heads(m: Loaded, outs: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """Role of an attn.o → what it is given [R, W], the same where head h of its attention is multiplied by h + 2, and how many there are.
+
+    In the second pass each gets what it was given in the first one, so that the attentions behind it read the same.
+    """
+    ids_1T = probe_ids(m.model)
+    plain: dict[str, Tensor] = {}
+    multiplied: dict[str, tuple[Tensor, Tensor, int]] = {}
+    counted = 0
+
+    def keep(call: Call) -> None:
+        plain[call.name] = activation(call.given).clone()
+
+    def compare(call: Call) -> tuple[tuple, dict]:
+        nonlocal counted
+        given, own = activation(call.given), plain[call.name]
+        multiplied.setdefault(call.role, (own.flatten(0, -2), given.flatten(0, -2).clone(), counted))
+        counted = 0
+        return substituted(call.args, {id(given): own}), substituted(call.options, {id(given): own})
+
+    def multiply(weights_HTT: Tensor, by: str) -> Tensor | None:
+        nonlocal counted
+        if by == "shares":
+            return None
+        factors_H = torch.arange(counted, counted + len(weights_HTT)) + 2.0
+        counted += len(weights_HTT)
+        return factors_H
+
+    with unwatched():  # by other interventions that are going on
+        with Watch(outs, keep):
+            next_logits(m.split, ids_1T)
+        with Watch(outs, compare), SeenAttention(ids_1T.shape[1], multiply):
+            next_logits(m.split, ids_1T)
+    return multiplied
+
+
+def columns_of(plain_RW: Tensor, multiplied_RW: Tensor, heads: int) -> list[slice] | None:
+    """The columns of each head, where every column of the one is that of the other times its head's factor, which is h + 2; else None."""
+    plain_RW, multiplied_RW = plain_RW.double(), multiplied_RW.double()
+    factors_W = (plain_RW * multiplied_RW).sum(0) / plain_RW.square().sum(0)
+    if not factors_W.isfinite().all() or not torch.allclose(multiplied_RW, plain_RW * factors_W.round(), rtol=1e-2, atol=1e-5):
+        return None
+    found = []
+    for h in range(heads):
+        places = (factors_W.round() == h + 2).nonzero().flatten().tolist()
+        step = places[1] - places[0] if len(places) > 1 else 1
+        if len(places) * heads != len(factors_W) or places != list(range(places[0], places[-1] + 1, step)):
+            return None
+        found.append(slice(places[0], places[-1] + 1, step))
+    return found or None
 
 
 def activation(output: object) -> Tensor:
@@ -98,13 +181,11 @@ def all_heads(m: Loaded, modules: dict[str, nn.Module], around: dict[str, nn.Mod
     """The heads of every attention whose number of heads is known; of others why it is not."""
     found: list[Site] = []
     failed: list[ValueError] = []
-    for role in [role for role in modules if role.endswith(".attn.o")]:
-        try:
-            heads, K = head_count(m.model, modules[role])
-        except ValueError as error:
-            failed.append(error)
-            continue
-        found += [Site(f"{role.removesuffix('.o')}.head.{h}", modules[role], around, slice(h * K, (h + 1) * K)) for h in range(heads)]
+    for role, columns in head_columns(m, modules).items():
+        if isinstance(columns, ValueError):
+            failed.append(columns)
+        else:
+            found += [Site(f"{role.removesuffix('.o')}.head.{h}", modules[role], around, of_head) for h, of_head in enumerate(columns)]
     return found, failed
 
 

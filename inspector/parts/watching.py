@@ -25,7 +25,7 @@ from .errors import InvariantError
 
 PAST_CALL: WeakSet[nn.Module] = WeakSet()  # modules that their model runs as ``module.forward(…)``, which no hook sees by itself
 ACTIVE: list["Watch"] = []
-UNWATCHED: list[None] = []  # one entry for every ``unwatched`` that is going on
+HIDDEN: list[list["Watch"]] = []  # of every ``unwatched`` that is going on, which watches are shown nothing
 
 
 @dataclass(eq=False)
@@ -145,7 +145,7 @@ class Watch:
 
     def begin(self, role: str, module: nn.Module | None, args: tuple, options: dict) -> tuple[tuple, dict] | None:
         """What happens before a call."""
-        if UNWATCHED:
+        if any(self is watch for hidden in HIDDEN for watch in hidden):
             return None
         paused = self.now()
         self.calls[role] += 1
@@ -310,21 +310,17 @@ def broken_off() -> Iterator[None]:
 
 @contextmanager
 def unwatched() -> Iterator[Callable[[], None]]:
-    """While it is active, no watch is shown a call that begins: of a pass that serves something else than its numbers.
+    """While it is active, watches that were there before are shown no call that begins: of passes that serve something else.
 
     Gives a function that ends it before.
     """
-    UNWATCHED.append(None)
-    going_on = [None]
-
-    def end() -> None:
-        if going_on:
-            going_on.pop(), UNWATCHED.pop()
-
+    hidden = list(ACTIVE)
+    HIDDEN.append(hidden)
     try:
-        yield end
+        yield hidden.clear
     finally:
-        end()
+        hidden.clear()
+        HIDDEN.remove(hidden)
 
 
 class Pass(NamedTuple):
