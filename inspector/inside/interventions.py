@@ -36,8 +36,13 @@ LISTED = 8  # tokens of a distribution that an effect lists
 class Acted(Counter):
     """Role → number of positions at which its activation became another in the last run.
 
-    A role that is not in it was not run, or is an expert that none of the positions was sent to.
+    A role that is not in it was not run, or is an expert that none of the positions was sent to. ``calls`` says how often each was
+    run: all calls of a component are changed, and the positions are those of the last one.
     """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
 
 
 def head_count(model: nn.Module, o: nn.Module) -> tuple[int, int]:
@@ -201,6 +206,7 @@ def changed(places: Sequence[Site], change: Callable[[Reading], Tensor | None], 
 
     def new(site: Site, old: Tensor) -> Tensor | None:
         reading = positions.reading(site.role, site.module, old)
+        acted.calls[site.role] += 1
         result = change(reading)
         if position is not None and result is not None:
             here = reading.at(position)
@@ -281,7 +287,8 @@ def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Seq
 
     Prompts of one length are patched position by position; of prompts that differ in length the last position alone is,
     each counted from its own end: nothing says which of the others belong together. ``position`` -2 is the last but one.
-    An expert, which gets some of the tokens, is patched at the positions that both prompts send to it.
+    An expert, which gets some of the tokens, is patched at the positions that both prompts send to it. Of a component that runs several
+    times, each call gets what the same call gave for the other tokens.
 
     Args:
         m: the model.
@@ -294,12 +301,13 @@ def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Seq
     """
     positions = checked("patch", role, "", position)
     places = sites(m, role)
-    source = readings(m, places, ids)
+    source, turns = readings(m, places, ids), Counter()
 
     def put_in(own: Reading) -> Tensor | None:
-        given = source.get(own.role)
-        if given is None:
+        if own.role not in source:
             return None
+        given = source[own.role][turns[own.role] % len(source[own.role])]
+        turns[own.role] += 1
         if own.length != given.length and positions not in (None, [-1]):
             raise ValueError(
                 f"position {position}: the prompts are {given.length} and {own.length} tokens long: "
@@ -314,20 +322,21 @@ def activations(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) 
     """Role → what stands at each place while the model reads the ids, [T] or [B, T]: [B, T, D], of a head [B, T, K].
 
     Raises:
-        ValueError: a place that the model does not come by; or the ids are none of a prompt's.
+        ValueError: a place that the model does not come by, or several times; or the ids are none of a prompt's.
     """
-    return {role: reading.x for role, reading in readings(m, places, ids).items()}
+    found = readings(m, places, ids)
+    if several := next((role for role, calls in found.items() if len(calls) > 1), None):
+        raise ValueError(f"{m.origin.name} runs {several} several times for one token: there is no one activation to take from it")
+    return {role: calls[0].x for role, calls in found.items()}
 
 
 @torch.no_grad()
-def readings(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) -> dict[str, Reading]:
-    """``activations``, with the positions that they are of. Of several experts some may have no token, and are left out."""
-    found: dict[str, Reading] = {}
+def readings(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) -> dict[str, list[Reading]]:
+    """``activations`` of every call, with the positions that they are of. Of several experts some may have no token, and are left out."""
+    found: dict[str, list[Reading]] = {}
 
     def keep(reading: Reading) -> None:
-        if reading.role in found:
-            raise ValueError(f"{m.origin.name} runs {reading.role} several times for one token: there is no one activation to take from it")
-        found[reading.role] = replace(reading, x=reading.x.clone())  # a model may go on writing into its own
+        found.setdefault(reading.role, []).append(replace(reading, x=reading.x.clone()))  # a model may go on writing into its own
 
     try:
         rows_BT = torch.atleast_2d(torch.as_tensor(ids))
@@ -398,7 +407,8 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
         raise ValueError(
             nothing_sent(m, missing, wanted) if missing in run else never_run(m, missing)
         )  # of several experts some may have none
-    result = replace(shifted(m, ids, before_V, after_V), interventions=tuple(wanted), roles=roles)
+    several = {role: run.calls[role] for role in roles if run.calls[role] > 1}
+    result = replace(shifted(m, ids, before_V, after_V), interventions=tuple(wanted), roles=roles, calls=several)
     return replace(result, same_hooked=torch.equal(before_V, hooked_V), same_afterwards=True, apart=differ)
 
 
