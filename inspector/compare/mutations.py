@@ -47,9 +47,10 @@ class Patient:
         self.m = replace(m, model=copy.deepcopy(m.model))
         self.model = self.m.model
         self.modules = self.m.modules
-        self.calls, _ = record(self.m, probe_ids(self.model))
-        self.roles = list(self.calls)  # those that run, in that order
-        self.parents = parents(self.m, self.roles)
+        calls, _ = record(self.m, probe_ids(self.model))
+        self.calls = {role: call for role, call in calls.items() if "#" not in role and f"{role}#2" not in calls}
+        self.roles = list(self.calls)  # those that run once, in that order
+        self.parents = parents(self.calls, self.roles)
 
     def layer(self, *roles: str, fits: Callable[[nn.Module], bool] = lambda module: True) -> str:
         """A layer in the middle that has these roles, such as "layers.2"; ``fits`` asks more of the first of them.

@@ -40,6 +40,7 @@ class Call:
         index: its place in the order in which calls began.
         depth: how many watched calls it began in.
         output: what it gave; None before that, and where it broke off.
+        around: the names of the watched calls it began in, the outermost first.
     """
 
     role: str
@@ -50,6 +51,7 @@ class Call:
     index: int
     depth: int
     output: object = None
+    around: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -149,7 +151,8 @@ class Watch:
             return None
         paused = self.now()
         self.calls[role] += 1
-        call = Call(role, module, args, options, self.calls[role], self.begun, len(self.running))
+        around = tuple(outer.name for outer in self.running)
+        call = Call(role, module, args, options, self.calls[role], self.begun, len(around), around=around)
         self.begun += 1
         self.running.append(call)
         new = self.before(call) if self.before else None
