@@ -79,7 +79,13 @@ def checked(m: Loaded, hidden_1TD: Tensor, last: dict[bool, Tensor], roles: list
     """
     name = m.origin.name
     if not roles:
-        raise InvariantError(f"{name}: none of its modules is recognised as a layer")
+        known = layers(m.components)
+        ran = (
+            f"its layers ({', '.join(list(known)[:3])} …) are not run as modules"
+            if known
+            else "none of its modules is recognised as a layer"
+        )
+        raise InvariantError(f"{name}: {ran}")
     for way in (True, False):
         if way in last and torch.equal(last[way], hidden_1TD):
             return way

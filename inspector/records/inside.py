@@ -84,6 +84,8 @@ class Trace:
         not_finite: where the first NaN or infinity is, if one of the components gave any.
         experts, latents, further: of a model that has such parts, what they did; None where it has none, or was not asked.
         apart: largest difference of a logit of this pass from the model's own, which no hook watches; 0 for nearly every model.
+        not_shown: modules whose weights act outside of all components that run, of those that were not asked for, too; blocks as a
+            whole do not count.
         notices: what to know of the model.
     """
 
@@ -98,6 +100,7 @@ class Trace:
     latents: Latents | None = None
     further: Further | None = None
     apart: float = 0.0
+    not_shown: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
