@@ -48,8 +48,8 @@ class Patient:
         self.model = self.m.model
         self.modules = self.m.modules
         self.calls, _ = record(self.m, probe_ids(self.model))
-        self.roles = list(self.calls)  # those that run, in that order
-        self.parents = parents(self.m, self.roles)
+        self.roles = [role for role in self.calls if "#" not in role]  # those that run, in that order
+        self.parents = parents(self.calls, list(self.calls))  # of every call
 
     def layer(self, *roles: str, fits: Callable[[nn.Module], bool] = lambda module: True) -> str:
         """A layer in the middle that has these roles, such as "layers.2"; ``fits`` asks more of the first of them.
@@ -75,7 +75,7 @@ class Patient:
         events: list[tuple[str, str]] = []
         run(lambda: events.append(("here", "")))
         modules = {role: self.modules[role] for role in self.roles}
-        begin, end = (lambda call, kind=kind: events.append((kind, call.role)) for kind in ("begin", "end"))
+        begin, end = (lambda call, kind=kind: events.append((kind, call.name)) for kind in ("begin", "end"))
         with Watch(modules, begin, end):
             forward(self.model, probe_ids(self.model))
         if ("here", "") not in events:

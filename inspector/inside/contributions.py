@@ -24,7 +24,7 @@ from ..parts.heads import Kind, steps
 from ..parts.splitting import AMPLIFIED, in_a_line, input_embedding, is_tied
 from ..parts.watching import Call, Watch, first_numbers, first_tensor, largest_difference, substituted
 from ..records.effects import Check, Contributions, Term
-from .interventions import activation, head_count
+from .interventions import activation, head_columns
 
 LAYER = re.compile(r"layers\d*\.\d+")
 BRANCHES = {  # of a layer: part → where else it ends, if the module holds the stream too
@@ -481,14 +481,17 @@ def head_terms(m: Loaded, modules: dict[str, nn.Module], part: Branch) -> dict[s
     last = next((call for call in part.layer if call.part == "attn.o" and torch.equal(call.output, part.last.output)), None)
     if last is None:
         raise NoSumError(f"{m.origin.name}: {part.name} does not end with an output projection attn.o, so it is no sum over heads")
-    heads, K = head_count(m.model, modules[last.role])
+    columns = head_columns(m, {last.role: modules[last.role]})[last.role]
+    if isinstance(columns, ValueError):
+        raise columns
     o = exactly(modules[last.role])
-    x_HK = last.input.unflatten(0, (heads, K))
-    apart = torch.block_diag(*x_HK)  # row h holds the columns of head h and zeros elsewhere
+    apart = last.input.new_zeros(len(columns), len(last.input))
+    for h, of_head in enumerate(columns):
+        apart[h, of_head] = last.input[of_head]
     with torch.no_grad():
         bias_D, *_ = o(torch.zeros_like(apart[:1]))
         written_HD = o(apart) - bias_D
-    terms = {f"{part.name}.head.{h}": written_HD[h] for h in range(heads)}
+    terms = {f"{part.name}.head.{h}": written_HD[h] for h in range(len(columns))}
     if bias_D.any():
         terms[f"{last.name}.bias"] = bias_D
     if part.outlet is not part.last:

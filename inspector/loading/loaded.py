@@ -14,10 +14,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..parts import splitting
 from ..parts.errors import shown
+from ..parts.heads import own_logits
 from ..parts.limits import context_length, vocabulary
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
-from ..parts.splitting import Split, input_device
+from ..parts.splitting import Split, input_device, probe_ids
+from ..parts.watching import find_past_call
 from ..parts.wrappers import language_model, unwrapped
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from ..records.notices import Notice
@@ -329,6 +331,7 @@ def attach(
         vocab_size=vocabulary(model) or sys.maxsize,
         compiled=given.compiled,
     )
+    find_past_call(model, lambda: own_logits(model, probe_ids(model)))
     return replace(loaded, notices=(*wrapper_notices(given.wrappers), *own_notices(loaded)))
 
 

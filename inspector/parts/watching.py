@@ -7,17 +7,25 @@ any, and ``apart`` says how far a watched one is from it. Shape letters: B batch
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from itertools import accumulate
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..models import Routing
 from .errors import InvariantError
+
+PAST_CALL: WeakSet[nn.Module] = WeakSet()  # modules that their model runs as ``module.forward(…)``, which no hook sees by itself
+ACTIVE: list["Watch"] = []
+HIDDEN: list[list["Watch"]] = []  # of every ``unwatched`` that is going on, which watches are shown nothing
 
 
 @dataclass(eq=False)
@@ -32,6 +40,7 @@ class Call:
         index: its place in the order in which calls began.
         depth: how many watched calls it began in.
         output: what it gave; None before that, and where it broke off.
+        around: the names of the watched calls it began in, the outermost first.
     """
 
     role: str
@@ -42,6 +51,7 @@ class Call:
     index: int
     depth: int
     output: object = None
+    around: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -115,12 +125,16 @@ class Watch:
                 hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
                 end = lambda module, args, output, role=role: self.end(role, output)  # noqa: E731
                 hooks.callback(module.register_forward_hook(end, always_call=True).remove)
+            for module in PAST_CALL.intersection(self.parts.values()):
+                hooks.enter_context(called(module, module))
             self.hooks = hooks.pop_all()
+        ACTIVE.append(self)
         self.note("", self.now())
         return self
 
     def __exit__(self, *error) -> None:
         self.note("", self.now())
+        ACTIVE.remove(self)
         self.hooks.close()
         self.running.clear()  # what Ctrl-C has broken off
 
@@ -133,9 +147,12 @@ class Watch:
 
     def begin(self, role: str, module: nn.Module | None, args: tuple, options: dict) -> tuple[tuple, dict] | None:
         """What happens before a call."""
+        if any(self is watch for hidden in HIDDEN for watch in hidden):
+            return None
         paused = self.now()
         self.calls[role] += 1
-        call = Call(role, module, args, options, self.calls[role], self.begun, len(self.running))
+        around = tuple(outer.name for outer in self.running)
+        call = Call(role, module, args, options, self.calls[role], self.begun, len(around), around=around)
         self.begun += 1
         self.running.append(call)
         new = self.before(call) if self.before else None
@@ -147,7 +164,9 @@ class Watch:
     def end(self, role: str, output: object) -> object:
         """What happens after the last call of a part. One that broke off has no output, and is not shown."""
         paused = self.now()
-        call = next(call for call in reversed(self.running) if call.role == role)  # of several roles of a module the first ends first
+        call = next((call for call in reversed(self.running) if call.role == role), None)  # of a module's roles the first ends first
+        if call is None:  # it began unwatched
+            return None
         self.running.remove(call)
         if output is None:
             return None
@@ -185,6 +204,128 @@ class Watch:
         }
 
 
+@contextmanager
+def called(module: nn.Module, instead: Callable) -> Iterator[None]:
+    """While it is active, ``module.forward(…)`` by its name is ``instead(…)``; what runs because the module is called stays its own.
+
+    With the module itself as ``instead`` what is hooked to it sees every run.
+    """
+    own, before, expected = module.forward, module.__dict__.get("forward"), []
+
+    @wraps(own)
+    def forward(*args, **options):
+        if expected:
+            expected.clear()
+            return own(*args, **options)
+        return instead(*args, **options)
+
+    # the last thing before a call is its own forward; where another hook stops it, the next run is not taken for it
+    announce = module.register_forward_pre_hook(lambda *_: expected.append(None))
+    forget = module.register_forward_hook(lambda *_: expected.clear(), always_call=True)
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        announce.remove(), forget.remove()
+        module.__dict__.pop("forward")
+        if before is not None:  # where accelerate moves weights in and out
+            module.__dict__["forward"] = before
+
+
+def find_past_call(model: nn.Module, run: Callable[[], object]) -> None:
+    """Finds which modules a model runs as ``module.forward(…)``, for all watches to come: ``run`` is a pass of it.
+
+    Models without code of the user's are left alone: none of theirs does so. A model that does not run says so where it is asked to.
+    """
+    if not written_by_the_user(model):
+        return
+    with ExitStack() as hooks, torch.no_grad(), suppress(Exception):
+        for module in submodules(model).values():
+            if not isinstance(module, torch.jit.ScriptModule):  # whose forward is no function of Python's
+                hooks.enter_context(called(module, noting(module)))
+        run()
+
+
+def written_by_the_user(model: nn.Module) -> bool:
+    """Whether a model has modules of other classes than those of torch, of transformers and of this package."""
+    known = ("torch.", "transformers.", f"{__name__.partition('.')[0]}.")
+    return not all(type(module).__module__.startswith(known) for module in model.modules())
+
+
+def noting(module: nn.Module) -> Callable:
+    """The module's own forward, by which it is noted."""
+    own = module.forward
+
+    def forward(*args, **options):
+        PAST_CALL.add(module)
+        return own(*args, **options)
+
+    return forward
+
+
+class Used(TorchFunctionMode):
+    """While it is active, it keeps which tensors functions are given, by id()."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids: set[int] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.ids.update(id(value) for value in tree_leaves((args, kwargs or {})) if isinstance(value, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def unnamed(model: nn.Module, parts: Mapping[str, nn.Module], run: Callable[[], object]) -> tuple[str, ...]:
+    """Names of the modules whose weights a pass uses while none of the ``parts`` that run holds them; "" is the model itself.
+
+    What such a module does is in the model's numbers, and no view of its parts shows it. ``run`` is a pass of the model, which is
+    made where there can be any: in a model of the user's, or where some weights stand outside of all parts.
+    """
+    inside = {inner for part in parts.values() for inner in part.modules()}
+    own = {name: [*module._parameters.values()] for name, module in model.named_modules() if any(True for _ in module.parameters(False))}
+    if not written_by_the_user(model) and all(model.get_submodule(name) in inside for name in own):
+        return ()
+    with Watch(parts) as watch, Used() as used:
+        run()
+    inside = {inner for role in watch.calls for inner in parts[role].modules()}
+    shared = {id(weight) for module in inside for weight in module._parameters.values()}  # of an embedding and a head, say
+    return tuple(
+        name
+        for name, weights in own.items()
+        if model.get_submodule(name) not in inside and any(id(w) in used.ids and id(w) not in shared for w in weights)
+    )
+
+
+@contextmanager
+def broken_off() -> Iterator[None]:
+    """Around a pass that something stops on its way: what it has begun is forgotten, as if it had ended.
+
+    Calls end by an exception that is an ``Exception``; of those that a ``BaseException`` ends, torch tells no hook.
+    """
+    begun = [(watch, len(watch.running)) for watch in ACTIVE]
+    try:
+        yield
+    finally:
+        for watch, length in begun:
+            del watch.running[length:]
+
+
+@contextmanager
+def unwatched() -> Iterator[Callable[[], None]]:
+    """While it is active, watches that were there before are shown no call that begins: of passes that serve something else.
+
+    Gives a function that ends it before.
+    """
+    hidden = list(ACTIVE)
+    HIDDEN.append(hidden)
+    try:
+        yield hidden.clear
+    finally:
+        hidden.clear()
+        HIDDEN.remove(hidden)
+
+
 class Pass(NamedTuple):
     """What a forward pass by hand gave.
 
@@ -207,9 +348,13 @@ def by_hand(split, ids_1T: Tensor, parts: Mapping[str, nn.Module] | None = None,
     """
     parts = parts or {}
     with Watch({role: module for role, module in parts.items() if role != "head"}, before, after, clock) as watch:
-        hidden_1TD = split.backbone(ids_1T)
+        with broken_off():
+            hidden_1TD = split.backbone(ids_1T)
         fed = hidden_1TD[:, -1:] if split.last_alone else hidden_1TD
-        logits_BTV = watch.call("head", split.head, fed) if "head" in parts else split.head(fed)
+        head = split.head
+        if not split.backbone_name and not isinstance(head, nn.Module):  # a head that is the end of the forward runs all before it too
+            watch.hooks.close()
+        logits_BTV = watch.call("head", head, fed) if "head" in parts else head(fed)
     # copies: a model may write what it gives into the same memory in every pass, as graphs that an accelerator replays do
     return Pass(hidden_1TD.clone(), logits_BTV.clone(), watch.seconds() if clock else {})
 

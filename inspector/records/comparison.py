@@ -220,7 +220,7 @@ class Divergence:
         tokens: what both were fed.
         place: where B begins to differ; None where it does nowhere.
         components: what was compared, from the outermost level inwards along the way to ``place``.
-        only_a, only_b: roles that only one of them has, or that do not run once there.
+        only_a, only_b: roles that only one of them runs; of one that runs more often there its further calls.
         reshaped: roles whose tensors have different shapes, with both of them.
         logits_difference: the largest |A − B| of a logit over the tokens fed, with nothing replaced.
         logits_rounding: the largest difference of A's logits from its own in float64 and in B's precision.
@@ -229,6 +229,7 @@ class Divergence:
         flip: the first token that differs in it; None where none does.
         notes: names of remarks that ``render`` words.
         notices_a, notices_b: what to know of each of the two.
+        unnamed_a, unnamed_b: modules of each whose weights act outside of all components that were compared, blocks as a whole left out.
     """
 
     a: str
@@ -250,6 +251,8 @@ class Divergence:
     notes: tuple[str, ...] = ()
     notices_a: tuple[Notice, ...] = ()
     notices_b: tuple[Notice, ...] = ()
+    unnamed_a: tuple[str, ...] = ()
+    unnamed_b: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     @property

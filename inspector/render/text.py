@@ -3,7 +3,7 @@
 import locale
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Translate = Callable[[str, str], str]
 
@@ -69,6 +69,12 @@ def counted(number: int, english: str, russian: str, t: Translate) -> str:
 def singular(number: int) -> bool:
     """Whether what a Russian number counts is in the singular: with 1, 21 and 101, and not with 11."""
     return number % 10 == 1 and number % 100 != 11
+
+
+def some(modules: Sequence[str], t: Translate, at_most: int = 5) -> str:
+    """The first names of modules; the model itself has none."""
+    named = [name or t("the model itself", "сама модель") for name in modules[:at_most]]
+    return ", ".join([*named, *(["…"] if len(modules) > at_most else [])])
 
 
 def memory(size: int, t: Translate) -> str:

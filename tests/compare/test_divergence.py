@@ -199,11 +199,44 @@ def test_models_of_different_depth_part_where_the_shorter_ends():
     assert result.place == Place("", ("layers.1",), "final_norm") and result.place.name == "→ final_norm"
 
 
-def test_a_component_that_runs_twice_is_not_compared_and_said(pair):
+def test_a_block_that_runs_twice_is_held_against_the_two_that_run_in_its_turns(pair):
     a, b = pair("llama")
     b.model.model.layers[2] = b.model.model.layers[1]
     result = diverge(a, b, IDS)
-    assert result.only_a == ("layers.1–2",) and result.place == Place("", ("layers.0",), "layers.3")
+    assert (result.only_a, result.only_b, result.notes) == ((), (), ("in turn",)) and result.place == Place("layers.2.norm_attn")
+    c = attach(copy.deepcopy(a.model))
+    c.model.model.layers[2].load_state_dict(c.model.model.layers[1].state_dict())  # the same computation, unrolled
+    for one, other in ((b, c), (c, b)):
+        result = diverge(one, other, IDS)
+        assert result.place is None and result.notes == ("in turn",) and result.logits_difference == 0
+        assert [c.role for c in result.components if c.role.startswith("layers")][1:3] in (
+            ["layers.1", "layers.1#2"],
+            ["layers.1", "layers.2"],
+        )
+    c.model.model.layers[2].mlp.up_proj.weight.data *= 1.1
+    assert diverge(b, c, IDS).place == Place("layers.1.mlp.up#2") and diverge(c, b, IDS).place == Place("layers.2.mlp.up")
+
+
+def test_a_block_that_runs_twice_in_both_is_compared_call_by_call(pair):
+    a, b = pair("llama")
+    for m in (a, b):
+        m.model.model.layers[2] = m.model.model.layers[1]
+    result = diverge(a, b, IDS)
+    assert result.place is None and result.notes == () and "layers.1#2" in [c.role for c in result.components]
+    module(b, "mlp.up_proj").weight.data *= 1.1
+    assert diverge(a, b, IDS).place == Place("layers.1.mlp.up")
+    a, b = pair("llama")
+    for m, times in ((a, 1.0), (b, 1.1)):  # what differs in the second call alone
+        m.model.model.layers[2] = m.model.model.layers[1]
+        own = m.model.model.layers[1].mlp.forward
+        turns = [0]
+
+        def forward(x, own=own, turns=turns, times=times):
+            turns[0] += 1
+            return own(x) * (times if turns[0] % 2 == 0 else 1.0)
+
+        m.model.model.layers[1].mlp.forward = forward
+    assert diverge(a, b, IDS).place.component == "layers.1.mlp#2"
 
 
 def test_frequencies_of_rope_keep_their_precision_where_transformers_keeps_it(pair):

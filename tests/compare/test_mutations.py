@@ -79,7 +79,7 @@ PLACES = {
     "qwen3_moe": {"position": "layers.2.attn → o"},  # its grouped products have no float64
     "bert": {"mask": "layers.2.attn → o", "norm-order": None},  # norms inside of attention and feed-forward
     "hunyuan_v1_dense": {"rope-layout": "layers.2.attn → q_norm", "mask": "layers.2.attn → o"},  # RoPE before the norm of queries
-    "dbrx": {"activation": "layers.2.mlp.experts", "gate-up": None},  # inside of experts that have no parts of their own
+    "dbrx": {"activation": "layers.2.mlp.experts.each", "gate-up": None},
 }
 
 
