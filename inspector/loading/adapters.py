@@ -39,7 +39,6 @@ class Adapter:
             "adapter",
             f"The adapter ({self.kind}{rank}{on}) is applied to its base model {self.base}",
             f"Адаптер ({self.kind}{rank}{on_ru}) применён к своей основе {self.base}",
-            (str(self.folder), self.base),
         )
 
 
@@ -66,13 +65,11 @@ def alone(name: str, path: Path) -> Adapter | None:
     if not isinstance(kind, str) or not kind:
         raise LoadError(f"{name}: {CONFIG} says peft_type={kind!r:.60}: it must be a kind of adapter, such as 'LORA': correct it")
     if not isinstance(base, str) or not base.strip():
-        raise LoadError(
-            f"{name}: {CONFIG} names no base model (base_model_name_or_path={base!r:.60}): write there which it is, or its folder"
-        )
+        raise LoadError(f"{name}: {CONFIG} names no base model (base_model_name_or_path={base!r:.60}): write it there")
     base = at_revision(name, base_of(path, base), said.get("revision"))
     if kind.upper() in NOT_LAYERS:
         raise LoadError(
-            f"{name}: an adapter of the kind {kind} feeds vectors beside the token ids, which has no backbone of its own: give its base, {base}"
+            f"{name}: an adapter of the kind {kind} feeds vectors beside the token ids, and the loop here does not: give its base, {base}"
         )
     if not any(check_regular(name, path / file) for file in WEIGHTS):
         raise LoadError(f"{name}: the adapter's weights, {WEIGHTS[0]}, are missing: put them beside {CONFIG}")
@@ -179,6 +176,6 @@ def check_put(name: str, adapter: Adapter, info) -> None:
     for names, what in ((sorted(info.missing_keys), "lacks"), (sorted(info.unexpected_keys), "has, and the base has no place for,")):
         if names:
             raise LoadError(
-                f"{name}: the adapter {what} {len(names)} weight{'s' * (len(names) > 1)} (the first is {names[0]}): its {CONFIG} or its base "
-                f"model {adapter.base} is not the one it was made for"
+                f"{name}: the adapter {what} {len(names)} weight{'s' * (len(names) > 1)} (the first is {names[0]}): its {CONFIG} or its "
+                f"base model {adapter.base} is not the one it was made for"
             )

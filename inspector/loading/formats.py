@@ -4,12 +4,13 @@ from pathlib import Path
 
 from .checking import LoadError, is_file
 
+_INDEX = "{}.index.json is missing, which says what lies in which: fetch it too"
 _OLD = "load it once with transformers below 5 ({}=True) and save it again with save_pretrained"
 _SAVE = "read its tensors with torch.load(..., weights_only=True), and write them as model.safetensors with safetensors.torch.save_file"
 # Files by what their names are like → what they are, and the way from them to a checkpoint. The first that fits is told.
 FORMATS = (
     ("consolidated*.pth", "weights in Meta's own format", "take the same model in the form of transformers (its name mostly ends in -hf)"),
-    ("consolidated*.safetensors", "weights in Mistral's own format", "fetch the files model*.safetensors and config.json of the same model"),
+    ("consolidated*.safetensors", "weights in Mistral's own format", "fetch model*.safetensors and config.json of the same model"),
     ("*.h5", "TensorFlow weights", _OLD.format("from_tf")),
     ("*.msgpack", "Flax weights", _OLD.format("from_flax")),
     ("*.ckpt.index", "a TensorFlow 1 checkpoint", _OLD.format("from_tf")),
@@ -25,9 +26,9 @@ FORMATS = (
     ("*.nemo", "a NeMo archive", "convert it with NeMo's scripts (convert_..._nemo_to_hf.py)"),
     ("*.llamafile", "a llamafile", "take the same model as GGUF or as safetensors"),
     ("model.bin", "weights of CTranslate2", "take the checkpoint that they were converted from"),
-    ("*-of-*.safetensors", "parts of the weights", "model.safetensors.index.json is missing, which says what lies in which: fetch it too"),
-    ("pytorch_model-*-of-*.bin", "parts of the weights", "pytorch_model.bin.index.json is missing, which says what lies in which: fetch it too"),
-    ("*.distcp", "a distributed checkpoint of torch", "make one file of it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"),
+    ("*-of-*.safetensors", "parts of the weights", _INDEX.format("model.safetensors")),
+    ("pytorch_model-*-of-*.bin", "parts of the weights", _INDEX.format("pytorch_model.bin")),
+    ("*.distcp", "a distributed checkpoint of torch", "make one file of it with torch's dcp_to_torch_save"),
     ("global_step*", "a checkpoint of DeepSpeed", "make one file of it with zero_to_fp32.py, which lies beside it"),
     ("pytorch_model.pt", "weights that torch saved", "if they are the state dict alone, call the file pytorch_model.bin; else " + _SAVE),
     ("*.pth", "a file that torch saved", _SAVE),
@@ -57,10 +58,8 @@ def no_config(folder: Path) -> str:
         return "an adapter without its adapter_config.json, which names the base model: put it beside it"
     if said := found(folder):
         return f"the folder has no config.json; {said}"
-    weights = next(
-        (file for file in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin") if is_file(folder / file)), None
-    )
-    if weights:
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    if weights := next((file for file in names if is_file(folder / file)), None):
         return f"the folder has no config.json, which says what model {weights} is of: put the model's own there"
     return "the folder has no config.json: give the folder that save_pretrained or inspector train wrote"
 

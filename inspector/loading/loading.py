@@ -298,7 +298,13 @@ def look(name: str, where: Where, model: nn.Module, run: torch.dtype | str | Non
         for config in (where.config, where.config.get_text_config(decoder=True)):
             config.tie_word_embeddings = False  # transformers would not tie them either, but for those that stay on disk
     options = ({"key_mapping": found.renames} if found.renames else {}) | ({"variant": held.variant} if held.variant else {})
-    return Seen(tuple(weights_notices(model, held, found, run)), found.unused, refusal(model, held, found), options, True)
+    return Seen(
+        tuple(weights_notices(model, held, found, run)),
+        tuple(sorted((*found.unused, *found.buffers))),
+        refusal(model, held, found),
+        options,
+        True,
+    )
 
 
 def skeleton_of(name: str, config: PretrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool, fits: bool) -> nn.Module | None:

@@ -8,7 +8,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ from .checking import LoadError
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"  # which transformers looks for, in this order; beside each its index
 VARIANT = re.compile(r"(?:model|pytorch_model)\.(?P<variant>[\w-]+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 ROWS = 4096  # of two matrices that are compared at a time
-# Buffers that old versions saved and new ones compute: nothing is lost without them.
 BUFFERS = re.compile(r"(rotary_emb\.\w+|inv_freq|masked_bias|causal_mask|cos_cached|sin_cached|position_ids)$")
 MASKS = re.compile(r"(attn|attention|self_attn)\.bias$")  # a triangle of [1, 1, T, T] in old versions; else a bias
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -53,7 +52,8 @@ class Fit:
 
     Args:
         taken: name in the file → name in the model.
-        unused: names in the file for which the model has no place, buffers of old versions left out.
+        unused: names in the file for which the model has no place.
+        buffers: likewise, of what old versions saved and new ones compute: nothing is lost without them.
         missing: names in the model that no weight of the file fills, tied ones left out where one of them is there.
         prefix: what stands before the names of the file and not before the model's, such as "module."; mostly nothing.
         renames: patterns of names → what to write instead, as ``from_pretrained`` takes them.
@@ -63,6 +63,7 @@ class Fit:
 
     taken: dict[str, str]
     unused: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     prefix: str = ""
     renames: dict[str, str] = field(default_factory=dict)
@@ -89,6 +90,8 @@ def stored(folder: Path, config: PretrainedConfig | None = None) -> Stored | Non
 
 def weight_files(folder: Path, named: str | None = None) -> tuple[list[Path], str | None]:
     """The files that transformers would read, and their variant; ``named`` is the one that config.json names."""
+    if named and not named.endswith((".safetensors", ".safetensors.index.json")):
+        raise LoadError(f"config.json says transformers_weights={named!r:.60}: give a .safetensors file or its index, or take it out")
     for name in [named] if named else [SAFETENSORS, f"{SAFETENSORS}.index.json", BIN, f"{BIN}.index.json"]:
         if (folder / name).is_file():
             return shards(folder / name), None
@@ -108,7 +111,10 @@ def shards(file: Path) -> list[Path]:
     """A file of weights, or those that an index names."""
     if file.suffix != ".json":
         return [file]
-    return [file.parent / name for name in sorted(set(json.loads(file.read_text(encoding="utf8"))["weight_map"].values()))]
+    try:
+        return [file.parent / name for name in sorted(set(json.loads(file.read_text(encoding="utf8"))["weight_map"].values()))]
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise LoadError(f"{file.name} is damaged: fetch it again") from error
 
 
 def header(file: Path) -> dict[str, Weight]:
@@ -179,7 +185,7 @@ def fit(model: nn.Module, held: Stored) -> Fit:
                 named = " and ".join(f"{one.prefix!r}" for one in (best, rivals[0]))
                 raise LoadError(f"its weights are of two whole models, under {named}: save one of them alone")
     apart, equal = ties(model, held, best)
-    return Fit(best.taken, best.unused, best.missing, best.prefix, best.renames, apart, equal)
+    return replace(best, apart=apart, equal=equal)
 
 
 def nested(one: Fit, other: Fit) -> bool:
@@ -205,7 +211,7 @@ def placed(model: nn.Module, weights: dict[str, Weight], prefix: str, renames: d
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     targets = {source: one.target_patterns for one in converters for source in one.source_patterns}
     there, base = model.state_dict(), model.base_model_prefix
-    taken, filled, unused = {}, set(), []
+    taken, filled, unused, buffers = {}, set(), [], []
     for name, weight in weights.items():
         own, source = rename_source_key(name, renamings, converters, base, there)
         if own not in there and name in there:
@@ -214,9 +220,11 @@ def placed(model: nn.Module, weights: dict[str, Weight], prefix: str, renames: d
             taken[name] = own
             made = targets[source] if source is not None else [""]
             filled |= {own.replace(made[0], other) if made[0] else own for other in made}
-        elif not (BUFFERS.search(name) or (MASKS.search(name) and len(weight.shape) > 1)):
+        elif BUFFERS.search(name) or (MASKS.search(name) and len(weight.shape) > 1):
+            buffers.append(name)
+        else:
             unused.append(name)
-    return Fit(taken, tuple(unused), tuple(missing(model, there, filled)), prefix, renames)
+    return Fit(taken, tuple(unused), tuple(buffers), tuple(missing(model, there, filled)), prefix, renames)
 
 
 def missing(model: nn.Module, there: Iterable[str], filled: set[str]) -> list[str]:
