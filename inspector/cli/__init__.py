@@ -75,24 +75,27 @@ def tree(
     *,
     out: Output,
 ) -> None:
-    """Print the module tree and what the model costs, from its config.json alone: no weights are read or fetched."""
+    """Print the module tree and what the model costs, from its config.json and the headers of its files: no weights are read or fetched."""
     at_least_one(depth=depth, context=context)
     t, console = out.t, out.console
     with busy("loading torch …") as say:
         with importing():
-            from ..loading.loading import outline
+            from ..loading.loading import outlined
             from ..parts.structure import differences, measured, trait_differences
 
-        trees = []
+        trees, notices = [], []
         for name in (model, diff) if diff is not None else (model,):
             say(t(f"building {visible(name)} …", f"сборка {visible(name)} …"))
-            trees.append(measured(*outline(name, dtype, trust_remote_code), context))
+            skeleton, parts, said = outlined(name, dtype, trust_remote_code)
+            notices.append(said)
+            trees.append(measured(skeleton, parts, context))
+    out.remarks(*(one for said in notices for one in said))
     if diff is None:
         node, costs, traits = trees[0]
         console.print(tree_panel(node, model, console.width, t, costs, traits, depth))
         console.print(parts_explained(t, node))
         shown = node if depth is None else node.cut(depth)
-        result = dict(tree=to_json(shown), sums=node.sums(), traits=to_json(traits), costs=to_json(costs))
+        result = dict(tree=to_json(shown), sums=node.sums(), traits=to_json(traits), costs=to_json(costs), notices=to_json(notices[0]))
     else:
         (a, costs_a, traits_a), (b, costs_b, traits_b) = trees
         rows = [row for row in differences(a, b) if depth is None or row.role.count(".") < depth]
@@ -104,6 +107,7 @@ def tree(
             roles=[to_json(row) | dict(equal=row.equal) for row in rows],
             sums=[a.sums(), b.sums()],
             costs=to_json([costs_a, costs_b]),
+            notices=to_json(notices),
         )
     out.write(result)
 

@@ -17,6 +17,7 @@ from ..files import settle
 from ..models.checkpoints import without_bars  # importing models also registers them with the Auto classes
 from ..records.generation import Origin
 from .checking import LoadError, check_checkpoint, check_regular, read_object
+from .formats import a_file, no_config
 from .sizes import impossible
 
 DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -131,10 +132,10 @@ def find(name: str) -> tuple[str, Origin, bool]:
         if not check_regular(name, path / "config.json"):
             if (path / "training_state.pt").is_file():
                 raise LoadError(f"{name}: a training that has not ended: end it with inspector train --resume and the options it had")
-            raise LoadError(f"{name}: the folder has no config.json: give the folder that save_pretrained or inspector train wrote")
+            raise LoadError(f"{name}: {no_config(path)}")
         return str(path), Origin(name, "folder"), True
     if path.is_file():
-        raise LoadError(f"{name} is a file: give the folder that holds the checkpoint")
+        raise LoadError(f"{name} {a_file(path)}")
     if name.strip() and path.exists():
         raise LoadError(f"{name} is a pipe, socket or device: give the folder that holds the checkpoint")
     if not is_hub_id(name):
