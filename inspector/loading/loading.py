@@ -15,19 +15,18 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from ..parts.dataflow import building
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
 from .factories import from_file, is_factory
-from .finding import DEFAULT, FALLBACK, LoadError, check_source, find, first_line, hub_answers, is_cached, load_config, quiet
+from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet
 from .loaded import Loaded, attach
 from .notices import weights_notices
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
-from .templates import unreadable
+from .tokenizers import check_vocabulary, tokenizer_at
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -326,46 +325,6 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
         raise LoadError(f"{name}: {has(error)}") from error
     except Exception as error:  # whatever a configuration whose numbers do not fit makes the model's class raise
         raise LoadError(f"{name}: no model can be built from its config.json: {reason(None, config, error)}") from error
-
-
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model without its weights, a name as for ``load``; None of a function of the user's that gives none.
-
-    Raises:
-        LoadError: it cannot be had, or has no vocabulary.
-    """
-    if is_factory(name):
-        return from_file(name, torch.device("cpu")).tokenizer
-    source, _, offline = find(name)
-    check_source(name, source)
-    try:
-        with quiet(bars=offline):
-            tokenizer = tokenizer_at(source, dict(trust_remote_code=trust_remote_code, local_files_only=offline))
-    except Exception as error:  # whatever damaged or foreign files make transformers raise
-        raise LoadError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}: fetch its files again") from error
-    check_vocabulary(name, tokenizer)
-    return tokenizer
-
-
-def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer that knows special tokens alone. Raises ``LoadError``."""
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise LoadError(f"{name}: its tokenizer has no vocabulary: put tokenizer.json beside the weights")
-
-
-def tokenizer_at(source: str, options: dict) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, of the class that the checkpoint names.
-
-    ``AutoTokenizer`` overrules a generic class by the model's type, and so reads a character tokenizer beside a Qwen2
-    as Qwen's: everything becomes nothing, silently.
-    """
-    settings = get_tokenizer_config(source, **options)
-    if why := unreadable(Path(source), settings):
-        raise LoadError(why)
-    generic = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True  # which is refused by the model's own
-    return tokenizer
 
 
 def load_default(**options) -> Loaded:

@@ -12,7 +12,8 @@ from inspector.compare.mutations import mutate
 from inspector.inside.interventions import effect
 from inspector.loading.finding import ASSETS, LoadError
 from inspector.loading.loaded import Loaded, attach
-from inspector.loading.loading import load, load_tokenizer
+from inspector.loading.loading import load
+from inspector.loading.tokenizers import load_tokenizer
 from inspector.loop.batches import run_prompts
 from inspector.loop.beam_search import Beams
 from inspector.loop.decoding import decode_with_logits, search

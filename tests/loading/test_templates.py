@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from inspector.loading import templates
 from inspector.loading.finding import ASSETS, LoadError
 from inspector.loading.loaded import attach
-from inspector.loading.loading import load, load_tokenizer
+from inspector.loading.loading import load
 from inspector.loading.templates import TemplateError, applied, encoded, forget
+from inspector.loading.tokenizers import load_tokenizer
 
 QWEN = """{%- if tools %}
     {{- '<|im_start|>system\\n' }}
