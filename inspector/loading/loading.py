@@ -15,18 +15,21 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils import cached_file
 
 from ..parts.dataflow import building
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
+from ..records.notices import Notice
 from .factories import from_file, is_factory
-from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet
+from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet, read_config
 from .loaded import Loaded, attach
 from .notices import weights_notices
+from .settings import generation, refused_value
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
-from .tokenizers import check_vocabulary, tokenizer_at
+from .tokenizers import read_otherwise, tokenizer_at, tokenizer_notice
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -78,12 +81,16 @@ def load(
     source, origin, offline = find(name)
     if any("\ud800" <= character <= "\udfff" for character in source):  # of bytes that are no UTF-8
         raise LoadError(f"{name}: the library that reads weights takes no name that is not UTF-8: rename the folder")
-    config = load_config(name, trust_remote_code)
+    config, notices = read_config(name, trust_remote_code)
     check_quantization(name, config)
     if device_map is None:
         check_fits(name, config, as_dtype, trust_remote_code)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=offline)
+    own_settings, said = generation_settings(name, source, config, options, bool(notices))
+    notices += said
     how = dict(config=config, dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
+    if own_settings is not None:
+        how["generation_config"] = own_settings
     with ExitStack() as until_loaded:
         spread = {}
         if device_map is not None:
@@ -93,7 +100,6 @@ def load(
         try:
             with quiet(bars=offline):
                 model, report = AutoModelForCausalLM.from_pretrained(source, **how, **spread, **options)
-                tokenizer = tokenizer_at(source, options)
         except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
             full = (
                 f": make room in {Path(folder).parent} or set TMPDIR to a folder that has it"
@@ -102,7 +108,8 @@ def load(
             )
             raise LoadError(f"{name}: cannot be loaded: {reason(Path(source), config, error)}{full}") from error
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
-    check_vocabulary(name, tokenizer)
+    tokenizer, without = tokenizer_at(name, source, config, options)
+    notices += (tokenizer_notice(without),) if without else tuple(read_otherwise(source, tokenizer))
     check_whole(name, report, model)
     model.eval()
     built(model)
@@ -111,11 +118,29 @@ def load(
     try:
         loaded = attach(model if spread else model.to(pick_device(device)), tokenizer, origin, finite=finite)
         unused = tuple(sorted(report["unexpected_keys"]))
-        return replace(loaded, unused=unused, notices=(*weights_notices(unused), *loaded.notices))
+        return replace(loaded, unused=unused, notices=(*notices, *weights_notices(unused), *loaded.notices))
     except SplitError as error:
         if not spread:
             raise
         raise SplitError(f"{error} (with its weights spread as asked, which not every model of transformers bears)") from error
+
+
+def generation_settings(
+    name: str, source: str, config: PretrainedConfig, options: dict, changed: bool
+) -> tuple[GenerationConfig | None, tuple[Notice, ...]]:
+    """As ``settings.generation``, of a folder or a hub id. Raises ``LoadError``."""
+    with quiet(bars=options["local_files_only"]):
+        path = cached_file(
+            source,
+            "generation_config.json",
+            local_files_only=options["local_files_only"],
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        try:
+            return generation(None if path is None else Path(path), config, changed)
+        except LoadError as error:
+            raise LoadError(f"{name}: its generation settings say {error}") from error
 
 
 def check_fits(name: str, config: PretrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool) -> None:
@@ -267,6 +292,8 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
             f"its weights are quantized by {said.get('quant_method')!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
             "install what that needs, or take a checkpoint that is not quantized"
         )
+    if found := refused_value(config, error):
+        return found
     for size in SIZES:
         value = getattr(config, size, None)
         if isinstance(value, (int, float, str)) and not (type(value) is int and value >= 1):
