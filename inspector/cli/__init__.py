@@ -27,7 +27,7 @@ from ..records.generation import Setting
 from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
 from ..render.steps import computing_line, continuations, text_panel
-from ..render.tables import program
+from ..render.tables import notices, program
 from ..render.text import visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict_line
@@ -151,7 +151,7 @@ def run(
     from ..loop.decoding import run as generate
 
     sampling, origins = asked.settings(m)
-    ids = None if lines else reading.encode(m, prompt)
+    m, ids = (m, None) if lines else out.read(m, prompt, reading)
     if explain:
         from ..loop.settings import explained
 
@@ -183,15 +183,17 @@ def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_
     """Runs the prompts of ``file``, (line number, prompt) each, and shows what they became; returns the runs in their order."""
     from ..loop.batches import run_prompts
 
-    ids = []
+    ids, remarks = [], []
     for number, text in lines:
         try:
             ids.append(reading.encode(m, text))
             m.prompt(ids[-1])
+            remarks.append(reading.remarks(m, text))
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
     texts = [text for _, text in lines]
     unknown = list(dict.fromkeys(character for text in texts for character in m.unknown(text)))
+    screen.show(*notices((one for found in remarks for one in found), t))
     screen.show(computing_line([m.origin.name], threads_now(), t), settings_line(sampling, origins, t))
     waiting = process.waiting(alone=processes.count == 1)
     with waiting as stop_where_asked, Console(stderr=True, quiet=processes.rank > 0).status("") as status:
@@ -208,7 +210,7 @@ def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_
                 raise typer.Exit(2) from None
             raise
     screen.show(continuations(texts, runs, unknown, t))
-    return runs
+    return [replace(run, notices=(*run.notices, *found)) if found else run for run, found in zip(runs, remarks, strict=True)]
 
 
 @app.command()
@@ -231,11 +233,12 @@ def verify(
     console = out.console
     m = how.load(model)
     out.remarks(*m.notices)
+    sampling, _ = asked.settings(m)
+    m, ids = out.read(m, prompt, reading)
     with busy(out.t("comparing …", "сравнение …")):
         from ..compare.verifying import verify as compare
 
-        sampling, _ = asked.settings(m)
-        verdict = compare(m, reading.encode(m, prompt), sampling, asked.max_new_tokens)
+        verdict = compare(m, ids, sampling, asked.max_new_tokens)
     console.print(verdict_line(model, verdict, out.t, threads_now()))
     out.write(verdict)
     if not verdict.holds(require):

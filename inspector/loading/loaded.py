@@ -1,6 +1,5 @@
 """A model with everything that a run by hand needs: tokenizer, proved split, stop tokens, and how ids become text."""
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +23,8 @@ from ..parts.wrappers import language_model, unwrapped
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from ..records.notices import Notice
 from .notices import own_notices, wrapper_notices
-from .templates import TemplateError, encoded
+from .settings import as_numbers, spells
+from .templates import TemplateError, encoded, remarks
 from .texts import Texts, check_ids, check_letters, check_request, one_prompt
 
 
@@ -71,7 +71,13 @@ class Loaded:
         check_letters(prompt=prompt, system=system)
         chat = self.tokenizer is not None and self.tokenizer.chat_template is not None and not raw
         if system is not None and not chat:
-            why = "--raw leaves the chat template out" if raw else f"{self.origin.name} has no chat template"
+            why = (
+                "it has no tokenizer"
+                if self.tokenizer is None
+                else "--raw leaves the chat template out"
+                if raw
+                else f"{self.origin.name} has no chat template"
+            )
             raise ValueError(f"a system message has no place: {why}: leave --system out")
         if self.tokenizer is None:
             return self.numbers(prompt)
@@ -81,6 +87,10 @@ class Loaded:
             return encoded(self.tokenizer, prompt, system)
         except TemplateError as error:
             raise ValueError(f"the chat template of {self.origin.name} {error}") from error
+
+    def remarks(self, prompt: str, system: str | None = None, raw: bool = False) -> tuple[Notice, ...]:
+        """What to know of a prompt that ``encode`` takes: where what is fed is not what was given."""
+        return () if self.tokenizer is None else tuple(remarks(self.tokenizer, prompt, system, raw))
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -250,23 +260,6 @@ class Loaded:
         except ValueError as error:
             raise ValueError(f"{self.origin.name} ships {error}; or leave --checkpoint-settings out") from error
         return settings
-
-
-NUMBER = re.compile(r"-?\d{1,18}(\.\d{0,18})?(e-?\d{1,3})?", re.IGNORECASE | re.ASCII)
-
-
-def as_numbers(value: object) -> object:
-    """A text that spells a number as that number, lists as tuples, with what they hold likewise; everything else as it is."""
-    if isinstance(value, list | tuple):
-        return tuple(map(as_numbers, value))
-    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
-        return int(value) if value.strip().lstrip("-").isdigit() else float(value)
-    return value
-
-
-def spells(value: object) -> bool:
-    """Whether a value holds a text that is read as a number."""
-    return any(map(spells, value)) if isinstance(value, list | tuple) else isinstance(value, str) and not isinstance(as_numbers(value), str)
 
 
 def as_ids(value: object, name: str = "eos_token_id") -> tuple[int, ...]:

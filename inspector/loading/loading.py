@@ -15,9 +15,9 @@ import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils import cached_file
 
 from ..parts.dataflow import building
 from ..parts.splitting import Split, SplitError
@@ -32,7 +32,6 @@ from .finding import (
     FALLBACK,
     LoadError,
     check_causal,
-    check_source,
     find,
     first_line,
     hub_answers,
@@ -41,12 +40,14 @@ from .finding import (
     load_config,
     place,
     quiet,
+    read_config,
 )
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
 from .notices import refusal, weights_notices
+from .settings import generation, refused_value
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
-from .templates import unreadable
+from .tokenizers import Words, read_otherwise, tokenizer_at, tokenizer_notice
 from .weights import fit, plural, stored, weight_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -102,7 +103,10 @@ def load(
     run = as_dtype if dtype == "auto" else None
     seen = Seen() if skeleton is None else look(name, where, skeleton, run)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
+    own_settings, said = generation_settings(name, where)
     how = dict(dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
+    if own_settings is not None:
+        how["generation_config"] = own_settings
     with ExitStack() as until_loaded:
         spread = {}
         if device_map is not None:
@@ -115,8 +119,6 @@ def load(
                 model, report = read(**seen.options)
                 if not seen and skeleton is not None and (seen := look(name, where, skeleton, run)).options:  # it was fetched just now
                     model, report = read(**seen.options)
-            with quiet(bars=where.offline):
-                tokenizer = where.tokenizer(options)
         except LoadError:
             raise
         except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
@@ -127,8 +129,8 @@ def load(
             )
             raise LoadError(f"{name}: cannot be loaded: {reason(Path(where.source), where.config, error)}{full}") from error
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
-    if tokenizer is not None:
-        check_vocabulary(name, tokenizer)
+    tokenizer, without = where.tokenizer(name, options)
+    said += (tokenizer_notice(without),) if without else tuple(read_otherwise(where.source, tokenizer))
     check_whole(name, report, seen.refusal)
     if where.adapter is not None:
         with quiet(bars=where.offline):
@@ -140,7 +142,7 @@ def load(
     try:
         loaded = attach(model if spread else model.to(pick_device(device)), tokenizer, where.origin, finite=finite)
         unused = seen.unused if seen else tuple(sorted(report["unexpected_keys"]))
-        return replace(loaded, unused=unused, notices=(*seen.notices, *where.notices(), *loaded.notices))
+        return replace(loaded, unused=unused, notices=(*where.said, *said, *seen.notices, *where.notices(), *loaded.notices))
     except SplitError as error:
         if not spread:
             raise
@@ -158,6 +160,7 @@ class Where:
         config: of the model.
         adapter: to be put on the model; mostly none.
         gguf: the file that holds everything, in a folder that is ``source``; mostly none.
+        said: what of the configuration was read otherwise than it is written.
     """
 
     source: str
@@ -166,6 +169,7 @@ class Where:
     config: PretrainedConfig
     adapter: Adapter | None = None
     gguf: Path | None = None
+    said: tuple[Notice, ...] = ()
 
     @property
     def options(self) -> dict:
@@ -181,15 +185,19 @@ class Where:
         folder = Path(held).parent if isinstance(held, str) else Path(self.source)
         return folder if folder.is_dir() else None
 
-    def tokenizer(self, options: dict) -> PreTrainedTokenizerBase | None:
-        """The tokenizer, an adapter's own where it brings one; None of a GGUF file that holds none which can be read."""
+    def tokenizer(self, name: str, options: dict) -> tuple[PreTrainedTokenizerBase | None, Words | None]:
+        """The tokenizer, an adapter's own where it brings one; or None and why there is none."""
         if self.gguf is not None:
             try:
-                return AutoTokenizer.from_pretrained(self.source, **options)
+                with quiet(bars=True):
+                    return AutoTokenizer.from_pretrained(self.source, **options), None
             except Exception:  # of a kind that transformers does not read, or none
-                return None
+                return None, (
+                    f"{self.gguf.name} holds none that transformers {transformers.__version__} reads: put tokenizer.json beside it",
+                    f"в {self.gguf.name} нет такого, который читает transformers {transformers.__version__}: положите рядом tokenizer.json",
+                )
         own = self.adapter is not None and (self.adapter.folder / "tokenizer_config.json").is_file()
-        return tokenizer_at(str(self.adapter.folder) if own else self.source, options)
+        return tokenizer_at(name, str(self.adapter.folder) if own else self.source, self.config, options)
 
     def notices(self) -> Iterator[Notice]:
         """What is said of what comes on top, and of how the weights are packed."""
@@ -218,7 +226,8 @@ def located(name: str, trust_remote_code: bool, config_alone: bool = False) -> W
     if gguf := gguf_of(path):
         return Where(str(gguf.parent), Origin(name, "folder"), True, gguf_config(name, gguf), gguf=gguf)
     if config_alone and path.is_file():
-        return Where(name, Origin(name, "folder"), True, load_config(name, trust_remote_code))
+        config, said = read_config(name, trust_remote_code)
+        return Where(name, Origin(name, "folder"), True, config, said=said)
     adapter = alone(name, path)
     base = name if adapter is None else adapter.base
     try:
@@ -227,13 +236,13 @@ def located(name: str, trust_remote_code: bool, config_alone: bool = False) -> W
         source, origin, offline = find(base)
         if any("\ud800" <= character <= "\udfff" for character in source):  # of bytes that are no UTF-8
             raise LoadError(f"{name}: the library that reads weights takes no name that is not UTF-8: rename the folder")
-        config = load_config(base, trust_remote_code)
+        config, said = read_config(base, trust_remote_code)
     except LoadError as error:
         if adapter is None:
             raise
         wrong = "an adapter itself: merge it first (merge_and_unload)" if (place(base) / "adapter_config.json").is_file() else str(error)
         raise LoadError(f"{name}: an adapter whose base model {base} (base_model_name_or_path) cannot be had: {wrong}") from error
-    return Where(source, origin if adapter is None else Origin(name, "folder"), offline, config, adapter)
+    return Where(source, origin if adapter is None else Origin(name, "folder"), offline, config, adapter, said=said)
 
 
 def gguf_config(name: str, file: Path) -> PretrainedConfig:
@@ -305,6 +314,24 @@ def look(name: str, where: Where, model: nn.Module, run: torch.dtype | str | Non
         options,
         True,
     )
+
+
+def generation_settings(name: str, where: Where) -> tuple[GenerationConfig | None, tuple[Notice, ...]]:
+    """As ``settings.generation``, of a folder or a hub id. Raises ``LoadError``."""
+    if where.gguf is not None:
+        return None, ()
+    with quiet(bars=where.offline):
+        path = cached_file(
+            where.source,
+            "generation_config.json",
+            local_files_only=where.offline,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        try:
+            return generation(None if path is None else Path(path), where.config, bool(where.said))
+        except LoadError as error:
+            raise LoadError(f"{name}: its generation settings say {error}") from error
 
 
 def skeleton_of(name: str, config: PretrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool, fits: bool) -> nn.Module | None:
@@ -438,6 +465,8 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
             f"its weights are quantized by {said.get('quant_method')!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
             "install what that needs, or take a checkpoint that is not quantized"
         )
+    if found := refused_value(config, error):
+        return found
     for size in SIZES:
         value = getattr(config, size, None)
         if isinstance(value, (int, float, str)) and not (type(value) is int and value >= 1):
@@ -520,37 +549,11 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     """
     if is_factory(name):
         return from_file(name, torch.device("cpu")).tokenizer
-    adapter = alone(name, place(name))
-    own = adapter is not None and (adapter.folder / "tokenizer_config.json").is_file()
-    source, _, offline = (str(adapter.folder), None, True) if own else find(name if adapter is None else adapter.base)
-    check_source(name, source)
-    try:
-        with quiet(bars=offline):
-            tokenizer = tokenizer_at(source, dict(trust_remote_code=trust_remote_code, local_files_only=offline))
-    except Exception as error:  # whatever damaged or foreign files make transformers raise
-        raise LoadError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}: fetch its files again") from error
-    check_vocabulary(name, tokenizer)
-    return tokenizer
-
-
-def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer that knows special tokens alone. Raises ``LoadError``."""
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise LoadError(f"{name}: its tokenizer has no vocabulary: put tokenizer.json beside the weights")
-
-
-def tokenizer_at(source: str, options: dict) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, of the class that the checkpoint names.
-
-    ``AutoTokenizer`` overrules a generic class by the model's type, and so reads a character tokenizer beside a Qwen2
-    as Qwen's: everything becomes nothing, silently.
-    """
-    settings = get_tokenizer_config(source, **options)
-    if why := unreadable(Path(source), settings):
-        raise LoadError(why)
-    generic = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True  # which is refused by the model's own
+    where = located(name, trust_remote_code)
+    options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
+    tokenizer, why = where.tokenizer(name, options)
+    if why:
+        raise LoadError(f"{name}: its tokenizer cannot be loaded: {why[0]}")
     return tokenizer
 
 

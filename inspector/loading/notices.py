@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from transformers import PretrainedConfig
 from ..parts.roles import roles, unrecognised, unseen
 from ..parts.wrappers import Wrapper
 from ..records.notices import Notice
+from .settings import as_numbers
 from .weights import PLAIN, Fit, Stored, kinds, number, placed, places, plural
 
 if TYPE_CHECKING:
@@ -30,20 +32,55 @@ def own_notices(m: "Loaded") -> Iterator[Notice]:
 
 
 def vocabulary_notices(m: "Loaded") -> Iterator[Notice]:
-    """Tokens that the tokenizer has and the model cannot read, and stop tokens that it cannot give."""
-    size, tokenizer = m.vocab_size, m.tokenizer
-    if tokenizer is not None and max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder, 0) >= size:
-        beyond = sorted((id, token) for token, id in tokenizer.get_vocab().items() if id >= size)
-        if beyond:
+    """Where a tokenizer and its model differ: in the number of tokens, and in what begins, ends and fills a text."""
+    tokenizer, size = m.tokenizer, m.vocab_size
+    yield from stop_notices(m)
+    if tokenizer is None:
+        return
+    beyond = sorted((id, word) for word, id in tokenizer.get_vocab().items() if id >= size)
+    if beyond:
+        first, last = beyond[0][0], beyond[-1][0]
+        ids = str(first) if first == last else f"{first} … {last}"
+        yield Notice(
+            "vocabulary",
+            f"The tokenizer has tokens that the model has no ids for: {ids}, the model's end at {size - 1}: they are refused in a prompt; "
+            "take the tokenizer that the model was trained with",
+            f"У токенизатора есть токены, номеров которых нет у модели: {ids}, а у модели последний {size - 1}: в промпте они отвергаются; "
+            "возьмите токенизатор, с которым модель обучали",
+            tuple(word for _, word in beyond),
+        )
+    elif size - (count := len(tokenizer)) > max(64, size // 50) and size < sys.maxsize:  # up to that, tables are filled up for speed
+        yield Notice(
+            "vocabulary",
+            f"The tokenizer has {count:,} tokens and the model {size:,} ids: see whether the tokenizer is the model's own",
+            f"У токенизатора {count:,} токенов, а у модели {size:,} номеров: проверьте, от этой ли модели токенизатор",
+        )
+    config = getattr(m.model, "config", None)
+    names = dict(bos=("beginning", "начало"), eos=("end", "конец"), pad=("padding", "заполнение"))
+    acts = dict(
+        bos=("a prompt gets the tokenizer's", "промпт получает токен токенизатора"),
+        eos=("a generation ends where the settings say", "генерация кончается по настройкам"),
+        pad=("no prompt gets either", "промпт не получает ни того, ни другого"),
+    )
+    for kind in names:
+        of_tokenizer = getattr(tokenizer, f"{kind}_token_id", None)
+        shipped = getattr(m.generation_config, f"{kind}_token_id", None)
+        own = as_numbers(shipped if shipped is not None else getattr(config, f"{kind}_token_id", None))
+        of_model = m.stop_ids if kind == "eos" else own if isinstance(own, tuple) else (own,) if own is not None else ()
+        if of_tokenizer is not None and of_model and of_tokenizer not in of_model:
+            word, listed = getattr(tokenizer, f"{kind}_token"), ", ".join(map(str, of_model))
             yield Notice(
                 "vocabulary",
-                f"Tokens of the tokenizer without a row in the model's embedding: {len(beyond):,}, from id {beyond[0][0]} on; it reads the "
-                f"ids 0 to {size - 1}: prompts with the others are refused; resize_token_embeddings makes room, and training fills it",
-                f"Токены токенизатора, для которых в эмбеддинге модели нет строки: {len(beyond):,}, начиная с номера {beyond[0][0]}; она "
-                f"читает номера от 0 до {size - 1}: запросы с остальными отклоняются; место даёт resize_token_embeddings, а наполняет его "
-                "обучение",
-                tuple(f"{token} = {id}" for id, token in beyond),
+                f"The tokenizer's {names[kind][0]} is {word!r}, {of_tokenizer}, the model's settings say {listed}: {acts[kind][0]}; "
+                "make them agree",
+                f"Для токенизатора {names[kind][1]} — {word!r}, {of_tokenizer}, а по настройкам модели — {listed}: {acts[kind][1]}; "
+                "согласуйте их",
             )
+
+
+def stop_notices(m: "Loaded") -> Iterator[Notice]:
+    """Stop tokens that the model cannot give."""
+    size = m.vocab_size
     if outside := tuple(id for id in m.stop_ids if id >= size):
         yield Notice(
             "vocabulary",

@@ -121,7 +121,7 @@ def test_settings_that_cannot_be_are_refused_by_name(tmp_path, settings):
         m.checkpoint_settings()
 
 
-@pytest.mark.parametrize("value", [[[2]], 2.5, "end", True, {"a": 1}, -2])
+@pytest.mark.parametrize("value", [[[2]], 2.5, "end", True, {"a": 1}])
 def test_stop_tokens_that_are_none_are_refused(tmp_path, value):
     with pytest.raises(ValueError, match="eos_token_id"):
         shipping(tmp_path, eos_token_id=value)
