@@ -5,6 +5,7 @@ Shape letters: B batch, T tokens, V vocabulary.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import NamedTuple
 
 import torch
@@ -259,15 +260,16 @@ class Part(NamedTuple):
 
 
 def compiled_parts(model: nn.Module) -> list[Part]:
-    """What is compiled inside a model: modules by ``torch.compile``, in place by ``module.compile()``, and forwards of their own."""
+    """What is compiled inside a model: modules by ``torch.compile``, in place by ``module.compile()``, and forwards."""
     found = []
     for module in model.modules():
         found += [Part(module, name, child, child._orig_mod) for name, child in module._modules.items() if is_optimized(child)]
         if getattr(module, "_compiled_call_impl", None) is not None:
             found.append(Part(module, "", module._compiled_call_impl, None))
-        own = vars(module).get("forward")
-        if own is not None and (plain := getattr(own, "_torchdynamo_orig_callable", None)) is not None and not is_optimized(module):
-            found.append(Part(module, "forward", own, plain))
+        own = getattr(module, "forward", None)
+        if (plain := getattr(own, "_torchdynamo_orig_callable", None)) is not None and not is_optimized(module):
+            bound = plain if hasattr(plain, "__self__") else MethodType(plain, module)  # one that was compiled in its class
+            found.append(Part(module, "forward", own, bound))
     return found
 
 

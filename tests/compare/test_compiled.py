@@ -89,13 +89,15 @@ def test_a_compiler_that_is_not_there_is_one_line():
     assert "\n" not in verdict.compiled.reason and "breaks off: RuntimeError" in said(verdict) and "обрывается" in said(verdict, True)
 
 
-@pytest.mark.parametrize("way", ("in place", "a block", "its forward", "around a wrapper"))
+@pytest.mark.parametrize("way", ("in place", "a block", "its forward", "in its class", "around a wrapper"))
 def test_models_compiled_in_parts_are_run_as_they_were_and_compared(way):
     model = llama()
     if way == "in place":
         model.compile(backend="eager")
     elif way == "a block":
         model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
+    elif way == "in its class":
+        model.__class__ = type("Compiled", (type(model),), dict(forward=torch.compile(type(model).forward, backend="eager")))
     elif way == "its forward":
         model.forward = torch.compile(model.forward, backend="eager")
     else:
