@@ -7,11 +7,11 @@ any, and ``apart`` says how far a watched one is from it. Shape letters: B batch
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,10 @@ class Watch:
         clock: measures every call, from its beginning to its end, without what ``before`` and ``after`` do meanwhile.
     """
 
+    active: ClassVar[list["Watch"]] = []  # those that have begun and not ended
+    blind: ClassVar[bool] = False  # what runs now is no call of the model's that anybody asked for
+    busy: ClassVar[bool] = False  # what runs now is ``before`` or ``after``, and no part of the model
+
     def __init__(
         self,
         parts: Mapping[str, nn.Module],
@@ -116,13 +120,36 @@ class Watch:
                 end = lambda module, args, output, role=role: self.end(role, output)  # noqa: E731
                 hooks.callback(module.register_forward_hook(end, always_call=True).remove)
             self.hooks = hooks.pop_all()
+        Watch.active.append(self)
         self.note("", self.now())
         return self
 
     def __exit__(self, *error) -> None:
+        Watch.active.remove(self)
         self.note("", self.now())
         self.hooks.close()
         self.running.clear()  # what Ctrl-C has broken off
+
+    @classmethod
+    @contextmanager
+    def aside(cls) -> Iterator[None]:
+        """Meanwhile no watch sees a call: of a pass that only leads to a place, as where hidden states enter a head."""
+        before, cls.blind = cls.blind, True
+        try:
+            yield
+        finally:
+            cls.blind = before
+
+    @classmethod
+    @contextmanager
+    def broken_off(cls) -> Iterator[None]:
+        """Calls that begin meanwhile and have no end, since the pass is stopped on purpose, are forgotten afterwards by every watch."""
+        begun = [(watch, len(watch.running)) for watch in cls.active]
+        try:
+            yield
+        finally:
+            for watch, running in begun:
+                del watch.running[running:]
 
     def call(self, role: str, function: Callable, *args):
         """``function(*args)`` as a call of a part that is no single module, such as a head with its caps."""
@@ -133,12 +160,14 @@ class Watch:
 
     def begin(self, role: str, module: nn.Module | None, args: tuple, options: dict) -> tuple[tuple, dict] | None:
         """What happens before a call."""
+        if Watch.blind:
+            return None
         paused = self.now()
         self.calls[role] += 1
         call = Call(role, module, args, options, self.calls[role], self.begun, len(self.running))
         self.begun += 1
         self.running.append(call)
-        new = self.before(call) if self.before else None
+        new = self.shown(self.before, call)
         if new is not None:
             call.args, call.options = new
         self.note(call.name, self.resume(paused, self.before is not None))
@@ -147,15 +176,28 @@ class Watch:
     def end(self, role: str, output: object) -> object:
         """What happens after the last call of a part. One that broke off has no output, and is not shown."""
         paused = self.now()
-        call = next(call for call in reversed(self.running) if call.role == role)  # of several roles of a module the first ends first
+        # of several roles of a module the first ends first; one that began aside is not known
+        call = next((call for call in reversed(self.running) if call.role == role), None) if not Watch.blind else None
+        if call is None:
+            return None
         self.running.remove(call)
         if output is None:
             return None
         call.output = output
         self.note(call.name, paused)
-        new = self.after(call) if self.after else None
+        new = self.shown(self.after, call)
         self.resume(paused, self.after is not None)
         return new
+
+    def shown(self, to: Callable | None, call: Call) -> object:
+        """What ``before`` or ``after`` returns for a call, if there is one."""
+        if to is None:
+            return None
+        outer, Watch.busy = Watch.busy, True
+        try:
+            return to(call)
+        finally:
+            Watch.busy = outer
 
     def now(self):
         """This moment, if there is a clock."""
