@@ -6,7 +6,7 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary, P positions of all row
 import copy
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -123,8 +123,7 @@ class Kind(StrEnum):
     MODULE = "module"  # with weights of its own: whether it is linear, its numbers tell
     FACTOR = "factor"  # one number times all
     ELEMENTWISE = "elementwise"  # every number times its own, plus its own: a temperature or an offset for each token
-    MONOTONE = "monotone"  # one growing function for all
-    NORMALISED = "normalised"  # log_softmax or softmax: the same probabilities, by numbers that sum to one
+    MONOTONE = "monotone"  # one growing function for all numbers of a position, such as a cap, or log_softmax
     ACTIVATION = "activation"  # one function for all that does not grow everywhere
     SLICE = "slice"
     CAST = "cast"
@@ -288,6 +287,7 @@ SAME = {
 }
 
 
+LONGEST = 200  # letters in the name of what is made of a model's tensors
 FORM_OF_OTHERS = ("_as", "_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")  # ends of names
 
 
@@ -305,6 +305,7 @@ class Meetings(TorchFunctionMode):
         self.done = done
         # by id; all are kept, so that no other tensor gets an id of theirs, as where accelerate puts weights in and out
         self.own = {id(tensor): (name, tensor) for name, tensor in own}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.own.values()}
         self.flow = {id(hidden_BTD): hidden_BTD}
         self.origins: dict[int, set[int]] = {}  # id of what flows → those of what it was made of
         self.modules = 0  # that run now: what they do with their own is theirs
@@ -333,8 +334,12 @@ class Meetings(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), options=None):
         """Runs a function of torch, and sees what met in it."""
-        if Watch.blind:  # on the way to the head
-            return function(*args, **(options or {}))
+        if Watch.blind:  # on the way to the head: what is made there of the model's tensors alone may be used in it
+            result, given = function(*args, **(options or {})), list(tensors((args, options or {})))
+            own = [self.own[id(tensor)][0] for tensor in given if id(tensor) in self.own]
+            if own and len(own) == len(given) and len(name := in_function(function, own)) < LONGEST:
+                self.own |= {id(tensor): (name, tensor) for tensor in tensors(result) if id(tensor) not in self.own}
+            return result
         given = list(tensors((args, options or {})))
         if name_of(function).endswith(FORM_OF_OTHERS):  # of x in own.expand_as(x) the numbers do not matter, nor in zeros_like(x)
             given = given[:1] if name_of(function).endswith("_as") else []
@@ -353,7 +358,7 @@ class Meetings(TorchFunctionMode):
             self.own |= {id(tensor): (name, tensor) for tensor in made}
         if meeting and made:
             after = made[0].clone()
-            operation = of_meeting(function, before, after, *own[0], given[0] is x)
+            operation = of_meeting(function, before, after, *own[0], given[0] is x, self.shapes)
             self.done.append(Done((operation,), before, after, id(made[0])))
         return result
 
@@ -368,15 +373,17 @@ def in_function(function: Callable, names: list[str]) -> str:
     return names[0] if name_of(function) in SAME else f"{name_of(function)}({', '.join(names)})"
 
 
-def of_meeting(function: Callable, x: Tensor, y: Tensor, name: str, own: Tensor, x_first: bool) -> Operation:
-    """What a function made of x and a tensor of the model's."""
+def of_meeting(
+    function: Callable, x: Tensor, y: Tensor, name: str, own: Tensor, x_first: bool, shapes: Mapping[str, tuple[int, ...]]
+) -> Operation:
+    """What a function made of x and a tensor of the model's, in whose own shape (``shapes``) the numbers of a linear map are said."""
     sign = SIGNS.get(name_of(function))
     plain = sign is not None and (x_first or sign in "×+")
     shape = list(own.shape[-1:] if own.shape == x.shape else dropwhile(lambda size: size == 1, own.shape))
     if name_of(function) in PROJECTIONS:
         table = re.sub(r"^(?:t|transpose|permute)\((.*)\)$", r"\1", name)
         if "(" not in table:
-            return Operation(Kind.MODULE, f"@ {table}[{'×'.join(map(str, own.shape))}]")
+            return Operation(Kind.MODULE, f"@ {table}[{'×'.join(map(str, shapes.get(table, own.shape)))}]")
     words = f"{sign if plain else name_of(function)} {name}{shape or ''}"
     if any(operation.kind is Kind.UNKNOWN for operation in recognise(x, y)):
         return Operation(Kind.UNKNOWN, words)
@@ -447,7 +454,7 @@ def normalised(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtyp
         lost = y_PV.isneginf() & (y_of < math.log(torch.finfo(dtypes[1]).tiny)) if name == "log_softmax" else y_PV.isnan() & False
         near = (y_PV - y_of).abs() <= (16 * eps * size if name == "log_softmax" else 16 * eps * size * y_of + torch.finfo(dtypes[1]).tiny)
         if x_PV.shape[-1] > 1 and x_PV.isfinite().all() and (near | lost).all():
-            return Operation(Kind.NORMALISED, name, True)
+            return Operation(Kind.MONOTONE, name, True)
     return None
 
 

@@ -240,7 +240,7 @@ def by_tail(model: nn.Module, tail: Tail, probe_1T: Tensor, own: Tensor, known: 
         raise SplitError(
             f"{type(model).__name__} has no backbone of its own: {in_a_line(error)}; give split() backbone= and head="
         ) from error
-    whole = [tail.whole] if tail.whole is not None and not tail.place.sequence_first else []
+    whole = [tail.whole] if tail.whole is not None else [model.get_submodule(name) for name in tail.names]
     return told(parts, model, probe_1T, own, hidden, set(tail.modules), input_embedding(model), whole)
 
 
