@@ -263,9 +263,10 @@ def told(
         return operations(model, head, torch.cat([hidden, hidden * AMPLIFIED]), tied)
 
     def said(done: tuple[Operation, ...]) -> tuple[Operation, ...]:
-        of = replace(done[-1], words="softmax → log") if done and form_of(model).log else None
-        turned = (Operation(Kind.LAYOUT, "[T, B] → [B, T]", True),) * parts.sequence_first
-        return (*(done[:-1] if of else done), *([of] if of else []), *turned)
+        if form_of(model).log:  # which was appended here
+            softmax = len(done) > 1 and str(done[-2]) == "softmax"
+            done = (*done[:-1], Operation(Kind.MONOTONE, "log" if softmax else "softmax → log", True))
+        return (*done, *(Operation(Kind.LAYOUT, "[T, B] → [B, T]", True),) * parts.sequence_first)
 
     parts = replace(parts, tied=bool(tied))
     if own.isnan().any():

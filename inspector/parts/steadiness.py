@@ -58,13 +58,14 @@ def unsteady(model: nn.Module, ids_1T: Tensor) -> str | None:
     """
     others_1T = ids_1T.flip(1)
     chance = Chance(model)
-    before = state(model)
+    snapshots = [state(model)]
     try:
         with torch.no_grad():
             with chance.watch, chance:
                 first = own_logits(model, ids_1T).clone()
             again = [own_logits(model, ids_1T).clone()]
             own_logits(model, others_1T)
+            snapshots.append(state(model))
             again.append(own_logits(model, ids_1T))
     except Exception as error:  # a cache that grew no longer fits
         first, again, said = None, [], f"cannot be asked for the same ids again ({in_a_line(error)})"
@@ -73,8 +74,8 @@ def unsteady(model: nn.Module, ids_1T: Tensor) -> str | None:
             return None
         apart = max(largest_difference(first, other) if first.shape == other.shape else torch.inf for other in again)
         said = f"does not give the same logits twice for the same ids (up to {apart:.3g} apart)"
-    after = state(model)
-    changed = [name for name in after if name not in before or not same(before[name], after[name])]
+    before, *later = [*snapshots, state(model)]
+    changed = [name for name in later[-1] if any(name not in one or not same(one[name], before.get(name)) for one in later)]
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if chance.drawn:
         return f"{said}: {listed(list(chance.drawn))}, in evaluation mode, too: switch it off there"

@@ -162,7 +162,8 @@ def test_a_watch_sees_every_call_once_and_leaves_nothing(name):
         assert not watch.running
     assert [call.name for call in calls] == [call.name for call in own]
     assert [call.depth for call in calls] == [call.depth for call in own]
-    assert torch.equal(by_hand(parts, ids).logits_BTV, logits[:, -1:] if parts.last_alone else logits)
+    # torch's own encoder computes otherwise while it is watched
+    assert torch.allclose(by_hand(parts, ids).logits_BTV, logits[:, -1:] if parts.last_alone else logits, atol=1e-6)
 
 
 @torch.no_grad()
