@@ -201,7 +201,7 @@ def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor
     for operations, x, y, made in done:
         if made not in sources:  # a head beside this one, or what is only kept
             continue
-        if (laid := laid_out(last, x)) is not None:
+        if (laid := laid_out(last, x)) is not None and laid.shape == x.shape:
             found.append(Step(recognise(laid, x), x))
         found.append(Step(operations, y))
         last = y
@@ -234,7 +234,13 @@ def operations(
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one that does something itself."""
-    return not list(module.children()) and not isinstance(module, (nn.Dropout, nn.Identity))
+    return is_packed(module) or (not list(module.children()) and not isinstance(module, (nn.Dropout, nn.Identity)))
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module is one that torch has quantised dynamically: its weights are packed, and the scale of what it is given is one
+    for all positions."""
+    return type(module).__module__.startswith(("torch.ao.nn.quantized.dynamic", "torch.nn.quantized.dynamic"))
 
 
 def of_module(call: Call, given: Tensor, tied: Collection[nn.Module]) -> tuple[Operation, ...]:
@@ -243,6 +249,8 @@ def of_module(call: Call, given: Tensor, tied: Collection[nn.Module]) -> tuple[O
     if isinstance(module, nn.Linear):
         notes = ", bias" * (module.bias is not None) + ", tied" * (module in tied)
         return (Operation(Kind.MODULE, f"Linear({module.in_features}→{module.out_features}{notes})"),)
+    if is_packed(module) and hasattr(module, "out_features"):
+        return (Operation(Kind.MODULE, f"{type(module).__name__}({module.in_features}→{module.out_features}, quantised)"),)
     if not list(module.parameters()) and isinstance(call.output, Tensor):
         said = recognise(given, call.output)
         if not any(operation.kind is Kind.UNKNOWN for operation in said):

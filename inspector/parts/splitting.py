@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from .embeddings import input_device, input_embedding, vocabulary
 from .errors import in_a_line, shown
-from .heads import Kind, Operation, RestOfForward, hidden_states, operations, own_logits, recognise, step_logits
+from .heads import Kind, Operation, RestOfForward, hidden_states, is_packed, operations, own_logits, recognise, step_logits
 from .limits import context_length
 from .outputs import FORMS, OutputError, form_of, forward, gives, reads_sequence_first
 from .steadiness import unsteady
@@ -154,7 +154,8 @@ def facts(model: nn.Module, own: Tensor, probe_1T: Tensor) -> dict:
     known["gives"] = "probabilities" if form.log else gives(own)
     if isinstance(model, PreTrainedModel):
         return known
-    others_1T = torch.cat([probe_1T.flip(1)[:, 1:].roll(1, 1), probe_1T[:, -1:]], dim=1)
+    # all but the last other ids, and no permutation, of which a mean is the same
+    others_1T = torch.cat([(probe_1T[:, :-1] + 1) % (vocabulary(model) or PROBE_LENGTH), probe_1T[:, -1:]], dim=1)
     seen = own_logits(model, others_1T)
     if not alike(own, own_logits(model, probe_1T)) and (why := unsteady(model, probe_1T)) is not None:
         raise SplitError(f"{type(model).__name__} {why}")
@@ -168,7 +169,7 @@ def facts(model: nn.Module, own: Tensor, probe_1T: Tensor) -> dict:
 
 def per_tensor(model: nn.Module) -> tuple[str, ...]:
     """Names of the modules that torch has quantised dynamically: the scale of what they are given is one for all positions."""
-    return tuple(name for name, module in model.named_modules() if ".quantized.dynamic." in f"{type(module).__module__}.")
+    return tuple(name for name, module in model.named_modules() if is_packed(module))
 
 
 def found(model: nn.Module, probe_1T: Tensor, own: Tensor, finite: bool) -> Split:
@@ -179,13 +180,18 @@ def found(model: nn.Module, probe_1T: Tensor, own: Tensor, finite: bool) -> Spli
     known = facts(model, own, probe_1T)
     try:
         if known.get("sequence_first"):
-            raise SplitError(f"{kind} reads ids [T, B], and its backbone is not taken for a module that does not")
+            raise SplitError(f"{kind} reads ids [T, B], and where its head begins is not seen; give split() backbone= and head=")
+        if known["per_tensor"] and not isinstance(model, PreTrainedModel):  # that the rest mixes no positions cannot be proved
+            raise SplitError(f"{kind} is quantised, and where its head begins is not seen; give split() backbone= and head=")
         return by_first_call(model, probe_1T, own, known)
     except SplitError as error:
         tail = None if isinstance(model, PreTrainedModel) and not finite else tail_seen(model)
         if tail is None or (tail.place is not None and gives_hidden_states(model, own)):
             raise error
-        return by_tail(model, tail, probe_1T, own, known)
+        try:
+            return by_tail(model, tail, probe_1T, own, known)
+        except SplitError as other:
+            raise (error if isinstance(model, PreTrainedModel) else other) from other
 
 
 def tail_seen(model: nn.Module) -> Tail | None:
@@ -373,7 +379,7 @@ def by_position(parts: Split, kind: str, hidden_1TD: Tensor) -> None:
     Raises:
         SplitError: the last position alone gives other logits (beyond rounding) than among the others, or the head raises.
     """
-    made, place = [], parts.backbone_name or f"the place where {parts.head_name or 'its head'} begins"
+    made, place = [], parts.backbone_name or f"the place where {(parts.head_names or ('its head',))[0]} begins"
     for given in (hidden_1TD, hidden_1TD[:, -1:], torch.cat([hidden_1TD, hidden_1TD])):
         try:
             made.append(parts.head(given)[:, -1])

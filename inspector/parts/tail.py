@@ -33,6 +33,7 @@ class Place:
         function: for a function of torch, its number after that call ended, from 1; 0 where the call itself is given them.
         argument: their number among the tensors given.
         sequence_first: they are [T, B, D].
+        others: modules that are given them as well, later.
     """
 
     module: nn.Module | None
@@ -40,6 +41,7 @@ class Place:
     function: int
     argument: int
     sequence_first: bool = False
+    others: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,9 @@ class Trace(TorchFunctionMode):
         if flowing and not name.endswith(FORM_OF_OTHERS):
             most = max(made.tensor.numel() for made in flowing)
             for tensor in tensors(args[0] if name == "setitem" else result):
-                projects = bool(weights) and (name in PROJECTIONS or tensor.numel() > most)
+                projects = (
+                    bool(weights) and (name in PROJECTIONS or tensor.numel() > most) or name.startswith("linear_")
+                )  # of packed weights
                 self.note(tensor, name, flowing, projects, of_given)
         return result
 
@@ -235,10 +239,11 @@ def tail_from(trace: Trace, made: Made, after: list[Made], sequence_first: bool)
     modules = dict.fromkeys(call.module for calls in inner for call in calls)
     names = tuple(dict.fromkeys(calls[0].role for calls in inner if calls))
     call = next((call for call in first.calls if made in trace.given[call]), None)
+    others = dict.fromkeys(other.module for other, given in trace.given.items() if made in given and other is not call)
     if call is not None:
-        place = Place(call.module, call.number, 0, trace.given[call].index(made), sequence_first)
+        place = Place(call.module, call.number, 0, trace.given[call].index(made), sequence_first, tuple(others))
         return Tail(place, names, tuple(modules), call.module)
-    return Tail(Place(*first.anchor, first.arguments.index(made), sequence_first), names, tuple(modules))
+    return Tail(Place(*first.anchor, first.arguments.index(made), sequence_first, tuple(others)), names, tuple(modules))
 
 
 class Stopped(BaseException):
@@ -267,11 +272,12 @@ class Passage(TorchFunctionMode):
     @contextmanager
     def watched(self) -> Iterator[None]:
         """The pass runs inside of this. Nothing of it is left afterwards."""
-        module, hook, own = self.place.module, None, None
+        module, own = self.place.module, None
+        hooks = [other.register_forward_pre_hook(self.given, prepend=True, with_kwargs=True) for other in self.place.others]
         if module is None:
             self.enter()
         elif not self.place.function:
-            hook = module.register_forward_pre_hook(self.called, prepend=True, with_kwargs=True)
+            hooks.append(module.register_forward_pre_hook(self.called, prepend=True, with_kwargs=True))
         else:  # no hook, for which torch's own layers leave their fast path
             own = vars(module).get("forward")
             module.forward = self.counted(module.forward)
@@ -280,9 +286,9 @@ class Passage(TorchFunctionMode):
         finally:
             if self.entered:
                 self.__exit__(None, None, None)
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
-            elif module is not None:
+            if self.place.function and module is not None:
                 del module.forward
                 if own is not None:
                     module.forward = own
@@ -302,6 +308,10 @@ class Passage(TorchFunctionMode):
         self.met(tuple(tensors((*args, *options.values()))))
         self.enter()
         return substituted(args, self.new), substituted(options, self.new)
+
+    def given(self, module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict] | None:
+        """A module that is given them as well is called."""
+        return (substituted(args, self.new), substituted(options, self.new)) if self.new else None
 
     def counted(self, run: Callable) -> Callable:
         """The forward of the module whose call ends last before: after that functions are counted."""

@@ -138,8 +138,12 @@ def test_a_head_of_several_modules_is_the_models_own_code(make):
     assert len(parts.head_names) > 1 and "wte" not in parts.head_names
     assert torch.equal(parts.backbone(ids), model.hidden(ids))
     assert torch.equal(parts.head(parts.backbone(ids)), model(ids))
+    given = []
+    with Watch({name: model.get_submodule(name) for name in parts.head_names}, lambda call: given.append(call.given[0])):
+        logits = parts.head(other)
+    assert all(one is other for one in given if one.shape[-1] == D)  # what a watch sees of the head is no dummy's
     model.hidden = lambda _: other
-    assert torch.equal(parts.head(other), model(ids))
+    assert torch.equal(logits, model(ids))
 
 
 @torch.no_grad()
@@ -247,6 +251,12 @@ def test_the_last_of_a_recurrence_is_split():
     parts, ids = split(model), ids_of(2, 9)
     assert parts.last_alone and parts.head is model.fc
     assert torch.equal(parts.head(parts.backbone(ids)[:, -1:])[:, 0], model(ids))
+
+
+def test_of_two_maps_in_turn_the_one_that_widens_is_the_head():
+    model = build(lambda: models.Heads("first"))
+    model.heads = nn.ModuleList([nn.Sequential(nn.Linear(D, 8), nn.Linear(8, V))])
+    assert split(model).describe() == "Linear(8→50, bias)"
 
 
 # What is said of a model
@@ -390,6 +400,8 @@ def test_a_dynamically_quantised_model_is_proved_at_full_length(make):
     model = torch.ao.quantization.quantize_dynamic(build(make), {nn.Linear})
     parts = split(model)
     assert len(parts.per_tensor) == 9 and not parts.last_alone and parts.causal
+    assert parts.backbone_name == "" and len(parts.head_names) == 1 and parts.head_name.endswith("head")
+    assert parts.describe() == "Linear(32→50, quantised)"
     for shape in ((1, 1), (1, 12)):
         ids = ids_of(*shape)
         assert torch.equal(parts.head(parts.backbone(ids)), model(ids))
