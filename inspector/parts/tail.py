@@ -160,8 +160,8 @@ class Trace(TorchFunctionMode):
         if flowing and not name.endswith(FORM_OF_OTHERS):
             most = max(made.tensor.numel() for made in flowing)
             for tensor in tensors(args[0] if name == "setitem" else result):
-                projects = (
-                    bool(weights) and (name in PROJECTIONS or tensor.numel() > most) or name.startswith("linear_")
+                projects = (bool(weights) and (name in PROJECTIONS or tensor.numel() > most)) or name.startswith(
+                    "linear_"
                 )  # of packed weights
                 self.note(tensor, name, flowing, projects, of_given)
         return result
