@@ -56,10 +56,10 @@ def next_logits_of_rows(split: Split, rows_T: Sequence[Tensor]) -> Tensor:
     """Raw logits [B, V] in float32 for the token after each row; the rows may differ in length.
 
     Shorter rows are padded on the right. In a causal model no position reads a later one, so the padding is never seen, and
-    needs neither a mask nor shifted positions; where the model is not causal, the rows run one by one. A row alone gives
-    the bits of ``next_logits``; among others its logits may differ from those by rounding.
+    needs neither a mask nor shifted positions; where the model is not causal, or quantised by a scale of all positions, the rows
+    run one by one. A row alone gives the bits of ``next_logits``; among others its logits may differ from those by rounding.
     """
-    if len(rows_T) == 1 or not split.causal:
+    if len(rows_T) == 1 or not split.causal or split.per_tensor:
         return torch.stack([next_logits(split, row_T[None]) for row_T in rows_T])
     ids_BT = pad_sequence(list(rows_T), batch_first=True)
     hidden_BTD = split.backbone(ids_BT)

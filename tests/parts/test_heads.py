@@ -36,6 +36,12 @@ def said(before, after):
         (nn.functional.gelu, ["gelu"]),
         (nn.functional.silu, ["silu"]),
         (nn.functional.relu, ["relu"]),
+        (lambda x: x.log_softmax(-1), ["log_softmax"]),
+        (lambda x: x - x.logsumexp(-1, keepdim=True), ["log_softmax"]),
+        (lambda x: x.softmax(-1), ["softmax"]),
+        (lambda x: (x / 8).log_softmax(-1), [UNKNOWN]),
+        (lambda x: x.log_softmax(1), [UNKNOWN]),
+        (lambda x: x.masked_fill(TAIL, -torch.inf).log_softmax(-1), ["log_softmax", "infinite at 7 of 40"]),
         (lambda x: x[..., :33], ["first 33 of 40"]),
         (lambda x: (x / 4)[..., :33], ["first 33 of 40", "÷ 4"]),
         (lambda x: x + 1, ["+ 1"]),
@@ -134,7 +140,6 @@ def test_watching_leaves_no_hook_and_orders_calls():
         (lambda x, v: x.masked_fill(v > 1.2, -1e9), "+ a vector[40]"),
         (lambda x, v: v * torch.tanh(x / v), UNKNOWN),
         (lambda x, v: x * (1 + torch.arange(5.0)[:, None]), UNKNOWN),  # another factor at each position
-        (lambda x, v: x.log_softmax(-1), UNKNOWN),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
