@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from itertools import accumulate
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -24,7 +24,6 @@ from ..models import Routing
 from .errors import InvariantError
 
 PAST_CALL: WeakSet[nn.Module] = WeakSet()  # modules that their model runs as ``module.forward(…)``, which no hook sees by itself
-ACTIVE: list["Watch"] = []
 HIDDEN: list[list["Watch"]] = []  # of every ``unwatched`` that is going on, which watches are shown nothing
 
 
@@ -103,6 +102,10 @@ class Watch:
         clock: measures every call, from its beginning to its end, without what ``before`` and ``after`` do meanwhile.
     """
 
+    active: ClassVar[list["Watch"]] = []  # those that have begun and not ended
+    blind: ClassVar[bool] = False  # what runs now is no call of the model's that anybody asked for
+    busy: ClassVar[bool] = False  # what runs now is ``before`` or ``after``, and no part of the model
+
     def __init__(
         self,
         parts: Mapping[str, nn.Module],
@@ -128,15 +131,36 @@ class Watch:
             for module in PAST_CALL.intersection(self.parts.values()):
                 hooks.enter_context(called(module, module))
             self.hooks = hooks.pop_all()
-        ACTIVE.append(self)
+        Watch.active.append(self)
         self.note("", self.now())
         return self
 
     def __exit__(self, *error) -> None:
         self.note("", self.now())
-        ACTIVE.remove(self)
+        Watch.active.remove(self)
         self.hooks.close()
         self.running.clear()  # what Ctrl-C has broken off
+
+    @classmethod
+    @contextmanager
+    def aside(cls) -> Iterator[None]:
+        """Meanwhile no watch sees a call: of a pass that only leads to a place, as where hidden states enter a head."""
+        before, cls.blind = cls.blind, True
+        try:
+            yield
+        finally:
+            cls.blind = before
+
+    @classmethod
+    @contextmanager
+    def broken_off(cls) -> Iterator[None]:
+        """Calls that begin meanwhile and have no end, since the pass is stopped on purpose, are forgotten afterwards by every watch."""
+        begun = [(watch, len(watch.running)) for watch in cls.active]
+        try:
+            yield
+        finally:
+            for watch, running in begun:
+                del watch.running[running:]
 
     def call(self, role: str, function: Callable, *args):
         """``function(*args)`` as a call of a part that is no single module, such as a head with its caps."""
@@ -147,7 +171,7 @@ class Watch:
 
     def begin(self, role: str, module: nn.Module | None, args: tuple, options: dict) -> tuple[tuple, dict] | None:
         """What happens before a call."""
-        if any(self is watch for hidden in HIDDEN for watch in hidden):
+        if Watch.blind or any(self is watch for hidden in HIDDEN for watch in hidden):
             return None
         paused = self.now()
         self.calls[role] += 1
@@ -155,7 +179,7 @@ class Watch:
         call = Call(role, module, args, options, self.calls[role], self.begun, len(around), around=around)
         self.begun += 1
         self.running.append(call)
-        new = self.before(call) if self.before else None
+        new = self.shown(self.before, call)
         if new is not None:
             call.args, call.options = new
         self.note(call.name, self.resume(paused, self.before is not None))
@@ -164,17 +188,28 @@ class Watch:
     def end(self, role: str, output: object) -> object:
         """What happens after the last call of a part. One that broke off has no output, and is not shown."""
         paused = self.now()
-        call = next((call for call in reversed(self.running) if call.role == role), None)  # of a module's roles the first ends first
-        if call is None:  # it began unwatched
+        # of several roles of a module the first ends first; one that began aside is not known
+        call = next((call for call in reversed(self.running) if call.role == role), None) if not Watch.blind else None
+        if call is None:
             return None
         self.running.remove(call)
         if output is None:
             return None
         call.output = output
         self.note(call.name, paused)
-        new = self.after(call) if self.after else None
+        new = self.shown(self.after, call)
         self.resume(paused, self.after is not None)
         return new
+
+    def shown(self, to: Callable | None, call: Call) -> object:
+        """What ``before`` or ``after`` returns for a call, if there is one."""
+        if to is None:
+            return None
+        outer, Watch.busy = Watch.busy, True
+        try:
+            return to(call)
+        finally:
+            Watch.busy = outer
 
     def now(self):
         """This moment, if there is a clock."""
@@ -298,32 +333,13 @@ def unnamed(model: nn.Module, parts: Mapping[str, nn.Module], run: Callable[[], 
 
 
 @contextmanager
-def broken_off() -> Iterator[None]:
-    """Around a pass that something stops on its way: what it has begun is forgotten, as if it had ended.
-
-    Calls end by an exception that is an ``Exception``; of those that a ``BaseException`` ends, torch tells no hook.
-    """
-    begun = [(watch, len(watch.running)) for watch in ACTIVE]
+def unwatched() -> Iterator[None]:
+    """While it is active, watches that were there before are shown no call that begins: of passes that later ones look at alone."""
+    HIDDEN.append([*Watch.active])
     try:
         yield
     finally:
-        for watch, length in begun:
-            del watch.running[length:]
-
-
-@contextmanager
-def unwatched() -> Iterator[Callable[[], None]]:
-    """While it is active, watches that were there before are shown no call that begins: of passes that serve something else.
-
-    Gives a function that ends it before.
-    """
-    hidden = list(ACTIVE)
-    HIDDEN.append(hidden)
-    try:
-        yield hidden.clear
-    finally:
-        hidden.clear()
-        HIDDEN.remove(hidden)
+        HIDDEN.pop()
 
 
 class Pass(NamedTuple):
@@ -348,13 +364,9 @@ def by_hand(split, ids_1T: Tensor, parts: Mapping[str, nn.Module] | None = None,
     """
     parts = parts or {}
     with Watch({role: module for role, module in parts.items() if role != "head"}, before, after, clock) as watch:
-        with broken_off():
-            hidden_1TD = split.backbone(ids_1T)
+        hidden_1TD = split.backbone(ids_1T)
         fed = hidden_1TD[:, -1:] if split.last_alone else hidden_1TD
-        head = split.head
-        if not split.backbone_name and not isinstance(head, nn.Module):  # a head that is the end of the forward runs all before it too
-            watch.hooks.close()
-        logits_BTV = watch.call("head", head, fed) if "head" in parts else head(fed)
+        logits_BTV = watch.call("head", split.head, fed) if "head" in parts else split.head(fed)
     # copies: a model may write what it gives into the same memory in every pass, as graphs that an accelerator replays do
     return Pass(hidden_1TD.clone(), logits_BTV.clone(), watch.seconds() if clock else {})
 
