@@ -1,11 +1,13 @@
 """Where two models part: what is named, what is called rounding, and that nothing is left behind in the models."""
 
 import copy
+import io
 import json
 import math
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -14,10 +16,13 @@ from inspector.compare import divergence
 from inspector.compare.divergence import Kept, condensed, differences, diverge, record, rounding_of, worst
 from inspector.loading.loaded import Loaded, attach
 from inspector.parts.precision import in_dtype
+from inspector.parts.splitting import Split
 from inspector.parts.watching import Call, states
 from inspector.records.as_json import from_json, to_json
 from inspector.records.comparison import ComponentGap, Divergence, Gap, Place
 from inspector.records.generation import Origin
+from inspector.render.parting import divergence_report
+from inspector.render.text import translator
 
 IDS = [3, 7, 1, 12, 5, 9]
 FAMILIES = ("qwen2", "expert", "gpt2", "llama", "gemma2")
@@ -484,3 +489,42 @@ def test_ids_that_one_of_two_vocabularies_lacks_are_refused():
             diverge(*models, [3, 60])
         with pytest.raises(ValueError, match="no tokens"):
             diverge(*models, [])
+
+
+class Hidden(nn.Module):
+    """A model that uses the weights of a module without running it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.zebra, self.final_norm, self.head = nn.Embedding(20, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 20)
+
+    def hidden(self, ids):
+        return self.final_norm(torch.nn.functional.linear(self.embed(ids), self.zebra.weight))
+
+    def forward(self, ids):
+        return self.head(self.hidden(ids))
+
+
+def test_what_is_not_compared_is_said_before_two_models_are_called_the_same():
+    def opened():
+        model = Hidden().eval()
+        return attach(model, split=Split(model.hidden, model.head, "", ("head",), probe=8, last_alone=False))
+
+    a, b = opened(), opened()
+    same = diverge(a, b, IDS)
+    assert same.place is None and same.unnamed_a == same.unnamed_b == ("zebra",)
+    assert from_json(Divergence, json.loads(json.dumps(to_json(same)))) == same
+    b.model.zebra.weight.data *= 1.1
+    other = diverge(a, b, IDS)
+    assert other.place == Place("", ("embed",), "final_norm")
+    for result, language, said in (
+        (same, "en", "No component of B that was compared introduces more than rounding."),
+        (same, "ru", "Ни одна часть B из тех, что сравнивались"),
+        (other, "en", "Not compared alone: 1 module of B with weights"),
+        (other, "ru", "Отдельно не сравнивались модули B"),
+    ):
+        screen = Console(width=200, file=io.StringIO())
+        screen.print(divergence_report(result, translator(language)))
+        assert said in screen.file.getvalue() and "zebra" in screen.file.getvalue()
+        assert "each block gives A's output" not in screen.file.getvalue()

@@ -18,7 +18,6 @@ from inspector.parts.watching import (
     Watch,
     alike,
     apart,
-    broken_off,
     by_hand,
     close,
     copied,
@@ -455,7 +454,7 @@ def stopped(model, ids):
 def test_calls_that_are_broken_off_are_forgotten_and_what_comes_next_stands_where_it_is():
     model, begun, ended = Around().eval(), [], []
     with Watch(submodules(model), begun.append, ended.append, Clock(torch.device("cpu"))) as watch:
-        with broken_off():
+        with Watch.broken_off():
             stopped(model, IDS)
         assert not watch.running
         watch.call("head", model.net.out, torch.zeros(1, 4, 32))
@@ -467,20 +466,16 @@ def test_calls_that_are_broken_off_are_forgotten_and_what_comes_next_stands_wher
     assert all(seconds >= 0 for seconds in watch.seconds().values()) and hook_count(model) == 0
 
 
-def test_what_runs_unwatched_is_shown_from_where_that_ends():
-    model, begun, ended = Around().eval(), [], []
+def test_passes_aside_are_seen_by_no_watch_and_others_by_later_ones_alone():
+    model, begun, ended, later = Around().eval(), [], [], []
     with Watch(submodules(model), begun.append, ended.append) as watch:
-        with unwatched():
+        with Watch.aside():
             model(IDS)
-        assert not begun and not ended
-        with unwatched() as end:
-            hook = model.net.seq[1].register_forward_hook(lambda *_: end())
+        with unwatched(), Watch({"net": model.net}, later.append):
             model(IDS)
-            hook.remove()
-    assert [call.name for call in ended] == ["net.inner.up", "net.inner", "net.out"] and not watch.running
-    with Watch(submodules(model), begun.append) as watch:
+        assert not begun and not ended and [call.name for call in later] == ["net"]
         model(IDS)
-    assert watch.calls["net"] == 1
+    assert watch.calls["net"] == 1 and len(begun) == len(ended) and not watch.running and not Watch.active
 
 
 class Unnamed(nn.Module):
