@@ -235,7 +235,8 @@ def agreed(modules: dict[str, nn.Module], name: str, names: list[str], shapes: S
     taken = set(told.values())
     kept = {path: role for path, role in by_name.items() if path in told or role not in taken or not clash(path, role, told)}
     for path, role in told.items():
-        if path not in kept or not agree(kept[path], role):
+        opens = kept.get(path, "").endswith("mlp.fc") and "mlp.gate" in taken  # beside a gate there are two, each with a word of its own
+        if path not in kept or opens or not agree(kept[path], role):
             kept[path] = role
     return {path: kept[path] for path in paths if path in kept} if kept != by_name else by_name
 

@@ -678,6 +678,8 @@ class Shapes:
             before = {norm.owner: [other for other in loose if self.opens(norm, other)] for norm in mine}
             if any(before[norm.owner] == [loose[0]] and self.opens(norm, loose[0], "attn") for norm in mine):
                 mine = [norm for norm in mine if before[norm.owner] and before[norm.owner][0] is layer]
+            else:
+                mine = [norm for norm in mine if next((other for other in loose if self.behind(norm, other)), layer) is layer]
         opens, gives = defaultdict(set), defaultdict(set)
         for part in layer.parts:
             kind = "attn" if part.kind == "mixer" else part.kind
@@ -705,6 +707,11 @@ class Shapes:
         """Whether a layer's parts, or those of a kind, read what a norm made."""
         parts = [part for part in layer.parts if not kind or part.kind == kind]
         return any(norm.made in self.back(made)[2] for part in parts for made in part.reads)
+
+    def behind(self, norm: Use, layer: Layer) -> bool:
+        """Whether a norm reads what one of a layer's parts gave, or the sum behind it."""
+        way = self.back(norm.x)[2] | self.summed(norm.x)
+        return any(part.gave in way for part in layer.parts)
 
     def summed(self, made: Made | None) -> set[Made]:
         """The terms of the sum that something is, and what they come from without another."""

@@ -452,9 +452,7 @@ class Lists(nn.Module):
     def forward(self, x):
         h = self.tokens_embeddings(x) + self.position_embeddings(places(x))
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        for norm_1, attention, norm_2, ff in zip(
-            self.layer_norms_1, self.attentions, self.layer_norms_2, self.feed_forwards, strict=True
-        ):
+        for norm_1, attention, norm_2, ff in zip(self.layer_norms_1, self.attentions, self.layer_norms_2, self.feed_forwards, strict=True):
             g = h if self.post else norm_1(h)
             h = h + attention(g, g, g, attn_mask=mask, need_weights=False)[0]
             h = norm_1(h) if self.post else h
@@ -666,7 +664,12 @@ class ParallelGPT(nn.Module):
 class CharLSTM(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder, self.lstm, self.drop, self.decoder = nn.Embedding(V, D), nn.LSTM(D, D, 2, batch_first=True), nn.Dropout(), nn.Linear(D, V)
+        self.encoder, self.lstm, self.drop, self.decoder = (
+            nn.Embedding(V, D),
+            nn.LSTM(D, D, 2, batch_first=True),
+            nn.Dropout(),
+            nn.Linear(D, V),
+        )
 
     def forward(self, ids):
         return self.decoder(self.drop(self.lstm(self.encoder(ids))[0]))
