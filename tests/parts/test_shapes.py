@@ -165,10 +165,10 @@ def test_what_runs_without_being_called_is_in_its_place_and_marked():
     model = w.made(w.Functional)
     assert set(unseen(model)) == {f"h.{i}.{name}" for i in (0, 1) for name in ("norm_a", "x1", "x2", "x3")}
     block = next(child for child in looked_at(model)[0].children if child.name == "h").children
-    assert [(node.name or node.type, node.unseen) for node in block] == [
-        ("norm_a", True), ("att", False), ("+ residual", False), ("norm_b", False), ("x1", True), ("x3", True), ("act(gate) × up", False), ("x2", True),
-        ("+ residual", False),
+    assert [node.name or node.type for node in block] == [
+        "norm_a", "att", "+ residual", "norm_b", "x1", "x3", "act(gate) × up", "x2", "+ residual"
     ]  # fmt: skip
+    assert {node.name for node in block if node.unseen} == {"norm_a", "x1", "x2", "x3"}
 
 
 class PastForward(w.OneFileLlama):
