@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary, proxy
 
 from torch import Tensor, nn
 
@@ -137,7 +137,6 @@ class Shapes:
     """
 
     def __init__(self, model: nn.Module):
-        self.model = model
         self.modules = dict(model.named_modules())
         self.flow = Flow(model)
         self.calls: dict[str, list[Seen]] = defaultdict(list)
@@ -164,6 +163,13 @@ class Shapes:
         self.parts = sorted([*attention, *self.other_parts(attention)], key=lambda part: part.first)
         self.stacks = self.containers()
         self.layers = self.in_layers()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What is kept of a pass keeps no model alive."""
+        self.modules = WeakValueDictionary(self.modules)
+        for seen in self.flow.calls:
+            seen.call.module, seen.call.output = proxy(seen.call.module), None
 
     # weights and their uses
 

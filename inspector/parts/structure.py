@@ -154,7 +154,7 @@ def in_time(model: nn.Module) -> list[nn.Module]:
     if not unseen(model):
         return []
     shapes = shapes_of(model)
-    begun = [(seen.first, 0, place, seen.call.module) for place, seen in enumerate(shapes.flow.calls)]
+    begun = [(seen.first, 0, place, shapes.modules[seen.name]) for place, seen in enumerate(shapes.flow.calls)]
     uses = sorted((*shapes.uses, *shapes.norms), key=lambda use: use.index)
     begun += [(use.index, 1, place, shapes.modules[use.owner]) for place, use in enumerate(uses) if use.owner in shapes.unseen]
     return [module for *_, module in sorted(begun, key=lambda one: one[:3])]

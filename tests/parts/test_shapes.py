@@ -1,7 +1,9 @@
 """Roles, trees and costs of models as people write them: from shapes and order, against what a reader of their code says."""
 
+import gc
 import io
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -266,3 +268,12 @@ def test_a_model_that_reads_both_ways_is_not_called_causal():
     node = looked_at(w.made(w.OneFileLlama), causal=False)[0]
     steps = [child.type for child in node.children[1].children[1].children if child.functional]
     assert steps == ["RoPE: turn q and k", "softmax(q·kᵀ/√K)·v, both ways"]
+
+
+def test_what_is_kept_of_a_pass_keeps_no_model_alive():
+    model = w.made(w.Functional)
+    gone = weakref.ref(model)
+    assert shapes_of(model) is not None and looked_at(model)[1].left_out == 0
+    del model
+    gc.collect()
+    assert gone() is None
