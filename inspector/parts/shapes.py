@@ -807,7 +807,8 @@ def around_layers(shapes: Shapes, text: Callable[[str], bool]) -> Iterator[tuple
         elif text(use.owner) and use.index < first and not use.x.of & POSITION:
             yield use.owner, "embed_proj"
     after = [norm for norm in shapes.norms if text(norm.owner) and norm.made.index > last >= 0]
-    ways = set().union(*(shapes.back(use.x)[2] for use in head), shapes.back(shapes.flow.logits)[2])
+    tail = [use for use in shapes.uses if use.index > last]  # a head may be several maps
+    ways = set().union(*(shapes.back(use.x)[2] for use in (*head, *tail)), shapes.back(shapes.flow.logits)[2])
     for norm in [norm for norm in after if norm.made in ways][-1:]:
         yield norm.owner, "final_norm"
     for norm in shapes.norms:
