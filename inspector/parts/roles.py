@@ -236,6 +236,8 @@ def agreed(modules: dict[str, nn.Module], name: str, names: list[str], shapes: S
     told = {path[len(layer.name) + 1 :]: role for path, role in shapes.placed(layer).items() if path != layer.name}
     paths = dict(modules[name].named_modules())
     told = {path: role for path, role in told.items() if path in paths}
+    if any(role.startswith("mlp.experts") for role in by_name.values()):  # of a mixture few experts run in a pass: names tell more
+        told = {path: role for path, role in told.items() if not role.startswith("mlp")}
     taken = set(told.values())
     kept = {path: role for path, role in by_name.items() if path in told or role not in taken or not clash(path, role, told)}
     for path, role in told.items():
