@@ -223,12 +223,17 @@ def parts(name: str, roles: dict[str, str], model: nn.Module, part: str) -> list
 
 def inputs(module: nn.Module) -> int:
     """The width that a linear layer reads; transformers' ``Conv1D`` keeps its weight the other way round."""
-    return module.weight.shape[0] if type(module).__name__ == "Conv1D" else module.weight.shape[-1]
+    return matrix(module).shape[0 if type(module).__name__ == "Conv1D" else -1]
 
 
 def outputs(module: nn.Module) -> int:
     """The width that a linear layer gives."""
-    return module.weight.shape[-1] if type(module).__name__ == "Conv1D" else module.weight.shape[0]
+    return matrix(module).shape[-1 if type(module).__name__ == "Conv1D" else 0]
+
+
+def matrix(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer, one that torch has quantised too."""
+    return packed(module).get("weight", module.weight)
 
 
 def recurrent(config, role: str) -> bool:

@@ -158,7 +158,11 @@ def roles(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()
             found[stack] = top
         for index, name in enumerate(names):
             found[name] = f"{top}.{index}"
-            inside = layer_roles(modules[name]) if shapes is None else agreed(modules, name, names, shapes)
+            inside = (
+                layer_roles(model.get_submodule(name))
+                if shapes is None
+                else agreed(dict(model.named_modules(remove_duplicate=False)), name, names, shapes)
+            )
             found |= {f"{name}.{path}": f"{top}.{index}.{role}" for path, role in inside.items()}
     if shapes is not None:
         found |= in_no_layer(shapes, stacks)
@@ -167,7 +171,7 @@ def roles(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()
             found[stack] = "mtp"
             for index, name in enumerate(names):
                 found[name] = f"mtp.{index}"
-                found |= {f"{name}.{path}": f"mtp.{index}.{role}" for path, role in depth_roles(modules[name]).items()}
+                found |= {f"{name}.{path}": f"mtp.{index}.{role}" for path, role in depth_roles(model.get_submodule(name)).items()}
     inside = list(stacks) if shapes is None else [name for name, role in found.items() if re.fullmatch(r"layers\d*\.\d+", role)]
     found |= around(model, modules, found, inside, backbone_name, shapes)
     mixers = [n for n, m in modules.items() if is_recurrent(m) and n not in found and not outside_text(n, inside, backbone_name)]
@@ -232,10 +236,13 @@ def agreed(modules: dict[str, nn.Module], name: str, names: list[str], shapes: S
     told = {path[len(layer.name) + 1 :]: role for path, role in shapes.placed(layer).items() if path != layer.name}
     paths = dict(modules[name].named_modules())
     told = {path: role for path, role in told.items() if path in paths}
+    if any(role.startswith("mlp.experts") for role in by_name.values()):  # of a mixture few experts run in a pass: names tell more
+        told = {path: role for path, role in told.items() if not role.startswith("mlp")}
     taken = set(told.values())
     kept = {path: role for path, role in by_name.items() if path in told or role not in taken or not clash(path, role, told)}
     for path, role in told.items():
-        if path not in kept or not agree(kept[path], role):
+        opens = kept.get(path, "").endswith("mlp.fc") and "mlp.gate" in taken  # beside a gate there are two, each with a word of its own
+        if path not in kept or opens or not agree(kept[path], role):
             kept[path] = role
     return {path: kept[path] for path in paths if path in kept} if kept != by_name else by_name
 
@@ -283,7 +290,7 @@ def stacks_of(model: nn.Module, shapes: Shapes) -> dict[str, list[str]]:
         around_one = any(within_name(stack, other) or within_name(other, stack) for names in found.values() for other in names)
         if stack not in found and not side_by_side and not pieces and not around_one and stack.rpartition(".")[2] != "mtp":
             found[stack] = names
-    order = list(dict(model.named_modules()))
+    order = [name for name, _ in model.named_modules(remove_duplicate=False)]  # one may stand in a list twice
     return dict(sorted(found.items(), key=lambda item: order.index(item[1][0])))
 
 

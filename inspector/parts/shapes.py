@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary, proxy
 
 from torch import Tensor, nn
 
@@ -137,7 +137,6 @@ class Shapes:
     """
 
     def __init__(self, model: nn.Module):
-        self.model = model
         self.modules = dict(model.named_modules())
         self.flow = Flow(model)
         self.calls: dict[str, list[Seen]] = defaultdict(list)
@@ -164,6 +163,13 @@ class Shapes:
         self.parts = sorted([*attention, *self.other_parts(attention)], key=lambda part: part.first)
         self.stacks = self.containers()
         self.layers = self.in_layers()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What is kept of a pass keeps no model alive."""
+        self.modules = WeakValueDictionary(self.modules)
+        for seen in self.flow.calls:
+            seen.call.module, seen.call.output = proxy(seen.call.module), None
 
     # weights and their uses
 
@@ -678,6 +684,8 @@ class Shapes:
             before = {norm.owner: [other for other in loose if self.opens(norm, other)] for norm in mine}
             if any(before[norm.owner] == [loose[0]] and self.opens(norm, loose[0], "attn") for norm in mine):
                 mine = [norm for norm in mine if before[norm.owner] and before[norm.owner][0] is layer]
+            else:
+                mine = [norm for norm in mine if next((other for other in loose if self.behind(norm, other)), layer) is layer]
         opens, gives = defaultdict(set), defaultdict(set)
         for part in layer.parts:
             kind = "attn" if part.kind == "mixer" else part.kind
@@ -705,6 +713,11 @@ class Shapes:
         """Whether a layer's parts, or those of a kind, read what a norm made."""
         parts = [part for part in layer.parts if not kind or part.kind == kind]
         return any(norm.made in self.back(made)[2] for part in parts for made in part.reads)
+
+    def behind(self, norm: Use, layer: Layer) -> bool:
+        """Whether a norm reads what one of a layer's parts gave, or the sum behind it."""
+        way = self.back(norm.x)[2] | self.summed(norm.x)
+        return any(part.gave in way for part in layer.parts)
 
     def summed(self, made: Made | None) -> set[Made]:
         """The terms of the sum that something is, and what they come from without another."""
@@ -794,7 +807,8 @@ def around_layers(shapes: Shapes, text: Callable[[str], bool]) -> Iterator[tuple
         elif text(use.owner) and use.index < first and not use.x.of & POSITION:
             yield use.owner, "embed_proj"
     after = [norm for norm in shapes.norms if text(norm.owner) and norm.made.index > last >= 0]
-    ways = set().union(*(shapes.back(use.x)[2] for use in head), shapes.back(shapes.flow.logits)[2])
+    tail = [use for use in shapes.uses if use.index > last]  # a head may be several maps
+    ways = set().union(*(shapes.back(use.x)[2] for use in (*head, *tail)), shapes.back(shapes.flow.logits)[2])
     for norm in [norm for norm in after if norm.made in ways][-1:]:
         yield norm.owner, "final_norm"
     for norm in shapes.norms:

@@ -156,7 +156,7 @@ def in_time(model: nn.Module) -> list[nn.Module]:
     if not unseen(model):
         return []
     shapes = shapes_of(model)
-    begun = [(seen.first, 0, place, seen.call.module) for place, seen in enumerate(shapes.flow.calls)]
+    begun = [(seen.first, 0, place, shapes.modules[seen.name]) for place, seen in enumerate(shapes.flow.calls)]
     uses = sorted((*shapes.uses, *shapes.norms), key=lambda use: use.index)
     begun += [(use.index, 1, place, shapes.modules[use.owner]) for place, use in enumerate(uses) if use.owner in shapes.unseen]
     return [module for *_, module in sorted(begun, key=lambda one: one[:3])]
@@ -185,7 +185,6 @@ class Builder:
     ):
         self.order, self.parts, self.roles, self.flops, self.rotary, self.own = order, parts, roles, flops, rotary, own
         self.turned = any(fact.kind == "rope" for fact in facts["positions"] or ())
-        self.gated = any(fact.kind == "gated" for fact in facts["feed_forward"] or ())
         self.parallel = any(fact.kind == "parallel" for fact in facts["residual"] or ())
         self.added = any(fact.kind != "none" for fact in facts["residual"] or ())
         self.alone = any(fact.kind == "alone" for fact in facts["residual"] or ())
@@ -277,6 +276,7 @@ class Builder:
 
     def by_role(self, names: list[str], path: str) -> Iterator[tuple[set[str], str, str, str]]:
         """What happens between the parts of attention, of a gated feed-forward and of a mixture, before or after which child."""
+        beside = {self.roles.get(path + name, "").rpartition(".")[2] for name in names}
         mixed = "softmax(q·kᵀ/√K)·v, " + ("causal" if self.own.causal else "both ways")
         for name in names:
             role = self.roles.get(path + name, "")
@@ -285,9 +285,9 @@ class Builder:
                 heads = any(re.search(r"\.attn\.head\.", r) for n, r in self.roles.items() if n.startswith(path))
                 yield from () if heads else [(set(), "before", name, "RoPE: turn q and k")] * self.turned
                 yield from () if heads else [(set(), "before", name, mixed)]
-            elif self.gated and re.search(r"\.(mlp|experts\.\d+|shared)\.down$", role):
+            elif re.search(r"\.(mlp|experts\.\d+|shared)\.down$", role) and {"gate", "gate_up"} & beside:
                 yield set(), "before", name, "act(gate) × up"
-            elif last == "experts" and "router" in {self.roles.get(path + n, "").rpartition(".")[2] for n in names}:
+            elif last == "experts" and "router" in beside:
                 yield set(), "after", name, "Σ weight × chosen expert"
 
     def residuals(self, names: list[str], path: str) -> list[tuple[set[str], str, str, str]]:

@@ -64,7 +64,7 @@ class Told:
         self.config = text_config(model)
         self.layers = [seen for seen in flow.calls if LAYER.fullmatch(roles.get(seen.name, ""))] if flow else []
         self.layers = self.layers or self.uncalled()
-        self.sums = [LayerSum(layer, roles) for layer in self.layers if layer.given is not None and layer.gave is not None]
+        self.sums = [LayerSum(layer, self.roles) for layer in self.layers if layer.given is not None and layer.gave is not None]
 
     def uncalled(self) -> list[Seen]:
         """Layers that no module is called for, as what the calls in each were given, up to what those of the next one were."""
@@ -283,7 +283,7 @@ class Told:
 
     def bias(self) -> tuple[Fact, ...]:
         """Which linear maps of the layers add a bias."""
-        modules = {role: self.model.get_submodule(name) for name, role in self.roles.items()}
+        modules = {role: self.model.get_submodule(name) for name, role in self.roles.items() if not name.startswith("(")}
         linear = {role: m for role, m in modules.items() if isinstance(m, nn.RNNBase) or (LAYER.match(role) and is_linear(m))}
         named = {role.rpartition(".")[2] for role, module in linear.items() if module.bias is not None and module.bias is not False}
         named |= {"qkv" for m in modules.values() if isinstance(m, nn.MultiheadAttention) and m.in_proj_bias is not None}

@@ -310,3 +310,28 @@ def test_special_tokens_are_gathered_once_and_again_when_the_tokenizer_changes(t
     assert set(special()) > {tokenizer.convert_tokens_to_ids("а")}
     again = tiny("qwen2")
     assert [id for id in range(len(again.tokenizer)) if again.texts.token(id).special] == before  # another tokenizer is its own
+
+
+def test_what_views_by_role_leave_out_is_noticed():
+    """Modules without a role, and such as run past their call, are known before anything is concluded; a plain model has no notice."""
+
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = ExpertModel(vocab_size=20, d_model=16, n_layers=1, n_heads=2, d_ff=32)
+            self.extra, self.side = torch.nn.Linear(16, 16), torch.nn.Conv1d(16, 16, 3, padding=2)
+
+        def hidden(self, ids):
+            x = self.model.backbone(ids)
+            x = x + self.side(x.transpose(1, 2))[..., : ids.shape[1]].transpose(1, 2)
+            return x + torch.nn.functional.linear(x, self.extra.weight, self.extra.bias)
+
+        def forward(self, ids):
+            return self.model.lm_head(self.hidden(ids))
+
+    model = Odd().eval()
+    m = attach(model, split=inspector.split(model, backbone=model.hidden, head=model.model.lm_head))
+    unnamed = [notice for notice in m.notices if notice.kind == "unnamed"]
+    assert any("side" in notice.names and "not known" in notice.english for notice in unnamed)
+    assert any(notice.names == ("extra",) and "without being called" in notice.english for notice in unnamed)
+    assert attach(model.model).notices == ()
