@@ -21,13 +21,6 @@ def input_embedding(model: nn.Module) -> nn.Module | None:
         return looked_up(model)[0]
 
 
-def vocabulary(model: nn.Module) -> int | None:
-    """How many token ids a model has a row for, in its embedding or a table of its own; None where that is not seen."""
-    embedding = input_embedding(model)
-    weight = getattr(embedding, "weight", None)
-    return weight.shape[0] if isinstance(weight, Tensor) else looked_up(model)[1]
-
-
 def looked_up(model: nn.Module) -> tuple[nn.Module | None, int | None]:
     """The embedding module that a forward pass gives the ids, and the rows of the table; the pass ends there.
 

@@ -11,10 +11,9 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PretrainedConfig, PreTrainedModel
-
-from .heads import own_logits
 
 CONTEXT = (
     *("max_position_embeddings", "n_positions", "max_positions", "block_size", "context_length", "context_size", "context_len"),
@@ -152,7 +151,8 @@ def passes_over(model: nn.Module) -> Measured:
 
     A table that grows when it is asked for more is no limit. Nothing is measured without numbers, on the meta device.
     """
-    from .splitting import evaluating, input_device  # which asks here how long a probe may be
+    from .embeddings import input_device
+    from .splitting import evaluating  # which asks here how long a probe may be
 
     device = input_device(model)
     if device.type == "meta":
@@ -163,10 +163,12 @@ def passes_over(model: nn.Module) -> Measured:
         lookups = Lookups(model, ids_1T)
         try:
             with lookups:
-                logits = own_logits(model, ids_1T)
+                output = model(ids_1T)
         except Exception:  # a module of the user's can raise anything, above all where its context is shorter
             return None
-        lookups.width = logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() else None
+        given = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        wide = (one for one in (given, *tree_leaves(output)) if isinstance(one, Tensor) and one.dim() > 1)
+        lookups.width = next((one.shape[-1] for one in wide), None)
         return lookups
 
     with evaluating(model), torch.no_grad():

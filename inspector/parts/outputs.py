@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .embeddings import input_device, vocabulary
-from .limits import context_length
+from .embeddings import input_device
+from .limits import context_length, vocabulary
 
 ROWS, LENGTHS = 2, (7, 5, 11, 3)  # of the probe that tells dimensions apart: no width of a model is as long
 TARGETS = ("targets", "target", "labels", "label", "tgt", "trg", "y", "yb", "target_ids", "lm_labels", "target_tokens", "next_tokens")

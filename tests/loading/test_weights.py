@@ -423,7 +423,7 @@ def test_what_stands_beside_the_place_is_named(tmp_path):
     with pytest.raises(LoadError, match=f"of weights alone, .* give the folder, {folder}$"):
         load(str(folder / "model.safetensors"))
     (folder / "config.json").unlink()
-    with pytest.raises(LoadError, match="give a folder that holds it and the model's config.json"):
+    with pytest.raises(LoadError, match=r"give a folder that holds it and the model's config\.json"):
         load(str(folder / "model.safetensors"))
     assert "which says what model model.safetensors is of" in refused(folder)
 
