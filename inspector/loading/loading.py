@@ -512,7 +512,7 @@ def outlined(name: str, dtype: str = "auto", trust_remote_code: bool = False) ->
     if where.adapter is not None:
         put_on(name, where.adapter, model)
     refused = () if seen.refusal is None else (seen.refusal,)
-    return model, None, (*refused, *seen.notices, *where.notices())
+    return model, None, (*where.said, *refused, *seen.notices, *where.notices())
 
 
 def has_weights(folder: Path, config: PretrainedConfig) -> bool:
