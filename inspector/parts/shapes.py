@@ -518,7 +518,12 @@ class Shapes:
             ]
             parent = name.rpartition(".")[0]
             own = [router for router in routers if parent and within(router, f"{parent}.") and id(router) not in gone]
-            if not inside or not own or any(isinstance(self.modules[f"{name}.{key}"], nn.ModuleList) for key in module._modules):
+            if (
+                not inside
+                or not own
+                or any(within(router, f"{name}.") for router in own)
+                or any(isinstance(self.modules[f"{name}.{key}"], nn.ModuleList) for key in module._modules)
+            ):
                 continue
             shared = [c for c in chains if within(c, f"{parent}.") and c not in inside and c.kind in ("mlp", "lone") and id(c) not in gone]
             members = {owner[len(name) + 1 :].partition(".")[0] for chain in inside for owner in chain.roles}
