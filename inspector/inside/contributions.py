@@ -481,7 +481,7 @@ def head_terms(m: Loaded, modules: dict[str, nn.Module], part: Branch) -> dict[s
     last = next((call for call in part.layer if call.part == "attn.o" and torch.equal(call.output, part.last.output)), None)
     if last is None:
         raise NoSumError(f"{m.origin.name}: {part.name} does not end with an output projection attn.o, so it is no sum over heads")
-    columns = head_columns(m, {last.role: modules[last.role]})[last.role]
+    columns = head_columns(m, modules)[last.role]
     if isinstance(columns, ValueError):
         raise columns
     o = exactly(modules[last.role])

@@ -20,7 +20,7 @@ from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Contributions
 
 from .written import IDS as WRITTEN
-from .written import Flat, TiedHead, flat, made
+from .written import Flat, flat, made
 
 IDS = [5, 17, 40, 8, 60, 33, 21]
 # Beside the usual ones: parallel branches (gptj, phi, falcon, cohere), norms behind them (gemma2, olmo2), multipliers (granite),
@@ -633,7 +633,6 @@ def test_a_stream_of_zeros_is_not_called_normed():
         contributions(m, IDS)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("heads", [False, True])
 def test_three_calls_of_one_block_of_a_flat_model_are_those_of_three_blocks(heads):
     shared, apart = flat(made(Flat, n=1, times=3)), made(Flat, n=3)
@@ -644,10 +643,3 @@ def test_three_calls_of_one_block_of_a_flat_model_are_those_of_three_blocks(head
     one, three = contributions(shared, WRITTEN, heads=heads), contributions(flat(apart), WRITTEN, heads=heads)
     assert [(t.logit, t.difference) for t in one.terms] == [(t.logit, t.difference) for t in three.terms]
     assert all(check.holds for check in one.checks) and "layers.0.mlp#3" in [t.role for t in one.terms]
-
-
-def test_a_head_that_is_the_embedding_in_no_module_is_read():
-    m = flat(made(TiedHead), head=lambda model, hidden_BTD: hidden_BTD @ model.wte.weight.T)
-    record = contributions(m, WRITTEN)
-    own_V = m.model(torch.tensor([WRITTEN]))[0, -1].detach()
-    assert record.token.id == int(own_V.argmax()) and sum(t.logit for t in record.terms) == pytest.approx(float(own_V.max()), rel=1e-5)

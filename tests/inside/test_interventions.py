@@ -721,13 +721,10 @@ def test_the_gender_bench_wants_letters():
         batches(tiny_of("qwen2"), 2)
 
 
-WOVEN = dict(
-    fused=lambda: Fused(), halves=lambda: Fused("halves"), by_hand=lambda: ByHand(), woven=lambda: ByHand(woven=True), one_by_one=Heads
-)
+WOVEN = dict(fused=lambda: Fused(), halves=lambda: Fused("halves"), by_hand=ByHand, woven=lambda: ByHand(woven=True), one_by_one=Heads)
 
 
 @pytest.mark.parametrize("kind", WOVEN)
-@torch.no_grad()
 def test_a_head_of_an_attention_whose_model_does_not_say_how_many_there_are_is_found_by_its_columns(kind):
     m = flat(made(Flat, attention=WOVEN[kind]))
     out = m.modules["layers.1.attn.o"]

@@ -174,6 +174,7 @@ def test_the_lens_of_flat_models_reads_every_call_of_a_layer_also_with_the_seque
         record = lens(m, WRITTEN)
         assert [row.role for row in record.rows] == roles and record.norm == (kind is Flat)
         with torch.no_grad():
-            assert record.rows[-1].top[0].logit == float(m.split.head(m.split.backbone(torch.tensor([WRITTEN])))[0, -1].max())
+            best = float(m.split.head(m.split.backbone(torch.tensor([WRITTEN])))[0, -1].max())
+            assert record.rows[-1].top[0].logit == pytest.approx(best, rel=1e-5)  # torch's layers leave their fast path
     with pytest.raises(InvariantError, match=r"layers\.0 and the others are not run as modules"):
         lens(flat(made(PastCall)), WRITTEN)
