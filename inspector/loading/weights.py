@@ -177,7 +177,7 @@ def fit(model: nn.Module, held: Stored) -> Fit:
     best = placed(model, held.weights, "", renames)
     if best.missing:
         others = [placed(model, held.weights, prefix, renames) for prefix in prefixes(held.weights)]
-        others = sorted(others, key=lambda one: (len(one.missing), -len(one.taken), len(one.prefix)))
+        others = sorted(others, key=lambda one: (len(one.missing), -len(one.taken), -as_written(one), len(one.prefix)))
         if others and len(others[0].taken) > 2 * len(best.taken):
             best = others[0]
             rivals = [one for one in others[1:] if len(one.taken) == len(best.taken) and not one.missing and not nested(one, best)]
@@ -185,7 +185,15 @@ def fit(model: nn.Module, held: Stored) -> Fit:
                 named = " and ".join(f"{one.prefix!r}" for one in (best, rivals[0]))
                 raise LoadError(f"its weights are of two whole models, under {named}: save one of them alone")
     apart, equal = ties(model, held, best)
+    base = f"{model.base_model_prefix}."
+    if best.taken and all(name == base + own for name, own in best.taken.items()):
+        best = replace(best, prefix=base)  # twice, one of which transformers takes off by itself
     return replace(best, apart=apart, equal=equal)
+
+
+def as_written(found: Fit) -> int:
+    """How many names are the model's own as soon as the prefix is off, without more being done to them."""
+    return sum(name.removeprefix(found.prefix) == own for name, own in found.taken.items())
 
 
 def nested(one: Fit, other: Fit) -> bool:
