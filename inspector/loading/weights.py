@@ -297,13 +297,16 @@ KINDS = {
 }
 
 
-def kinds(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Weights without a place in a model, by kind: those of ``KINDS``, "layers", "bias", "blocks" (of used blocks), "other"."""
+def kinds(model: nn.Module, names: Sequence[str], prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """Weights without a place in a model, by kind: those of ``KINDS``, "layers", "bias", "blocks" (of used blocks), "other".
+
+    ``prefix`` is that of the checkpoint's names: blocks under another are of a second model in the file.
+    """
     found: dict[str, list[str]] = {}
     place = places(model)
     further = getattr(model.config.get_text_config(decoder=True), "num_nextn_predict_layers", None) or 0
     for name in names:
-        at = place(name)
+        at = place(name.removeprefix(prefix))
         beyond = at is not None and at[0] >= at[1]
         kind = next((kind for kind, pattern in KINDS.items() if pattern.search(name)), None)
         if kind == "classifier" and at is not None:
@@ -313,8 +316,10 @@ def kinds(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if kind is None:
             kind = "bias" if name.endswith((".bias", "_bias")) else "blocks" if at is not None else "other"
         found.setdefault(kind, []).append(name)
-    ahead = {number(name, place) for name in found.get("mtp", ())} - {None}
-    found["layers"], moved = split_by(found.get("layers", []), lambda name: number(name, place) in ahead)  # an mtp layer's own block
+    ahead = {number(name.removeprefix(prefix), place) for name in found.get("mtp", ())} - {None}
+    found["layers"], moved = split_by(
+        found.get("layers", []), lambda name: number(name.removeprefix(prefix), place) in ahead
+    )  # an mtp layer's own block
     found.setdefault("mtp", []).extend(moved)
     return {kind: tuple(held) for kind, held in found.items() if held}
 
@@ -334,9 +339,8 @@ def places(model: nn.Module):
     def place(name: str) -> tuple[int, int] | None:
         for dot in re.finditer(r"\.(\d+)\.", name):
             before = name[: dot.start()]
-            for start in (0, *(one.end() for one in re.finditer(r"\.", before))):  # behind a prefix too
-                if before[start:] in lists:
-                    return int(dot[1]), lists[before[start:]]
+            if before in lists:
+                return int(dot[1]), lists[before]
         return None
 
     return place
