@@ -1,5 +1,6 @@
 """Adapters of peft: alone in a folder, put on the base model that they name, or beside a model's own weights."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,12 +142,12 @@ def not_applied() -> Iterator[None]:
 
 
 def apply(name: str, adapter: Adapter, model: nn.Module) -> None:
-    """Puts an adapter on its base model, in place; on the meta device its modules alone.
+    """Puts an adapter on its base model, in place and by peft itself; on the meta device its modules alone.
 
     Raises:
         LoadError: it is of another model.
     """
-    from peft import PeftConfig, inject_adapter_in_model
+    from peft import PeftConfig, PeftModel, inject_adapter_in_model
 
     file = next(adapter.folder / file for file in WEIGHTS if (adapter.folder / file).is_file())
     try:
@@ -154,28 +155,35 @@ def apply(name: str, adapter: Adapter, model: nn.Module) -> None:
     except LoadError as error:
         raise LoadError(f"{name}: {error}") from error
     try:
-        if any(weight.is_meta for weight in model.parameters()):
+        config = PeftConfig.from_pretrained(adapter.folder)
+        config.inference_mode = True
+        if all(weight.is_meta for weight in model.parameters()):
             with torch.device("meta"):
-                inject_adapter_in_model(PeftConfig.from_pretrained(adapter.folder), model)
+                inject_adapter_in_model(config, model)
             return
-        info = model.load_adapter(str(adapter.folder), ignore_mismatched_sizes=True)
+        # peft's own reading: that of transformers' load_adapter takes neither DoRA nor a pickle
+        put = PeftModel(model, config).load_adapter(str(adapter.folder), "default")
     except Exception as error:  # whatever an adapter of another model, or of another version of peft, makes it raise
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise LoadError(
-            f"{name}: the adapter cannot be put on its base model {adapter.base} ({said[:240]}): give the base it was made for"
-        ) from error
-    check_put(name, adapter, info)
-
-
-def check_put(name: str, adapter: Adapter, info) -> None:
-    """Refuses an adapter whose weights are not those of the base's modules. Raises ``LoadError``."""
-    if mismatched := sorted(info.mismatched_keys):
-        weight, there, wanted = mismatched[0]
-        sizes = "×".join(map(str, there)), "×".join(map(str, wanted))
-        raise LoadError(f"{name}: the adapter is of another base model than {adapter.base}: {weight} is {sizes[0]} and must be {sizes[1]}")
-    for names, what in ((sorted(info.missing_keys), "lacks"), (sorted(info.unexpected_keys), "has, and the base has no place for,")):
+        raise LoadError(f"{name}: {unfit(adapter, error)}") from error
+    for names, what in ((sorted(put.missing_keys), "lacks"), (sorted(put.unexpected_keys), "has, and the base has no place for,")):
         if names:
             raise LoadError(
                 f"{name}: the adapter {what} {len(names)} weight{'s' * (len(names) > 1)} (the first is {names[0]}): its {CONFIG} or its "
                 f"base model {adapter.base} is not the one it was made for"
             )
+
+
+SIZES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)", re.DOTALL)
+
+
+def unfit(adapter: Adapter, error: Exception) -> str:
+    """Why an adapter cannot be put on its base model, by what peft raised."""
+    if found := SIZES.search(str(error)):
+        weight, there, wanted = found[1], *(size.replace(", ", "×") for size in found.groups()[1:])
+        return f"the adapter is of another base model than {adapter.base}, or of another r: {weight} is {there} and must be {wanted}"
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, KeyError | AttributeError):
+        said = f"{type(error).__name__} {said}"
+    if len(said) > 160:  # peft lists modules
+        said = f"{said[:160].rsplit(' ', 1)[0]} …"
+    return f"the adapter cannot be put on its base model {adapter.base} ({said}): give the base it was made for, or update peft"

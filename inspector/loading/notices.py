@@ -185,7 +185,7 @@ def weights_notices(model: nn.Module, held: Stored, found: Fit, run: torch.dtype
         )
     yield from tied_notices(found)
     yield from dtype_notices(held, found, run)
-    for kind, names in kinds(model, found.unused).items():
+    for kind, names in kinds(model, found.unused, found.prefix).items():
         if kind != "blocks":  # with which it is refused
             english, russian = unused_said(kind, model, held, found, names)
             yield Notice("unused", english, russian, names)
@@ -251,7 +251,7 @@ def unused_said(kind: str, model: nn.Module, held: Stored, found: Fit, names: Se
     weights = f"{count} weight{'' if len(names) == 1 else 's'}"
     be = "is" if len(names) == 1 else "are"
     if kind == "layers":
-        return layers_said(model, names, weights, be)
+        return layers_said(model, [name.removeprefix(found.prefix) for name in names], weights, be)
     if kind == "bias":
         return biases_said(model, held, found, names)
     written = ", ".join(getattr(model.config, "architectures", None) or ())
@@ -368,7 +368,7 @@ def refusal(model: nn.Module, held: Stored, found: Fit) -> Notice | None:
         )
     if found.missing:
         return Notice("refused", *missing_said(model, held, found), found.missing)
-    if strange := kinds(model, found.unused).get("blocks"):
+    if strange := kinds(model, found.unused, found.prefix).get("blocks"):
         return Notice(
             "refused",
             f"{plural(strange)} in the checkpoint and not in the model that config.json describes, the first is {strange[0]}: "
@@ -393,7 +393,7 @@ def missing_said(model: nn.Module, held: Stored, found: Fit) -> tuple[str, str]:
     place, beyond = places(model), {name for name in lacks if ".weight" in name}
     kept = {place(name)[0] for name in found.taken.values() if place(name)}
     head = set(getattr(model, "_tied_weights_keys", None) or ()) | {"lm_head.weight", "lm_head.bias", "embed_out.weight"}
-    unused = kinds(model, found.unused)
+    unused = kinds(model, found.unused, found.prefix)
     english, russian = (
         "the file is whole and lacks them: take the config.json that belongs to it, or save the model again",
         ("файл цел, и в нём их нет: возьмите config.json этих весов или сохраните модель снова"),

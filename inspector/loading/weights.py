@@ -177,7 +177,7 @@ def fit(model: nn.Module, held: Stored) -> Fit:
     best = placed(model, held.weights, "", renames)
     if best.missing:
         others = [placed(model, held.weights, prefix, renames) for prefix in prefixes(held.weights)]
-        others = sorted(others, key=lambda one: (len(one.missing), -len(one.taken), len(one.prefix)))
+        others = sorted(others, key=lambda one: (len(one.missing), -len(one.taken), -as_written(one), len(one.prefix)))
         if others and len(others[0].taken) > 2 * len(best.taken):
             best = others[0]
             rivals = [one for one in others[1:] if len(one.taken) == len(best.taken) and not one.missing and not nested(one, best)]
@@ -185,7 +185,15 @@ def fit(model: nn.Module, held: Stored) -> Fit:
                 named = " and ".join(f"{one.prefix!r}" for one in (best, rivals[0]))
                 raise LoadError(f"its weights are of two whole models, under {named}: save one of them alone")
     apart, equal = ties(model, held, best)
+    base = f"{model.base_model_prefix}."
+    if best.taken and all(name == base + own for name, own in best.taken.items()):
+        best = replace(best, prefix=base)  # twice, one of which transformers takes off by itself
     return replace(best, apart=apart, equal=equal)
+
+
+def as_written(found: Fit) -> int:
+    """How many names are the model's own as soon as the prefix is off, without more being done to them."""
+    return sum(name.removeprefix(found.prefix) == own for name, own in found.taken.items())
 
 
 def nested(one: Fit, other: Fit) -> bool:
@@ -289,13 +297,16 @@ KINDS = {
 }
 
 
-def kinds(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Weights without a place in a model, by kind: those of ``KINDS``, "layers", "bias", "blocks" (of used blocks), "other"."""
+def kinds(model: nn.Module, names: Sequence[str], prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """Weights without a place in a model, by kind: those of ``KINDS``, "layers", "bias", "blocks" (of used blocks), "other".
+
+    ``prefix`` is that of the checkpoint's names: blocks under another are of a second model in the file.
+    """
     found: dict[str, list[str]] = {}
     place = places(model)
     further = getattr(model.config.get_text_config(decoder=True), "num_nextn_predict_layers", None) or 0
     for name in names:
-        at = place(name)
+        at = place(name.removeprefix(prefix))
         beyond = at is not None and at[0] >= at[1]
         kind = next((kind for kind, pattern in KINDS.items() if pattern.search(name)), None)
         if kind == "classifier" and at is not None:
@@ -305,8 +316,10 @@ def kinds(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if kind is None:
             kind = "bias" if name.endswith((".bias", "_bias")) else "blocks" if at is not None else "other"
         found.setdefault(kind, []).append(name)
-    ahead = {number(name, place) for name in found.get("mtp", ())} - {None}
-    found["layers"], moved = split_by(found.get("layers", []), lambda name: number(name, place) in ahead)  # an mtp layer's own block
+    ahead = {number(name.removeprefix(prefix), place) for name in found.get("mtp", ())} - {None}
+    found["layers"], moved = split_by(
+        found.get("layers", []), lambda name: number(name.removeprefix(prefix), place) in ahead
+    )  # an mtp layer's own block
     found.setdefault("mtp", []).extend(moved)
     return {kind: tuple(held) for kind, held in found.items() if held}
 
@@ -326,9 +339,8 @@ def places(model: nn.Module):
     def place(name: str) -> tuple[int, int] | None:
         for dot in re.finditer(r"\.(\d+)\.", name):
             before = name[: dot.start()]
-            for start in (0, *(one.end() for one in re.finditer(r"\.", before))):  # behind a prefix too
-                if before[start:] in lists:
-                    return int(dot[1]), lists[before[start:]]
+            if before in lists:
+                return int(dot[1]), lists[before]
         return None
 
     return place

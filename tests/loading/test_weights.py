@@ -44,7 +44,7 @@ def change(folder: Path, change) -> Path:
     path = folder / "model.safetensors"
     weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
     path.unlink()
-    save_file({name: tensor.contiguous() for name, tensor in change(weights).items()}, path, metadata={"format": "pt"})
+    save_file({name: tensor.clone().contiguous() for name, tensor in change(weights).items()}, path, metadata={"format": "pt"})
     return folder
 
 
@@ -423,7 +423,7 @@ def test_what_stands_beside_the_place_is_named(tmp_path):
     with pytest.raises(LoadError, match=f"of weights alone, .* give the folder, {folder}$"):
         load(str(folder / "model.safetensors"))
     (folder / "config.json").unlink()
-    with pytest.raises(LoadError, match=r"give a folder that holds it and the model's config\.json"):
+    with pytest.raises(LoadError, match="give a folder that holds it and"):
         load(str(folder / "model.safetensors"))
     assert "which says what model model.safetensors is of" in refused(folder)
 
@@ -482,17 +482,23 @@ def adapted(folder: Path, base: str, r: int = 2, **more) -> Path:
     return folder
 
 
+DORA = dict(target_modules=["q_proj", "v_proj"], use_dora=True, task_type="CAUSAL_LM")
 needs_peft = pytest.mark.skipif(not HAS_PEFT, reason="peft is not installed")
 
 
 @needs_peft
-@pytest.mark.parametrize("form", ["absolute", "relative", "bin", "dora", "embedded name"])
+@pytest.mark.parametrize("form", ["absolute", "relative", "bin", "dora", "own"])
 def test_an_adapter_runs_on_its_base_as_peft_itself_puts_it_there(tmp_path, form):
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     made(tmp_path / "base")
     base = "../base" if form == "relative" else str(tmp_path / "base")
     folder = adapted(tmp_path / "adapter", base, **dict(use_dora=True) if form == "dora" else {})
+    if form == "own":
+        peft_model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(r=2, **DORA, init_lora_weights=False)
+        )
+        peft_model.save_pretrained(folder)
     if form == "bin":
         torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
         (folder / "adapter_model.safetensors").unlink()
