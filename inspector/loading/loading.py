@@ -27,6 +27,7 @@ from .factories import from_file, is_factory
 from .finding import DEFAULT, FALLBACK, LoadError, find, first_line, hub_answers, is_cached, load_config, quiet, read_config
 from .loaded import Loaded, attach
 from .notices import weights_notices
+from .remote_code import absent_import, mend
 from .settings import generation, refused_value
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
 from .tokenizers import read_otherwise, tokenizer_at, tokenizer_notice
@@ -99,6 +100,8 @@ def load(
             spread = dict(device_map=device_map, max_memory=max_memory, offload_folder=folder)
         try:
             with quiet(bars=offline):
+                if trust_remote_code:
+                    mend(source, config, offline)
                 model, report = AutoModelForCausalLM.from_pretrained(source, **how, **spread, **options)
         except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
             full = (
@@ -292,7 +295,7 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
             f"its weights are quantized by {said.get('quant_method')!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
             "install what that needs, or take a checkpoint that is not quantized"
         )
-    if found := refused_value(config, error):
+    if found := absent_import(error) or refused_value(config, error):
         return found
     for size in SIZES:
         value = getattr(config, size, None)
