@@ -1,4 +1,5 @@
 """Settings as people have them: read as they were meant, with a notice, or refused by name and value."""
+# ruff: noqa: E501
 
 import json
 from copy import deepcopy
