@@ -71,13 +71,7 @@ class Loaded:
         check_letters(prompt=prompt, system=system)
         chat = self.tokenizer is not None and self.tokenizer.chat_template is not None and not raw
         if system is not None and not chat:
-            why = (
-                "it has no tokenizer"
-                if self.tokenizer is None
-                else "--raw leaves the chat template out"
-                if raw
-                else f"{self.origin.name} has no chat template"
-            )
+            why = "--raw leaves the chat template out" if raw else f"{self.origin.name} has no chat template"
             raise ValueError(f"a system message has no place: {why}: leave --system out")
         if self.tokenizer is None:
             return self.numbers(prompt)

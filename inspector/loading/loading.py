@@ -4,7 +4,7 @@ import ctypes
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -45,6 +45,7 @@ from .finding import (
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
 from .notices import refusal, weights_notices
+from .remote_code import absent_import, mend
 from .settings import generation, refused_value
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
 from .tokenizers import Words, read_otherwise, tokenizer_at, tokenizer_notice
@@ -99,6 +100,9 @@ def load(
     as_dtype = pick_dtype(dtype, pick_device("cpu" if named and named <= {"cpu", "disk"} else device))
     where = located(name, trust_remote_code)
     check_quantization(name, where.config)
+    if trust_remote_code:
+        with quiet(bars=where.offline), suppress(Exception):  # of code that breaks off loading tells why
+            mend(where.source, where.config, where.offline)
     skeleton = skeleton_of(name, where.config, as_dtype, trust_remote_code, fits=device_map is None)
     run = as_dtype if dtype == "auto" else None
     seen = Seen() if skeleton is None else look(name, where, skeleton, run)
@@ -465,7 +469,7 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
             f"its weights are quantized by {said.get('quant_method')!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
             "install what that needs, or take a checkpoint that is not quantized"
         )
-    if found := refused_value(config, error):
+    if found := absent_import(error) or refused_value(config, error):
         return found
     for size in SIZES:
         value = getattr(config, size, None)

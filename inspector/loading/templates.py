@@ -63,7 +63,8 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None 
     text = applied(tokenizer, prompt, system)
     if system is not None and system.strip() and not listens(tokenizer, prompt, system, text):
         raise TemplateError("leaves a system message out: leave out --system, or write its words into the prompt")
-    if prompt.strip() and otherwise(tokenizer, other(prompt, OTHER_PROMPT), system) == text:
+    others = (other(prompt, OTHER_PROMPT), f"{OTHER_PROMPT}, and more")  # of two lengths: a template may count
+    if prompt.strip() and all(otherwise(tokenizer, one, system) == text for one in others):
         raise TemplateError(f"leaves the prompt out: {REMEDY}")
     if has_own_way(tokenizer):
         return list(own_way(tokenizer, conversation(prompt, system), tokenize=True, return_dict=True)["input_ids"])

@@ -158,8 +158,8 @@ def passes_over(model: nn.Module) -> Measured:
     if device.type == "meta":
         return Measured()
 
-    def attempt(length: int) -> Lookups | None:
-        ids_1T = torch.tensor([[1, 0, 1, 0][:length]], device=device)  # never 0, 1, 2, which are places
+    def attempt(length: int, ids: Sequence[int] = (1, 0, 1, 0)) -> Lookups | None:
+        ids_1T = torch.tensor([ids[:length]], device=device)  # never 0, 1, 2, which are places
         lookups = Lookups(model, ids_1T)
         try:
             with lookups:
@@ -173,6 +173,8 @@ def passes_over(model: nn.Module) -> Measured:
 
     with evaluating(model), torch.no_grad():
         passes = [found for length in LENGTHS if (found := attempt(length)) is not None][:2]
+        if not passes:  # of a vocabulary of one token
+            passes = [found for length in LENGTHS if (found := attempt(length, (0, 0, 0, 0))) is not None][:2]
         if not passes:
             return Measured()
         common = set.intersection(*(set(found.tables) for found in passes))

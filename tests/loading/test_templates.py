@@ -253,11 +253,11 @@ def test_a_tokenizer_with_a_way_of_its_own_keeps_it():
         def apply_chat_template(self, conversation, tokenize=True, **how):
             if "bad" in conversation[-1]["content"]:
                 raise KeyError("bad")
-            return {"input_ids": [1, 2]} if tokenize else "own"
+            return {"input_ids": [1, 2]} if tokenize else f"own {conversation[-1]['content']}"
 
     tokenizer = Own(tokenizer_object=tokenizer_with(None).backend_tokenizer)
     tokenizer.chat_template = "{{ 'not this' }}"
-    assert (applied(tokenizer, "hi"), encoded(tokenizer, "hi")) == ("own", [1, 2])
+    assert (applied(tokenizer, "hi"), encoded(tokenizer, "hi")) == ("own hi", [1, 2])
     with pytest.raises(TemplateError, match=r"fails: KeyError"):
         applied(tokenizer, "bad")
 
