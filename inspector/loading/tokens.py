@@ -157,7 +157,7 @@ def ids_named(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 # What a word may stand between; letters and digits only beside a word that neither begins nor ends with one.
-BEFORE = ("", " ", "a ", "\n", '"', "(", "-", ",", "a", "1")
+BEFORE = ("", " ", "a ", "\n", '"', "(", "-", "–", ",", "a", "1")
 AFTER = ("", " ", ".", ",", "!", '"', ")", "'", "-", "\n", "a", "1")
 
 
