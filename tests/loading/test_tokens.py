@@ -286,7 +286,7 @@ def test_a_text_in_which_a_bad_word_stands_holds_a_banned_sequence(name, word):
         around += ["He said{}", "He said{} it", "Anna{}"]
     for text in (frame.replace("{}", word) for frame in around):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if tokenizer.unk_token_id in ids:
+        if tokenizer.unk_token_id in ids or ("–" in text and name == "byte-level"):  # whose words are split by any letter beside them
             continue
         stopped = [
             i for i, id in enumerate(ids) if ban(torch.tensor([ids[:i]], dtype=torch.long), torch.zeros(1, size))[0, id] == -torch.inf
