@@ -6,6 +6,7 @@ torch and everything that needs it is imported inside the verbs, so that ``--hel
 import logging
 import os
 import re
+import shlex
 import sys
 import sysconfig
 import warnings
@@ -356,8 +357,19 @@ def silence_libraries() -> None:
 def there_is(error: typer.TyperException) -> str:
     """What to give instead of what typer refuses: the verbs of the group where a verb was wrong, else who lists it."""
     context = getattr(error, "ctx", None)
+    if getattr(error, "option_name", None) and context is not None and (word := dashed(context)):
+        line = " ".join([context.command_path, *(shlex.quote(own) for own in sys.argv[1:] if own != word and own != context.info_name)])
+        return f"--help lists what there is; put -- before a prompt that begins with a dash: {line} -- {shlex.quote(word)}"
     names = context.command.list_commands(context) if hasattr(context and context.command, "list_commands") else []
     return f"choose {', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "--help lists what there is"
+
+
+def dashed(context: typer.Context) -> str | None:
+    """What on the command line may be a prompt that begins with a dash, where the verb takes one: no option, and none's name cut short."""
+    if not any(own.name == "prompt" and own.param_type_name == "argument" for own in context.command.params):
+        return None
+    names = {name for own in context.command.params for name in own.opts}
+    return next((word for word in sys.argv[1:] if word.startswith("-") and not word.startswith("--") and word not in names), None)
 
 
 def fail(message: str, code: int = 2) -> int:

@@ -4,8 +4,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +20,12 @@ from ..parts.watching import find_past_call
 from ..parts.wrappers import language_model, unwrapped
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from ..records.notices import Notice
+from . import tokens
 from .notices import own_notices, wrapper_notices
 from .settings import as_numbers, spells
 from .templates import TemplateError, encoded, remarks
 from .texts import Texts, check_ids, check_letters, check_request, one_prompt
+from .tokens import texts_of
 
 
 @dataclass(frozen=True)
@@ -140,35 +140,33 @@ class Loaded:
 
     def unknown(self, prompt: str) -> list[str]:
         """The characters of a prompt that the tokenizer does not know, in order, each once."""
-        if self.tokenizer is None:
-            return []
-        unk = self.tokenizer.unk_token_id
-        if unk is None or not self.tokenizer.is_fast:
-            return []
-        encoded = self.tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
-        spans = [span for id, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True) if id == unk]
-        return list(dict.fromkeys(prompt[a:b] for a, b in spans))
+        return [] if self.tokenizer is None else tokens.unknown(self.tokenizer, prompt)
 
     def token_id(self, text: str) -> int:
-        """The id of a token that is named by its text, or else by its number.
+        """The id of a token that is named by its text, as records show it, or else by its number.
 
         Raises:
             ValueError: it is neither.
         """
+        if meant := self.ids_named(text):
+            return meant[0]
+        made = len(tokens.written(self.tokenizer, text)) if self.tokenizer is not None else 0
+        why = f"{self.origin.name} makes {made} tokens of it" if made else f"{self.origin.name} has no such token"
+        raise ValueError(f"token {text!r}: {why}: give the text of one token, or an id from 0 to {self.vocab_size - 1}")
+
+    def ids_named(self, text: str) -> list[int]:
+        """The ids that a text may mean, the one that it is taken for first: as it stands in running text, by itself, as a number."""
         check_letters(token=text)
-        ids = [] if self.tokenizer is None or self.unknown(text) else self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1:
-            return ids[0]
+        meant = [] if self.tokenizer is None else tokens.ids_named(self.tokenizer, text)
         if text.isascii() and text.isdigit() and int(text) < self.vocab_size:
-            return int(text)
-        made = f"{self.origin.name} makes {len(ids)} tokens of it" if ids else f"{self.origin.name} has no such token"
-        raise ValueError(f"token {text!r}: {made}: give the text of one token, or an id from 0 to {self.vocab_size - 1}")
+            meant.append(int(text))
+        return list(dict.fromkeys(meant))
 
     def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """The sequences of token ids that words stand for: each as it is written, and after a space if that is another one.
+        """The sequences of token ids that words stand for, as they are written in running text (``tokens.sequences_of``).
 
-        Byte-level vocabularies have one token for "cat" and another for " cat". (transformers asks for a tokenizer with
-        ``add_prefix_space=True``, which gives the second and forgets the first.)
+        Vocabularies have one token for "cat" and another for " cat", or for "," by itself and behind a word. (transformers asks for
+        a tokenizer with ``add_prefix_space=True``, which gives the second and forgets the first.)
 
         Raises:
             ValueError: a word that the tokenizer cannot write, or that ends a generation, which generate() does not ban.
@@ -178,17 +176,15 @@ class Loaded:
         sequences = []
         for word in words:
             check_letters(**{"bad word": word})
-            ids = tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"])
-            if unknown := self.unknown(word):
-                raise ValueError(f"bad word {word!r}: {self.origin.name} has no token for {''.join(unknown)!r}: leave it out")
+            if missing := self.unknown(word):
+                raise ValueError(f"bad word {word!r}: {self.origin.name} has no token for {''.join(missing)!r}: leave it out")
+            ids = tokens.written(self.tokenizer, word)
             if not ids:
                 raise ValueError(f"bad word {word!r}: the tokenizer of {self.origin.name} makes nothing of it: leave it out")
             if len(ids) == 1 and ids[0] in self.stop_ids:
                 raise ValueError(f"bad word {word!r} is a stop token, which generate() does not take for a bad word: leave it out")
-            sequences.append(ids)
-            spaced = tuple(self.tokenizer(" " + word, add_special_tokens=False)["input_ids"])
-            if spaced[-len(ids) :] != ids and self.tokenizer.unk_token_id not in spaced:
-                sequences.append(spaced)
+            stops = {(id,) for id in self.stop_ids}
+            sequences += [ids for ids in tokens.sequences_of(self.tokenizer, word) if ids not in stops]
         return tuple(sequences)
 
     def ships(self, name: str) -> bool:
@@ -327,49 +323,3 @@ def check_loaded(m: object) -> None:
     if not isinstance(m, Loaded):
         name = getattr(m, "__name__", type(m).__name__)
         raise ValueError(f"{name} is no loaded model: give what inspector.load or inspector.attach returns")
-
-
-def texts_of(tokenizer: PreTrainedTokenizerBase) -> Texts:
-    """How a tokenizer makes text of ids."""
-    return Texts(token=partial(token_of, tokenizer), whole=partial(tokenizer.decode, skip_special_tokens=True))
-
-
-def token_of(tokenizer: PreTrainedTokenizerBase, id: int) -> Token:
-    """A token's text; one that is part of a character shows its bytes, such as ``<D0>``."""
-    text = tokenizer.decode([id])
-    if "\ufffd" in text:
-        text = as_bytes(tokenizer.convert_ids_to_tokens(id)) or text
-    return Token(id, text, id in special_ids(tokenizer))
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that a tokenizer calls special, and those that were added to it, now.
-
-    A tokenizer gathers both anew each time it is asked: every token of every step would wait for hundreds of them. Here they are
-    gathered where it has grown, or calls something else special, since they were last.
-    """
-    # not ``all_special_tokens``, which takes twenty times as long for hundreds of them
-    state = len(tokenizer), tokenizer.special_tokens_map, tuple(tokenizer._extra_special_tokens)
-    known = SPECIAL_IDS.get(tokenizer)
-    if known is None or known[0] != state:
-        known = SPECIAL_IDS[tokenizer] = state, frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
-    return known[1]
-
-
-SPECIAL_IDS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → its state, and the ids that ``special_ids`` found in it
-
-
-def as_bytes(piece: str | None) -> str | None:
-    """The bytes behind a piece of a byte-level vocabulary, which writes each byte as a printable character; else None."""
-    printable = bytes_of_characters()
-    if not piece or any(character not in printable for character in piece):
-        return None
-    return "".join(f"<{printable[character]:02X}>" for character in piece)
-
-
-@cache
-def bytes_of_characters() -> dict[str, int]:
-    """The character that byte-level tokenizers write for a byte → the byte (GPT-2's table: printable Latin-1 stays as it is)."""
-    as_is = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in as_is]
-    return {chr(byte): byte for byte in as_is} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -39,9 +39,10 @@ def stop_reason(
     return None
 
 
-def newly_readable(before: str, now: str) -> str:
-    """What the last token added to the text; nothing while it ends in the middle of a character (U+FFFD stands for it)."""
-    return "" if now.endswith("\ufffd") else now[len(before) :]
+def newly_readable(before: str, now: str, last: bool = False) -> str:
+    """What the last token added to the text; while it ends in the middle of a character (U+FFFD stands for it) nothing, unless it is
+    the ``last``."""
+    return "" if now.endswith("\ufffd") and not last else now[len(before) :]
 
 
 @torch.no_grad()
@@ -136,6 +137,7 @@ class Row:
         self.limits = max_new_tokens, stop_ids, context_length
         self.bounds = bounds_of(len(ids_T), max_new_tokens, stop_ids, context_length)
         self.scores_V: Tensor | None = None
+        self.prompt: list[int] = ids_T.tolist()
         self.new_ids: list[int] = []
         self.readable = ""
         self.reason: str | None = None
@@ -169,7 +171,8 @@ class Row:
         max_new_tokens, stop_ids, context_length = self.limits
         self.new_ids.append(token_id)
         self.reason = stop_reason(token_id, stop_ids, len(self.new_ids), max_new_tokens, len(self.ids_T), context_length)
-        text = newly_readable(self.readable, self.texts.whole(self.new_ids))
+        now = self.texts.whole(self.new_ids, self.prompt)
+        text = newly_readable(self.readable, now, last=self.reason is not None)
         self.readable += text
         fields = ledger(token_id, list(choice.filtered.stages), weighed, self.sampling, self.texts, self.listed)
         return Step(
@@ -317,7 +320,7 @@ def make_run(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, steps: Seq
         max_new_tokens=max_new_tokens,
         steps=tuple(steps),
         stop_reason=(steps[-1].stop_reason if steps else None) or "interrupted",
-        text=m.texts.whole([step.token.id for step in steps]),
+        text=m.texts.whole([step.token.id for step in steps], torch.as_tensor(ids).flatten().tolist()),
         notices=m.notices,
     )
 

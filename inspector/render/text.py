@@ -2,6 +2,7 @@
 
 import locale
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
@@ -36,9 +37,21 @@ def visible(text: str) -> str:
     return "".join(shown)
 
 
+# Spaces that look like the common one, and characters that show nothing at all; control characters are seen to by ``visible``.
+BLANKS = re.compile(
+    "[\u00a0\u034f\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180d\u180f\u2000-\u200a\u202f\u205f\u2800\u3000\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+
+
 def quoted(text: str) -> str:
-    """A token's text between quotation marks, so that its spaces show."""
-    return f"«{visible(text)}»"
+    """A token's text between quotation marks, so that its spaces show, and two texts never look alike for what cannot be seen in them:
+    a backslash is doubled, and blanks, and what would be composed to another character, are written as numbers."""
+    composed = unicodedata.normalize("NFC", text) == text
+    shown = visible(text.replace("\\", "\\\\"))
+    if not composed:
+        shown = "".join(ascii(c)[1:-1] if unicodedata.combining(c) or unicodedata.normalize("NFC", c) != c else c for c in shown)
+    return f"«{BLANKS.sub(lambda blank: ascii(blank[0])[1:-1], shown)}»"
 
 
 def count(number: int) -> str:

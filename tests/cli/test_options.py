@@ -363,3 +363,13 @@ def test_a_long_value_is_shown_short_and_the_remedy_whole(monkeypatch, capfd, ar
     error = refused(capfd, monkeypatch, *arguments)
     assert len(error) < 1200 and arguments[-1] not in error
     assert error.rstrip().endswith(("names-qwen2", "give one", "or bench"))
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "names-qwen2", "-5"], ["run", "names-qwen2", "--greedy", "-кот и"], ["verify", "names-qwen2", "-x"]]
+)
+def test_a_prompt_that_begins_with_a_dash_gets_the_line_that_takes_it(words):
+    done = subprocess.run([sys.executable, "-m", "inspector", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert f"put -- before a prompt that begins with a dash: python -m inspector {words[0]}" in " ".join(done.stderr.split())
+    assert done.stderr.rstrip().endswith(f"-- {shlex.quote(words[-1])}")
