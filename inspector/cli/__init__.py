@@ -358,8 +358,9 @@ def there_is(error: typer.TyperException) -> str:
     """What to give instead of what typer refuses: the verbs of the group where a verb was wrong, else who lists it."""
     context = getattr(error, "ctx", None)
     if getattr(error, "option_name", None) and context is not None and (word := dashed(context)):
-        line = " ".join([context.command_path, *(shlex.quote(own) for own in sys.argv[1:] if own != word and own != context.info_name)])
-        return f"--help lists what there is; put -- before a prompt that begins with a dash: {line} -- {shlex.quote(word)}"
+        place = sys.argv.index(word)
+        line = shlex.join([*sys.argv[1:place], *sys.argv[place + 1 :], "--", word])
+        return f"--help lists what there is; put -- before a prompt that begins with a dash: inspector {line}"
     names = context.command.list_commands(context) if hasattr(context and context.command, "list_commands") else []
     return f"choose {', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "--help lists what there is"
 

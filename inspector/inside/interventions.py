@@ -23,7 +23,7 @@ from ..loading.loaded import Loaded, check_loaded
 from ..loop.decoding import next_logits
 from ..models import Routing
 from ..parts.errors import InvariantError
-from ..parts.limits import head_number
+from ..parts.limits import head_number, is_known
 from ..parts.roles import fit, some_of
 from ..parts.splitting import probe_ids
 from ..parts.watching import Call, Watch, apart, first_numbers, substituted, unwatched
@@ -64,8 +64,9 @@ def head_count(model: nn.Module, o: nn.Module) -> tuple[int, int]:
 def head_columns(m: Loaded, modules: Mapping[str, nn.Module]) -> dict[str, list[slice] | ValueError]:
     """Role of every attn.o → which columns of what it is given each head makes; or why that cannot be told.
 
-    The configuration tells how many heads there are, side by side. Without one, the heads are counted where their weights are computed
-    (``attention.SeenAttention``), and each is multiplied by a number of its own: the columns that are multiplied alike are its own.
+    The configuration of a model of transformers, or of ours, tells how many heads there are, side by side. In others they are counted
+    where their weights are computed (``attention.SeenAttention``), and each is multiplied by a number of its own: the columns that are
+    multiplied alike are its own.
     """
     found: dict[str, list[slice] | ValueError] = {}
     for role in [role for role in modules if role.endswith(".attn.o")]:
@@ -74,7 +75,8 @@ def head_columns(m: Loaded, modules: Mapping[str, nn.Module]) -> dict[str, list[
             found[role] = [slice(h * K, (h + 1) * K) for h in range(heads)]
         except ValueError as error:
             found[role] = error
-    without = {role: modules[role] for role, columns in found.items() if isinstance(columns, ValueError)}
+    own = not is_known(m.model)  # a user's model may say a number, and not give its heads side by side
+    without = {role: modules[role] for role, columns in found.items() if own or isinstance(columns, ValueError)}
     for role in without.keys() - (multiplied := multiplied_heads(m, without) if without else {}).keys():
         found[role] = ValueError(
             f"{m.origin.name} uses {role} without running it as a module: its heads cannot be told apart; take attn whole"

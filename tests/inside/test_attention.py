@@ -305,7 +305,7 @@ def test_torchs_layers_leave_their_fast_path_and_that_is_said(kind):
     watched(m, torch.tensor([WRITTEN]), lambda role, weights_HTT: kept.append((role, weights_HTT.clone())))
     parts = [part for part in model.modules() if isinstance(part, nn.MultiheadAttention)]
     expected = [by_formula(part, x if part.batch_first else x.transpose(0, 1)) for part, x in given_to(m, parts)]
-    names = ("attn", "multihead_attn") if kind == "decoder" else ("attn",)
+    names = ("attn", "cross") if kind == "decoder" else ("attn",)
     assert [role for role, _ in kept] == [f"layers.{i}.{name}" for i in range(2) for name in names]
     if kind != "decoder":  # whose second attention reads what its caller keeps
         for (_, weights_HTT), theirs in zip(kept, expected, strict=True):
@@ -335,7 +335,7 @@ def test_an_attention_without_a_module_or_a_role_is_a_layer_of_its_own():
         torch.testing.assert_close(weights_HTT, by_formula(block, block.ln1(x)), rtol=1e-4, atol=1e-5)
 
     class Attributes(Flat):
-        """Its blocks are attributes, and so have no roles; in the last one the heads stand one by one."""
+        """Its blocks are attributes; the first is no module of its own's attention, in the last one the heads stand one by one."""
 
         def __init__(self):
             super().__init__(n=0)
@@ -347,8 +347,8 @@ def test_an_attention_without_a_module_or_a_role_is_a_layer_of_its_own():
             return self.head(self.ln_f(x + self.third(x)))
 
     record = attention(flat(made(Attributes)), WRITTEN, [(0, 0), (2, 3)])
-    assert [(layer.role, len(layer.heads)) for layer in record.layers] == [("first", H), ("second", H), ("third", H)]
-    assert [(one.layer, one.head, one.role) for one in record.maps] == [(0, 0, "first"), (2, 3, "third")]
+    assert [(layer.role, len(layer.heads)) for layer in record.layers] == [("layers.0", H), ("layers.1.attn", H), ("layers.2.attn", H)]
+    assert [(one.layer, one.head, one.role) for one in record.maps] == [(0, 0, "layers.0"), (2, 3, "layers.2.attn")]
     with pytest.raises(ValueError, match=r"head 3.0 .* its layers are 0–2, each with the heads 0 to 3"):
         attention(flat(made(Attributes)), WRITTEN, [(3, 0)])
 

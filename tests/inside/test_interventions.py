@@ -758,12 +758,10 @@ def test_heads_that_cannot_be_told_apart_are_refused_in_one_line():
 
         def __init__(self):
             super().__init__()
-            self.mix = nn.Linear(D, D)
-            self.out_proj = nn.Sequential(nn.Linear(D, D))
-            self.o_proj = nn.Linear(D, D)
+            self.o_proj, self.mix = self._modules.pop("out_proj"), nn.Parameter(torch.randn(D, D))
 
-        def forward(self, x):
-            return self.o_proj(self.mix(super().forward(x)))
+        def out_proj(self, y):
+            return self.o_proj(y @ self.mix)
 
     for model in (made(Encoder), made(Flat, attention=Mixed)):
         with pytest.raises(ValueError, match=r"take attn whole|has no role") as error:

@@ -13,8 +13,7 @@ import inspector
 from inspector.loading import tokenizers
 from inspector.loading.finding import ASSETS, LoadError
 from inspector.loading.loaded import attach
-from inspector.loading.loading import load
-from inspector.loading.tokenizers import load_tokenizer
+from inspector.loading.loading import load, load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 19572\n"
 
