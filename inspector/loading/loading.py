@@ -105,7 +105,7 @@ def load(
             mend(where.source, where.config, where.offline)
     skeleton = skeleton_of(name, where.config, as_dtype, trust_remote_code, fits=device_map is None)
     run = as_dtype if dtype == "auto" else None
-    seen = Seen() if skeleton is None else look(name, where, skeleton, run)
+    seen = Seen() if skeleton is None or not where.offline else look(name, where, skeleton, run)
     options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
     own_settings, said = generation_settings(name, where)
     how = dict(dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name

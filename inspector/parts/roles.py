@@ -405,7 +405,7 @@ def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
     if (shapes := shapes_of(model)) is None:
         for stack in layer_lists(model):
             for name, module in model.get_submodule(stack).named_modules(prefix=stack):
-                if own_weights(module) and name not in found:
+                if own_weights(module) and name not in found and not in_projection(name, found):
                     yield name
         return
     heads = [name for name, role in found.items() if role == "head"]
@@ -413,6 +413,12 @@ def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
         told = name in found or not name or NOT_TEXT.search(name) or any(within_name(name, head) for head in heads)
         if own_weights(module) and not told and not tied(name, shapes) and not made_inside(name, found):
             yield name
+
+
+def in_projection(name: str, found: Mapping[str, str]) -> bool:
+    """Whether a module stands in a projection that has a role, as what an adapter adds to it does."""
+    outer = (found.get(name[: dot.start()], "") for dot in re.finditer(r"\.", name))
+    return any(re.fullmatch(r"layers\d*\.\d+\.\w+\.[a-z_]+", role) and not role.endswith(".experts") for role in outer)
 
 
 def made_inside(name: str, found: Mapping[str, str]) -> bool:

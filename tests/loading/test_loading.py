@@ -282,7 +282,6 @@ def test_a_factory_in_another_dtype(port):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("whole", "give split() backbone= and head="),
         ("forgotten", "the parts lack ÷ 8"),
         ("number", "returned int"),
         ("mispaired", "returned a str for a tokenizer"),
