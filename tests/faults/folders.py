@@ -96,13 +96,13 @@ def odd_values() -> Iterator[Case]:
         for kind in ("list", "dict", "word", "true", "escapes"):
             yield f"config.json {key} {kind}", put("config.json", key, ODD[kind]), EITHER
     for kind, text in ODD.items():
-        # An id that the model does not have is told, and ends nothing.
+        # An id that the model does not have is told, and ends nothing; so is a file that nobody can read, and config.json acts.
         id = "generation_config.json eos_token_id"
         yield (
             f"{id} {kind}",
             put("generation_config.json", "eos_token_id", text),
-            GOOD if kind in ("null", "negative") else REFUSED,
-        )  # no such token is told
+            GOOD if kind in ("null", "negative", "deep") else REFUSED,
+        )
     yield f"{id} as text", put("generation_config.json", "eos_token_id", '"2"'), GOOD
     for key in ("temperature", "top_k", "bad_words_ids", "transformers_version", "max_length", "do_sample", "stop_strings"):
         for kind in ("list", "dict", "word", "fraction"):
@@ -205,8 +205,8 @@ def lying_weights() -> Iterator[Case]:
     yield "one NaN", safetensors(header, data[:begin] + b"\x00\x00\xc0\x7f" + data[begin + 4 :]), (0, 1, 2)
     yield "infinite", safetensors(header, b"\x00\x00\x80\x7f" * (len(data) // 4)), (1, 2)
     for name, codes in {  # weights beyond what config.json says
-        "model.layers.9.self_attn.o_proj.weight": REFUSED,
-        "model.layers.0.self_attn.o_proj.bias": REFUSED,
+        "model.layers.9.self_attn.o_proj.weight": GOOD,
+        "model.layers.0.self_attn.o_proj.bias": GOOD,
         "model.layers.0.self_attn.rotary_emb.inv_freq": GOOD,
         "v_head.summary.weight": GOOD,
     }.items():
