@@ -44,11 +44,11 @@ from .finding import (
 )
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
-from .notices import refusal, weights_notices
 from .remote_code import absent_import, mend
 from .settings import generation, refused_value
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
 from .tokenizers import Words, read_otherwise, tokenizer_at, tokenizer_notice
+from .weight_notices import refusal, weights_notices
 from .weights import fit, plural, stored, weight_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
