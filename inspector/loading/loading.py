@@ -545,22 +545,6 @@ def built_on_meta(name: str, config: PretrainedConfig, dtype: str, trust_remote_
         raise LoadError(f"{name}: no model can be built from its config.json: {reason(None, config, error)}") from error
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model without its weights, a name as for ``load``; None of a function of the user's that gives none.
-
-    Raises:
-        LoadError: it cannot be had, or has no vocabulary.
-    """
-    if is_factory(name):
-        return from_file(name, torch.device("cpu")).tokenizer
-    where = located(name, trust_remote_code)
-    options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
-    tokenizer, why = where.tokenizer(name, options)
-    if why:
-        raise LoadError(f"{name}: its tokenizer cannot be loaded: {why[0]}")
-    return tokenizer
-
-
 def load_default(**options) -> Loaded:
     """The model to show when the user names none: the real Qwen if it is cached or the hub has it, else an embedded one.
 
