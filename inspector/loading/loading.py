@@ -2,6 +2,7 @@
 
 import ctypes
 import pickle
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -20,6 +21,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import cached_file
 
 from ..parts.dataflow import building
+from ..parts.limits import vocabulary
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
 from ..records.generation import Origin
@@ -44,10 +46,11 @@ from .finding import (
 )
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
+from .notices import settings_notices
 from .remote_code import absent_import, mend
-from .settings import generation, refused_value
+from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
-from .tokenizers import Words, read_otherwise, tokenizer_at, tokenizer_notice
+from .tokenizers import Words, place_of, read_otherwise, tokenizer_at, tokenizer_notice
 from .weight_notices import refusal, weights_notices
 from .weights import fit, plural, stored, weight_files
 
@@ -133,8 +136,8 @@ def load(
             )
             raise LoadError(f"{name}: cannot be loaded: {reason(Path(where.source), where.config, error)}{full}") from error
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
-    tokenizer, without = where.tokenizer(name, options)
-    said += (tokenizer_notice(without),) if without else tuple(read_otherwise(where.source, tokenizer))
+    tokenizer, told = tokenizer_of(name, where, options)
+    said += told
     check_whole(name, report, seen.refusal)
     if where.adapter is not None:
         with quiet(bars=where.offline):
@@ -503,20 +506,56 @@ def outlined(name: str, dtype: str = "auto", trust_remote_code: bool = False) ->
         return m.model, m.split, m.notices
     where = located(name, trust_remote_code, config_alone=True)
     model = built_on_meta(name, where.config, dtype, trust_remote_code)
-    if not Path(where.source).is_file() and (folder := where.folder) is not None and has_weights(folder, where.config):
+    seen, complete = Seen(), is_complete(where)
+    if complete and where.folder is not None:
         try:
             seen = look(name, where, model, run)
         except LoadError as error:  # which keeps the model from running, not its tree from being shown
-            said = str(error).removeprefix(f"{name}: ")
-            seen = Seen((Notice("refused", said, said),))
-    else:
-        seen = Seen()
+            seen = Seen((unfit(name, error),))
     if not where.config.get_text_config(decoder=True).tie_word_embeddings and model.all_tied_weights_keys:
         model = built_on_meta(name, where.config, dtype, trust_remote_code)
+    said, beside = settings_beside(name, where, model, trust_remote_code) if complete else ((), ())
     if where.adapter is not None:
         put_on(name, where.adapter, model)
     refused = () if seen.refusal is None else (seen.refusal,)
-    return model, None, (*where.said, *refused, *seen.notices, *where.notices())
+    return model, None, (*where.said, *said, *refused, *seen.notices, *where.notices(), *beside)
+
+
+def unfit(name: str, error: ValueError) -> Notice:
+    """A notice of what keeps a model from running, where only its tree is shown."""
+    said = str(error).removeprefix(f"{name}: ")
+    return Notice("refused", said, said)
+
+
+def is_complete(where: Where) -> bool:
+    """Whether weights lie where a name leads: a configuration alone has a tree too, and nothing beside it that could be missed."""
+    if where.gguf is not None:
+        return True
+    there = Path(where.source).is_dir() or (not Path(where.source).exists() and is_cached(where.source))
+    return there and has_weights(place_of(where.source), where.config)
+
+
+def settings_beside(name: str, where: Where, model: nn.Module, trust_remote_code: bool) -> tuple[tuple[Notice, ...], tuple[Notice, ...]]:
+    """What loading says of the generation settings and the tokenizer, and of what they say beside the ``model``, on the meta device."""
+    options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
+    said: tuple[Notice, ...] = ()
+    try:
+        own, said = generation_settings(name, where)
+        if own is None and where.gguf is None:
+            with suppress(OSError):  # there are none: those of the configuration act, as the model has them
+                own = GenerationConfig.from_pretrained(where.source, local_files_only=where.offline)
+        model.generation_config = own or model.generation_config
+        tokenizer, told = tokenizer_of(name, where, options)
+        said += told
+        return said, tuple(settings_notices(model, tokenizer, stops(model), vocabulary(model) or sys.maxsize))
+    except ValueError as error:
+        return (*said, unfit(name, error)), ()
+
+
+def tokenizer_of(name: str, where: Where, options: dict) -> tuple[PreTrainedTokenizerBase | None, tuple[Notice, ...]]:
+    """The tokenizer of a checkpoint, and what is to be known of it. Raises ``LoadError`` for a chat template that is none."""
+    tokenizer, without = where.tokenizer(name, options)
+    return tokenizer, (tokenizer_notice(without),) if without else tuple(read_otherwise(where.source, tokenizer))
 
 
 def has_weights(folder: Path, config: PretrainedConfig) -> bool:

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..parts.roles import roles, unrecognised, unseen
 from ..parts.splitting import Split
 from ..parts.wrappers import Wrapper
 from ..records.notices import Notice
-from .settings import as_numbers
+from .settings import as_numbers, shipped, spelled
 
 if TYPE_CHECKING:
     from .loaded import Loaded
@@ -18,14 +19,25 @@ if TYPE_CHECKING:
 
 def own_notices(m: "Loaded") -> Iterator[Notice]:
     """What a model's settings and its split say."""
-    if spelled := m.spelled:
-        names = tuple(f"{name} = {number}" for name, number in spelled.items())
+    yield from settings_notices(m.model, m.tokenizer, m.stop_ids, m.vocab_size)
+    yield from unnamed_notices(m)
+    yield from split_notices(m.split)
+
+
+def settings_notices(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, stop_ids: Sequence[int], vocab_size: int
+) -> Iterator[Notice]:
+    """What is to be known of a model's settings beside its tokenizer; the model may be on the meta device."""
+    own = shipped(model)
+    if found := spelled(own):
+        names = tuple(f"{name} = {number}" for name, number in found.items())
         yield Notice(
             "settings", "Texts in the checkpoint's settings, read as numbers", "Тексты в настройках чекпойнта, прочитанные как числа", names
         )
-    yield from vocabulary_notices(m)
-    yield from unnamed_notices(m)
-    yield from split_notices(m.split)
+    yield from stop_notices(stop_ids, vocab_size)
+    if tokenizer is not None:
+        yield from vocabulary_notices(tokenizer, vocab_size)
+        yield from special_notices(tokenizer, own, getattr(model, "config", None), stop_ids)
 
 
 def split_notices(split: Split) -> Iterator[Notice]:
@@ -73,12 +85,8 @@ def split_notices(split: Split) -> Iterator[Notice]:
         )
 
 
-def vocabulary_notices(m: "Loaded") -> Iterator[Notice]:
-    """Where a tokenizer and its model differ: in the number of tokens, and in what begins, ends and fills a text."""
-    tokenizer, size = m.tokenizer, m.vocab_size
-    yield from stop_notices(m)
-    if tokenizer is None:
-        return
+def vocabulary_notices(tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[Notice]:
+    """Where a tokenizer and its model differ in the number of tokens; the model has ``size``."""
     beyond = sorted((id, word) for word, id in tokenizer.get_vocab().items() if id >= size)
     if beyond:
         first, last = beyond[0][0], beyond[-1][0]
@@ -97,7 +105,12 @@ def vocabulary_notices(m: "Loaded") -> Iterator[Notice]:
             f"The tokenizer has {count:,} tokens and the model {size:,} ids: see whether the tokenizer is the model's own",
             f"У токенизатора {count:,} токенов, а у модели {size:,} номеров: проверьте, от этой ли модели токенизатор",
         )
-    config = getattr(m.model, "config", None)
+
+
+def special_notices(
+    tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig, config: PretrainedConfig | None, stop_ids: Sequence[int]
+) -> Iterator[Notice]:
+    """Where a tokenizer and its model differ in what begins, ends and fills a text."""
     names = dict(bos=("beginning", "начало"), eos=("end", "конец"), pad=("padding", "заполнение"))
     acts = dict(
         bos=("a prompt gets the tokenizer's", "промпт получает токен токенизатора"),
@@ -106,9 +119,9 @@ def vocabulary_notices(m: "Loaded") -> Iterator[Notice]:
     )
     for kind in names:
         of_tokenizer = getattr(tokenizer, f"{kind}_token_id", None)
-        shipped = getattr(m.generation_config, f"{kind}_token_id", None)
-        own = as_numbers(shipped if shipped is not None else getattr(config, f"{kind}_token_id", None))
-        of_model = m.stop_ids if kind == "eos" else own if isinstance(own, tuple) else (own,) if own is not None else ()
+        said = getattr(settings, f"{kind}_token_id", None)
+        own = as_numbers(said if said is not None else getattr(config, f"{kind}_token_id", None))
+        of_model = stop_ids if kind == "eos" else own if isinstance(own, tuple) else (own,) if own is not None else ()
         if of_tokenizer is not None and of_model and of_tokenizer not in of_model:
             word, listed = getattr(tokenizer, f"{kind}_token"), ", ".join(map(str, of_model))
             yield Notice(
@@ -120,10 +133,9 @@ def vocabulary_notices(m: "Loaded") -> Iterator[Notice]:
             )
 
 
-def stop_notices(m: "Loaded") -> Iterator[Notice]:
-    """Stop tokens that the model cannot give."""
-    size = m.vocab_size
-    if outside := tuple(id for id in m.stop_ids if id >= size):
+def stop_notices(stop_ids: Sequence[int], size: int) -> Iterator[Notice]:
+    """Stop tokens that a model of ``size`` tokens cannot give."""
+    if outside := tuple(id for id in stop_ids if id >= size):
         yield Notice(
             "vocabulary",
             f"Stop token {outside[0]} is none of the model's ids 0 to {size - 1}, so it ends no run: correct eos_token_id",

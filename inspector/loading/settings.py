@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_kernels_available, is_torch_flex_attn_available
 
+from ..parts.wrappers import language_model
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Sampling, is_id
 from ..records.notices import Notice
 from .checking import LoadError, read_object
@@ -60,6 +62,41 @@ def as_numbers(value: object) -> object:
 def spells(value: object) -> bool:
     """Whether a value holds a text that is read as a number."""
     return any(map(spells, value)) if isinstance(value, list | tuple) else isinstance(value, str) and not isinstance(as_numbers(value), str)
+
+
+def shipped(model: nn.Module) -> GenerationConfig:
+    """The generation settings that a model ships, also one inside a module of the user's; empty where there are none."""
+    return getattr(language_model(model), "generation_config", None) or GenerationConfig()
+
+
+def spelled(own: GenerationConfig) -> dict:
+    """The settings that are written as texts and read as the numbers that they spell: name → number."""
+    values = {name: getattr(own, name, None) for name in ("eos_token_id", *SETTINGS, *OTHER_SETTINGS)}
+    return {name: as_numbers(value) for name, value in values.items() if spells(value)}
+
+
+def as_ids(value: object, name: str = "eos_token_id") -> tuple[int, ...]:
+    """Token ids as a tuple, in whichever of its forms a generation config holds them; ``name`` is that of the setting.
+
+    Raises:
+        ValueError: it is nothing of that kind.
+    """
+    read = as_numbers(value)
+    ids = () if read is None else read if isinstance(read, tuple) else (read,)
+    if not all(map(is_id, ids)):
+        raise ValueError(f"its generation settings say {name}={value!r:.60}: give a token id, a list of them, or null")
+    return ids
+
+
+def stops(model: nn.Module) -> tuple[int, ...]:
+    """The tokens that end a generation, by the settings that a model ships, else by its configuration.
+
+    Raises:
+        ValueError: they are no token ids.
+    """
+    language = model if (inside := language_model(model)) is None else inside
+    stop = getattr(getattr(language, "generation_config", None), "eos_token_id", None)
+    return as_ids(getattr(getattr(language, "config", None), "eos_token_id", None) if stop is None else stop)
 
 
 def understood(settings: dict, trust_remote_code: bool = False) -> tuple[dict, tuple[Notice, ...]]:
