@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.quantizers.auto import AutoHfQuantizer, get_hf_quantizer
 from transformers.utils import cached_file
 
 from ..parts.dataflow import building
@@ -44,6 +45,7 @@ from .finding import (
     quiet,
     read_config,
 )
+from .formats import found as other_format
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
 from .notices import settings_notices
@@ -51,7 +53,7 @@ from .remote_code import absent_import, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
 from .tokenizers import Words, place_of, read_otherwise, tokenizer_at, tokenizer_notice
-from .weight_notices import refusal, weights_notices
+from .weight_notices import refusal, shapes_said, weights_notices
 from .weights import fit, plural, stored, weight_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -138,7 +140,7 @@ def load(
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
     tokenizer, told = tokenizer_of(name, where, options)
     said += told
-    check_whole(name, report, seen.refusal)
+    check_whole(name, where.config, report, seen.refusal)
     if where.adapter is not None:
         with quiet(bars=where.offline):
             put_on(name, where.adapter, model)
@@ -265,7 +267,7 @@ def gguf_config(name: str, file: Path) -> PretrainedConfig:
     except Exception as error:  # whatever a foreign or damaged file makes gguf or transformers raise
         raise LoadError(
             f"{name}: transformers {transformers.__version__} cannot read this GGUF file ({first_line(error).rstrip('.')}): "
-            "take the same model as safetensors"
+            "fetch it again if it is cut short, or take the same model as safetensors"
         ) from error
     check_causal(name, config)
     return config
@@ -279,6 +281,7 @@ class Seen:
         notices: what to know of weights that load.
         unused: their names, where the model has no place for them.
         refusal: why they are not the model's.
+        reshaped: why they cannot be, by their shapes, which transformers finds by itself when it reads them.
         options: what ``from_pretrained`` is told, so that it reads them as they were seen.
         looked: whether there was something to look at.
     """
@@ -286,6 +289,7 @@ class Seen:
     notices: tuple[Notice, ...] = ()
     unused: tuple[str, ...] = ()
     refusal: Notice | None = None
+    reshaped: Notice | None = None
     options: dict = field(default_factory=dict)
     looked: bool = False
 
@@ -318,6 +322,7 @@ def look(name: str, where: Where, model: nn.Module, run: torch.dtype | str | Non
         tuple(weights_notices(model, held, found, run)),
         tuple(sorted((*found.unused, *found.buffers))),
         refusal(model, held, found),
+        shapes_said(where.config, found.reshaped) if found.reshaped else None,
         options,
         True,
     )
@@ -436,21 +441,38 @@ def check_quantization(name: str, config: PretrainedConfig) -> None:
         )
 
 
+def check_readable(name: str, config: PretrainedConfig) -> None:
+    """Refuses weights that are packed in a way for which something is not installed here. Raises ``LoadError``."""
+    check_quantization(name, config)
+    if (said := quantization(config)) is None:
+        return
+    try:
+        with quiet(bars=True):
+            own = deepcopy(config)
+            get_hf_quantizer(own, None, device_map=None, weights_only=True, user_agent={})
+    except Exception as error:  # mostly an ImportError; of a machine without a GPU whatever its class raises
+        raise LoadError(f"{name}: cannot be loaded: {packed_by(said, error)}") from error
+
+
+def packed_by(said: object, error: Exception) -> str:
+    """That a way of packing weights cannot be read here, as the rest of a sentence."""
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    return (
+        f"its weights are quantized by {method!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
+        "install what that needs, or take a checkpoint that is not quantized"
+    )
+
+
 def quantization(config: PretrainedConfig) -> object:
     """What a configuration says of how the weights are packed, where transformers looks for it; None if nothing."""
     own = getattr(config, "quantization_config", None)
     return own if own is not None else getattr(config.get_text_config(decoder=True), "quantization_config", None)
 
 
-def check_whole(name: str, report: dict, refusal: Notice | None) -> None:
+def check_whole(name: str, config: PretrainedConfig, report: dict, refusal: Notice | None) -> None:
     """Refuses a checkpoint whose weights are not the model's, by what transformers reports and the headers tell. Raises ``LoadError``."""
-    if mismatched := sorted(report["mismatched_keys"]):
-        weight, there, wanted = mismatched[0]
-        sizes = ("×".join(map(str, size)) for size in (there, wanted))
-        raise LoadError(
-            f"{name}: {plural(mismatched)} of another shape than config.json says, the first is {weight}: "
-            "{} instead of {}: the two are of different models".format(*sizes)
-        )
+    if mismatched := {weight: (there, wanted) for weight, there, wanted in sorted(report["mismatched_keys"])}:
+        raise LoadError(f"{name}: {shapes_said(config, mismatched).english}")
     if refusal is not None:
         raise LoadError(f"{name}: {refusal.english}")
     if missing := sorted(report["missing_keys"]):
@@ -468,10 +490,7 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
         except LoadError as found:
             return str(found)
     if isinstance(said := quantization(config), dict):
-        return (
-            f"its weights are quantized by {said.get('quant_method')!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
-            "install what that needs, or take a checkpoint that is not quantized"
-        )
+        return packed_by(said, error)
     if found := absent_import(error) or refused_value(config, error):
         return found
     for size in SIZES:
@@ -506,25 +525,35 @@ def outlined(name: str, dtype: str = "auto", trust_remote_code: bool = False) ->
         return m.model, m.split, m.notices
     where = located(name, trust_remote_code, config_alone=True)
     model = built_on_meta(name, where.config, dtype, trust_remote_code)
-    seen, complete = Seen(), is_complete(where)
-    if complete and where.folder is not None:
-        try:
+    seen, said, beside = Seen(), (), ()
+    try:
+        if complete := is_complete(where):
+            check_readable(name, where.config)
             seen = look(name, where, model, run)
-        except LoadError as error:  # which keeps the model from running, not its tree from being shown
-            seen = Seen((unfit(name, error),))
-    if not where.config.get_text_config(decoder=True).tie_word_embeddings and model.all_tied_weights_keys:
-        model = built_on_meta(name, where.config, dtype, trust_remote_code)
-    said, beside = settings_beside(name, where, model, trust_remote_code) if complete else ((), ())
+        elif (folder := where.folder) is not None and (other := other_format(folder)):
+            raise LoadError(other)
+        if seen.reshaped or seen.refusal:
+            raise RefusedError(seen.reshaped or seen.refusal)
+        if not where.config.get_text_config(decoder=True).tie_word_embeddings and model.all_tied_weights_keys:
+            model = built_on_meta(name, where.config, dtype, trust_remote_code)
+        if complete:
+            said, beside = settings_beside(name, where, model, trust_remote_code)
+    except RefusedError as refused:
+        return model, None, (*where.said, refused.notice)
+    except ValueError as error:  # which keeps the model from running, not its tree from being shown
+        why = str(error).removeprefix(f"{name}: ")
+        return model, None, (*where.said, Notice("refused", why, why))
     if where.adapter is not None:
         put_on(name, where.adapter, model)
-    refused = () if seen.refusal is None else (seen.refusal,)
-    return model, None, (*where.said, *said, *refused, *seen.notices, *where.notices(), *beside)
+    return model, None, (*where.said, *said, *seen.notices, *where.notices(), *beside)
 
 
-def unfit(name: str, error: ValueError) -> Notice:
-    """A notice of what keeps a model from running, where only its tree is shown."""
-    said = str(error).removeprefix(f"{name}: ")
-    return Notice("refused", said, said)
+class RefusedError(LoadError):
+    """A model whose tree is shown and that does not run, with the ``notice`` that says why."""
+
+    def __init__(self, notice: Notice):
+        super().__init__(notice.english)
+        self.notice = notice
 
 
 def is_complete(where: Where) -> bool:
@@ -536,20 +565,19 @@ def is_complete(where: Where) -> bool:
 
 
 def settings_beside(name: str, where: Where, model: nn.Module, trust_remote_code: bool) -> tuple[tuple[Notice, ...], tuple[Notice, ...]]:
-    """What loading says of the generation settings and the tokenizer, and of what they say beside the ``model``, on the meta device."""
+    """What loading says of the generation settings and the tokenizer, and of what they say beside the ``model``, on the meta device.
+
+    Raises:
+        ValueError: with either of them it would not load.
+    """
     options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
-    said: tuple[Notice, ...] = ()
-    try:
-        own, said = generation_settings(name, where)
-        if own is None and where.gguf is None:
-            with suppress(OSError):  # there are none: those of the configuration act, as the model has them
-                own = GenerationConfig.from_pretrained(where.source, local_files_only=where.offline)
-        model.generation_config = own or model.generation_config
-        tokenizer, told = tokenizer_of(name, where, options)
-        said += told
-        return said, tuple(settings_notices(model, tokenizer, stops(model), vocabulary(model) or sys.maxsize))
-    except ValueError as error:
-        return (*said, unfit(name, error)), ()
+    own, said = generation_settings(name, where)
+    if own is None and where.gguf is None:
+        with suppress(OSError):  # there are none: those of the configuration act, as the model has them
+            own = GenerationConfig.from_pretrained(where.source, local_files_only=where.offline)
+    model.generation_config = own or model.generation_config
+    tokenizer, told = tokenizer_of(name, where, options)
+    return (*said, *told), tuple(settings_notices(model, tokenizer, stops(model), vocabulary(model) or sys.maxsize))
 
 
 def tokenizer_of(name: str, where: Where, options: dict) -> tuple[PreTrainedTokenizerBase | None, tuple[Notice, ...]]:

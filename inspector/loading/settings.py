@@ -290,6 +290,12 @@ def one_rope(one: dict, name: str, settings: dict, own_code: bool) -> Iterator[N
         )
     if not own_code and isinstance(kind, str) and (missing := [need for need in ROPE_NEEDS.get(kind, ()) if one.get(need) is None]):
         raise LoadError(f"{name} of type {kind!r} without {' and '.join(missing)}: add it, or take {name} out")
+    if kind == "longrope" and not own_code and (pairs := rotated_pairs(settings | one)):
+        for need in ROPE_NEEDS[kind]:
+            if isinstance(one[need], list) and len(one[need]) != pairs:
+                raise LoadError(
+                    f"{name}.{need} of {len(one[need])} numbers: a head has {pairs} pairs that turn: give as many, or take {name} out"
+                )
     for number in ("factor", "rope_theta", "attention_factor", "beta_fast", "beta_slow", "original_max_position_embeddings"):
         if (value := one.get(number)) is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise LoadError(f"{name}.{number}={short(value)}: give a number")
@@ -319,6 +325,15 @@ def one_rope(one: dict, name: str, settings: dict, own_code: bool) -> Iterator[N
             f"config.json says {name}.factor={factor}, less than 1: positions are drawn apart instead of together; give 1 or more",
             f"config.json: {name}.factor={factor}, меньше 1: позиции растягиваются, а не сжимаются; дайте 1 или больше",
         )
+
+
+def rotated_pairs(settings: dict) -> int | None:
+    """How many pairs of a head's dimensions rotary positions turn; None where config.json itself does not tell."""
+    width, heads, own = (settings.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if "qk_rope_head_dim" in settings or not (type(own) is int or (type(width) is int and type(heads) is int and heads > 0)):
+        return None
+    part = settings.get("partial_rotary_factor", 1)
+    return int((own if type(own) is int else width // heads) * part) // 2 if isinstance(part, int | float) else None
 
 
 def special_ids(settings: dict, path: str = "", vocab_size: int | None = None, file: str = "config.json") -> Iterator[Notice]:

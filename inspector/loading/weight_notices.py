@@ -226,6 +226,24 @@ def refusal(model: nn.Module, held: Stored, found: Fit) -> Notice | None:
     return None
 
 
+def shapes_said(config: PretrainedConfig, reshaped: dict[str, tuple[Sequence[int], Sequence[int]]]) -> Notice:
+    """That weights have another shape than a configuration gives them: name → shape in the file, and by the configuration."""
+    first = next(iter(reshaped))
+    there, wanted = ("×".join(map(str, size)) for size in reshaped[first])
+    english, russian = (
+        "the two are of different models: take the config.json that belongs to the weights",
+        "веса и настройки от разных моделей: возьмите config.json этих весов",
+    )
+    rows = {(a[0], tuple(a[1:]) == tuple(b[1:])) for a, b in reshaped.values() if a and b}
+    own = config.get_text_config(decoder=True)
+    tables = {tuple(b)[:1] == (getattr(own, "vocab_size", None),) for _, b in reshaped.values()}
+    if len(rows) == 1 and (row := next(iter(rows)))[1] and tables == {True}:
+        english, russian = f"set vocab_size to {row[0]} in config.json", f"запишите vocab_size={row[0]} в config.json"
+    be = f"{plural(reshaped)} of another shape than config.json says, the first is {first}: {there} instead of {wanted}"
+    be_ru = f"Весов другой формы, чем по config.json: {len(reshaped):,}, первый — {first}: {there} вместо {wanted}"
+    return Notice("refused", f"{be}: {english}", f"{be_ru}: {russian}", tuple(reshaped))
+
+
 def floats(model: nn.Module, name: str) -> bool:
     """Whether a model's weight of that name is one of real numbers."""
     return (own := model.state_dict().get(name)) is not None and own.dtype.is_floating_point
@@ -241,8 +259,8 @@ def missing_said(model: nn.Module, held: Stored, found: Fit) -> tuple[str, str]:
     head = set(getattr(model, "_tied_weights_keys", None) or ()) | {"lm_head.weight", "lm_head.bias", "embed_out.weight"}
     unused = kinds(model, found.unused, found.prefix)
     english, russian = (
-        "the file is whole and lacks them: take the config.json that belongs to it, or save the model again",
-        ("файл цел, и в нём их нет: возьмите config.json этих весов или сохраните модель снова"),
+        f"the file is whole and lacks {'it' if len(lacks) == 1 else 'them'}: take the config.json that belongs to it, or save the model again",
+        "файл цел, и в нём их нет: возьмите config.json этих весов или сохраните модель снова",
     )
     if (parts := lost_parts(held)) is not None:
         english, russian = (
@@ -259,6 +277,13 @@ def missing_said(model: nn.Module, held: Stored, found: Fit) -> tuple[str, str]:
         english, russian = (
             f"none of the {len(held.weights):,} in the file is the model's, the first is {first}: config.json is of another model",
             f"из {len(held.weights):,} весов файла в модели нет ни одного, первый в нём — {first}: config.json от другой модели",
+        )
+    elif (others := [*unused.get("other", ()), *unused.get("blocks", ())]) and 2 * len(others) >= len(lacks) > 1:
+        english, russian = (
+            f"the file has {len(others):,} that are not the model's, the first is {others[0]}: its names are those of other code: rename "
+            "them, or take the config.json that belongs to it",
+            f"в файле {len(others):,} других, первый — {others[0]}: это имена из другого кода: переименуйте их или возьмите config.json "
+            "этих весов",
         )
     elif set(lacks) <= head:
         english, russian = head_said(model, unused)
