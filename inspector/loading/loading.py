@@ -265,9 +265,11 @@ def gguf_config(name: str, file: Path) -> PretrainedConfig:
         with quiet(bars=True):
             config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except Exception as error:  # whatever a foreign or damaged file makes gguf or transformers raise
+        said = first_line(error).rstrip(".")
+        again = "" if "support" in said else "fetch it again, in case it is cut short, or "
         raise LoadError(
-            f"{name}: transformers {transformers.__version__} cannot read this GGUF file ({first_line(error).rstrip('.')}): "
-            "fetch it again if it is cut short, or take the same model as safetensors"
+            f"{name}: transformers {transformers.__version__} cannot read this GGUF file ({said}): {again}"
+            "take the same model as safetensors"
         ) from error
     check_causal(name, config)
     return config

@@ -27,7 +27,7 @@ def weights_notices(model: nn.Module, held: Stored, found: Fit, run: torch.dtype
         yield Notice(
             "prefix",
             f"The names of the weights in the file begin with {prefix!r}{of_wrapper(prefix)}, and the model's do not: loaded without it",
-            f"Имена весов в файле начинаются с {prefix!r}, а имена в модели нет: загружено без этого начала",
+            f"Имена весов в файле начинаются с {prefix!r}{of_wrapper(prefix, 'или', 'и')}, а имена в модели нет: загружено без этого начала",
         )
     yield from tied_notices(found)
     yield from dtype_notices(held, found, run)
@@ -37,11 +37,11 @@ def weights_notices(model: nn.Module, held: Stored, found: Fit, run: torch.dtype
             yield Notice("unused", english, russian, names)
 
 
-def of_wrapper(prefix: str) -> str:
+def of_wrapper(prefix: str, either: str = "or", both: str = "and") -> str:
     """Whose work a prefix is, where it is known."""
-    known = {"module": "DataParallel or DDP", "_orig_mod": "torch.compile", "base_model": "peft"}
+    known = {"module": f"DataParallel {either} DDP", "_orig_mod": "torch.compile", "base_model": "peft"}
     made = [by for part, by in known.items() if part in prefix.split(".")]
-    return f" ({' and '.join(made)})" if made else ""
+    return f" ({f' {both} '.join(made)})" if made else ""
 
 
 def tied_notices(found: Fit) -> Iterator[Notice]:
@@ -259,7 +259,8 @@ def missing_said(model: nn.Module, held: Stored, found: Fit) -> tuple[str, str]:
     head = set(getattr(model, "_tied_weights_keys", None) or ()) | {"lm_head.weight", "lm_head.bias", "embed_out.weight"}
     unused = kinds(model, found.unused, found.prefix)
     english, russian = (
-        f"the file is whole and lacks {'it' if len(lacks) == 1 else 'them'}: take the config.json that belongs to it, or save the model again",
+        f"the file is whole and lacks {'it' if len(lacks) == 1 else 'them'}: take the config.json that belongs to it, or save the model "
+        "again",
         "файл цел, и в нём их нет: возьмите config.json этих весов или сохраните модель снова",
     )
     if (parts := lost_parts(held)) is not None:

@@ -155,17 +155,18 @@ def readable(file: Path) -> dict[str, Weight]:
     except LoadError:
         raise
     except Exception as error:  # safetensors' own type, or whatever a foreign pickle makes torch raise
-        if file.suffix != ".safetensors" and (isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)):
-            why = "its weights are a pickle that holds more than tensors, which could run code: ask for a checkpoint in safetensors"
-            raise LoadError(why) from error
         with open(file, "rb") as opened:
             begin = opened.read(1000)
         if begin.startswith(b"version https://git-lfs.github.com/spec"):
             raise LoadError(f"{file.name} is a pointer of Git LFS and not the file itself: fetch it with git lfs pull") from error
         if other := pretender(begin):
             raise LoadError(f"{file.name} {other[0]}") from error
+        if file.suffix != ".safetensors" and (isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)):
+            why = "its weights are a pickle that holds more than tensors, which could run code: ask for a checkpoint in safetensors"
+            raise LoadError(why) from error
         said = re.split(r"(?<=[.!?]) ", first_line(error))[0].rstrip(".")  # what torch adds of its archives tells nobody anything
-        raise LoadError(f"{file.name} is damaged or cut short ({said}): fetch it again") from error
+        said = "" if isinstance(error, OSError) else f" ({said})"  # "Invalid argument", of a place beyond the end
+        raise LoadError(f"{file.name} is damaged or cut short{said}: fetch it again") from error
 
 
 class Names(dict):
