@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from transformers.models.auto import auto_factory
 
 from ..records.notices import Notice
 from .checking import LoadError, check_regular, read_object
-from .weights import readable
+from .finding import first_line
+from .weights import Weight, readable
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 # Kinds that feed vectors beside the token ids, or change what attention reads: not the layers.
@@ -151,7 +153,7 @@ def apply(name: str, adapter: Adapter, model: nn.Module) -> None:
 
     file = next(adapter.folder / file for file in WEIGHTS if (adapter.folder / file).is_file())
     try:
-        readable(file)
+        held = readable(file)
     except LoadError as error:
         raise LoadError(f"{name}: {error}") from error
     try:
@@ -160,6 +162,7 @@ def apply(name: str, adapter: Adapter, model: nn.Module) -> None:
         if all(weight.is_meta for weight in model.parameters()):
             with torch.device("meta"):
                 inject_adapter_in_model(config, model)
+            check_shapes(adapter, held, model)
             return
         # peft's own reading: that of transformers' load_adapter takes neither DoRA nor a pickle
         put = PeftModel(model, config).load_adapter(str(adapter.folder), "default")
@@ -173,6 +176,16 @@ def apply(name: str, adapter: Adapter, model: nn.Module) -> None:
             )
 
 
+def check_shapes(adapter: Adapter, held: dict[str, Weight], model: nn.Module) -> None:
+    """Refuses, in the words of torch, an adapter whose weights are of another shape than the modules made for them."""
+    there = model.state_dict()
+    for name, weight in held.items():
+        own = re.sub(r"(\.lora_[AB])\.weight$", r"\1.default.weight", name)
+        inside = own.removeprefix("base_model.model.")
+        if inside in there and weight.shape != tuple(there[inside].shape):
+            raise RuntimeError(f"size mismatch for {own}: {torch.Size(weight.shape)}, {there[inside].shape}")
+
+
 SIZES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)", re.DOTALL)
 
 
@@ -181,9 +194,9 @@ def unfit(adapter: Adapter, error: Exception) -> str:
     if found := SIZES.search(str(error)):
         weight, there, wanted = found[1], *(size.replace(", ", "×") for size in found.groups()[1:])
         return f"the adapter is of another base model than {adapter.base}, or of another r: {weight} is {there} and must be {wanted}"
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if isinstance(error, KeyError | AttributeError):
-        said = f"{type(error).__name__} {said}"
+    if isinstance(error, KeyError) and error.args == (adapter.kind,):
+        return f"peft {version('peft')} does not know adapters of the kind {adapter.kind!r:.60}: update peft"
+    said = first_line(error).rstrip(".")
     if len(said) > 160:  # peft lists modules
         said = f"{said[:160].rsplit(' ', 1)[0]} …"
     return f"the adapter cannot be put on its base model {adapter.base} ({said}): give the base it was made for, or update peft"

@@ -140,6 +140,11 @@ def content(path: Path) -> tuple[dict | None, tuple[str, str] | None]:
     try:
         held = json.loads(data.decode("utf8"))
     except (ValueError, RecursionError) as error:
+        if data.startswith(b"\xef\xbb\xbf"):
+            return None, (
+                "begins with a byte order mark, which JSON has none of: save it as UTF-8 without a BOM",
+                "начинается с метки порядка байтов, которой в JSON нет: сохраните его в UTF-8 без BOM",
+            )
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:120]
         return None, (f"is damaged ({reason}): fetch it again", f"повреждён ({reason}): получите его заново")
     if not isinstance(held, dict):

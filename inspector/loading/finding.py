@@ -232,6 +232,7 @@ POINTERS = (  # what a library says beside what is wrong: of reports that are no
     r"set .{1,60} to see|you can inspect|pass the argument|\bpip install\b.{0,40}git\+|stack ?trace|if you (think|believe)",
 )
 POINTS = re.compile("|".join(POINTERS), re.IGNORECASE)
+VALIDATOR = re.compile(r"^Class validation error for validator '\w+':\s+\w+:\s+")
 LONGEST = 300
 
 
@@ -241,7 +242,7 @@ def first_line(error: BaseException) -> str:
     A line that ends in a colon or a comma goes on in the next. Sentences that send the reader to what is not shown here, such as a
     report or a page, are left out. The type stands before a message that alone says nothing, or is empty.
     """
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    lines = [" ".join(line.split()) for line in VALIDATOR.sub("", str(error)).splitlines() if line.strip()]
     said = ""
     while lines and not said:
         text = lines.pop(0)

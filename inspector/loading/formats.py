@@ -43,6 +43,8 @@ def found(folder: Path) -> str | None:
     for pattern, what, remedy in FORMATS:
         if files := sorted(folder.glob(pattern)):
             return f"{files[0].relative_to(folder)} is there, {what}: {remedy}"
+    if gguf := sorted(folder.glob("*.gguf")):
+        return f"{gguf[0].name} is there, a GGUF file: give it by its own path, {gguf[0]}"
     others = [file.name for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith("adapter_model")]
     if others and not (folder / "model.safetensors").is_file():
         return f"{others[0]} is there, which is not the name of a checkpoint's file: call it model.safetensors if it holds all the weights"

@@ -22,7 +22,7 @@ from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling
 from ..records.notices import Notice
 from . import tokens
 from .notices import own_notices, wrapper_notices
-from .settings import as_numbers, spells
+from .settings import as_numbers, shipped, spelled, stops
 from .templates import TemplateError, encoded, remarks
 from .texts import Texts, check_ids, check_letters, check_request, one_prompt
 from .tokens import texts_of
@@ -127,7 +127,7 @@ class Loaded:
     @property
     def generation_config(self) -> GenerationConfig:
         """The settings that the checkpoint ships, also of a model inside a module of the user's; empty where there is none."""
-        return getattr(language_model(self.model), "generation_config", None) or GenerationConfig()
+        return shipped(self.model)
 
     def numbers(self, prompt: str) -> list[int]:
         """The ids that a prompt for a model without a tokenizer spells out."""
@@ -194,14 +194,13 @@ class Loaded:
 
     def other_settings(self) -> dict:
         """The settings that the checkpoint ships with a value that acts in generate(), and that ``Sampling`` does not have."""
-        shipped = {name: getattr(self.generation_config, name, None) for name in OTHER_SETTINGS}
-        return {name: value for name, value in shipped.items() if OTHER_SETTINGS[name].acts(as_numbers(value))}
+        own = {name: getattr(self.generation_config, name, None) for name in OTHER_SETTINGS}
+        return {name: value for name, value in own.items() if OTHER_SETTINGS[name].acts(as_numbers(value))}
 
     @property
     def spelled(self) -> dict:
         """The settings that the checkpoint ships as texts and that are read as the numbers that they spell: name → number."""
-        shipped = {name: getattr(self.generation_config, name, None) for name in ("eos_token_id", *SETTINGS, *OTHER_SETTINGS)}
-        return {name: as_numbers(value) for name, value in shipped.items() if spells(value)}
+        return spelled(self.generation_config)
 
     def places(self) -> dict[str, int]:
         """Where the weights lie: place ("cuda:0", "cpu", "disk") → bytes. A tied weight counts once."""
@@ -252,19 +251,6 @@ class Loaded:
         return settings
 
 
-def as_ids(value: object, name: str = "eos_token_id") -> tuple[int, ...]:
-    """Token ids as a tuple, in whichever of its forms a generation config holds them; ``name`` is that of the setting.
-
-    Raises:
-        ValueError: it is nothing of that kind.
-    """
-    read = as_numbers(value)
-    ids = () if read is None else read if isinstance(read, tuple) else (read,)
-    if not all(map(is_id, ids)):
-        raise ValueError(f"its generation settings say {name}={value!r:.60}: give a token id, a list of them, or null")
-    return ids
-
-
 def attach(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -293,13 +279,9 @@ def attach(
     model, beside = given.module, given.tokenizer
     if tokenizer is None and isinstance(beside, PreTrainedTokenizerBase):
         tokenizer = beside
-    language = model if (inside := language_model(model)) is None else inside
-    stop = getattr(getattr(language, "generation_config", None), "eos_token_id", None)
-    if stop is None:
-        stop = getattr(getattr(language, "config", None), "eos_token_id", None)
     origin = origin or Origin(type(model).__name__, "python")
     try:
-        stop_ids = as_ids(stop)
+        stop_ids = stops(model)
     except ValueError as error:
         raise ValueError(f"{origin.name}: {error}") from error
     loaded = Loaded(

@@ -2,9 +2,11 @@
 
 import ctypes
 import pickle
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -16,10 +18,11 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.quantizers.auto import AutoHfQuantizer, get_hf_quantizer
 from transformers.utils import cached_file
 
 from ..parts.dataflow import building
+from ..parts.limits import vocabulary
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
 from ..records.generation import Origin
@@ -42,13 +45,15 @@ from .finding import (
     quiet,
     read_config,
 )
+from .formats import found as other_format
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
-from .notices import refusal, weights_notices
+from .notices import settings_notices
 from .remote_code import absent_import, mend
-from .settings import generation, refused_value
+from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
-from .tokenizers import Words, read_otherwise, tokenizer_at, tokenizer_notice
+from .tokenizers import Words, place_of, read_otherwise, tokenizer_at, tokenizer_notice
+from .weight_notices import refusal, shapes_said, weights_notices
 from .weights import fit, plural, stored, weight_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -133,9 +138,9 @@ def load(
             )
             raise LoadError(f"{name}: cannot be loaded: {reason(Path(where.source), where.config, error)}{full}") from error
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
-    tokenizer, without = where.tokenizer(name, options)
-    said += (tokenizer_notice(without),) if without else tuple(read_otherwise(where.source, tokenizer))
-    check_whole(name, report, seen.refusal)
+    tokenizer, told = tokenizer_of(name, where, options)
+    said += told
+    check_whole(name, where.config, report, seen.refusal)
     if where.adapter is not None:
         with quiet(bars=where.offline):
             put_on(name, where.adapter, model)
@@ -260,8 +265,10 @@ def gguf_config(name: str, file: Path) -> PretrainedConfig:
         with quiet(bars=True):
             config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except Exception as error:  # whatever a foreign or damaged file makes gguf or transformers raise
+        said = first_line(error).rstrip(".")
+        again = "" if "support" in said else "fetch it again, in case it is cut short, or "
         raise LoadError(
-            f"{name}: transformers {transformers.__version__} cannot read this GGUF file ({first_line(error).rstrip('.')}): "
+            f"{name}: transformers {transformers.__version__} cannot read this GGUF file ({said}): {again}"
             "take the same model as safetensors"
         ) from error
     check_causal(name, config)
@@ -276,6 +283,7 @@ class Seen:
         notices: what to know of weights that load.
         unused: their names, where the model has no place for them.
         refusal: why they are not the model's.
+        reshaped: why they cannot be, by their shapes, which transformers finds by itself when it reads them.
         options: what ``from_pretrained`` is told, so that it reads them as they were seen.
         looked: whether there was something to look at.
     """
@@ -283,6 +291,7 @@ class Seen:
     notices: tuple[Notice, ...] = ()
     unused: tuple[str, ...] = ()
     refusal: Notice | None = None
+    reshaped: Notice | None = None
     options: dict = field(default_factory=dict)
     looked: bool = False
 
@@ -315,6 +324,7 @@ def look(name: str, where: Where, model: nn.Module, run: torch.dtype | str | Non
         tuple(weights_notices(model, held, found, run)),
         tuple(sorted((*found.unused, *found.buffers))),
         refusal(model, held, found),
+        shapes_said(where.config, found.reshaped) if found.reshaped else None,
         options,
         True,
     )
@@ -433,21 +443,38 @@ def check_quantization(name: str, config: PretrainedConfig) -> None:
         )
 
 
+def check_readable(name: str, config: PretrainedConfig) -> None:
+    """Refuses weights that are packed in a way for which something is not installed here. Raises ``LoadError``."""
+    check_quantization(name, config)
+    if (said := quantization(config)) is None:
+        return
+    try:
+        with quiet(bars=True):
+            own = deepcopy(config)
+            get_hf_quantizer(own, None, device_map=None, weights_only=True, user_agent={})
+    except Exception as error:  # mostly an ImportError; of a machine without a GPU whatever its class raises
+        raise LoadError(f"{name}: cannot be loaded: {packed_by(said, error)}") from error
+
+
+def packed_by(said: object, error: Exception) -> str:
+    """That a way of packing weights cannot be read here, as the rest of a sentence."""
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    return (
+        f"its weights are quantized by {method!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
+        "install what that needs, or take a checkpoint that is not quantized"
+    )
+
+
 def quantization(config: PretrainedConfig) -> object:
     """What a configuration says of how the weights are packed, where transformers looks for it; None if nothing."""
     own = getattr(config, "quantization_config", None)
     return own if own is not None else getattr(config.get_text_config(decoder=True), "quantization_config", None)
 
 
-def check_whole(name: str, report: dict, refusal: Notice | None) -> None:
+def check_whole(name: str, config: PretrainedConfig, report: dict, refusal: Notice | None) -> None:
     """Refuses a checkpoint whose weights are not the model's, by what transformers reports and the headers tell. Raises ``LoadError``."""
-    if mismatched := sorted(report["mismatched_keys"]):
-        weight, there, wanted = mismatched[0]
-        sizes = ("×".join(map(str, size)) for size in (there, wanted))
-        raise LoadError(
-            f"{name}: {plural(mismatched)} of another shape than config.json says, the first is {weight}: "
-            "{} instead of {}: the two are of different models".format(*sizes)
-        )
+    if mismatched := {weight: (there, wanted) for weight, there, wanted in sorted(report["mismatched_keys"])}:
+        raise LoadError(f"{name}: {shapes_said(config, mismatched).english}")
     if refusal is not None:
         raise LoadError(f"{name}: {refusal.english}")
     if missing := sorted(report["missing_keys"]):
@@ -465,10 +492,7 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
         except LoadError as found:
             return str(found)
     if isinstance(said := quantization(config), dict):
-        return (
-            f"its weights are quantized by {said.get('quant_method')!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
-            "install what that needs, or take a checkpoint that is not quantized"
-        )
+        return packed_by(said, error)
     if found := absent_import(error) or refused_value(config, error):
         return found
     for size in SIZES:
@@ -503,20 +527,65 @@ def outlined(name: str, dtype: str = "auto", trust_remote_code: bool = False) ->
         return m.model, m.split, m.notices
     where = located(name, trust_remote_code, config_alone=True)
     model = built_on_meta(name, where.config, dtype, trust_remote_code)
-    if not Path(where.source).is_file() and (folder := where.folder) is not None and has_weights(folder, where.config):
-        try:
+    seen, said, beside = Seen(), (), ()
+    try:
+        if complete := is_complete(where):
+            check_readable(name, where.config)
             seen = look(name, where, model, run)
-        except LoadError as error:  # which keeps the model from running, not its tree from being shown
-            said = str(error).removeprefix(f"{name}: ")
-            seen = Seen((Notice("refused", said, said),))
-    else:
-        seen = Seen()
-    if not where.config.get_text_config(decoder=True).tie_word_embeddings and model.all_tied_weights_keys:
-        model = built_on_meta(name, where.config, dtype, trust_remote_code)
+        elif (folder := where.folder) is not None and (other := other_format(folder)):
+            raise LoadError(other)
+        if seen.reshaped or seen.refusal:
+            raise RefusedError(seen.reshaped or seen.refusal)
+        if not where.config.get_text_config(decoder=True).tie_word_embeddings and model.all_tied_weights_keys:
+            model = built_on_meta(name, where.config, dtype, trust_remote_code)
+        if complete:
+            said, beside = settings_beside(name, where, model, trust_remote_code)
+    except RefusedError as refused:
+        return model, None, (*where.said, refused.notice)
+    except ValueError as error:  # which keeps the model from running, not its tree from being shown
+        why = str(error).removeprefix(f"{name}: ")
+        return model, None, (*where.said, Notice("refused", why, why))
     if where.adapter is not None:
         put_on(name, where.adapter, model)
-    refused = () if seen.refusal is None else (seen.refusal,)
-    return model, None, (*where.said, *refused, *seen.notices, *where.notices())
+    return model, None, (*where.said, *said, *seen.notices, *where.notices(), *beside)
+
+
+class RefusedError(LoadError):
+    """A model whose tree is shown and that does not run, with the ``notice`` that says why."""
+
+    def __init__(self, notice: Notice):
+        super().__init__(notice.english)
+        self.notice = notice
+
+
+def is_complete(where: Where) -> bool:
+    """Whether weights lie where a name leads: a configuration alone has a tree too, and nothing beside it that could be missed."""
+    if where.gguf is not None:
+        return True
+    there = Path(where.source).is_dir() or (not Path(where.source).exists() and is_cached(where.source))
+    return there and has_weights(place_of(where.source), where.config)
+
+
+def settings_beside(name: str, where: Where, model: nn.Module, trust_remote_code: bool) -> tuple[tuple[Notice, ...], tuple[Notice, ...]]:
+    """What loading says of the generation settings and the tokenizer, and of what they say beside the ``model``, on the meta device.
+
+    Raises:
+        ValueError: with either of them it would not load.
+    """
+    options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
+    own, said = generation_settings(name, where)
+    if own is None and where.gguf is None:
+        with suppress(OSError):  # there are none: those of the configuration act, as the model has them
+            own = GenerationConfig.from_pretrained(where.source, local_files_only=where.offline)
+    model.generation_config = own or model.generation_config
+    tokenizer, told = tokenizer_of(name, where, options)
+    return (*said, *told), tuple(settings_notices(model, tokenizer, stops(model), vocabulary(model) or sys.maxsize))
+
+
+def tokenizer_of(name: str, where: Where, options: dict) -> tuple[PreTrainedTokenizerBase | None, tuple[Notice, ...]]:
+    """The tokenizer of a checkpoint, and what is to be known of it. Raises ``LoadError`` for a chat template that is none."""
+    tokenizer, without = where.tokenizer(name, options)
+    return tokenizer, (tokenizer_notice(without),) if without else tuple(read_otherwise(where.source, tokenizer))
 
 
 def has_weights(folder: Path, config: PretrainedConfig) -> bool:
@@ -543,22 +612,6 @@ def built_on_meta(name: str, config: PretrainedConfig, dtype: str, trust_remote_
         raise LoadError(f"{name}: {has(error)}") from error
     except Exception as error:  # whatever a configuration whose numbers do not fit makes the model's class raise
         raise LoadError(f"{name}: no model can be built from its config.json: {reason(None, config, error)}") from error
-
-
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model without its weights, a name as for ``load``; None of a function of the user's that gives none.
-
-    Raises:
-        LoadError: it cannot be had, or has no vocabulary.
-    """
-    if is_factory(name):
-        return from_file(name, torch.device("cpu")).tokenizer
-    where = located(name, trust_remote_code)
-    options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
-    tokenizer, why = where.tokenizer(name, options)
-    if why:
-        raise LoadError(f"{name}: its tokenizer cannot be loaded: {why[0]}")
-    return tokenizer
 
 
 def load_default(**options) -> Loaded:

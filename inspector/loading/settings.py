@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_kernels_available, is_torch_flex_attn_available
 
+from ..parts.wrappers import language_model
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Sampling, is_id
 from ..records.notices import Notice
 from .checking import LoadError, read_object
@@ -60,6 +62,41 @@ def as_numbers(value: object) -> object:
 def spells(value: object) -> bool:
     """Whether a value holds a text that is read as a number."""
     return any(map(spells, value)) if isinstance(value, list | tuple) else isinstance(value, str) and not isinstance(as_numbers(value), str)
+
+
+def shipped(model: nn.Module) -> GenerationConfig:
+    """The generation settings that a model ships, also one inside a module of the user's; empty where there are none."""
+    return getattr(language_model(model), "generation_config", None) or GenerationConfig()
+
+
+def spelled(own: GenerationConfig) -> dict:
+    """The settings that are written as texts and read as the numbers that they spell: name → number."""
+    values = {name: getattr(own, name, None) for name in ("eos_token_id", *SETTINGS, *OTHER_SETTINGS)}
+    return {name: as_numbers(value) for name, value in values.items() if spells(value)}
+
+
+def as_ids(value: object, name: str = "eos_token_id") -> tuple[int, ...]:
+    """Token ids as a tuple, in whichever of its forms a generation config holds them; ``name`` is that of the setting.
+
+    Raises:
+        ValueError: it is nothing of that kind.
+    """
+    read = as_numbers(value)
+    ids = () if read is None else read if isinstance(read, tuple) else (read,)
+    if not all(map(is_id, ids)):
+        raise ValueError(f"its generation settings say {name}={value!r:.60}: give a token id, a list of them, or null")
+    return ids
+
+
+def stops(model: nn.Module) -> tuple[int, ...]:
+    """The tokens that end a generation, by the settings that a model ships, else by its configuration.
+
+    Raises:
+        ValueError: they are no token ids.
+    """
+    language = model if (inside := language_model(model)) is None else inside
+    stop = getattr(getattr(language, "generation_config", None), "eos_token_id", None)
+    return as_ids(getattr(getattr(language, "config", None), "eos_token_id", None) if stop is None else stop)
 
 
 def understood(settings: dict, trust_remote_code: bool = False) -> tuple[dict, tuple[Notice, ...]]:
@@ -253,6 +290,12 @@ def one_rope(one: dict, name: str, settings: dict, own_code: bool) -> Iterator[N
         )
     if not own_code and isinstance(kind, str) and (missing := [need for need in ROPE_NEEDS.get(kind, ()) if one.get(need) is None]):
         raise LoadError(f"{name} of type {kind!r} without {' and '.join(missing)}: add it, or take {name} out")
+    if kind == "longrope" and not own_code and (pairs := rotated_pairs(settings | one)):
+        for need in ROPE_NEEDS[kind]:
+            if isinstance(one[need], list) and len(one[need]) != pairs:
+                raise LoadError(
+                    f"{name}.{need} of {len(one[need])} numbers: a head has {pairs} pairs that turn: give as many, or take {name} out"
+                )
     for number in ("factor", "rope_theta", "attention_factor", "beta_fast", "beta_slow", "original_max_position_embeddings"):
         if (value := one.get(number)) is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise LoadError(f"{name}.{number}={short(value)}: give a number")
@@ -282,6 +325,15 @@ def one_rope(one: dict, name: str, settings: dict, own_code: bool) -> Iterator[N
             f"config.json says {name}.factor={factor}, less than 1: positions are drawn apart instead of together; give 1 or more",
             f"config.json: {name}.factor={factor}, меньше 1: позиции растягиваются, а не сжимаются; дайте 1 или больше",
         )
+
+
+def rotated_pairs(settings: dict) -> int | None:
+    """How many pairs of a head's dimensions rotary positions turn; None where config.json itself does not tell."""
+    width, heads, own = (settings.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if "qk_rope_head_dim" in settings or not (type(own) is int or (type(width) is int and type(heads) is int and heads > 0)):
+        return None
+    part = settings.get("partial_rotary_factor", 1)
+    return int((own if type(own) is int else width // heads) * part) // 2 if isinstance(part, int | float) else None
 
 
 def special_ids(settings: dict, path: str = "", vocab_size: int | None = None, file: str = "config.json") -> Iterator[Notice]:

@@ -18,7 +18,8 @@ from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from .checking import LoadError
+from .checking import LoadError, pretender
+from .finding import first_line
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"  # which transformers looks for, in this order; beside each its index
 VARIANT = re.compile(r"(?:model|pytorch_model)\.(?P<variant>[\w-]+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
@@ -57,6 +58,7 @@ class Fit:
         missing: names in the model that no weight of the file fills, tied ones left out where one of them is there.
         prefix: what stands before the names of the file and not before the model's, such as "module."; mostly nothing.
         renames: patterns of names → what to write instead, as ``from_pretrained`` takes them.
+        reshaped: weights of another shape than the model's: name in the model → shape in the file, and in the model.
         apart: weights that the configuration ties and that are two in the file: the model's name → its source's.
         equal: head and embedding that the configuration keeps apart and that are the same in the file; mostly none.
     """
@@ -67,6 +69,7 @@ class Fit:
     missing: tuple[str, ...] = ()
     prefix: str = ""
     renames: dict[str, str] = field(default_factory=dict)
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     apart: dict[str, str] = field(default_factory=dict)
     equal: tuple[str, ...] = ()
 
@@ -124,7 +127,21 @@ def header(file: Path) -> dict[str, Weight]:
             parts = {name: held.get_slice(name) for name in held.keys()}  # noqa: SIM118
             return {name: Weight(file, DTYPES[part.get_dtype()], tuple(part.get_shape())) for name, part in parts.items()}
     held = torch.load(file, map_location="meta", weights_only=True)
-    return {name: Weight(file, x.dtype, tuple(x.shape)) for name, x in held.items() if isinstance(x, Tensor)}
+    named = held if isinstance(held, dict) else {}
+    found = {name: Weight(file, x.dtype, tuple(x.shape)) for name, x in named.items() if isinstance(x, Tensor)}
+    if not found:
+        raise LoadError(f"{file.name} {no_tensors(held)}")
+    return found
+
+
+def no_tensors(held: object) -> str:
+    """What a pickle without weights by name holds instead, and what makes a file of weights of it, as the rest of a sentence."""
+    named = held if isinstance(held, dict) else {}
+    for name, inner in named.items():
+        if isinstance(inner, dict) and any(isinstance(x, Tensor) for x in inner.values()):
+            return f"holds the weights under {name!r:.60} and not by themselves: save what lies there, as model.safetensors"
+    what = f"an object of {', '.join(map(str, list(named)[:4]))}" if named else f"a {type(held).__name__}"
+    return f"holds {what:.100} and no weights by their names: save the model's state_dict(), as model.safetensors"
 
 
 def readable(file: Path) -> dict[str, Weight]:
@@ -135,20 +152,21 @@ def readable(file: Path) -> dict[str, Weight]:
         raise LoadError(f"{file.name} is missing: fetch it again") from error
     except PermissionError as error:
         raise LoadError(f"{file.name} cannot be read ({error.strerror}): see to its permissions, or fetch it again") from error
+    except LoadError:
+        raise
     except Exception as error:  # safetensors' own type, or whatever a foreign pickle makes torch raise
+        with open(file, "rb") as opened:
+            begin = opened.read(1000)
+        if begin.startswith(b"version https://git-lfs.github.com/spec"):
+            raise LoadError(f"{file.name} is a pointer of Git LFS and not the file itself: fetch it with git lfs pull") from error
+        if other := pretender(begin):
+            raise LoadError(f"{file.name} {other[0]}") from error
         if file.suffix != ".safetensors" and (isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)):
             why = "its weights are a pickle that holds more than tensors, which could run code: ask for a checkpoint in safetensors"
             raise LoadError(why) from error
-        if pointer(file):
-            raise LoadError(f"{file.name} is a pointer of Git LFS and not the file itself: fetch it with git lfs pull") from error
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise LoadError(f"{file.name} is damaged or cut short ({said[:120]}): fetch it again") from error
-
-
-def pointer(file: Path) -> bool:
-    """Whether a file is what Git LFS leaves where the file itself was not fetched."""
-    with open(file, "rb") as opened:
-        return opened.read(42).startswith(b"version https://git-lfs.github.com/spec")
+        said = re.split(r"(?<=[.!?]) ", first_line(error))[0].rstrip(".")  # what torch adds of its archives tells nobody anything
+        said = "" if isinstance(error, OSError) else f" ({said})"  # "Invalid argument", of a place beyond the end
+        raise LoadError(f"{file.name} is damaged or cut short{said}: fetch it again") from error
 
 
 class Names(dict):
@@ -219,20 +237,22 @@ def placed(model: nn.Module, weights: dict[str, Weight], prefix: str, renames: d
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     targets = {source: one.target_patterns for one in converters for source in one.source_patterns}
     there, base = model.state_dict(), model.base_model_prefix
-    taken, filled, unused, buffers = {}, set(), [], []
+    taken, filled, unused, buffers, reshaped = {}, set(), [], [], {}
     for name, weight in weights.items():
         own, source = rename_source_key(name, renamings, converters, base, there)
         if own not in there and name in there:
             own, source = name, None
         if own in there:
             taken[name] = own
+            if source is None and weight.shape != (wanted := tuple(there[own].shape)):  # a converter makes the shape itself
+                reshaped[own] = (weight.shape, wanted)
             made = targets[source] if source is not None else [""]
             filled |= {own.replace(made[0], other) if made[0] else own for other in made}
         elif BUFFERS.search(name) or (MASKS.search(name) and len(weight.shape) > 1):
             buffers.append(name)
         else:
             unused.append(name)
-    return Fit(taken, tuple(unused), tuple(buffers), tuple(missing(model, there, filled)), prefix, renames)
+    return Fit(taken, tuple(unused), tuple(buffers), tuple(missing(model, there, filled)), prefix, renames, reshaped)
 
 
 def missing(model: nn.Module, there: Iterable[str], filled: set[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """What a prompt must be, the same at every entry point, and tokenizers without weights."""
 
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +9,7 @@ import torch
 import inspector
 from inspector.compare.mutations import mutate
 from inspector.inside.interventions import effect
-from inspector.loading.finding import ASSETS, LoadError
 from inspector.loading.loaded import Loaded, attach
-from inspector.loading.loading import load, load_tokenizer
 from inspector.loop.batches import run_prompts
 from inspector.loop.beam_search import Beams
 from inspector.loop.decoding import decode_with_logits, search
@@ -269,18 +266,6 @@ def test_a_model_whose_weights_are_buffers_has_a_precision(tiny):
                 del module._parameters[name]
                 module.register_buffer(name, weight.data)
     assert m.dtype == torch.float32 and inspector.run(m, [1, 2], max_new_tokens=1).dtype == "float32"
-
-
-def test_a_tokenizer_can_be_had_without_weights(tmp_path):
-    folder = shutil.copytree(ASSETS / "names-qwen2", tmp_path / "names")
-    (folder / "model.safetensors").unlink()
-    tokenizer = load_tokenizer(str(folder))
-    assert tokenizer("Крас")["input_ids"] == load("names-qwen2").encode("Крас")
-    with pytest.raises(LoadError, match="no such folder"):
-        load_tokenizer(str(tmp_path / "nowhere" / "at" / "all"))
-    (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(LoadError, match=r"tokenizer\.json is damaged"):
-        load_tokenizer(str(folder))
 
 
 def test_special_tokens_are_gathered_once_and_again_when_the_tokenizer_changes(tiny, monkeypatch):

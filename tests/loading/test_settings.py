@@ -131,12 +131,19 @@ REFUSED = [
     (dict(rope_scaling=dict(type="linear")), "without factor: add it"),
     (dict(rope_scaling=dict(type="llama3", factor=8.0)), "without low_freq_factor and high_freq_factor"),
     (dict(rope_scaling=dict(type="linear", factor=[2])), "factor=.*give a number"),
+    (dict(rope_scaling=dict(type="su", long_factor=[1.0] * 4, short_factor=[1.0] * 3)), "short_factor of 3 numbers: a head has 4 pairs"),
     (dict(rope_scaling=dict(type="ntk", factor=2.0)), "type='ntk'.*choose one of default, linear"),
     (dict(torch_dtype="nonsense", dtype=...), "torch_dtype='nonsense': choose one of float32"),
     (dict(eos_token_id="</s>"), "eos_token_id='</s>': give a token id"),
     (dict(hidden_act="SiLU"), "hidden_act='SiLU'.*write 'silu'"),
     (dict(model_type="llama9"), "does not know its model_type 'llama9'"),
 ]
+
+
+def test_a_byte_order_mark_is_named(folder):
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    with pytest.raises(LoadError, match=r"config\.json begins with a byte order mark, .*: save it as UTF-8 without a BOM"):
+        load(str(folder))
 
 
 @pytest.mark.parametrize(("settings", "told"), REFUSED, ids=lambda one: str(one)[:50])
@@ -231,6 +238,7 @@ MESSAGES = {
     "Cannot do it. For more details check https://x.y/z.": "Cannot do it.",
     "Some weights are wrong, see the report above.\nThe shape is [3].": "The shape is [3].",
     "It fails:\nbecause of this": "It fails: because of this",
+    "Class validation error for validator 'validate_architecture':\n    ValueError: The hidden size (64) is odd.": "The hidden size (64) is odd.",
     "": "ValueError",
 }
 

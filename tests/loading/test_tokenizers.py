@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 import inspector
 from inspector.loading import tokenizers
-from inspector.loading.finding import ASSETS, LoadError
+from inspector.loading.finding import ASSETS
 from inspector.loading.loaded import attach
-from inspector.loading.loading import load, load_tokenizer
+from inspector.loading.loading import load
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 19572\n"
 
@@ -65,8 +65,6 @@ def test_a_model_without_a_readable_tokenizer_runs_on_token_ids_and_says_why(fol
     for asked in (lambda: m.encode("Крас"), lambda: m.encode("Крас", raw=True), lambda: m.bad_words_ids(["а"])):
         with pytest.raises(ValueError, match="has no tokenizer"):
             asked()
-    with pytest.raises(LoadError, match="tokenizer cannot be loaded"):
-        load_tokenizer(str(folder))
 
 
 @pytest.fixture
@@ -86,7 +84,7 @@ def pieces(folder):
 def test_sentencepiece_alone_loads_with_its_package(folder, pieces):
     edit(folder / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
     text = "once upon a cat"
-    assert load_tokenizer(str(folder))(text, add_special_tokens=False)["input_ids"] == pieces.encode(text)
+    assert load(str(folder)).tokenizer(text, add_special_tokens=False)["input_ids"] == pieces.encode(text)
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])

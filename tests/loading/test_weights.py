@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaModel, MixtralConfig, Qwen2Config
+from transformers.quantizers import quantizer_awq, quantizer_gptq
 
 import inspector
 from inspector.cli import app
@@ -276,6 +278,158 @@ def test_weights_of_something_else_entirely(tmp_path):
     assert line.endswith("the file is whole and lacks them: take the config.json that belongs to it, or save the model again")
 
 
+def test_weights_by_the_names_of_other_code_are_named(tmp_path):
+    line = refused(change(made(tmp_path / "m"), lambda weights: {k.replace("model.layers", "blocks"): v for k, v in weights.items()}))
+    assert "the file has 27 that are not the model's, the first is blocks.0." in line and "names are those of other code" in line
+    line = refused(change(made(tmp_path / "n"), lambda weights: {k: v for k, v in weights.items() if k != "model.norm.weight"}))
+    assert line.startswith("1 weight is missing") and "the file is whole and lacks it: " in line
+
+
+SHAPES = {
+    "vocabulary": (dict(vocab_size=60), "1 weight is of another shape", "65×16 instead of 60×16: set vocab_size to 65 in config.json"),
+    "width": (
+        dict(hidden_size=32, head_dim=8),
+        "29 weights are of another shape",
+        "different models: take the config.json that belongs to",
+    ),
+    "heads": (dict(num_key_value_heads=2), "6 weights are of another shape", "8×16 instead of 16×16: the two are of different models"),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_weights_of_another_shape_are_refused_and_told_of_the_tree(tmp_path, case):
+    settings, many, remedy = SHAPES[case]
+    line = refused(edit(made(tmp_path / "m"), **settings))
+    assert many in line and remedy in line
+    [notice] = outlined(str(tmp_path / "m"))[2]  # and nothing of how it would run
+    assert notice.english == line and ("vocab_size=65" in notice.russian) == (case == "vocabulary")
+
+
+def test_a_tree_of_what_does_not_run_says_nothing_of_how_it_runs(tmp_path):
+    folder = change(
+        made(tmp_path / "m", UNTIED),
+        lambda w: {k: v for k, v in w.items() if k != "lm_head.weight"} | {"score.weight": w["lm_head.weight"]},
+    )
+    line = refused(folder)
+    assert line.startswith("1 weight is missing, the first is lm_head.weight")
+    assert [notice.english for notice in outlined(str(folder))[2]] == [line]
+
+
+@pytest.mark.parametrize("name", ["model.pth", "llama.safetensors", "model-00001-of-00002.safetensors", "consolidated.00.pth"])
+def test_a_tree_names_files_that_are_not_read_as_weights(tmp_path, name):
+    folder = made(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / name)
+    line = refusal_of(folder)
+    assert line.startswith(f"{name} is there")
+    same_in_tree(folder, line)
+
+
+def refusal_of(folder) -> str:
+    """Why a checkpoint is refused; the remedy may be to fetch something."""
+    with pytest.raises(LoadError) as caught:
+        load(str(folder))
+    return str(caught.value).removeprefix(f"{folder}: ")
+
+
+PICKLES = {
+    "nested": (lambda weights: dict(state_dict=weights, epoch=3), "holds the weights under 'state_dict' and not by themselves: save what"),
+    "list": (lambda weights: list(weights.values()), "holds a list and no weights by their names: save the model's state_dict()"),
+    "others": (lambda weights: dict(epoch=3, loss=0.5), "holds an object of epoch, loss and no weights by their names"),
+}
+
+
+@pytest.mark.parametrize("case", PICKLES)
+def test_a_pickle_without_weights_by_name_says_what_it_holds(tmp_path, case):
+    held, told = PICKLES[case]
+    folder = made(tmp_path / "m")
+    torch.save(held(load_file(folder / "model.safetensors")), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    line = refused(folder)
+    assert line.startswith("pytorch_model.bin ") and told in line
+    same_in_tree(folder, line)
+
+
+DAMAGED = {
+    "cut": (lambda data: data[: len(data) // 2], r"pytorch_model.bin is damaged or cut short( \([\w :]+\))?: fetch it again"),
+    "page": (lambda data: b"<!DOCTYPE html><html>", r"pytorch_model.bin is a web page, .*: fetch the file itself"),
+    "pointer": (lambda data: b"version https://git-lfs.github.com/spec/v1", "pytorch_model.bin is a pointer of Git LFS .* git lfs pull"),
+    "empty": (lambda data: b"", r"pytorch_model.bin is damaged \(it is empty\): fetch it again"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_files_are_told_in_whole_sentences(tmp_path, case):
+    damage, told = DAMAGED[case]
+    folder = made(tmp_path / "m")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(damage((folder / "pytorch_model.bin").read_bytes()))
+    assert re.fullmatch(told, refusal_of(folder))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "exl2"])
+def test_a_tree_says_that_packed_weights_cannot_be_read_here(tmp_path, method, monkeypatch):
+    monkeypatch.setattr(quantizer_gptq, "is_optimum_available", bool)
+    monkeypatch.setattr(quantizer_awq, "is_gptqmodel_available", bool)
+    folder = edit(made(tmp_path / "m"), quantization_config=dict(quant_method=method, bits=4, group_size=32, zero_point=True))
+    line = refused(folder)
+    assert f"quantized by '{method}', which" in line
+    [notice] = outlined(str(folder))[2]
+    assert notice.english == line
+    (folder / "model.safetensors").unlink()
+    assert "quantised" in {notice.kind for notice in outlined(str(folder))[2]}  # of a configuration alone
+
+
+# What settings and tokenizers say
+
+
+def tokens(folder: Path, **values) -> Path:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return folder
+
+
+def generation(folder: Path, **values) -> Path:
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    return folder
+
+
+SETTINGS = {
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink() or folder, "No tokenizer"),
+    "empty tokenizer": (lambda folder: ((folder / "tokenizer.json").write_text("") and folder) or folder, "tokenizer.json is damaged"),
+    "another class": (lambda folder: tokens(folder, tokenizer_class="Qwen2Tokenizer"), "reads texts otherwise than tokenizer.json says"),
+    "another end": (lambda folder: generation(folder, eos_token_id=5), "The tokenizer's end is"),
+    "texts": (lambda folder: generation(folder, eos_token_id="1"), "Texts in the checkpoint's settings"),
+    "no such token": (lambda folder: generation(folder, eos_token_id=900), "special tokens that the model does not have"),
+    "without effect": (lambda folder: generation(folder, top_p=0.9), "settings that do not act"),
+    "no object": (lambda folder: (folder / "generation_config.json").write_text("[1]") and folder, "generation_config.json is damaged"),
+    "fewer tokens": (lambda folder: fewer(folder), "The tokenizer has tokens that the model has no ids for: 60 … 64"),
+}
+
+
+def fewer(folder: Path) -> Path:
+    return change(edit(folder, vocab_size=60), lambda w: w | {"model.embed_tokens.weight": w["model.embed_tokens.weight"][:60]})
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_tree_says_of_settings_and_tokenizer_what_loading_says(tmp_path, case):
+    damage, line = SETTINGS[case]
+    assert any(line in one for one in told(damage(made(tmp_path / "m"))))
+
+
+def test_a_configuration_alone_misses_no_tokenizer(tmp_path):
+    folder = made(tmp_path / "m")
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert outlined(str(folder))[2] == outlined(str(folder / "config.json"))[2] == ()
+
+
+def test_an_end_token_that_is_none_keeps_a_model_from_running_and_not_its_tree(tmp_path):
+    line = refused(generation(made(tmp_path / "m"), eos_token_id="</s>"))
+    assert "eos_token_id='</s>': give a token id" in line
+    same_in_tree(tmp_path / "m", line)
+
+
 def test_a_lost_shard_is_counted(tmp_path):
     folder = made(tmp_path / "m", max_shard_size="5KB")
     index = folder / "model.safetensors.index.json"
@@ -535,13 +689,30 @@ def test_without_peft_an_adapter_names_the_package_and_the_base(tmp_path, monkey
 
 
 @needs_peft
+@pytest.mark.parametrize("how", [dict(r=4), dict(lora_alpha=4, base_model_name_or_path="wider")], ids=["rank", "width"])
+def test_a_tree_of_an_adapter_that_does_not_fit_is_refused_alike(tmp_path, how):
+    made(tmp_path / "wider", LlamaConfig(**(SIZES | dict(hidden_size=32)), max_position_embeddings=32, tie_word_embeddings=True))
+    folder = adapted(tmp_path / "adapter", str(made(tmp_path / "base")))
+    settings = json.loads((folder / "adapter_config.json").read_text()) | how
+    if "base_model_name_or_path" in how:
+        settings["base_model_name_or_path"] = str(tmp_path / "wider")
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    said = []
+    for asked in (load, outlined):
+        with pytest.raises(LoadError, match=r"is of another base model than .* and must be ") as caught:
+            asked(str(folder))
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+@needs_peft
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (dict(peft_type="PROMPT_TUNING"), "an adapter of the kind PROMPT_TUNING feeds vectors beside the token ids"),
         (dict(peft_type="PREFIX_TUNING"), "an adapter of the kind PREFIX_TUNING"),
         (dict(peft_type=None), "says peft_type=None: it must be a kind of adapter"),
-        (dict(peft_type="NONSENSE"), "the adapter cannot be put on its base model"),
+        (dict(peft_type="NONSENSE"), "does not know adapters of the kind 'NONSENSE': update peft"),
         (dict(base_model_name_or_path=None), "names no base model (base_model_name_or_path=None)"),
         (dict(base_model_name_or_path="./nowhere"), "whose base model ./nowhere (base_model_name_or_path) cannot be had"),
         (dict(target_modules=["c_attn"]), "the adapter cannot be put on its base model"),
@@ -622,6 +793,19 @@ def test_a_gguf_file_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"nothing")
     with pytest.raises(LoadError, match=r"bad.gguf is damaged, or no GGUF file"):
         load(str(tmp_path / "bad.gguf"))
+    written(tmp_path / "whole.gguf", "llama")
+    data = (tmp_path / "whole.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(data[: len(data) // 3])
+    with pytest.raises(LoadError, match=r"cannot read this GGUF file \(.*\): fetch it again, in case it is cut short, or take"):
+        load(str(tmp_path / "cut.gguf"))
+
+
+def test_a_gguf_file_beside_a_configuration_is_named(tmp_path):
+    folder = made(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    line = refused(folder)
+    assert line == f"model.gguf is there, a GGUF file: give it by its own path, {folder / 'model.gguf'}"
+    same_in_tree(folder, line)
 
 
 def test_without_the_package_a_gguf_file_names_it(tmp_path, monkeypatch):
