@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..records.structure import Costs
-from .roles import is_recurrent, layer_lists, unrecognised
+from .roles import is_recurrent, layer_lists, unrecognised, wrapped_layer
 from .shapes import own_weights, packed, shapes_of, weights_of, within_name
 
 MULTIPLY_ADD = 2
@@ -67,8 +67,9 @@ def work_per_token(model: nn.Module, roles: dict[str, str], runs: Counter | None
         looks_back = role.endswith(".attn") and not recurrent(config, role)
         keeps_state = role.endswith(".mixer") or (role.endswith(".attn") and not looks_back)
         by_roles = sum(attention_widths(name, roles, model)) * count if looks_back and not attended else 0
+        own = 0 if wrapped_layer(module) is not None else weights(module)  # what an adapter's layer shows is counted where it is held
         work[name] = Work(
-            numbers=weights(module) * count or used.get(name, 0),
+            numbers=own * count or used.get(name, 0),
             widths=attended.get(name, by_roles),
             state=state_size(module) * count if keeps_state else 0,
         )

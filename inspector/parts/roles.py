@@ -405,25 +405,33 @@ def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
     if (shapes := shapes_of(model)) is None:
         for stack in layer_lists(model):
             for name, module in model.get_submodule(stack).named_modules(prefix=stack):
-                if own_weights(module) and name not in found and not in_projection(name, found):
+                if own_weights(module) and name not in found and not of_adapter(model, name, found):
                     yield name
         return
     heads = [name for name, role in found.items() if role == "head"]
     for name, module in model.named_modules():
         told = name in found or not name or NOT_TEXT.search(name) or any(within_name(name, head) for head in heads)
-        if own_weights(module) and not told and not tied(name, shapes) and not made_inside(name, found):
+        inside = made_inside(name, found) or of_adapter(model, name, found)
+        if own_weights(module) and not told and not tied(name, shapes) and not inside:
             yield name
-
-
-def in_projection(name: str, found: Mapping[str, str]) -> bool:
-    """Whether a module stands in a projection that has a role, as what an adapter adds to it does."""
-    outer = (found.get(name[: dot.start()], "") for dot in re.finditer(r"\.", name))
-    return any(re.fullmatch(r"layers\d*\.\d+\.\w+\.[a-z_]+", role) and not role.endswith(".experts") for role in outer)
 
 
 def made_inside(name: str, found: Mapping[str, str]) -> bool:
     """Whether a module only makes the weight of one that has a role, as torch's parametrizations do."""
     return name.partition(".parametrizations.")[0] in found and ".parametrizations." in name
+
+
+def of_adapter(model: nn.Module, name: str, found: Mapping[str, str]) -> bool:
+    """Whether a module is a part of one that has a role and that peft has put around a layer: that layer, or what was learned beside it."""
+    parts = name.split(".")
+    around = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return any(outer in found and wrapped_layer(model.get_submodule(outer)) is not None for outer in around)
+
+
+def wrapped_layer(module: nn.Module) -> nn.Module | None:
+    """The layer inside of one of peft's, which shows that layer's ``weight`` and ``bias`` as its own; None for others."""
+    layer = module._modules.get("base_layer")
+    return layer if isinstance(layer, nn.Module) else None
 
 
 def tied(name: str, shapes: Shapes) -> bool:

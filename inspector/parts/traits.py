@@ -17,7 +17,7 @@ from .costs import attention_widths, first_of, outputs, recurrent, text_config, 
 from .costs import parts as parts_of
 from .dataflow import COMPLEX, IDS, LEARNED, POSITION, TABLE, WAVE, Flow, Made, Seen
 from .residuals import ADD, PRODUCT, TIMES, LayerSum, norm_kind
-from .roles import spans
+from .roles import spans, wrapped_layer
 
 GATHER = {"gather", "index", "index_select", "take_along_dim"}
 LAYER = re.compile(r"layers\d*\.\d+")
@@ -284,6 +284,7 @@ class Told:
     def bias(self) -> tuple[Fact, ...]:
         """Which linear maps of the layers add a bias."""
         modules = {role: self.model.get_submodule(name) for name, role in self.roles.items() if not name.startswith("(")}
+        modules = {role: wrapped_layer(module) or module for role, module in modules.items()}
         linear = {role: m for role, m in modules.items() if isinstance(m, nn.RNNBase) or (LAYER.match(role) and is_linear(m))}
         named = {role.rpartition(".")[2] for role, module in linear.items() if module.bias is not None and module.bias is not False}
         named |= {"qkv" for m in modules.values() if isinstance(m, nn.MultiheadAttention) and m.in_proj_bias is not None}

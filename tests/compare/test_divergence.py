@@ -528,3 +528,46 @@ def test_what_is_not_compared_is_said_before_two_models_are_called_the_same():
         screen.print(divergence_report(result, translator(language)))
         assert said in screen.file.getvalue() and "zebra" in screen.file.getvalue()
         assert "each block gives A's output" not in screen.file.getvalue()
+
+
+class WrittenBlock(nn.Module):
+    """A layer of a model as people write it: a norm and a linear map for positions and for width, each beside a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.ln1, self.qkv, self.proj, self.ln2 = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+    def forward(self, x):
+        q, k, v = (one[:, None] for one in self.qkv(self.ln1(x)).chunk(3, -1))
+        x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0])
+        return x + self.mlp(self.ln2(x))
+
+
+class WrittenGPT(nn.Module):
+    """Embedding, blocks, norm and head side by side."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = [WrittenBlock() for _ in range(3)]
+        self.wte, self.way = nn.Embedding(20, 8), way
+        self.blocks = nn.Sequential(*blocks) if way == "Sequential" else nn.ModuleList(blocks)
+        self.ln_f, self.head = nn.LayerNorm(8), nn.Linear(8, 20)
+
+    def forward(self, ids):
+        x = self.wte(ids)
+        if self.way == "Sequential":
+            return self.head(self.ln_f(self.blocks(x)))
+        for block in self.blocks:
+            x = block.forward(x) if self.way == "past their call" else block(x)
+        return self.head(self.ln_f(x))
+
+
+@pytest.mark.parametrize("way", ["ModuleList", "Sequential", "past their call"])
+def test_layers_of_a_model_as_people_write_it_are_named(way):
+    a, b = (attach(WrittenGPT(way)) for _ in "ab")
+    assert diverge(a, b, IDS).place is None
+    with torch.no_grad():
+        b.model.blocks[1].mlp[2].weight.mul_(1.1)
+    assert diverge(a, b, IDS).place.name == "layers.1.mlp.down"

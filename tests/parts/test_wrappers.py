@@ -15,6 +15,8 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     TextGenerationPipeline,
     Trainer,
     TrainingArguments,
@@ -24,6 +26,7 @@ from transformers import (
 import inspector
 from inspector.loading.loaded import attach
 from inspector.parts.splitting import SplitError, split
+from inspector.parts.structure import measured
 from inspector.parts.wrappers import unwrapped
 from inspector.training.tokenizer import character_tokenizer
 
@@ -162,6 +165,21 @@ def test_the_tree_is_of_the_model_inside_and_shows_where_an_adapter_sits(peft):
     assert inspector.tree(nn.DataParallel(llama())) == inspector.tree(llama())
     names = [node.name for node in walk(inspector.tree(peft.get_peft_model(llama(), LAYERS["LORA"](peft))))]
     assert "lora_A" in names and "base_layer" in names
+
+
+def test_an_adapters_layer_counts_once_and_is_a_part_of_the_one_that_it_changes(peft):
+    plain, model = qwen2(), peft.get_peft_model(qwen2(), LAYERS["LORA"](peft))
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    (_, own, traits), (_, found, changed) = (measured(each, None, 8) for each in (plain, model))
+    assert found.active_parameters == own.active_parameters + learned and found.flops == own.flops + 2 * learned
+    assert (found.left_out, found.cache_bytes) == (0, own.cache_bytes)
+    assert changed["bias"] == traits["bias"] and "q" in traits["bias"][0].detail
+    assert [notice for notice in attach(model).notices if notice.kind == "unnamed"] == []
+
+
+def qwen2():
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=24, **SIZES, bos_token_id=None, eos_token_id=None)).eval()
 
 
 def walk(node):
