@@ -111,7 +111,9 @@ def split(model: nn.Module, backbone: Callable | None = None, head: Callable | N
             names = dict(backbone_name=name_of(model, backbone), head_names=(name_of(model, head),))
             known = facts(model, own, probe_1T)
             logits = (lambda hidden_BTD: head(hidden_BTD).log()) if known["gives"] == "probabilities" else head
-            return proved(Split(lambda ids_BT: hidden_states(backbone(ids_BT)), logits, **names, **known), model, probe_1T)
+            parts = proved(Split(lambda ids_BT: hidden_states(backbone(ids_BT)), logits, **names, **known), model, probe_1T)
+            heads = () if isinstance(head, nn.Module) else modules_of_head(model, parts, probe_1T)
+            return replace(parts, head_names=heads) if heads else parts
         except SplitError as error:
             if (why := unsteady(model, probe_1T)) is not None:
                 raise SplitError(f"{kind} {why}") from error
@@ -349,6 +351,17 @@ def probe_ids(model: nn.Module) -> Tensor:
     size = vocabulary(model) or PROBE_LENGTH
     length = min(PROBE_LENGTH, context_length(model) or PROBE_LENGTH)
     return torch.linspace(0, size - 1, length + 2, device=input_device(model)).long()[None, 1:-1]
+
+
+def modules_of_head(model: nn.Module, parts: Split, ids_BT: Tensor) -> tuple[str, ...]:
+    """Names of the modules that a head which is a function calls, and the backbone does not."""
+    calls: list[Call] = []
+    with Watch(submodules(model), before=calls.append), evaluating(model), torch.no_grad():
+        hidden_BTD = parts.backbone(ids_BT)
+        inside = {call.role for call in calls}
+        calls.clear()
+        parts.head(hidden_BTD)
+    return tuple(dict.fromkeys(call.role for call in calls if call.depth == 0 and call.role not in inside))
 
 
 def name_of(model: nn.Module, part: Callable) -> str:

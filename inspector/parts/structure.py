@@ -21,7 +21,7 @@ from .heads import forward
 from .limits import context_length
 from .roles import roles, unseen
 from .shapes import own_weights, shapes_of
-from .splitting import Split, check_module, evaluating, input_device, split, tie_again
+from .splitting import Split, check_module, evaluating, input_device, modules_of_head, split, tie_again
 from .traits import traits
 from .watching import Call, Watch, by_hand, submodules
 from .wrappers import unwrapped
@@ -96,13 +96,7 @@ def names_of(model: nn.Module, parts: Split) -> tuple[str, tuple[str, ...]]:
     names = {name for name, _ in model.named_modules()}
     if {parts.backbone_name, *parts.head_names} <= names:
         return parts.backbone_name, parts.head_names
-    calls: list[Call] = []
-    with Watch(submodules(model), before=calls.append), evaluating(model), torch.no_grad():
-        hidden_1TD = parts.backbone(torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
-        inside = {call.role for call in calls}
-        calls.clear()
-        parts.head(hidden_1TD)
-    heads = tuple(call.role for call in calls if call.depth == 0 and call.role not in inside)
+    heads = modules_of_head(model, parts, torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
     return parts.backbone_name if parts.backbone_name in names else "", heads
 
 

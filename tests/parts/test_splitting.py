@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from inspector.bench import tiny
+from inspector.inside.tracing import trace
+from inspector.loading.loaded import attach
 from inspector.models import ExpertModel, to_transformers
 from inspector.parts.splitting import SplitError, split
 
@@ -285,6 +287,14 @@ def test_pair_of_callables_is_proved():
     parts = split(model, backbone=model.hidden, head=lambda h: model.out(h) / 8)
     ids = torch.arange(6)[None]
     assert torch.equal(parts.head(parts.backbone(ids)), model(ids)) and parts.probe == 8 + 32
+
+
+def test_the_modules_of_a_head_that_is_a_function_are_known():
+    model = Port()
+    m = attach(model, split=split(model, backbone=model.hidden, head=lambda h: model.out(h) / 8))
+    assert m.split.head_names == ("out",) and "head" in [component.role for component in trace(m, [1, 5, 7]).components]
+    assert [notice for notice in m.notices if "out" in notice.names] == []  # it is no module without a place
+    assert split(model, backbone=model.hidden, head=lambda h: nn.functional.linear(h, model.out.weight, model.out.bias) / 8).probe
 
 
 def test_pair_that_forgets_a_scale_is_told_which():
