@@ -21,6 +21,7 @@ from ..records.generation import Origin
 from ..records.notices import Notice
 from .checking import LoadError, check_checkpoint, check_regular, read_object
 from .formats import a_file, no_config
+from .remote_code import absent_import, fault, named, unnamed
 from .settings import understood
 from .sizes import impossible
 
@@ -60,6 +61,8 @@ def read_config(name: str, trust_remote_code: bool = False) -> tuple[PretrainedC
             said = str(error)
             raise error if said.startswith(name) else LoadError(f"{name}: its config.json says {said}") from error
         except Exception as error:  # whatever a damaged or foreign configuration makes transformers raise
+            if found := absent_import(error) or fault(error, path if path.is_dir() else None):
+                raise LoadError(f"{name}: {found}") from error
             raise LoadError(
                 f"{name}: its config.json cannot be read: {first_line(error).rstrip('.')}: correct it or fetch it again"
             ) from error
@@ -71,7 +74,7 @@ def config_of(source: str, written: dict, read: dict, trust_remote_code: bool, o
     """The configuration that a config.json describes, of the settings as they are ``read`` where that is not as they are ``written``."""
     if read == written:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=offline)
-    code = (read.get("auto_map") or {}).get("AutoConfig")
+    code = named(read).get("AutoConfig")
     if code and trust_remote_code:
         kind = get_class_from_dynamic_module(code, source, local_files_only=offline)
         kind.register_for_auto_class()
@@ -111,6 +114,8 @@ def check_known(name: str, settings: dict, trust_remote_code: bool) -> None:
     if kind not in CONFIG_MAPPING and not (trust_remote_code and settings.get("auto_map")):
         remedy = "it brings code of its own: read it, then add --trust-remote-code" if settings.get("auto_map") else "update transformers"
         raise LoadError(f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r:.60}: {remedy}")
+    if kind not in CONFIG_MAPPING and "AutoConfig" not in named(settings):
+        raise LoadError(f"{name}: {unnamed(settings, 'AutoConfig')}")
 
 
 def check_causal(name: str, config: PretrainedConfig) -> None:
@@ -118,7 +123,9 @@ def check_causal(name: str, config: PretrainedConfig) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise LoadError(f"{name} is an encoder-decoder ({kind}): only decoders have one backbone and one head")
-    if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
+    if type(config) not in AutoModelForCausalLM._model_mapping and "AutoModelForCausalLM" not in named(config):
+        if named(config):
+            raise LoadError(f"{name}: {unnamed(config, 'AutoModelForCausalLM')}")
         raise LoadError(f"{name} is a {kind or type(config).__name__}, which is no causal language model of transformers")
 
 

@@ -49,7 +49,7 @@ from .formats import found as other_format
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
 from .notices import settings_notices
-from .remote_code import absent_import, mend
+from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
 from .tokenizers import Words, place_of, read_otherwise, tokenizer_at, tokenizer_notice
@@ -153,6 +153,8 @@ def load(
         unused = seen.unused if seen else tuple(sorted(report["unexpected_keys"]))
         return replace(loaded, unused=unused, notices=(*where.said, *said, *seen.notices, *where.notices(), *loaded.notices))
     except SplitError as error:
+        if found := fault(error.__cause__):
+            raise SplitError(f"{name}: {found}") from error
         if not spread:
             raise
         raise SplitError(f"{error} (with its weights spread as asked, which not every model of transformers bears)") from error
@@ -484,8 +486,11 @@ def check_whole(name: str, config: PretrainedConfig, report: dict, refusal: Noti
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size", "head_dim")
 
 
-def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> str:
-    """Why a checkpoint cannot be loaded, and what to do: what is wrong with a file or a size, or else what the library says."""
+def reason(folder: Path | None, config: PretrainedConfig, error: Exception, code: Path | None = None) -> str:
+    """Why a checkpoint cannot be loaded, and what to do: what is wrong with a file or a size, or else what the library says.
+
+    ``folder`` holds its weights, where they were read, and ``code`` the code that it brings: the same where it is left out.
+    """
     if folder and folder.is_dir():
         try:
             stored(folder, config)
@@ -504,7 +509,9 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
         return "its weights are a pickle that holds more than tensors, which could run code: ask for a checkpoint in safetensors"
     if isinstance(error, RepositoryNotFoundError | LocalEntryNotFoundError):
         return f"{first_line(error)}: check the name and the network"
-    return f"{first_line(error)}: correct config.json and its neighbours, or fetch the checkpoint again"
+    if found := fault(error, code or folder):
+        return found
+    return f"{first_line(error).rstrip('.')}: correct config.json and its neighbours, or fetch the checkpoint again"
 
 
 def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[nn.Module, Split | None]:
@@ -611,7 +618,7 @@ def built_on_meta(name: str, config: PretrainedConfig, dtype: str, trust_remote_
     except TooLargeError as error:
         raise LoadError(f"{name}: {has(error)}") from error
     except Exception as error:  # whatever a configuration whose numbers do not fit makes the model's class raise
-        raise LoadError(f"{name}: no model can be built from its config.json: {reason(None, config, error)}") from error
+        raise LoadError(f"{name}: no model can be built from its config.json: {reason(None, config, error, place(name))}") from error
 
 
 def load_default(**options) -> Loaded:

@@ -2,10 +2,13 @@
 
 import functools
 import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 import transformers
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
@@ -14,7 +17,7 @@ def mend(source: str, config: PretrainedConfig, offline: bool) -> None:
 
     Older classes list the weights that are tied, or leave that to their output embedding, and some never call ``post_init``.
     """
-    code = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    code = named(config).get("AutoModelForCausalLM")
     if not code:
         return
     kind = get_class_from_dynamic_module(code, source, local_files_only=offline)
@@ -33,6 +36,21 @@ def mend(source: str, config: PretrainedConfig, offline: bool) -> None:
             self.post_init()
 
     kind.__init__ = whole
+
+
+def named(config: PretrainedConfig | dict) -> dict:
+    """The classes of a checkpoint's own code that its configuration names for transformers' automatic ones; of no dict, none."""
+    said = config.get("auto_map") if isinstance(config, dict) else getattr(config, "auto_map", None)
+    return said if isinstance(said, dict) else {}
+
+
+def unnamed(config: PretrainedConfig | dict, wanted: str) -> str:
+    """The rest of a sentence about a configuration that brings code and names no class of it for ``wanted``."""
+    there = ", ".join(map(str, named(config))) or "nothing"
+    return (
+        f"its config.json names code of its own (auto_map) for {there:.60}, and none for {wanted}: "
+        f'write "{wanted}": "FILE.CLASS" into its auto_map, as of a file FILE.py beside it'
+    )
 
 
 def ties(model: nn.Module, listed: list[str]) -> dict[str, str]:
@@ -58,9 +76,62 @@ def absent_import(error: BaseException) -> str | None:
         module = module or name
     else:
         return None
+    place = f" ({found})" if (found := line_of(error)) else ""
     if module.split(".")[0] == "transformers":
         return (
-            f"its code imports {name!r} from {module}, which transformers {transformers.__version__} does not have: "
+            f"its code imports {name!r} from {module}{place}, which transformers {transformers.__version__} does not have: "
             "take a checkpoint without code of its own, or correct the import in its modeling file"
         )
-    return f"its code imports {name!r} ({module}), which is not here: install that package"
+    return f"its code imports {name!r} ({module}){place}, which is not here: install that package"
+
+
+def fault(error: BaseException | None, folder: Path | None = None) -> str | None:
+    """The rest of a sentence about an error in a checkpoint's own code, with the line of it; None of an error elsewhere.
+
+    ``folder`` holds that code: of a file that does not parse the error does not tell which it is.
+    """
+    if error is None:
+        return None
+    if isinstance(error, SyntaxError):
+        place = next(unparsed(folder), None) if folder else None
+        return place and f"its own code does not parse: {place}: {error.msg}: correct it, or fetch it again"
+    if not (place := line_of(error)):
+        return None
+    said = " ".join(str(error).split())
+    if asked := asked_of_transformers(error):
+        return (
+            f"its own code asks {asked[0]} for {asked[1]!r} ({place}), which transformers {transformers.__version__} does not have: "
+            "it was written for an older version: take a checkpoint without code of its own, or correct that line"
+        )
+    return f"its own code fails in {place}: {type(error).__name__}{f': {said:.200}' if said else ''}: correct it, or fetch it again"
+
+
+def line_of(error: BaseException) -> str:
+    """File and line of a checkpoint's own code where an error began, the deepest; nothing where none of its lines is in it."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "transformers_modules" in Path(frame.filename).parts]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+
+
+def unparsed(folder: Path) -> Iterator[str]:
+    """File and line, of the Python files of a folder that do not parse."""
+    for path in sorted(folder.glob("*.py")):
+        try:
+            compile(path.read_bytes(), str(path), "exec")
+        except (SyntaxError, ValueError) as error:
+            yield f"{path.name}, line {getattr(error, 'lineno', 1)}"
+
+
+def asked_of_transformers(error: BaseException) -> tuple[str, str] | None:
+    """Class and attribute, of one that an object of transformers does not have; of a model's own class, one that its code defines nowhere."""
+    found = re.search(r"'(\w+)' (?:object )?has no attribute '(\w+)'", str(error))
+    if not isinstance(error, AttributeError) or not found:
+        return None
+    last = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    asked = last.f_locals.get("self") if error.obj is None else error.obj  # torch's own modules do not tell it
+    kind = asked if isinstance(asked, type) else type(asked)
+    own = kind.__module__.split(".")[0] == "transformers"
+    if not own and issubclass(kind, PreTrainedModel):
+        files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
+        code = "".join(Path(file).read_text() for file in files if "transformers_modules" in Path(file).parts)
+        own = not re.search(rf"(def |\.|^\s*){found[2]}\s*(\(self|=[^=])", code, re.MULTILINE)
+    return (found[1], found[2]) if own else None

@@ -13,6 +13,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from ..records.notices import Notice
 from .checking import LoadError, check_regular, content, pretender
 from .finding import first_line, quiet
+from .pieces import PROBE, as_sentencepiece, pieces_notices
 from .templates import unreadable
 
 Words = tuple[str, str]  # in English and in Russian
@@ -49,6 +50,7 @@ def tokenizer_at(name: str, source: str, config: PretrainedConfig, options: dict
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **options)
             else:
                 tokenizer = AutoTokenizer.from_pretrained(source, config=config, **options)
+            tokenizer = as_sentencepiece(source, place_of(source), tokenizer, settings, options)
             words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     except LoadError:
         raise
@@ -69,12 +71,13 @@ def tokenizer_notice(why: Words) -> Notice:
     )
 
 
-PROBE = "Hello world, it's 12 of 345. Привет, мир!"
-
-
 def read_otherwise(source: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Notice]:
-    """That the class which a checkpoint names does not read its tokenizer.json as that stands, told by a text of its own words."""
+    """That the class which a checkpoint names does not read its tokenizer.json as that stands, told by a text of its own words.
+
+    Likewise of a SentencePiece vocabulary alone.
+    """
     folder = place_of(source)
+    yield from pieces_notices(folder, tokenizer)
     if folder is None or type(tokenizer) is PreTrainedTokenizerFast or not (tokenizer.is_fast and (folder / "tokenizer.json").is_file()):
         return
     written = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -127,6 +130,13 @@ def missing(folder: Path | None) -> Words:
     if "merges.txt" in there and "vocab.json" not in there:
         return "vocab.json is missing beside merges.txt: fetch it too", "рядом с merges.txt нет vocab.json: получите и его"
     if there and not {"vocab.json", "vocab.txt", "tokenizer.json"} & set(there):
+        if there[0].endswith(".tiktoken") and (package := lacking(folder / there[0])):  # which no class of transformers looks for
+            return (
+                f"{there[0]} is read by the package {package}, which is not installed: pip install {package}, and add the "
+                "tokenizer's code; or put tokenizer.json beside it",
+                f"{there[0]} читает пакет {package}, который не установлен: pip install {package} и добавьте код токенизатора; "
+                "или положите рядом tokenizer.json",
+            )
         return (
             f"tokenizer_config.json names no class that reads {there[0]}: add the tokenizer's code, or put tokenizer.json beside it",
             f"tokenizer_config.json не называет класса, который читает {there[0]}: добавьте код токенизатора или tokenizer.json",
@@ -156,7 +166,10 @@ def reason(folder: Path | None, trust_remote_code: bool, error: Exception) -> Wo
     if folder and not (folder / "tokenizer.json").exists():
         for kind in PACKAGES:
             for path in sorted(folder.glob(kind)):
-                if package := lacking(path):
+                package = lacking(path)
+                if package and path.suffix == ".tiktoken":
+                    return missing(folder)
+                if package:
                     return (
                         f"{path.name} is read by the package {package}, which is not installed: pip install {package}",
                         f"{path.name} читает пакет {package}, который не установлен: pip install {package}",

@@ -27,7 +27,7 @@ def weights_notices(model: nn.Module, held: Stored, found: Fit, run: torch.dtype
         yield Notice(
             "prefix",
             f"The names of the weights in the file begin with {prefix!r}{of_wrapper(prefix)}, and the model's do not: loaded without it",
-            f"Имена весов в файле начинаются с {prefix!r}{of_wrapper(prefix, 'или', 'и')}, а имена в модели нет: загружено без этого начала",
+            f"Имена весов в файле начинаются с {prefix!r}{of_wrapper(prefix, 'или', 'и')}, а в модели нет: загружено без этого начала",
         )
     yield from tied_notices(found)
     yield from dtype_notices(held, found, run)

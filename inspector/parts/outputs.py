@@ -5,6 +5,7 @@ Shape letters: B batch, T tokens, N = B·T, D hidden, V vocabulary.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from inspect import signature
 from weakref import WeakKeyDictionary
 
@@ -55,7 +56,16 @@ FORMS: WeakKeyDictionary = WeakKeyDictionary()  # model → its Form
 
 def forward(module: nn.Module, ids_BT: Tensor, **options) -> object:
     """``module(ids)``, without a cache where it could make one."""
-    return module(ids_BT, use_cache=False, **options) if isinstance(module, PreTrainedModel) else module(ids_BT, **options)
+    if isinstance(module, PreTrainedModel) and takes_use_cache(type(module)):
+        options = {"use_cache": False} | options
+    return module(ids_BT, **options)
+
+
+@cache
+def takes_use_cache(kind: type) -> bool:
+    """Whether a class of models is told to use no cache: code that comes with a checkpoint need not know of it."""
+    taken = signature(kind.forward).parameters
+    return "use_cache" in taken or any(one.kind == one.VAR_KEYWORD for one in taken.values())
 
 
 def form_of(model: nn.Module) -> Form:

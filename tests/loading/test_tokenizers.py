@@ -1,9 +1,12 @@
 """Tokenizers as people have them: loaded where they can be, else the model runs on token ids and says why."""
 
+import base64
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer
@@ -14,6 +17,7 @@ from inspector.loading import tokenizers
 from inspector.loading.finding import ASSETS
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
+from inspector.loading.pieces import same
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 19572\n"
 
@@ -67,24 +71,107 @@ def test_a_model_without_a_readable_tokenizer_runs_on_token_ids_and_says_why(fol
             asked()
 
 
-@pytest.fixture
-def pieces(folder):
-    """A SentencePiece vocabulary in the place of the tokenizer; returns its processor."""
+def trained(**settings) -> bytes:
+    """A SentencePiece vocabulary."""
     spm = pytest.importorskip("sentencepiece")
     lines = [f"once upon a time a {size} {one} met a {one}" for size in ("big", "small") for one in ("dog", "cat", "bird")] * 5
     made = io.BytesIO()
-    settings = dict(vocab_size=50, model_type="bpe", minloglevel=2, hard_vocab_limit=False, num_threads=1)
+    settings = dict(vocab_size=50, model_type="bpe", minloglevel=2, hard_vocab_limit=False, num_threads=1) | settings
     spm.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=made, **settings)
+    return made.getvalue()
+
+
+def with_pieces(folder, proto: bytes):
+    """Puts a SentencePiece vocabulary in the place of the tokenizer; returns its processor."""
+    spm = pytest.importorskip("sentencepiece")
     bare(folder)
-    (folder / "tokenizer.model").write_bytes(made.getvalue())
+    (folder / "tokenizer.model").write_bytes(proto)
     edit(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    return spm.SentencePieceProcessor(model_proto=made.getvalue())
+    return spm.SentencePieceProcessor(model_proto=proto)
+
+
+@pytest.fixture
+def pieces(folder):
+    return with_pieces(folder, trained())
 
 
 def test_sentencepiece_alone_loads_with_its_package(folder, pieces):
     edit(folder / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
     text = "once upon a cat"
     assert load(str(folder)).tokenizer(text, add_special_tokens=False)["input_ids"] == pieces.encode(text)
+
+
+PIECES = {
+    "bpe": (dict(), "LlamaTokenizer"),
+    "bpe with bytes": (dict(byte_fallback=True, vocab_size=306), "LlamaTokenizer"),
+    "unigram": (dict(model_type="unigram", vocab_size=40), "SentencePieceBackend"),
+    "unigram without a first space": (dict(model_type="unigram", vocab_size=40, add_dummy_prefix=False), "SentencePieceBackend"),
+}
+
+
+@pytest.mark.parametrize("kind", PIECES)
+@pytest.mark.parametrize("named", ["LlamaTokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast", None])
+def test_sentencepiece_beside_a_model_of_another_kind_gives_its_own_ids(folder, kind, named):
+    settings, read = PIECES[kind]
+    own = with_pieces(folder, trained(**settings))
+    edit(folder / "tokenizer_config.json", tokenizer_class=named, add_bos_token=True)
+    m = load(str(folder))
+    for text in ("once upon a cat", "a bird met", "dog"):
+        assert m.tokenizer(text, add_special_tokens=False)["input_ids"] == own.encode(text)
+        assert m.tokenizer(text)["input_ids"] == [own.bos_id(), *own.encode(text)] and m.tokenizer.decode(own.encode(text)) == text
+    told = [(one.english, one.russian) for one in m.notices if one.kind == "tokenizer"]
+    if (named, kind) == ("PreTrainedTokenizerFast", "unigram without a first space"):  # which reads it rightly
+        assert told == []
+    else:
+        assert f"is read as {read}" in told[0][0] and f"классом {read}" in told[0][1]
+    ids = own.encode("once upon a cat")
+    assert m.bad_words_ids(["cat"]) and m.texts.whole(ids[2:], ids[:2]) == "once upon a cat"[len(own.decode(ids[:2])) :]
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(byte_fallback=True, vocab_size=306)])
+def test_sentencepiece_that_is_read_as_it_stands_is_not_remarked_upon(folder, settings):
+    own = with_pieces(folder, trained(**settings))
+    edit(folder / "config.json", model_type="llama")
+    kept = load_tokenizer(str(folder))
+    assert type(kept).__name__ == "LlamaTokenizer" and list(tokenizers.read_otherwise(str(folder), kept)) == []
+    wrong = tokenizers.AutoTokenizer.from_pretrained(ASSETS / "names-qwen2")
+    assert "other ids than sentencepiece" in next(tokenizers.read_otherwise(str(folder), wrong)).english and own.unk_id() == 0
+
+
+def test_pieces_that_a_class_moves_are_the_same(folder):
+    """XLM-R and its kin put tokens of their own before SentencePiece's."""
+    own = with_pieces(folder, trained(model_type="unigram", vocab_size=40))
+    moved = SimpleNamespace(convert_ids_to_tokens=lambda ids: [own.id_to_piece(id - 1) for id in ids])
+    kin = type("Kin", (SimpleNamespace,), {"__call__": lambda self, text, **_: {"input_ids": [id + 1 for id in own.encode(text)]}})
+    assert same(own, kin(convert_ids_to_tokens=moved.convert_ids_to_tokens))
+    assert not same(own, kin(convert_ids_to_tokens=lambda ids: [own.id_to_piece(id) for id in ids]))
+
+
+def tiktoken_file() -> str:
+    ranks = [*(bytes([byte]) for byte in range(256)), b"th", b"he", b"the", b" t", b" the"]
+    return "".join(f"{base64.b64encode(word).decode()} {rank}\n" for rank, word in enumerate(ranks))
+
+
+@pytest.mark.parametrize("named", ["LlamaTokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast", None])
+@pytest.mark.parametrize("file", ["tokenizer.model", "tiktoken.model", "qwen.tiktoken"])
+@pytest.mark.parametrize("here", [True, False])
+def test_a_vocabulary_of_tiktoken_loads_or_says_what_it_needs(folder, file, named, here, monkeypatch):
+    bare(folder)
+    (folder / file).write_text(tiktoken_file())
+    edit(folder / "tokenizer_config.json", tokenizer_class=named, eos_token="<|endoftext|>")
+    if here:
+        pytest.importorskip("tiktoken")
+    else:
+        monkeypatch.setitem(sys.modules, "tiktoken", None)
+        monkeypatch.setitem(sys.modules, "tiktoken.load", None)
+        monkeypatch.setattr(tokenizers, "installed", lambda module: module != "tiktoken")
+    m = load(str(folder))
+    told = " ".join(one.english for one in m.notices if one.kind == "tokenizer")
+    if here and file != "qwen.tiktoken":
+        assert m.tokenizer("the other the", add_special_tokens=False)["input_ids"] == [258, 32, *b"o", 258, *b"r", 260] and told == ""
+    else:
+        assert m.tokenizer is None and ("pip install tiktoken" in told) != here
+        assert ("names no class that reads qwen.tiktoken" in told) == here
 
 
 @pytest.mark.parametrize("package", ["sentencepiece", "protobuf"])
