@@ -455,11 +455,13 @@ def fitted(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) 
 
 
 def normalised(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Operation | None:
-    """ "log_softmax" or "softmax" where y is that of x, else None. What is too small for its dtype is 0, and its logarithm −∞."""
+    """ "log_softmax" or "softmax" where y is that of x, else None. What is too small for its dtype is 0 or has few digits left, and its
+    logarithm −∞ or little better than that."""
     eps = max(torch.finfo(dtype).eps for dtype in dtypes)
     for name, y_of in (("log_softmax", x_PV.log_softmax(-1)), ("softmax", x_PV.softmax(-1))):
         size = 1 + x_PV.abs() + x_PV.abs().amax(-1, keepdim=True)
-        lost = y_PV.isneginf() & (y_of < math.log(torch.finfo(dtypes[1]).tiny)) if name == "log_softmax" else y_PV.isnan() & False
+        least = math.log(torch.finfo(dtypes[1]).tiny)
+        lost = (y_PV < least + 0.1) & (y_of < least) if name == "log_softmax" else y_PV.isnan() & False
         near = (y_PV - y_of).abs() <= (16 * eps * size if name == "log_softmax" else 16 * eps * size * y_of + torch.finfo(dtypes[1]).tiny)
         if x_PV.shape[-1] > 1 and x_PV.isfinite().all() and (near | lost).all():
             return Operation(Kind.MONOTONE, name, True)
