@@ -441,11 +441,11 @@ def recognise(before: Tensor, after: Tensor) -> tuple[Operation, ...]:
 
 def fitted(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Operation:
     """The operation that makes y of x, numbers that had these dtypes, told from the positions that did not overflow."""
+    if (found := normalised(x_PV, y_PV, dtypes)) is not None:
+        return found
     finite_P = (x_PV.isfinite() & y_PV.isfinite()).all(-1)
     if not finite_P.any():
         return UNKNOWN
-    if (found := normalised(x_PV, y_PV, dtypes)) is not None:
-        return found
     broken = x_PV.isfinite() & ~y_PV.isfinite()
     if broken.any() and float(y_PV[finite_P].abs().max()) < torch.finfo(dtypes[1]).max / NEAR_OVERFLOW:
         return UNKNOWN  # infinite, or NaN, by what is done there and not for want of room
@@ -463,7 +463,7 @@ def normalised(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtyp
         least = math.log(torch.finfo(dtypes[1]).tiny)
         lost = (y_PV < least + 0.1) & (y_of < least) if name == "log_softmax" else y_PV.isnan() & False
         near = (y_PV - y_of).abs() <= (16 * eps * size if name == "log_softmax" else 16 * eps * size * y_of + torch.finfo(dtypes[1]).tiny)
-        if x_PV.shape[-1] > 1 and x_PV.isfinite().all() and (near | lost).all():
+        if x_PV.shape[-1] > 1 and len(x_PV) and x_PV.isfinite().all() and (near | lost).all():
             return Operation(Kind.MONOTONE, name, True)
     return None
 
