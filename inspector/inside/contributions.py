@@ -286,7 +286,7 @@ def require(m: Loaded, checks: Sequence[Check]) -> None:
 def run_watched(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor) -> tuple[dict[str, Seen], Tensor]:
     """Name → call, in the order in which calls began; and the final hidden states [1, T, D].
 
-    What is given or given back in another form than [1, T, …] or [T, …] is left out.
+    What is given or given back in another form than [1, T, …], [T, 1, …] or [T, …] is left out.
     """
     found: list[Seen] = []
     given: dict[Call, tuple[Tensor | None, tuple[str, ...]]] = {}
@@ -294,7 +294,7 @@ def run_watched(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor) -> tup
 
     def last(values: object) -> Tensor | None:
         value = first_numbers(values)
-        fits = value is not None and value.dim() in (2, 3) and value.shape[-2] == length
+        fits = value is not None and value.dim() in (2, 3) and (value.shape[-2] == length or value.shape[:-1] == (length, 1))
         return value.flatten(0, -2)[-1].double().cpu().clone() if fits else None  # a model may go on writing into its own
 
     def note(call: Call) -> None:
@@ -467,7 +467,7 @@ def check_attribution(m: Loaded, modules: dict[str, nn.Module], stream: Stream, 
         if name == stream.start.name:
             return value
         value = value.clone(memory_format=torch.contiguous_format)
-        value[..., -1, :] = written[name].to(value) if name in written else 0
+        value.flatten(0, -2)[-1] = written[name].to(value) if name in written else 0
         return value
 
     end_D = run_with(m, modules, stream, ids_1T, weighted).flatten(0, -2)[-1].double().cpu()
@@ -570,8 +570,10 @@ def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
         raise NoSumError(f"{said} is not taken apart: {unknown} is no sum, nor known to keep the order of the tokens")
     capped = next((i for i, step in enumerate(done) if any(op.kind is Kind.MONOTONE for op in step.operations)), len(done))
     behind = [operation for step in done[capped:] for operation in step.operations]
-    logits_P1V = done[capped - 1].output if capped else rows_P1D
-    apart = largest_difference((done[-1].output if done else rows_P1D)[1, 0].detach().double().cpu(), own_V)
+    # a head may work on [1, P, D] or [P, D], too
+    outputs = [rows_P1D, *(step.output.reshape(len(rows_P1D), 1, -1) for step in done)]
+    logits_P1V = outputs[capped]
+    apart = largest_difference(outputs[-1][1, 0].detach().double().cpu(), own_V)
     if not apart <= max(1e-5, 16 * rounding(m)) * float(own_V.nan_to_num(0, 0, 0).abs().max()):
         raise NoSumError(f"{said} gives other logits for the last hidden state among others than in the model, by up to {apart:.3g}")
     if not (all(operation.keeps_order for operation in behind) and is_affine(m, logits_P1V.detach()[:, 0])):

@@ -213,12 +213,12 @@ def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor
 def laid_out(given: Tensor, form: Tensor) -> Tensor | None:
     """A tensor with its dimensions in the order of another's that was made of it, and that may have fewer numbers in the last.
 
-    Of [B, T, D] they can be [T, B, D], [B, D, T] or [B·T, D]; None where none of these fits.
+    Of [B, T, D] they can be [T, B, D], [B, D, T], [B·T, D] or [B·T, 1, D]; None where none of these fits.
     """
     if given.shape[-1:] == form.shape[-1:] and given.shape[:2] == form.shape[:2]:
         return given
     ways = [given, *(given.transpose(*dims) for dims in ((0, 1), (1, 2)) if given.dim() == 3)]
-    if given.dim() != form.dim() and given.numel() * form.shape[-1] == form.numel() * given.shape[-1]:
+    if given.numel() * form.shape[-1] == form.numel() * given.shape[-1]:
         ways += [way.reshape(*form.shape[:-1], -1) for way in ways]
     fits = [way for way in ways if way.dim() == form.dim() and way.shape[:-1] == form.shape[:-1]]
     known = (way for way in fits if not any(operation.kind is Kind.UNKNOWN for operation in recognise(way, form)))

@@ -252,7 +252,15 @@ def by_tail(model: nn.Module, tail: Tail, probe_1T: Tensor, own: Tensor, known: 
             f"{type(model).__name__} has no backbone of its own: {in_a_line(error)}; give split() backbone= and head="
         ) from error
     whole = [tail.whole] if tail.whole is not None else [model.get_submodule(name) for name in tail.names]
-    return told(parts, model, probe_1T, own, hidden, set(tail.modules), input_embedding(model), whole)
+    of_head, embedding = set(tail.modules), input_embedding(model)
+    try:
+        return told(parts, model, probe_1T, own, hidden, of_head, embedding, whole)
+    except SplitError:
+        if form_of(model).layout != "BV":
+            raise
+        # it may compute all positions' logits, and give the last one's
+        parts = replace(parts, head=TakenUp(model, tail.place, last_after=True), last_alone=False)
+        return told(parts, model, probe_1T, own, hidden, of_head, embedding, whole)
 
 
 def told(
@@ -269,6 +277,7 @@ def told(
     the head, and ``whole`` those that are called in turn, of which a single one may be all of it."""
     tied = {module for module in of_head if is_tied(module, embedding)}
     rest = parts.head
+    each = rest.each if isinstance(rest, TakenUp) else rest  # one run of it
 
     def done_by(head: Callable[[Tensor], Tensor]) -> tuple[Operation, ...]:
         return operations(model, head, torch.cat([hidden, hidden * AMPLIFIED]), tied)
@@ -281,9 +290,9 @@ def told(
 
     parts = replace(parts, tied=bool(tied))
     if own.isnan().any():
-        return replace(parts, probe=0, operations=said(done_by(rest)))
+        return replace(parts, probe=0, operations=said(done_by(each)))
     by_position(parts, type(model).__name__, hidden)
-    done = done_by(rest)
+    done = done_by(each)
     parts = replace(
         parts,
         operations=said(done),
@@ -308,10 +317,11 @@ def is_hidden(states: object, probe_1T: Tensor) -> bool:
     return isinstance(states, Tensor) and states.is_floating_point() and states.dim() >= 3 and states.shape[:2] == probe_1T.shape
 
 
-def is_whole_head(module: nn.Module, rest: RestOfForward, hidden_1TD: Tensor) -> bool:
+def is_whole_head(module: nn.Module, rest: RestOfForward | TakenUp, hidden_1TD: Tensor) -> bool:
     """Whether one module gives what the rest of the forward gives, on amplified hidden states too."""
+    whole = slice(-1, None) if getattr(rest, "last_after", False) else slice(None)  # of the others the model gives nothing to hold against
     try:
-        return all(alike(module(h), rest(h)) for h in (hidden_1TD, hidden_1TD * AMPLIFIED))
+        return all(alike(module(h)[:, whole], rest(h)[:, whole]) for h in (hidden_1TD, hidden_1TD * AMPLIFIED))
     except Exception:  # it wants a cast, or more than hidden states: the forward knows
         return False
 
@@ -441,7 +451,8 @@ def check_each_length(parts: Split, model: nn.Module, ids_1T: Tensor) -> None:
     """
     for length in sorted({1, 2, 3, ids_1T.shape[1] // 2, ids_1T.shape[1]} - {0}):
         given_1T = ids_1T[:, :length]
-        own, by_parts = step_logits(model, given_1T), parts.head(parts.backbone(given_1T)[:, -1:])
+        hidden_1TD = parts.backbone(given_1T)
+        own, by_parts = step_logits(model, given_1T), parts.head(hidden_1TD[:, -1:] if parts.last_alone else hidden_1TD)[:, -1:]
         if own.shape != by_parts.shape or not torch.equal(own, by_parts):
             raise refusal(type(model).__name__, parts, by_parts, own)
 

@@ -5,9 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inspector.loading.loaded import attach
 from inspector.parts.heads import own_logits
+from inspector.parts.limits import context_length
 from inspector.parts.outputs import gives
+from inspector.parts.roles import roles
 from inspector.parts.splitting import SplitError, split
+from inspector.parts.traits import traits
 from inspector.parts.watching import Watch, by_hand, submodules
 
 from . import flat_models as models
@@ -243,6 +247,29 @@ def test_a_model_that_gives_the_last_position_alone_is_split_for_that(way, head,
     assert parts.head(parts.backbone(ids)).shape == (1, 9, V)
     whole = own_logits(model, ids)
     assert whole.shape == (1, 9 if targets and loss == "ok" else 1, V)
+
+
+def test_a_model_that_reads_rows_of_positions_has_the_context_and_the_positions_of_its_table():
+    model = build(models.TutorialTransformer)
+    assert context_length(model) is None  # read as [B, T], every row has one position
+    m = attach(model)
+    assert m.split.sequence_first and m.context_length == models.T
+    assert [fact.kind for fact in dict(traits(model, roles(model, "", m.split.head_names)))["positions"]] == ["learned"]
+
+
+@pytest.mark.parametrize("way", models.LAST)
+@pytest.mark.parametrize("head", [True, False], ids=["module", "function"])
+@torch.no_grad()
+def test_of_a_model_that_computes_all_logits_and_gives_the_last_ones_the_head_is_given_all_positions(way, head):
+    model = build(lambda: models.LastOfAll(way, head))
+    parts = split(model)
+    assert not parts.last_alone and parts.describe() == ("Linear(32→50)" if head else "@ wte.weight[50×32]")
+    assert not head or parts.head is model.head
+    for length in (1, 2, 5, 9, 30):
+        ids = ids_of(1, length)
+        logits = parts.head(parts.backbone(ids))
+        assert logits.shape == (1, length, V) and torch.equal(logits[:, -1], model(ids).reshape(1, V))
+        torch.testing.assert_close(logits, model.logits(model.hidden(ids)))
 
 
 @torch.no_grad()
