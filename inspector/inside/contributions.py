@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded, check_loaded
 from ..parts.errors import InvariantError, NoSumError
 from ..parts.heads import Kind, steps
+from ..parts.shapes import within_name
 from ..parts.splitting import AMPLIFIED, in_a_line, input_embedding, is_tied
 from ..parts.watching import Call, Watch, first_numbers, first_tensor, largest_difference, substituted
 from ..records.effects import Check, Contributions, Term
@@ -325,7 +326,10 @@ def refuse_post_norm(m: Loaded, seen: Mapping[str, Seen]) -> None:
     """Raises ``NoSumError`` where the whole stream is normed at the end of a layer or behind it: what was written is rescaled there."""
     layers = layers_of(seen)
     if not layers:
-        raise NoSumError(f"{m.origin.name} has no layers whose hidden states are [1, T, D]: there is no stream to take apart")
+        raise NoSumError(
+            f"{m.origin.name} has no layers that run as modules and give hidden states [1, T, D], so there is no stream to take apart: "
+            "call each layer as a module with a forward of its own; inspector trace shows what its parts give"
+        )
     remedy = "so the stream is no sum of what the layers wrote; inspector intervene shows what a component does there"
     for layer, inside in layers:
         for call in inside:
@@ -555,6 +559,11 @@ def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
         own_V = m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)[0, -1].double().cpu()
     if own_V.isnan().any():
         raise InvariantError(f"{m.origin.name} gives NaN here: inspector trace shows where it begins")
+    if packed := [name for name in m.split.per_tensor if any(within_name(name, head) for head in m.split.head_names)]:
+        raise NoSumError(
+            f"{m.origin.name}: its head is quantised by torch ({packed[0]}), by a scale that all positions have in common, so that it "
+            "is no linear map of one of them: give the model as it is before quantize_dynamic"
+        )
     embedding = input_embedding(m.model)
     tied = [module for module in m.model.modules() if is_tied(module, embedding)]
     with torch.enable_grad():

@@ -136,8 +136,16 @@ def asked_first(model: nn.Module, probe_1T: Tensor) -> Tensor:
     except OutputError as error:
         raise SplitError(f"{kind} {error}") from error
     except Exception as error:  # a module of the user's can raise anything
-        wrap = "" if isinstance(model, PreTrainedModel) else "; wrap it in a module whose forward takes ids alone, int64"
-        raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}{wrap}") from error
+        if isinstance(model, PreTrainedModel):
+            raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}") from error
+        if length := only_length(model):
+            raise SplitError(
+                f"{kind} reads {length} tokens and no fewer ({in_a_line(error)}), and a prompt grows token by token: wrap it in a module "
+                f"whose forward pads the ids to {length} and returns the logits of those that it was given"
+            ) from error
+        more = ", ".join(f"{name}=…" for name in asks_for(model))
+        wrap = f"wrap it in a module whose forward takes ids alone, int64{f', and gives it {more}' if more else ''}"
+        raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}; {wrap}") from error
     if not isinstance(own, Tensor):
         raise SplitError(f"{kind} gives {type(own).__name__}: it is broken, or no causal LM")
     tie_again(model)
@@ -146,6 +154,24 @@ def asked_first(model: nn.Module, probe_1T: Tensor) -> Tensor:
         FORMS[model] = replace(form, log=True)
         return own.log()
     return own
+
+
+def only_length(model: nn.Module) -> int | None:
+    """The one length that a model reads which does not read a probe, if it does read one: its context, or a usual one."""
+    for length in (context_length(model),) if context_length(model) else (16, 32, 64, 128, 256, 512, 1024):
+        try:
+            forward(model, probe_ids(model)[:, :1].expand(1, length).contiguous())
+            return length
+        except Exception:  # it reads another, or has other reasons
+            continue
+    return None
+
+
+def asks_for(model: nn.Module) -> list[str]:
+    """Names of the arguments that a forward must be given beside a first one in its place."""
+    wanted = [p for p in signature(model.forward).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    beside = wanted if wanted and wanted[0].kind is wanted[0].KEYWORD_ONLY else wanted[1:]
+    return [p.name for p in beside if p.default is p.empty]
 
 
 def facts(model: nn.Module, own: Tensor, probe_1T: Tensor) -> dict:
