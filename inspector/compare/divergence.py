@@ -295,6 +295,11 @@ def rounding_of(
                 found.append(compare(a, own, ids_1T, forced, inside))
         except (RuntimeError, TypeError, ValueError) as error:  # what torch raises where dtypes do not fit
             name = str(dtype).removeprefix("torch.")
+            if a.split.per_tensor:
+                raise ValueError(
+                    f"{a.origin.name} is quantised by torch and does not run in {name}, by which rounding is measured: "
+                    "give the model as it is before quantize_dynamic, or diverge that one, named first, from this one"
+                ) from error
             raise ValueError(
                 f"{a.origin.name} does not run in {name}, by which rounding is measured ({error}): name the other model first"
             ) from error

@@ -23,7 +23,6 @@ from ..inside.attention import ChangedAttention
 from ..loading.loaded import Loaded, attach, check_loaded
 from ..models import GroupedQueryAttention, RotaryEmbedding
 from ..parts.heads import forward, own_logits
-from ..parts.roles import layers
 from ..parts.splitting import input_embedding, probe_ids
 from ..parts.watching import Watch, copied, first_tensor
 from ..records.comparison import Place, Planted
@@ -57,7 +56,10 @@ class Patient:
         Raises:
             NotApplicable: there is none.
         """
-        have = [layer for layer in layers(dict.fromkeys(self.roles)) if all(f"{layer}.{role}" in self.roles for role in roles)]
+        every = dict.fromkeys(
+            found[0] for role in self.roles if (found := re.match(r"layers\d*\.\d+(?=\.|$)", role))
+        )  # also where none runs
+        have = [layer for layer in every if all(f"{layer}.{role}" in self.roles for role in roles)]
         have = [layer for layer in have if fits(self.modules[f"{layer}.{roles[0]}"])]
         weights = {layer: next(self.modules[f"{layer}.{roles[0]}"].parameters(), None) for layer in have}
         have = [layer for i, layer in enumerate(have) if not any(weights[layer] is weights[before] for before in have[:i])]
@@ -226,11 +228,16 @@ def tanh_gelu(x: Tensor) -> Tensor:
 def norm_eps(patient: Patient) -> str:
     """ε in the root of every norm, ten times as large: it shows where the numbers are small, as in the first layer."""
     names = ("variance_epsilon", "eps", "epsilon")
-    norms = [role for role in patient.roles if "norm" in role and any(hasattr(patient.modules[role], name) for name in names)]
+
+    def known(module: nn.Module) -> str | None:
+        """The attribute in which a norm has its ε, a number; torch's RMSNorm can have None there."""
+        return next((name for name in names if isinstance(getattr(module, name, None), (int, float))), None)
+
+    norms = [role for role in patient.roles if "norm" in role and known(patient.modules[role])]
     if not norms:
         raise NotApplicable("its norms have no ε that is known here", "у её норм нет ε, известного здесь")
     for role in norms:
-        name = next(name for name in names if hasattr(patient.modules[role], name))
+        name = known(patient.modules[role])
         setattr(patient.modules[role], name, 10 * getattr(patient.modules[role], name))
     return norms[0]
 
@@ -288,7 +295,7 @@ def repackaged(tensor: Tensor, output: object) -> object:
 
 def embedding_scale(patient: Patient) -> str:
     """Embeddings go on without their factor, such as √D."""
-    embedding = patient.modules["embed"]
+    embedding = patient.modules.get("embed")  # none where ids are looked up in a parameter, or made one-hot
     if isinstance(getattr(embedding, "embed_scale", None), Tensor):
         embedding.embed_scale.fill_(1.0)
         return "embed"

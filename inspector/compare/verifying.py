@@ -57,7 +57,8 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
 
     verdict = compare(m, ids_1T, sampling, hand, reference, bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids), again)
     changed = others(before, stamps(m.model))
-    return replace(verdict, changed=changed, notices=m.notices, compiled=beside_compiled(plain, extended(ids_1T, hand.tokens[:-1])))
+    compiled = beside_compiled(plain, extended(ids_1T, hand.tokens[:-1]))
+    return replace(verdict, changed=changed, notices=m.notices, compiled=compiled, gives=m.split.gives)
 
 
 @torch.no_grad()

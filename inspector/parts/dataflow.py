@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .heads import forward
 from .limits import context_length
+from .outputs import FORMS
 from .splitting import evaluating, input_device, tie_again
 from .watching import Call, Watch, first_numbers, first_tensor, states, submodules
 
@@ -260,6 +261,8 @@ class Flow:
         self.recorder = recorder = Recorder(numbers_of(model))
         self.past_call: set[str] = set()
         ids_1T = (torch.arange(self.tokens) % 2).to(input_device(model))[None]
+        if model in FORMS and FORMS[model].sequence_first:
+            ids_1T = ids_1T.T.contiguous()
         with ExitStack() as modes:
             modes.enter_context(torch.random.fork_rng(devices=[]))
             modes.enter_context(slow_path())

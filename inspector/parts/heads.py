@@ -213,12 +213,12 @@ def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor
 def laid_out(given: Tensor, form: Tensor) -> Tensor | None:
     """A tensor with its dimensions in the order of another's that was made of it, and that may have fewer numbers in the last.
 
-    Of [B, T, D] they can be [T, B, D], [B, D, T] or [B·T, D]; None where none of these fits.
+    Of [B, T, D] they can be [T, B, D], [B, D, T], [B·T, D] or [B·T, 1, D]; None where none of these fits.
     """
     if given.shape[-1:] == form.shape[-1:] and given.shape[:2] == form.shape[:2]:
         return given
     ways = [given, *(given.transpose(*dims) for dims in ((0, 1), (1, 2)) if given.dim() == 3)]
-    if given.dim() != form.dim() and given.numel() * form.shape[-1] == form.numel() * given.shape[-1]:
+    if given.numel() * form.shape[-1] == form.numel() * given.shape[-1]:
         ways += [way.reshape(*form.shape[:-1], -1) for way in ways]
     fits = [way for way in ways if way.dim() == form.dim() and way.shape[:-1] == form.shape[:-1]]
     known = (way for way in fits if not any(operation.kind is Kind.UNKNOWN for operation in recognise(way, form)))
@@ -441,11 +441,11 @@ def recognise(before: Tensor, after: Tensor) -> tuple[Operation, ...]:
 
 def fitted(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Operation:
     """The operation that makes y of x, numbers that had these dtypes, told from the positions that did not overflow."""
+    if (found := normalised(x_PV, y_PV, dtypes)) is not None:
+        return found
     finite_P = (x_PV.isfinite() & y_PV.isfinite()).all(-1)
     if not finite_P.any():
         return UNKNOWN
-    if (found := normalised(x_PV, y_PV, dtypes)) is not None:
-        return found
     broken = x_PV.isfinite() & ~y_PV.isfinite()
     if broken.any() and float(y_PV[finite_P].abs().max()) < torch.finfo(dtypes[1]).max / NEAR_OVERFLOW:
         return UNKNOWN  # infinite, or NaN, by what is done there and not for want of room
@@ -455,13 +455,15 @@ def fitted(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) 
 
 
 def normalised(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Operation | None:
-    """ "log_softmax" or "softmax" where y is that of x, else None. What is too small for its dtype is 0, and its logarithm −∞."""
+    """ "log_softmax" or "softmax" where y is that of x, else None. What is too small for its dtype is 0 or has few digits left, and its
+    logarithm −∞ or little better than that."""
     eps = max(torch.finfo(dtype).eps for dtype in dtypes)
     for name, y_of in (("log_softmax", x_PV.log_softmax(-1)), ("softmax", x_PV.softmax(-1))):
         size = 1 + x_PV.abs() + x_PV.abs().amax(-1, keepdim=True)
-        lost = y_PV.isneginf() & (y_of < math.log(torch.finfo(dtypes[1]).tiny)) if name == "log_softmax" else y_PV.isnan() & False
+        least = math.log(torch.finfo(dtypes[1]).tiny)
+        lost = (y_PV < least + 0.1) & (y_of < least) if name == "log_softmax" else y_PV.isnan() & False
         near = (y_PV - y_of).abs() <= (16 * eps * size if name == "log_softmax" else 16 * eps * size * y_of + torch.finfo(dtypes[1]).tiny)
-        if x_PV.shape[-1] > 1 and x_PV.isfinite().all() and (near | lost).all():
+        if x_PV.shape[-1] > 1 and len(x_PV) and x_PV.isfinite().all() and (near | lost).all():
             return Operation(Kind.MONOTONE, name, True)
     return None
 

@@ -136,20 +136,24 @@ LENGTHS = (3, 2, 1)  # of the passes, the first two that the model takes: what i
 
 def measured(model: nn.Module) -> Measured:
     """``passes_over`` a model, made once as long as its tensors have the shapes that they had: loading asks for it many times."""
-    shapes = [tensor.shape for tensor in (*model.parameters(), *model.buffers())]
+    from .outputs import FORMS  # which asks here how long a probe may be
+
+    sequence_first = model in FORMS and FORMS[model].sequence_first
+    asked = [sequence_first, *(tensor.shape for tensor in (*model.parameters(), *model.buffers()))]
     known = MEASURES.get(model)
-    if known is None or known[0] != shapes:
-        known = MEASURES[model] = shapes, passes_over(model)
+    if known is None or known[0] != asked:
+        known = MEASURES[model] = asked, passes_over(model, sequence_first)
     return known[1]
 
 
-MEASURES = WeakIdKeyDictionary()  # model → the shapes of its tensors, and what was measured
+MEASURES = WeakIdKeyDictionary()  # model → how it reads ids, the shapes of its tensors, and what was measured
 
 
-def passes_over(model: nn.Module) -> Measured:
+def passes_over(model: nn.Module, sequence_first: bool = False) -> Measured:
     """How many rows the tables have that the forward looks into with places and with ids, seen in two passes over at most three tokens.
 
-    A table that grows when it is asked for more is no limit. Nothing is measured without numbers, on the meta device.
+    ``sequence_first``: it is known to read ids [T, B]. A table that grows when it is asked for more is no limit. Nothing is
+    measured without numbers, on the meta device.
     """
     from .embeddings import input_device
     from .splitting import evaluating  # which asks here how long a probe may be
@@ -163,7 +167,7 @@ def passes_over(model: nn.Module) -> Measured:
         lookups = Lookups(model, ids_1T)
         try:
             with lookups:
-                output = model(ids_1T)
+                output = model(ids_1T.T.contiguous() if sequence_first else ids_1T)
         except Exception:  # a module of the user's can raise anything, above all where its context is shorter
             return None
         given = output if isinstance(output, Tensor) else getattr(output, "logits", None)
@@ -247,7 +251,7 @@ class Lookups(TorchFunctionMode):
             return
         if int(index.max()) >= table.shape[dim]:
             raise IndexError("index out of range in self")
-        if index.shape[-1:] == self.ids_1T.shape[-1:] and index.numel() == self.length:
+        if (index.shape[-1:] == self.ids_1T.shape[-1:] or index.shape[:1] == self.ids_1T.shape[-1:]) and index.numel() == self.length:
             if torch.equal(index.flatten(), self.ids_1T.flatten().to(index)):
                 self.rows = self.rows or table.shape[dim]
             elif torch.equal(index.flatten() - index.flatten()[0], torch.arange(self.length).to(index)):

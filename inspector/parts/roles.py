@@ -472,6 +472,8 @@ def layers(known: Mapping[str, nn.Module], part: str = "") -> dict[str, nn.Modul
 def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict[str, nn.Module]:
     """Of the components of the model ``name`` those whose roles fit a glob: ``*`` is anything between two dots, ``**`` dots, too.
 
+    Of layers that run as no module, with no attention or feed-forward that does, ``BLOCKS`` are all parts that do.
+
     Raises:
         ValueError: there is no glob, or one of the caller's own fits nothing.
     """
@@ -481,6 +483,10 @@ def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict
     for glob, found in zip(globs, fits, strict=True):
         if not found and glob not in BLOCKS:
             raise ValueError(f"role {glob!r} fits nothing in {name}; it has {some_of(known)}")
+    if tuple(globs) == BLOCKS:
+        layer = lambda role: ".".join(role.split(".")[:2])  # noqa: E731
+        whole = {layer(role) for found in fits for role in found}
+        fits.append({role for role in known if re.match(r"layers\d*\.\d+\.", role) and layer(role) not in whole})
     if not any(fits):
         raise ValueError(f"{name}: no module has a role here: the names are not those of a decoder of transformers")
     return {role: module for role, module in known.items() if any(role in found for found in fits)}

@@ -138,8 +138,16 @@ def asked_first(model: nn.Module, probe_1T: Tensor) -> Tensor:
     except OutputError as error:
         raise SplitError(f"{kind} {error}") from error
     except Exception as error:  # a module of the user's can raise anything
-        wrap = "" if isinstance(model, PreTrainedModel) else "; wrap it in a module whose forward takes ids alone, int64"
-        raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}{wrap}") from error
+        if isinstance(model, PreTrainedModel):
+            raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}") from error
+        if length := only_length(model):
+            raise SplitError(
+                f"{kind} reads {length} tokens and no fewer ({in_a_line(error)}), and a prompt grows token by token: wrap it in a module "
+                f"whose forward pads the ids to {length} and returns the logits of those that it was given"
+            ) from error
+        more = ", ".join(f"{name}=…" for name in asks_for(model))
+        wrap = f"wrap it in a module whose forward takes ids alone, int64{f', and gives it {more}' if more else ''}"
+        raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}; {wrap}") from error
     if not isinstance(own, Tensor):
         raise SplitError(f"{kind} gives {type(own).__name__}: it is broken, or no causal LM")
     tie_again(model)
@@ -148,6 +156,24 @@ def asked_first(model: nn.Module, probe_1T: Tensor) -> Tensor:
         FORMS[model] = replace(form, log=True)
         return own.log()
     return own
+
+
+def only_length(model: nn.Module) -> int | None:
+    """The one length that a model reads which does not read a probe, if it does read one: its context, or a usual one."""
+    for length in (context_length(model),) if context_length(model) else (16, 32, 64, 128, 256, 512, 1024):
+        try:
+            forward(model, probe_ids(model)[:, :1].expand(1, length).contiguous())
+            return length
+        except Exception:  # it reads another, or has other reasons
+            continue
+    return None
+
+
+def asks_for(model: nn.Module) -> list[str]:
+    """Names of the arguments that a forward must be given beside a first one in its place."""
+    wanted = [p for p in signature(model.forward).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    beside = wanted if wanted and wanted[0].kind is wanted[0].KEYWORD_ONLY else wanted[1:]
+    return [p.name for p in beside if p.default is p.empty]
 
 
 def facts(model: nn.Module, own: Tensor, probe_1T: Tensor) -> dict:
@@ -254,7 +280,15 @@ def by_tail(model: nn.Module, tail: Tail, probe_1T: Tensor, own: Tensor, known: 
             f"{type(model).__name__} has no backbone of its own: {in_a_line(error)}; give split() backbone= and head="
         ) from error
     whole = [tail.whole] if tail.whole is not None else [model.get_submodule(name) for name in tail.names]
-    return told(parts, model, probe_1T, own, hidden, set(tail.modules), input_embedding(model), whole)
+    of_head, embedding = set(tail.modules), input_embedding(model)
+    try:
+        return told(parts, model, probe_1T, own, hidden, of_head, embedding, whole)
+    except SplitError:
+        if form_of(model).layout != "BV":
+            raise
+        # it may compute all positions' logits, and give the last one's
+        parts = replace(parts, head=TakenUp(model, tail.place, last_after=True), last_alone=False)
+        return told(parts, model, probe_1T, own, hidden, of_head, embedding, whole)
 
 
 def told(
@@ -271,6 +305,7 @@ def told(
     the head, and ``whole`` those that are called in turn, of which a single one may be all of it."""
     tied = {module for module in of_head if is_tied(module, embedding)}
     rest = parts.head
+    each = rest.each if isinstance(rest, TakenUp) else rest  # one run of it
 
     def done_by(head: Callable[[Tensor], Tensor]) -> tuple[Operation, ...]:
         return operations(model, head, torch.cat([hidden, hidden * AMPLIFIED]), tied)
@@ -283,9 +318,9 @@ def told(
 
     parts = replace(parts, tied=bool(tied))
     if own.isnan().any():
-        return replace(parts, probe=0, operations=said(done_by(rest)))
+        return replace(parts, probe=0, operations=said(done_by(each)))
     by_position(parts, type(model).__name__, hidden)
-    done = done_by(rest)
+    done = done_by(each)
     parts = replace(
         parts,
         operations=said(done),
@@ -310,10 +345,11 @@ def is_hidden(states: object, probe_1T: Tensor) -> bool:
     return isinstance(states, Tensor) and states.is_floating_point() and states.dim() >= 3 and states.shape[:2] == probe_1T.shape
 
 
-def is_whole_head(module: nn.Module, rest: RestOfForward, hidden_1TD: Tensor) -> bool:
+def is_whole_head(module: nn.Module, rest: RestOfForward | TakenUp, hidden_1TD: Tensor) -> bool:
     """Whether one module gives what the rest of the forward gives, on amplified hidden states too."""
+    whole = slice(-1, None) if getattr(rest, "last_after", False) else slice(None)  # of the others the model gives nothing to hold against
     try:
-        return all(alike(module(h), rest(h)) for h in (hidden_1TD, hidden_1TD * AMPLIFIED))
+        return all(alike(module(h)[:, whole], rest(h)[:, whole]) for h in (hidden_1TD, hidden_1TD * AMPLIFIED))
     except Exception:  # it wants a cast, or more than hidden states: the forward knows
         return False
 
@@ -454,7 +490,8 @@ def check_each_length(parts: Split, model: nn.Module, ids_1T: Tensor) -> None:
     """
     for length in sorted({1, 2, 3, ids_1T.shape[1] // 2, ids_1T.shape[1]} - {0}):
         given_1T = ids_1T[:, :length]
-        own, by_parts = step_logits(model, given_1T), parts.head(parts.backbone(given_1T)[:, -1:])
+        hidden_1TD = parts.backbone(given_1T)
+        own, by_parts = step_logits(model, given_1T), parts.head(hidden_1TD[:, -1:] if parts.last_alone else hidden_1TD)[:, -1:]
         if own.shape != by_parts.shape or not torch.equal(own, by_parts):
             raise refusal(type(model).__name__, parts, by_parts, own)
 

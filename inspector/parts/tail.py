@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from .embeddings import input_device
 from .errors import InvariantError
 from .heads import PROJECTIONS
-from .outputs import asked, form_of, probe, raw
+from .outputs import Form, asked, form_of, probe, raw
 from .watching import Call, Watch, submodules, substituted, tensors
 
 FORM_OF_OTHERS = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")  # of which numbers do not matter
@@ -365,16 +365,34 @@ class Begun:
 
 
 class TakenUp:
-    """The head of such a model: its own forward on ids that do not matter, in which given hidden states enter the head."""
+    """The head of such a model: its own forward on ids that do not matter, in which given hidden states enter the head.
 
-    def __init__(self, model: nn.Module, place: Place):
-        self.model, self.place = model, place
+    Args:
+        model, place: the model, and where its head begins.
+        last_after: the model computes the logits of all positions, and gives those of the last one alone: their bits are those of
+            a head that is given all positions.
+    """
+
+    def __init__(self, model: nn.Module, place: Place, last_after: bool = False):
+        self.model, self.place, self.last_after = model, place, last_after
 
     def __call__(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states [B, T, D] → logits [B, T, V]."""
+        logits_BTV = self.each(hidden_BTD)
+        if not self.last_after or hidden_BTD.shape[1] == 1:
+            return logits_BTV
+        return torch.cat([logits_BTV[:, :-1], self.run(hidden_BTD, form_of(self.model))], dim=1)
+
+    def each(self, hidden_BTD: Tensor) -> Tensor:
+        """The logits of every position; where the model gives the last one's alone, each by itself."""
         form = form_of(self.model)
         # where the model gives the logits of the last position alone, every position is the last of a row
         given = hidden_BTD.flatten(0, 1)[:, None] if form.layout == "BV" else hidden_BTD
+        logits = self.run(given, form)
+        return logits.reshape(*hidden_BTD.shape[:2], logits.shape[-1])
+
+    def run(self, given: Tensor, form: Form) -> Tensor:
+        """What the model's own forward makes of given hidden states."""
         ids_BT = torch.zeros(given.shape[:2], dtype=torch.long, device=input_device(self.model))
         blind = Watch.blind
 
@@ -383,5 +401,4 @@ class TakenUp:
             return given.transpose(0, 1) if self.place.sequence_first else given
 
         with Watch.aside(), Passage(self.place, meet).watched():
-            logits = asked(self.model, ids_BT, form)
-        return logits.reshape(*hidden_BTD.shape[:2], logits.shape[-1])
+            return asked(self.model, ids_BT, form)

@@ -14,6 +14,7 @@ from transformers import Pipeline, PreTrainedModel, TextGenerationPipeline
 
 from .heads import own_logits
 from .limits import LENGTHS, is_known
+from .outputs import FORMS
 from .watching import alike, largest_difference
 
 INNER = ("module", "model", "net", "network", "lm", "llm", "gpt", "transformer", "language_model", "base_model", "decoder", "_model", "m")
@@ -74,7 +75,7 @@ def unwrapped(model: object) -> Unwrapped:
     if (around := stays(model)) is not None:
         wrappers.append(around)
         tokenizer = beside(model) if tokenizer is None else tokenizer
-    run = None if compiled is None else as_compiled(compiled, parts)
+    run = None if compiled is None else as_compiled(compiled, parts, model)
     return Unwrapped(model, tuple(wrappers), tokenizer, run)
 
 
@@ -286,8 +287,11 @@ def restore(parts: list[Part], compiled: bool) -> None:
             owner._modules[place] = one if compiled else plain
 
 
-def as_compiled(outer: nn.Module, parts: list[Part]) -> Callable[[Tensor], Tensor]:
-    """A function that runs a model as it was compiled: ids [B, T] → logits [B, T, V]."""
+def as_compiled(outer: nn.Module, parts: list[Part], inner: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A function that runs a model as it was compiled: ids [B, T] → logits [B, T, V], asked for as of the module inside it.
+
+    To find its form anew would run it under modes that a compiler does not look through.
+    """
 
     @contextmanager
     def again() -> Iterator[None]:
@@ -299,6 +303,8 @@ def as_compiled(outer: nn.Module, parts: list[Part]) -> Callable[[Tensor], Tenso
 
     def run(ids_BT: Tensor) -> Tensor:
         with again(), torch.no_grad():
+            if inner in FORMS and getattr(outer, "_orig_mod", outer) is inner:
+                FORMS[outer] = FORMS[inner]
             return own_logits(outer, ids_BT)
 
     return run

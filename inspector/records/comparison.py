@@ -78,6 +78,8 @@ class Verdict:
         no_float64: why there is no float64 run to measure the sides' own errors with; None where there is one, or none is needed.
         notices: what to know of the model.
         compiled: how the compiled model compares with the module inside it, which both sides ran; None for one that was not compiled.
+        gives: what was compared as logits: "logits", or "log-probabilities" or "probabilities" (their logarithms) of a model with a
+            softmax inside.
     """
 
     level: str
@@ -106,6 +108,7 @@ class Verdict:
     cause_in_russian: str | None = None
     notices: tuple[Notice, ...] = ()
     compiled: BesideCompiled | None = None
+    gives: str = "logits"
     schema: int = SCHEMA
 
     @property

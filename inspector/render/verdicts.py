@@ -42,9 +42,10 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
     line = Text.assemble(level, f" · {visible(name)} · {sampling_words(verdict.sampling, t)} · {with_threads}")
     if verdict.level == "bitwise":
         n = len(verdict.tokens_hand)
-        what = t(f"{tokens_of(n, t)} and all logits", f"{tokens_of(n, t)} и все логиты")
+        given = compared_words(verdict, t)
+        what = t(f"{tokens_of(n, t)} and all {given}", f"{tokens_of(n, t)} и все {given}")
         if verdict.scores_compared:
-            what = t(f"{tokens_of(n, t)}, logits and scores", f"{tokens_of(n, t)}, логиты и оценки")
+            what = t(f"{tokens_of(n, t)}, {given} and scores", f"{tokens_of(n, t)}, {given} и оценки")
         return line + Text(
             "; ".join(
                 [
@@ -57,6 +58,11 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
     parts = [tokens_said(verdict, t), *unrepeated_said(verdict, t), *changed_said(verdict, t)]
     parts += [*behind_said(verdict, t), *logits_said(verdict, t), *compiled_said(verdict.compiled, t)]
     return line + Text("; ".join(parts))
+
+
+def compared_words(verdict: Verdict, t: Translate) -> str:
+    """What was compared at every step: logits, or what a model with a softmax inside gives in their place."""
+    return t("logits", "логиты") if verdict.gives == "logits" else t("log-probabilities", "логарифмы вероятностей")
 
 
 def tokens_said(verdict: Verdict, t: Translate) -> str:
@@ -140,13 +146,14 @@ def behind_said(verdict: Verdict, t: Translate) -> list[str]:
 
 def logits_said(verdict: Verdict, t: Translate) -> list[str]:
     """By how much the logits differ, what of it is rounding, and the cause where it is known."""
+    given = compared_words(verdict, t)
     if not verdict.max_difference:
-        return [t("the logits are equal, bit for bit", "логиты равны бит в бит")]
+        return [t(f"the {given} are equal, bit for bit", f"{given} равны бит в бит")]
     size = f"{verdict.max_difference:.2g}"
     said = [
         t(
-            f"the sides first differ at step {verdict.first_difference + 1}, logits by up to {size}",
-            f"стороны впервые различаются на шаге {verdict.first_difference + 1}, логиты до {size}",
+            f"the sides first differ at step {verdict.first_difference + 1}, {given} by up to {size}",
+            f"стороны впервые различаются на шаге {verdict.first_difference + 1}, {given} до {size}",
         )
     ]
     if verdict.cause:

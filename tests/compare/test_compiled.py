@@ -43,6 +43,25 @@ def test_a_model_that_was_compiled_eagerly_is_the_same():
     assert "layers.1.attn" in roles_seen(m)  # views see the module inside
 
 
+class LastAlone(nn.Module):
+    """As nanoGPT: without targets the logits of the last position alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb, self.mix, self.head = nn.Embedding(24, 8), nn.Linear(8, 8), nn.Linear(8, 24)
+
+    def forward(self, ids, targets=None):
+        x = self.mix(self.emb(ids)).cumsum(1)
+        return self.head(x if targets is not None else x[:, [-1]]), None
+
+
+def test_a_compiled_model_is_asked_in_the_form_of_the_module_inside_it(capfd):
+    verdict = inspector.verify(inspector.attach(torch.compile(LastAlone().eval(), backend="eager")), [1, 2, 3], GREEDY, max_new_tokens=2)
+    assert (verdict.level, verdict.compiled.level, verdict.compiled.reason) == ("bitwise", "bitwise", None)
+    assert not capfd.readouterr().err  # no compiler looked into the modes that find a form
+
+
 def test_a_compiler_that_changes_numbers_is_found():
     def wrong(graph, inputs):
         return lambda *given: [out * 2 if isinstance(out, torch.Tensor) and out.is_floating_point() else out for out in graph(*given)]

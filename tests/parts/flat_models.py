@@ -572,6 +572,13 @@ class LastAlone(Flat):
         return self.all(ids, labels)
 
 
+class LastOfAll(LastAlone):
+    """All positions' logits are computed, of which the last one's are given."""
+
+    def forward(self, ids):
+        return LAST[self.way](self.logits(self.hidden(ids)))
+
+
 class Ended(Flat):
     """A flat model that does something to its logits."""
 

@@ -64,6 +64,15 @@ def test_an_operation_is_told_from_its_numbers(operation, words):
     assert said(X, operation(X)) == words
 
 
+def test_the_logarithm_of_probabilities_that_lost_their_digits_is_log_softmax():
+    line = torch.linspace(0, -120, 60)
+    x = torch.stack([line, line.roll(20), line.roll(40)])[None]  # their probabilities become denormal numbers, and zeros
+    y = x.softmax(-1).log()
+    assert y.isneginf().any() and not torch.allclose(y[y.isfinite()], x.log_softmax(-1)[y.isfinite()], rtol=1e-4)
+    assert said(x, y) == ["log_softmax"]
+    assert said(x, y.clamp(min=-80)) == [UNKNOWN]
+
+
 @pytest.mark.parametrize(("operation", "words"), [(lambda x: x / 8, ["÷ 8"]), (lambda x: x * 1.7, ["× 1.7"]), (lambda x: x + 1, ["+ 1"])])
 def test_an_operation_is_told_in_half_precision(operation, words):
     x = X.bfloat16()

@@ -5,9 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inspector.compare.divergence import diverge
+from inspector.inside.contributions import contributions
+from inspector.loading.loaded import attach
+from inspector.parts.errors import NoSumError
 from inspector.parts.heads import own_logits
+from inspector.parts.limits import context_length
 from inspector.parts.outputs import gives
+from inspector.parts.roles import roles
 from inspector.parts.splitting import SplitError, split
+from inspector.parts.traits import traits
 from inspector.parts.watching import Watch, by_hand, submodules
 
 from . import flat_models as models
@@ -245,6 +252,29 @@ def test_a_model_that_gives_the_last_position_alone_is_split_for_that(way, head,
     assert whole.shape == (1, 9 if targets and loss == "ok" else 1, V)
 
 
+def test_a_model_that_reads_rows_of_positions_has_the_context_and_the_positions_of_its_table():
+    model = build(models.TutorialTransformer)
+    assert context_length(model) is None  # read as [B, T], every row has one position
+    m = attach(model)
+    assert m.split.sequence_first and m.context_length == models.T
+    assert [fact.kind for fact in dict(traits(model, roles(model, "", m.split.head_names)))["positions"]] == ["learned"]
+
+
+@pytest.mark.parametrize("way", models.LAST)
+@pytest.mark.parametrize("head", [True, False], ids=["module", "function"])
+@torch.no_grad()
+def test_of_a_model_that_computes_all_logits_and_gives_the_last_ones_the_head_is_given_all_positions(way, head):
+    model = build(lambda: models.LastOfAll(way, head))
+    parts = split(model)
+    assert not parts.last_alone and parts.describe() == ("Linear(32→50)" if head else "@ wte.weight[50×32]")
+    assert not head or parts.head is model.head
+    for length in (1, 2, 5, 9, 30):
+        ids = ids_of(1, length)
+        logits = parts.head(parts.backbone(ids))
+        assert logits.shape == (1, length, V) and torch.equal(logits[:, -1], model(ids).reshape(1, V))
+        torch.testing.assert_close(logits, model.logits(model.hidden(ids)))
+
+
 @torch.no_grad()
 def test_the_last_of_a_recurrence_is_split():
     model = build(models.LastOfRecurrent)
@@ -399,6 +429,16 @@ def test_a_flat_model_whose_end_mixes_positions_is_refused():
 # Quantised by torch
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_views_that_a_quantised_model_does_not_bear_say_what_to_give_instead():
+    m = attach(torch.ao.quantization.quantize_dynamic(build(models.Flat), {nn.Linear}))
+    with pytest.raises(NoSumError, match=r"its head is quantised by torch \(head\).*give the model as it is before quantize_dynamic"):
+        contributions(m, [1, 2, 3])
+    with pytest.raises(ValueError, match=r"is quantised by torch and does not run in float64.*before quantize_dynamic"):
+        diverge(m, m, [1, 2, 3])
+    assert diverge(attach(build(models.Flat)), m, [1, 2, 3]).place is not None  # named second it is compared
+
+
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [models.Flat, lambda: models.BookGPT(BOOK), lambda: models.Nested(models.Flat())])
@@ -411,3 +451,36 @@ def test_a_dynamically_quantised_model_is_proved_at_full_length(make):
     for shape in ((1, 1), (1, 12)):
         ids = ids_of(*shape)
         assert torch.equal(parts.head(parts.backbone(ids)), model(ids))
+
+
+class FixedLength(models.Flat):
+    def forward(self, ids):
+        assert ids.shape[1] == self.length
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["measured", "named"])
+def test_a_model_that_reads_one_length_alone_is_refused_with_it(named):
+    model = build(FixedLength)
+    model.length = 32
+    if named:
+        model.length = model.block_size = 24
+    wanted = rf"reads {model.length} tokens and no fewer \(AssertionError.*wrap it in a module whose forward pads the ids to {model.length}"
+    with pytest.raises(SplitError, match=wanted):
+        split(model)
+
+
+class WithPlace(models.Flat):
+    def forward(self, ids, start_pos):
+        return super().forward(ids)
+
+
+class ByName(models.Flat):
+    def forward(self, *, input_ids, scale=1.0):
+        return super().forward(input_ids)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(WithPlace, "start_pos"), (ByName, "input_ids")])
+def test_what_a_forward_asks_for_beside_ids_is_named(kind, name):
+    with pytest.raises(SplitError, match=rf"wrap it in a module whose forward takes ids alone, int64, and gives it {name}=…$"):
+        split(build(kind))
