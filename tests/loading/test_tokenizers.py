@@ -132,7 +132,8 @@ def test_sentencepiece_beside_a_model_of_another_kind_gives_its_own_ids(folder, 
 def test_sentencepiece_that_is_read_as_it_stands_is_not_remarked_upon(folder, settings):
     own = with_pieces(folder, trained(**settings))
     edit(folder / "config.json", model_type="llama")
-    kept = load_tokenizer(str(folder))
+    options = dict(trust_remote_code=False, local_files_only=True)
+    kept, _ = tokenizers.tokenizer_at("", str(folder), load_config(str(folder)), options)
     assert type(kept).__name__ == "LlamaTokenizer" and list(tokenizers.read_otherwise(str(folder), kept)) == []
     wrong = tokenizers.AutoTokenizer.from_pretrained(ASSETS / "names-qwen2")
     assert "other ids than sentencepiece" in next(tokenizers.read_otherwise(str(folder), wrong)).english and own.unk_id() == 0
