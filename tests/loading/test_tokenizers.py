@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import inspector
 from inspector.loading import tokenizers
-from inspector.loading.finding import ASSETS
+from inspector.loading.finding import ASSETS, load_config
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
 from inspector.loading.pieces import same
