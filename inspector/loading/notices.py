@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from ..parts.roles import roles, unrecognised, unseen
 from ..parts.splitting import Split
+from ..parts.watching import PAST_CALL
 from ..parts.wrappers import Wrapper
 from ..records.notices import Notice
 from .settings import as_numbers, shipped, spelled
@@ -151,7 +152,7 @@ def wrapper_notices(wrappers: Sequence[Wrapper]) -> Iterator[Notice]:
 
 
 def unnamed_notices(m: "Loaded") -> Iterator[Notice]:
-    """Modules whose place in a decoder nothing tells, and those that run without being called: views do not show them."""
+    """Modules whose place in a decoder nothing tells, and those whose weights functions use alone: views do not show them."""
     found = roles(m.model, m.split.backbone_name, m.split.head_names)
     if names := tuple(unrecognised(m.model, found)):
         yield Notice(
@@ -164,10 +165,11 @@ def unnamed_notices(m: "Loaded") -> Iterator[Notice]:
         )
     torch_own = nn.MultiheadAttention  # whose output it computes itself; the attention as a whole is called
     past = {n: one for n, one in unseen(m.model).items() if not isinstance(m.model.get_submodule(n.rpartition(".")[0]), torch_own)}
+    past = {name: one for name, one in past.items() if one not in PAST_CALL}  # what runs by .forward is watched there
     if past:
         yield Notice(
             "unnamed",
-            f"Modules that run without being called, by .forward or by their weights: {len(past):,}. No hook sees that: call the module",
-            f"Модули, которые работают без вызова, через .forward или своими весами: {len(past):,}. Хуки этого не видят: вызывайте модуль",
+            f"Modules that are not called, while functions use their weights: {len(past):,}. No hook sees that: call the module",
+            f"Модули, которые не вызываются, а их веса берут функции: {len(past):,}. Хуки этого не видят: вызывайте модуль",
             tuple(past),
         )

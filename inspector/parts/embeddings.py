@@ -45,6 +45,21 @@ def looked_up(model: nn.Module) -> tuple[nn.Module | None, int | None]:
     return KNOWN[model]
 
 
+def input_table(model: nn.Module) -> Tensor | None:
+    """The table [V, D] that a model looks ids up in: its token embedding's weight, or a tensor of the model's own."""
+    module = input_embedding(model)
+    if module is not None:
+        return getattr(module, "weight", None)
+    try:
+        with Watch.aside(), torch.no_grad(), Lookup(ids := torch.tensor([[1, 0, 1]], device=input_device(model))):
+            model(ids[:, : context_length(model) or 3])
+    except Found as found:
+        return found.table
+    except Exception:  # the pass that asks for logits says why
+        pass
+    return None
+
+
 class Found(BaseException):
     """Ends a forward pass where the ids are looked up; code of the user's catches ``Exception``."""
 

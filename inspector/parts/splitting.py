@@ -4,7 +4,7 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from inspect import signature
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .embeddings import input_device, input_embedding
+from .embeddings import input_device, input_embedding, input_table
 from .errors import in_a_line, shown
 from .heads import Kind, Operation, RestOfForward, hidden_states, is_packed, operations, own_logits, recognise, step_logits
 from .limits import context_length, vocabulary
@@ -216,7 +216,13 @@ def found(model: nn.Module, probe_1T: Tensor, own: Tensor, finite: bool) -> Spli
             raise SplitError(f"{kind} reads ids [T, B], and where its head begins is not seen; give split() backbone= and head=")
         if known["per_tensor"] and not isinstance(model, PreTrainedModel):  # that the rest mixes no positions cannot be proved
             raise SplitError(f"{kind} is quantised, and where its head begins is not seen; give split() backbone= and head=")
-        return by_first_call(model, probe_1T, own, known)
+        parts = by_first_call(model, probe_1T, own, known)
+        if isinstance(model, PreTrainedModel) or model.get_submodule(parts.backbone_name) is not input_embedding(model):
+            return parts
+        with suppress(SplitError):  # of modules in a row the head is the last that widens, not all behind the embedding
+            tail = tail_seen(model)
+            return parts if tail is None or tail.place is None else by_tail(model, tail, probe_1T, own, known)
+        return parts
     except SplitError as error:
         tail = None if isinstance(model, PreTrainedModel) and not finite else tail_seen(model)
         if tail is None or (tail.place is not None and gives_hidden_states(model, own)):
@@ -324,7 +330,7 @@ def told(
     parts = replace(
         parts,
         operations=said(done),
-        tied=parts.tied or any(by_table(model, embedding, str(one)) for one in done),
+        tied=parts.tied or any(by_table(model, str(one)) for one in done),
         causal=bool(parts.per_tensor) or is_causal(parts, model, probe_1T, hidden),
     )
     # a temperature of ones changes no number, and is no part of the module all the same
@@ -333,11 +339,12 @@ def told(
     return proved(parts, model, probe_1T)
 
 
-def by_table(model: nn.Module, embedding: nn.Module | None, words: str) -> bool:
-    """Whether an operation multiplies by the embedding's own weight."""
-    weight = getattr(embedding, "weight", None)
-    names = [name for name, own in model.named_parameters(remove_duplicate=False) if own is weight]
-    return any(words.startswith(f"@ {name}[") for name in names)
+def by_table(model: nn.Module, words: str) -> bool:
+    """Whether an operation multiplies by the very table that ids are looked up in."""
+    if not words.startswith("@ ") or (table := input_table(model)) is None:
+        return False
+    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return any(words.startswith(f"@ {name}[") for name, own in held if own is table)
 
 
 def is_hidden(states: object, probe_1T: Tensor) -> bool:

@@ -319,13 +319,15 @@ def parts_explained(t: Translate, *trees: ModuleNode) -> RenderableType:
 def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]]], t: Translate) -> RenderableType:
     """How each model is split: (model, backbone's name, the head's description, probe length, shapes of one pass) a row.
 
-    The shapes are those of ids, hidden states and logits, as they were seen.
+    The backbone's name is "" where it is no module but the model's own forward, stopped where the head begins. The shapes are those
+    of ids, hidden states and logits, as they were seen.
     """
     result = table(t("model", "модель"), "backbone", t("head", "голова"), t("ids → hidden states → logits", "ids → состояния → логиты"))
     for name, backbone, head, _, shapes in rows:
         seen = " → ".join(held(str(list(shape))) for shape in shapes)
         said = Text(role_words(head, t), "green")
-        result.add_row(Text(visible(name)), Text(backbone, "blue"), said, Held(seen))
+        own = Text(visible(backbone) or t("its own forward, up to the head", "её собственный forward до головы"), "blue")
+        result.add_row(Text(visible(name)), own, said, Held(seen))
     probes = " / ".join(map(str, dict.fromkeys(probe for *_, probe, _ in rows)))
     proof = t(
         f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probes} token{'s' * (probes != '1')}",

@@ -180,6 +180,9 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
     if verdict.sampling.greedy:
         own, built_in = t("our own argmax", "свой argmax"), t("built in, torch.argmax", "встроенное, torch.argmax")
     off = t("off here, on by default", "здесь выключен, обычно включён")
+    by_hand = f"model.{backbone}(ids) → model.{head}(…)"
+    if not backbone:  # its own forward, stopped where the head begins
+        by_hand = t("model(ids) up to the head → head", "model(ids) до головы → голова")
     rows = (
         (
             t("calls", "вызовы"),
@@ -189,7 +192,7 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
         (
             t("forward pass", "прямой проход"),
             t("model(ids), a black box", "model(ids), чёрный ящик"),
-            f"model.{backbone}(ids) → model.{head}(…)",
+            by_hand,
         ),
         (t("sampling", "сэмплирование"), built_in, own),
         ("KV-cache", off, t("none", "нет")),

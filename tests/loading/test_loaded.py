@@ -318,5 +318,8 @@ def test_what_views_by_role_leave_out_is_noticed():
     m = attach(model, split=inspector.split(model, backbone=model.hidden, head=model.model.lm_head))
     unnamed = [notice for notice in m.notices if notice.kind == "unnamed"]
     assert any("side" in notice.names and "not known" in notice.english for notice in unnamed)
-    assert any(notice.names == ("extra",) and "without being called" in notice.english for notice in unnamed)
+    assert any(notice.names == ("extra",) and "functions use their weights" in notice.english for notice in unnamed)
     assert attach(model.model).notices == ()
+    model.hidden = lambda ids: model.extra.forward(model.model.backbone(ids))
+    again = attach(model, split=inspector.split(model, backbone=model.hidden, head=model.model.lm_head))
+    assert not any("extra" in notice.names for notice in again.notices if "use their weights" in notice.english)  # watched by its forward

@@ -484,3 +484,30 @@ class ByName(models.Flat):
 def test_what_a_forward_asks_for_beside_ids_is_named(kind, name):
     with pytest.raises(SplitError, match=rf"wrap it in a module whose forward takes ids alone, int64, and gives it {name}=…$"):
         split(build(kind))
+
+
+class OwnTable(nn.Module):
+    """The table of the embedding is a tensor of the model's own, used again or not."""
+
+    def __init__(self, tied, kind=nn.Parameter):
+        super().__init__()
+        self.E, self.U, self.mix = kind(torch.randn(V, D)), kind(torch.randn(V, D)), nn.Linear(D, D)
+        self.tied = tied
+
+    def forward(self, ids):
+        x = self.mix(F.embedding(ids, self.E)).cumsum(1)
+        return torch.einsum("btd,vd->btv", x, self.E if self.tied else self.U)
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_on_a_table_without_a_module_is_tied_where_ids_are_looked_up_in_it(tied, kind):
+    parts = split(build(lambda: OwnTable(tied, kind)))
+    assert parts.tied is tied and parts.describe() == f"@ {'E' if tied else 'U'}[50×32]"
+
+
+def test_of_modules_in_a_row_the_head_is_the_last_that_widens():
+    model = build(lambda: nn.Sequential(nn.Embedding(V, D), nn.Linear(D, D), nn.GELU(), nn.Linear(D, V)))
+    parts, ids = split(model), ids_of(1, 9)
+    assert parts.head is model[3] and parts.head_name == "3" and not parts.mixes
+    assert torch.equal(parts.backbone(ids), model[:3](ids))
