@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import inspector
 from inspector.parts.heads import own_logits
 from inspector.parts.outputs import gives
 from inspector.parts.splitting import SplitError, split
@@ -243,6 +244,35 @@ def test_a_model_that_gives_the_last_position_alone_is_split_for_that(way, head,
     assert parts.head(parts.backbone(ids)).shape == (1, 9, V)
     whole = own_logits(model, ids)
     assert whole.shape == (1, 9 if targets and loss == "ok" else 1, V)
+
+
+class ByRows(nn.Linear):
+    """A row alone is summed in another precision, as kernels may choose another way for it."""
+
+    def forward(self, x):
+        return super().forward(x) if x.shape[:-1].numel() > 1 else F.linear(x.double(), self.weight.double()).float()
+
+
+class LastOfAll(models.Flat):
+    """It makes all logits and gives the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = ByRows(D, V, bias=False)
+
+    def forward(self, ids):
+        return self.head(self.hidden(ids))[:, -1]
+
+
+@torch.no_grad()
+def test_of_a_model_that_makes_all_logits_and_gives_the_last_the_head_is_given_all_positions():
+    model = build(LastOfAll)
+    parts, ids = split(model), ids_of(1, 9)
+    hidden = parts.backbone(ids)
+    assert not torch.equal(parts.head(hidden[:, -1:])[:, 0], model(ids))
+    assert not parts.last_alone and torch.equal(parts.head(hidden)[:, -1], model(ids))
+    m = inspector.attach(model)
+    assert inspector.verify(m, [1, 5, 7], inspector.Sampling(temperature=0), max_new_tokens=3).level == "bitwise"
 
 
 @torch.no_grad()
