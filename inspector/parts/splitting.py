@@ -478,15 +478,36 @@ def proved(parts: Split, model: nn.Module, probe_1T: Tensor) -> Split:
         if not isinstance(by_parts, Tensor):
             raise SplitError(f"{kind}: the head gives {type(by_parts).__name__}, not the tensor of the logits")
         if own.shape[1] == 1 < by_parts.shape[1]:  # it gives the last position's alone
-            check_each_length(parts, model, ids_1T)
+            parts = proved_for_last(parts, model, ids_1T)
             continue
         if by_parts.shape[:-1] != own.shape[:-1]:
             raise SplitError(f"{kind} gives logits of shape {tuple(own.shape)}, the parts {tuple(by_parts.shape)}: they are not its parts")
         if not torch.equal(by_parts, own):
             raise refusal(kind, parts, by_parts, own)
         if form_of(model).alone is not None:
-            check_each_length(parts, model, ids_1T)
+            parts = proved_for_last(parts, model, ids_1T)
     return replace(parts, probe=probe_1T.shape[1] + length)
+
+
+def proved_for_last(parts: Split, model: nn.Module, ids_1T: Tensor) -> Split:
+    """The parts of a model that gives the last position's logits alone, if they give these as the model does.
+
+    Most such models give their head the last position alone. Of others it makes all logits, and the last of them are taken.
+
+    Raises:
+        SplitError: the parts do neither.
+    """
+    try:
+        check_each_length(parts, model, ids_1T)
+    except SplitError as error:
+        if not parts.last_alone:
+            raise
+        parts = replace(parts, last_alone=False)
+        try:
+            check_each_length(parts, model, ids_1T)
+        except SplitError:
+            raise error from None
+    return parts
 
 
 def check_each_length(parts: Split, model: nn.Module, ids_1T: Tensor) -> None:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import inspector
 from inspector.compare.divergence import diverge
 from inspector.inside.contributions import contributions
 from inspector.loading.loaded import attach
@@ -273,6 +274,35 @@ def test_of_a_model_that_computes_all_logits_and_gives_the_last_ones_the_head_is
         logits = parts.head(parts.backbone(ids))
         assert logits.shape == (1, length, V) and torch.equal(logits[:, -1], model(ids).reshape(1, V))
         torch.testing.assert_close(logits, model.logits(model.hidden(ids)))
+
+
+class ByRows(nn.Linear):
+    """A row alone is summed in another precision, as kernels may choose another way for it."""
+
+    def forward(self, x):
+        return super().forward(x) if x.shape[:-1].numel() > 1 else F.linear(x.double(), self.weight.double()).float()
+
+
+class LastOfAll(models.Flat):
+    """It makes all logits and gives the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = ByRows(D, V, bias=False)
+
+    def forward(self, ids):
+        return self.head(self.hidden(ids))[:, -1]
+
+
+@torch.no_grad()
+def test_of_a_model_that_makes_all_logits_and_gives_the_last_the_head_is_given_all_positions():
+    model = build(LastOfAll)
+    parts, ids = split(model), ids_of(1, 9)
+    hidden = parts.backbone(ids)
+    assert not torch.equal(parts.head(hidden[:, -1:])[:, 0], model(ids))
+    assert not parts.last_alone and torch.equal(parts.head(hidden)[:, -1], model(ids))
+    m = inspector.attach(model)
+    assert inspector.verify(m, [1, 5, 7], inspector.Sampling(temperature=0), max_new_tokens=3).level == "bitwise"
 
 
 @torch.no_grad()
