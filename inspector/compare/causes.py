@@ -54,8 +54,14 @@ def shortened(value: object) -> str:
 
 
 def stamps(model: nn.Module) -> dict[str, object]:
-    """What tells that a model was changed: of each parameter and buffer its address and version, of each module its plain numbers."""
-    tensors = {name: stamp(tensor) for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+    """What tells that a model was changed: of each parameter and buffer its address and version, of each module its plain numbers.
+
+    Rotary frequencies are compared by their values.
+    """
+    tensors = {
+        name: tuple(tensor.tolist()) if name.endswith("inv_freq") and tensor.dim() == 1 and not tensor.is_meta else stamp(tensor)
+        for name, tensor in chain(model.named_parameters(), model.named_buffers())  # some kinds of RoPE write theirs anew in every pass
+    }
     numbers = {
         f"{name}.{key}".lstrip("."): value
         for name, module in model.named_modules()

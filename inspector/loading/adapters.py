@@ -76,6 +76,11 @@ def alone(name: str, path: Path) -> Adapter | None:
         )
     if not any(check_regular(name, path / file) for file in WEIGHTS):
         raise LoadError(f"{name}: the adapter's weights, {WEIGHTS[0]}, are missing: put them beside {CONFIG}")
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise LoadError(
+            f"{name}: an adapter whose base model {base} (base_model_name_or_path) cannot be had: there is no such folder: "
+            f"write into {CONFIG} where it is"
+        )
     if not has_peft():
         raise LoadError(
             f"{name}: an adapter ({kind}) of the base model {base}: to load both, the package peft is needed: pip install peft; "

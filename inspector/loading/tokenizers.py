@@ -19,6 +19,7 @@ from .templates import unreadable
 Words = tuple[str, str]  # in English and in Russian
 OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "*.tiktoken", "*.spm", "*.vocab")
+LARGE = 2**20  # bytes
 FETCH = ("fetch the tokenizer's files again", "получите файлы токенизатора заново")
 PACKAGES = {  # files of vocabularies that are read by packages of their own → module, its package
     "*.model": (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf")),
@@ -117,9 +118,19 @@ def damaged(folder: Path) -> Words | None:
                 continue
         except LoadError as error:
             return (said := str(error).removeprefix(": ")), said
+        if path.suffix == ".json" and path.stat().st_size > LARGE and is_closed(path):
+            continue  # whoever reads it parses it: twice takes as long as all else of loading a tokenizer
         if why := content(path)[1] if path.suffix == ".json" else pretender(path.read_bytes()[:1000]):
             return f"{path.name} {why[0]}", f"{path.name}: {why[1]}"
     return None
+
+
+def is_closed(path: Path) -> bool:
+    """Whether a JSON file begins and ends as an object does."""
+    with path.open("rb") as file:
+        begin = file.read(1)
+        file.seek(-16, 2)
+        return begin == b"{" and file.read().rstrip().endswith(b"}")
 
 
 def missing(folder: Path | None) -> Words:

@@ -27,7 +27,8 @@ def weights_notices(model: nn.Module, held: Stored, found: Fit, run: torch.dtype
         yield Notice(
             "prefix",
             f"The names of the weights in the file begin with {prefix!r}{of_wrapper(prefix)}, and the model's do not: loaded without it",
-            f"Имена весов в файле начинаются с {prefix!r}{of_wrapper(prefix, 'или', 'и')}, а в модели нет: загружено без этого начала",
+            f"Имена весов в файле начинаются с {prefix!r}{of_wrapper(prefix, 'или', 'и')}, а имена в модели нет: "
+            "загружено без этого начала",
         )
     yield from tied_notices(found)
     yield from dtype_notices(held, found, run)
@@ -130,7 +131,12 @@ def unused_said(kind: str, model: nn.Module, held: Stored, found: Fit, names: Se
             f"{weights} of a quantisation {be} not used: config.json has no quantization_config, and the others run as they are stored",
             f"Весов квантования, которые не использованы: {count}: в config.json нет quantization_config, остальные идут как хранятся",
         ),
-        "other": (f"Weights of the checkpoint that are not in the model: {count}", f"Веса чекпойнта, которых в модели нет: {count}"),
+        "other": (
+            f"Weights of the checkpoint that are not in the model: {count}: it runs without them; if they are to act, take the config.json "
+            "and the code that they were saved with",
+            f"Веса чекпойнта, которых в модели нет: {count}: она работает без них; если они нужны, возьмите config.json и код, с которыми "
+            "они сохранены",
+        ),
     }[kind]
 
 

@@ -248,3 +248,17 @@ def test_special_tokens_in_a_prompt_are_told():
     m = load("names-qwen2")
     token = m.tokenizer.eos_token
     assert token in " ".join(one.english for one in m.remarks(f"Анна{token}"))
+
+
+def test_a_large_tokenizer_that_is_cut_is_damaged_and_a_whole_one_is_not_parsed_twice(folder, monkeypatch):
+    monkeypatch.setattr(tokenizers, "LARGE", 100)
+    file = folder / "tokenizer.json"
+    parsed = []
+    monkeypatch.setattr(tokenizers, "content", lambda path: parsed.append(path.name) or (None, None))
+    assert tokenizers.damaged(folder) is None and "tokenizer.json" not in parsed
+    monkeypatch.undo()
+    monkeypatch.setattr(tokenizers, "LARGE", 100)
+    file.write_bytes(file.read_bytes()[:300])
+    assert "tokenizer.json is damaged" in tokenizers.damaged(folder)[0]
+    file.write_text('{"model": ' + " " * 200 + "x}")
+    assert "tokenizer.json cannot be read by tokenizers" in load(str(folder)).notices[0].english

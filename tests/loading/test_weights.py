@@ -146,7 +146,9 @@ def test_a_prefix_of_every_form_of_files(tmp_path, config, form):
     [line] = told(folder)
     assert "'module.'" in line
     spread = dict(max_memory={"cpu": 8000}) if form == "disk" else {}
-    torch.testing.assert_close(load(str(folder), **spread).model(IDS).logits, expected)
+    m = load(str(folder), **spread)
+    torch.testing.assert_close(m.model(IDS).logits, expected)
+    assert "(DataParallel или DDP)" in m.notices[0].russian
 
 
 def test_the_base_alone_with_a_tied_head_and_names_without_model_load(tmp_path):
@@ -181,7 +183,7 @@ UNUSED = [  # weights that are added → what is said of them
     ({"optimizer.state.0.exp_avg": 2}, "1 weight left over from training is not used"),
     ({"model.layers.0.self_attn.q_proj.lora_A.default.weight": 2}, "1 weight of an adapter in the model's own file is not used"),
     ({"model.layers.0.self_attn.q_proj.input_scale": 1, "model.layers.0.self_attn.k_scale": 1}, "2 weights of a quantisation are not used"),
-    ({"something.weight": 2}, "Weights of the checkpoint that are not in the model: 1"),
+    ({"something.weight": 2}, "Weights of the checkpoint that are not in the model: 1: it runs without them; if they are to act, take"),
     ({f"model.layers.{i}.self_attn.o_proj.bias": 16 for i in range(3)}, "3 biases are not used, so that what runs is not the model"),
     ({"lm_head.bias": 65}, "1 bias is not used"),
     (
@@ -686,6 +688,14 @@ def test_without_peft_an_adapter_names_the_package_and_the_base(tmp_path, monkey
     assert f"of the base model {tmp_path / 'base'}" in line and "pip install peft" in line
     with pytest.raises(LoadError, match="pip install peft"):
         outlined(str(folder))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_an_adapter_whose_base_is_gone_says_that_and_names_no_package(tmp_path, monkeypatch, installed):
+    monkeypatch.setattr(adapters, "has_peft", lambda: installed)
+    line = refused(adapted(tmp_path / "adapter", str(tmp_path / "gone")))
+    assert line.endswith("cannot be had: there is no such folder: write into adapter_config.json where it is")
+    assert str(tmp_path / "gone") in line and "peft" not in line
 
 
 @needs_peft
