@@ -122,7 +122,7 @@ def unparsed(folder: Path) -> Iterator[str]:
 
 
 def asked_of_transformers(error: BaseException) -> tuple[str, str] | None:
-    """Class and attribute, of one that an object of transformers does not have; of a model's own class, one that its code defines nowhere."""
+    """Class and attribute, of one that transformers' object does not have; of a model's own class, one that its code defines nowhere."""
     found = re.search(r"'(\w+)' (?:object )?has no attribute '(\w+)'", str(error))
     if not isinstance(error, AttributeError) or not found:
         return None
