@@ -366,11 +366,12 @@ def there_is(error: typer.TyperException) -> str:
 
 
 def dashed(context: typer.Context) -> str | None:
-    """What on the command line may be a prompt that begins with a dash, where the verb takes one: no option, and none's name cut short."""
+    """What on the command line may be a prompt that begins with a dash, where the verb takes one: nothing like an option."""
     if not any(own.name == "prompt" and own.param_type_name == "argument" for own in context.command.params):
         return None
-    names = {name for own in context.command.params for name in own.opts}
-    return next((word for word in sys.argv[1:] if word.startswith("-") and not word.startswith("--") and word not in names), None)
+    return next(
+        (word for word in sys.argv[1:] if word.startswith("-") and not re.fullmatch("--?([A-Za-z][A-Za-z0-9-]*(=.*)?)?", word)), None
+    )
 
 
 def fail(message: str, code: int = 2) -> int:

@@ -165,11 +165,13 @@ def sequences_of(tokenizer: PreTrainedTokenizerBase, word: str) -> list[tuple[in
     """The sequences of tokens that a word is written with in running text, as it is given, that of the word by itself first.
 
     They are those of the word at the beginning, behind a space and between marks, and the single tokens that hold it.
-    A sequence that ends with another is left out.
+    A sequence that ends with another is left out. Two ways of writing it are not among them: by smaller pieces than the tokenizer
+    takes, and, in a vocabulary that was merged without a division into words, by a token that holds an end of the word and what
+    stands beside it ("T", "h", "e, "), unless that is one of ``BEFORE`` and ``AFTER``.
     """
-    found = [*in_contexts(tokenizer, word), *((id,) for id in holding(vocabulary(tokenizer), word))]
-    found = list(dict.fromkeys(filter(None, found)))
-    return [ids for ids in found if not any(ids != other and ids[-len(other) :] == other for other in found)]
+    found = dict.fromkeys(filter(None, in_contexts(tokenizer, word)))
+    found |= dict.fromkeys((id,) for id in holding(vocabulary(tokenizer), word))
+    return [ids for ids in found if not any(ids[begin:] in found for begin in range(1, len(ids)))]
 
 
 def in_contexts(tokenizer: PreTrainedTokenizerBase, word: str) -> Iterator[tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """What tokens show, what they add to a text, and the tokens that a text names: over tokenizers of every kind, by random ids."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -286,11 +287,14 @@ def test_a_text_in_which_a_bad_word_stands_holds_a_banned_sequence(name, word):
         around += ["He said{}", "He said{} it", "Anna{}"]
     for text in (frame.replace("{}", word) for frame in around):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if tokenizer.unk_token_id in ids or ("–" in text and name == "byte-level"):  # whose words are split by any letter beside them
+        if tokenizer.unk_token_id in ids:
             continue
         stopped = [
             i for i, id in enumerate(ids) if ban(torch.tensor([ids[:i]], dtype=torch.long), torch.zeros(1, size))[0, id] == -torch.inf
         ]
+        if not stopped and name == "byte-level" and "–" in text:  # a token across the end of the word, as ``sequences_of`` says
+            assert "e, " in [vocabulary(tokenizer).added[id] for id in ids]
+            continue
         assert stopped, (text, tokenizer.convert_ids_to_tokens(ids), [tokenizer.convert_ids_to_tokens(ids) for ids in banned])
 
 
@@ -303,7 +307,8 @@ def test_a_bad_word_bans_no_part_of_another_word_and_no_other_case(name):
             text = tokenizer.decode(list(ids))
             assert (word if "lower" not in name else word.lower()) in text
             if len(ids) == 1:
-                assert known.added[ids[0]].strip(" \"(-,.!)'\n1") in (word, word.lower() if "lower" in name else word) or not text.isalnum()
+                written = word.lower() if "lower" in name else word
+                assert re.search(rf"(?<!\w){written}(?!\w)", known.added[ids[0]].strip("1")), known.added[ids[0]]
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/stories260K, which is not here")
@@ -339,7 +344,8 @@ def test_every_token_is_named_by_what_it_shows(name):
 def test_a_text_that_may_mean_several_tokens_names_all():
     m = with_tokenizer("llama")
     known = vocabulary(m.tokenizer)
-    assert m.ids_named("cat") == [known.named["▁cat"]] or m.ids_named("cat") == [known.named["cat"], known.named["▁cat"]]
+    pieces = [piece for piece in ("cat", "▁cat") if piece in m.tokenizer.get_vocab()]
+    assert m.ids_named("cat") == [known.named[piece] for piece in pieces] and pieces
     assert m.ids_named("\n")[-1] == known.named["<0x0A>"] == m.token_id("<0x0A>")
     assert m.ids_named("3")[0] == known.named["3"] and m.ids_named("3")[-1] == 3  # as a number, too
     with pytest.raises(ValueError, match=r"makes \d+ tokens of it: give the text of one token"):
