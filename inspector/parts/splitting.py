@@ -221,7 +221,8 @@ def found(model: nn.Module, probe_1T: Tensor, own: Tensor, finite: bool) -> Spli
             return parts
         with suppress(SplitError):  # of modules in a row the head is the last that widens, not all behind the embedding
             tail = tail_seen(model)
-            return parts if tail is None or tail.place is None else by_tail(model, tail, probe_1T, own, known)
+            shorter = parts if tail is None or tail.place is None else by_tail(model, tail, probe_1T, own, known)
+            return parts if shorter.operations == parts.operations else shorter
         return parts
     except SplitError as error:
         tail = None if isinstance(model, PreTrainedModel) and not finite else tail_seen(model)
