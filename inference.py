@@ -99,7 +99,7 @@ def main(
     settings = [asked.settings(m, DEFAULTS) for m in models]
     samplings = [sampling for sampling, _ in settings]
     loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
-    known = notices((one for m in models for one in m.notices), t)
+    known = notices([*models[0].notices, *models[1].notices, *reading.remarks(models[0], prompts[0])], t)
     screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t), *known)
     if model is None and names[0] != DEFAULT:
         screen.show(*lesson.stand_in(DEFAULT, names[0], t))

@@ -41,7 +41,12 @@ def spans(text: str) -> list[str]:
 
 COMMANDS = list(dict.fromkeys(command for page in SISTERS for command in commands(TEXTS[page])))  # equal ones run once
 EXAMPLES = {f"{page}, {i}": block for page in SISTERS for i, block in enumerate(blocks(TEXTS[page], "python"), 1)}
-PORT = next(block for block in EXAMPLES.values() if block.startswith("# port.py"))
+FILES = {found[1]: block for block in EXAMPLES.values() if (found := re.match(r"# (\w+\.py): ", block))}  # what FILE.py:factory reads
+ADAPTER = "python examples/adapter.py runs/adapter"  # what other commands of its page read
+OTHERWISE = {  # a command that shows how it ends when something does not hold → its exit code
+    "inspector diverge names-qwen2 examples/ported.py:faulty Крас": 1,
+    "inspector diverge names-qwen2 runs/adapter Крас": 1,
+}
 # What makes a command quick enough for a test; everything else about it stays.
 SHORTER = {
     "inspector train": "--corpus examples/items.txt --steps 2 --evaluate-every 2 --d-model 32 --n-layers 1",
@@ -172,8 +177,14 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    Path("port.py").write_text(PORT, encoding="utf8")
+    for file, text in FILES.items():
+        Path(file).write_text(text, encoding="utf8")
     Path("examples").symlink_to(ROOT / "examples")
+    if "adapter" in command:
+        pytest.importorskip("peft")
+    if "runs/adapter" in command:
+        monkeypatch.setattr(sys, "argv", ADAPTER.split()[1:])
+        runpy.run_path("examples/adapter.py", run_name="__main__")
     if name == "accelerate":
         launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments]
         done = subprocess.run(launcher, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200)
@@ -196,7 +207,30 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
         else:
             assert (name, arguments[0]) == ("python", "inference.py")
             runpy.run_path(str(ROOT / "inference.py"), run_name="__main__")
-    assert exit.value.code == 0, capfd.readouterr().err
+    assert exit.value.code == OTHERWISE.get(command, 0), capfd.readouterr().err
+
+
+def test_commands_that_end_otherwise_are_shown():
+    assert {*OTHERWISE, ADAPTER} <= set(COMMANDS) and set(FILES) == {"two.py"}
+
+
+@pytest.mark.parametrize(("page", "language"), [("docs/your_model.md", "en"), ("docs/ru/your_model.md", "ru")])
+def test_the_fault_of_the_port_is_named_as_the_page_shows(page, language, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    command = f"inspector diverge names-qwen2 {ROOT}/examples/ported.py:faulty Крас --lang {language}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit):
+        main()
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    [excerpt] = blocks(TEXTS[page], "text")
+    assert len(excerpt.splitlines()) == 3 and set(excerpt.splitlines()[1:]) <= set(shown)
+
+
+def test_the_model_that_is_split_by_hand_cannot_be_split_otherwise():
+    given = {}
+    exec(compile(FILES["two.py"], "two.py", "exec"), given)
+    with pytest.raises(ValueError, match="mixes positions; give split\\(\\) backbone= and head="):
+        inspector.split(given["Two"]())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

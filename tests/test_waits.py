@@ -2,6 +2,7 @@
 itself where it is."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_a_step_waits_three_times_at_most(settings, listed):
 @EVERY
 def test_rows_of_a_batch_wait_together(tiny, settings):
     """A batch's step waits as often as a single row's."""
-    m, sampling = tiny("qwen2"), Sampling(**settings | dict(forced_eos_token_id=None))
+    m, sampling = replace(tiny("qwen2"), vocab_size=V), Sampling(**settings | dict(forced_eos_token_id=None))
     rows = [new_row(m, ids, sampling, STEPS) for ids in (PROMPT, PROMPT[:3], PROMPT[1:])]
     with Waits() as waits:
         batches = sum(row == 0 for row, *_ in side_by_side(scripted(), rows))

@@ -6,6 +6,7 @@ torch and everything that needs it is imported inside the verbs, so that ``--hel
 import logging
 import os
 import re
+import shlex
 import sys
 import sysconfig
 import warnings
@@ -27,7 +28,7 @@ from ..records.generation import Setting
 from ..render.screen import LiveSteps, Screen, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
 from ..render.steps import computing_line, continuations, text_panel
-from ..render.tables import program
+from ..render.tables import notices, program
 from ..render.text import visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict_line
@@ -75,24 +76,27 @@ def tree(
     *,
     out: Output,
 ) -> None:
-    """Print the module tree and what the model costs, from its config.json alone: no weights are read or fetched."""
+    """Print the module tree and what the model costs, from its config.json and the headers of its files: no weights are read or fetched."""
     at_least_one(depth=depth, context=context)
     t, console = out.t, out.console
     with busy("loading torch …") as say:
         with importing():
-            from ..loading.loading import outline
+            from ..loading.loading import outlined
             from ..parts.structure import differences, measured, trait_differences
 
-        trees = []
+        trees, notices = [], []
         for name in (model, diff) if diff is not None else (model,):
             say(t(f"building {visible(name)} …", f"сборка {visible(name)} …"))
-            trees.append(measured(*outline(name, dtype, trust_remote_code), context))
+            skeleton, parts, said = outlined(name, dtype, trust_remote_code)
+            notices.append(said)
+            trees.append(measured(skeleton, parts, context))
+    out.remarks(*(one for said in notices for one in said))
     if diff is None:
         node, costs, traits = trees[0]
         console.print(tree_panel(node, model, console.width, t, costs, traits, depth))
         console.print(parts_explained(t, node))
         shown = node if depth is None else node.cut(depth)
-        result = dict(tree=to_json(shown), sums=node.sums(), traits=to_json(traits), costs=to_json(costs))
+        result = dict(tree=to_json(shown), sums=node.sums(), traits=to_json(traits), costs=to_json(costs), notices=to_json(notices[0]))
     else:
         (a, costs_a, traits_a), (b, costs_b, traits_b) = trees
         rows = [row for row in differences(a, b) if depth is None or row.role.count(".") < depth]
@@ -104,6 +108,7 @@ def tree(
             roles=[to_json(row) | dict(equal=row.equal) for row in rows],
             sums=[a.sums(), b.sums()],
             costs=to_json([costs_a, costs_b]),
+            notices=to_json(notices),
         )
     out.write(result)
 
@@ -147,7 +152,7 @@ def run(
     from ..loop.decoding import run as generate
 
     sampling, origins = asked.settings(m)
-    ids = None if lines else reading.encode(m, prompt)
+    m, ids = (m, None) if lines else out.read(m, prompt, reading)
     if explain:
         from ..loop.settings import explained
 
@@ -179,15 +184,17 @@ def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_
     """Runs the prompts of ``file``, (line number, prompt) each, and shows what they became; returns the runs in their order."""
     from ..loop.batches import run_prompts
 
-    ids = []
+    ids, remarks = [], []
     for number, text in lines:
         try:
             ids.append(reading.encode(m, text))
             m.prompt(ids[-1])
+            remarks.append(reading.remarks(m, text))
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
     texts = [text for _, text in lines]
     unknown = list(dict.fromkeys(character for text in texts for character in m.unknown(text)))
+    screen.show(*notices((one for found in remarks for one in found), t))
     screen.show(computing_line([m.origin.name], threads_now(), t), settings_line(sampling, origins, t))
     waiting = process.waiting(alone=processes.count == 1)
     with waiting as stop_where_asked, Console(stderr=True, quiet=processes.rank > 0).status("") as status:
@@ -204,7 +211,7 @@ def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_
                 raise typer.Exit(2) from None
             raise
     screen.show(continuations(texts, runs, unknown, t))
-    return runs
+    return [replace(run, notices=(*run.notices, *found)) if found else run for run, found in zip(runs, remarks, strict=True)]
 
 
 @app.command()
@@ -227,11 +234,12 @@ def verify(
     console = out.console
     m = how.load(model)
     out.remarks(*m.notices)
+    sampling, _ = asked.settings(m)
+    m, ids = out.read(m, prompt, reading)
     with busy(out.t("comparing …", "сравнение …")):
         from ..compare.verifying import verify as compare
 
-        sampling, _ = asked.settings(m)
-        verdict = compare(m, reading.encode(m, prompt), sampling, asked.max_new_tokens)
+        verdict = compare(m, ids, sampling, asked.max_new_tokens)
     console.print(verdict_line(model, verdict, out.t, threads_now()))
     out.write(verdict)
     if not verdict.holds(require):
@@ -349,8 +357,21 @@ def silence_libraries() -> None:
 def there_is(error: typer.TyperException) -> str:
     """What to give instead of what typer refuses: the verbs of the group where a verb was wrong, else who lists it."""
     context = getattr(error, "ctx", None)
+    if getattr(error, "option_name", None) and context is not None and (word := dashed(context)):
+        place = sys.argv.index(word)
+        line = shlex.join([*sys.argv[1:place], *sys.argv[place + 1 :], "--", word])
+        return f"--help lists what there is; put -- before a prompt that begins with a dash: inspector {line}"
     names = context.command.list_commands(context) if hasattr(context and context.command, "list_commands") else []
     return f"choose {', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "--help lists what there is"
+
+
+def dashed(context: typer.Context) -> str | None:
+    """What on the command line may be a prompt that begins with a dash, where the verb takes one: nothing like an option."""
+    if not any(own.name == "prompt" and own.param_type_name == "argument" for own in context.command.params):
+        return None
+    return next(
+        (word for word in sys.argv[1:] if word.startswith("-") and not re.fullmatch("--?([A-Za-z][A-Za-z0-9-]*(=.*)?)?", word)), None
+    )
 
 
 def fail(message: str, code: int = 2) -> int:

@@ -91,7 +91,7 @@ def trace(
 
     m = how.load(model, finite=False)
     out.remarks(*m.notices)
-    ids = reading.encode(m, prompt)
+    m, ids = out.read(m, prompt, reading)
     with busy(t("reading the prompt …", "чтение промпта …")):
         result = function_of(VIEWS[view.name])(m, ids, **arguments)
         for name in BELOW if view.name == STATISTICS and not view.role else ():
@@ -133,10 +133,10 @@ def contributions(
     t, console = out.t, out.console
     m = how.load(model)
     out.remarks(*m.notices)
+    m, ids = out.read(m, prompt, reading)
     with busy(t("summing up …", "сложение …")):
         from ..inside.contributions import contributions as sum_up
 
-        ids = reading.encode(m, prompt)
         record = sum_up(m, ids, None if token is None else m.token_id(token), heads)
     console.print(out.fed(model, m, ids, prompt, reading))
     console.print(effects.contributions_view(record, console.width, t, top))
@@ -170,11 +170,13 @@ def intervene(
     wanted = interventions(ablate or [], ablate_with, scale or [], patch or [], source, position)
     m = how.load(model)
     out.remarks(*m.notices)
+    sources = {}
+    if source is not None:
+        m, sources[source] = out.read(m, source, reading)
+    m, ids = out.read(m, prompt, reading)
     with busy(t("changing …", "изменение …")):
         from ..inside.interventions import effect
 
-        ids = reading.encode(m, prompt)
-        sources = {} if source is None else {source: reading.encode(m, source)}
         record = effect(m, ids, wanted, sources)
     console.print(out.fed(model, m, ids, prompt, reading))
     if sources:
@@ -238,11 +240,12 @@ def diverge(
     models = [how.load(name, dtype=dtype) for name, dtype in ((a, dtype_a), (b, dtype_b))]
     how.settle(*(m.model for m in models))
     out.remarks(*models[0].notices, *models[1].notices)
+    speaks = 1 if models[0].tokenizer is None else 0
+    models[speaks], ids = out.read(models[speaks], prompt, reading)
     with busy(t("comparing …", "сравнение …")):
         from ..compare.divergence import diverge as compare
 
-        speaker = models[1] if models[0].tokenizer is None else models[0]
-        result = compare(*models, reading.encode(speaker, prompt), max_new_tokens)
+        result = compare(*models, ids, max_new_tokens)
     out.header(a, b)
     out.console.print(parting.divergence_report(result, t))
     out.write(result)

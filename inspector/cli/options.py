@@ -232,6 +232,10 @@ class PromptOptions:
         """The ids of a prompt; of none those of an empty one."""
         return m.encode(prompt or "", self.system, self.raw)
 
+    def remarks(self, m, prompt: str | None) -> tuple[Notice, ...]:
+        """What to know of a prompt that ``encode`` takes."""
+        return m.remarks(prompt or "", self.system, self.raw)
+
 
 @dataclass(frozen=True)
 class Output:
@@ -265,6 +269,13 @@ class Output:
         """Says what to know of what was loaded."""
         for panel in notices(found, self.t):
             self.notices.print(panel)
+
+    def read(self, m, prompt: str | None, reading: PromptOptions):
+        """The ids of a prompt, after the model with what is to be known of them beside its own, which is said."""
+        ids = reading.encode(m, prompt)
+        found = reading.remarks(m, prompt)
+        self.remarks(*found)
+        return replace(m, notices=(*m.notices, *found)), ids
 
     def header(self, *names: str) -> None:
         """Says which models compute, and with how many threads."""

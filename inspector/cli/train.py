@@ -1,6 +1,7 @@
 """``inspector train``: its options, and what it shows while it trains."""
 
 import os
+import time
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ KINDS = {  # of lines of the embedded corpus, and its parts, in Russian
     "train": "для обучения",
     "validation": "отложенных",
 }
+UNTIL_SAID = 20.0  # seconds; a launcher ends all processes once one has ended, and the first must have said why before
 SettingsOfModels = make_dataclass(  # those of a recipe that only some models have
     "SettingsOfModels",
     [(own.name, Annotated[own.type, typer.Option(help=own.metadata["help"])], own.default) for own in fields(Recipe) if own.name in NEEDED],
@@ -81,6 +83,7 @@ def train(
         check_out(out, resume)
     except ValueError:
         if os.environ.get("RANK", "0") != "0":  # of several processes the first one says it
+            time.sleep(UNTIL_SAID)
             raise typer.Exit(2) from None
         raise
     with busy(t("loading torch …", "загрузка torch …")), importing():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..loading.loaded import Loaded
 from ..parts.heads import logits_of
+from ..parts.outputs import forward
 from ..parts.watching import Call, alike, close
 
 
@@ -32,12 +33,12 @@ def fed_otherwise(m: Loaded, ids_1T: Tensor, call: Call | None) -> tuple[str, st
         if n < T and torch.equal(fed_1T, ids_1T[:, -n:]):
             return f"{english}the last {n} of {T} tokens", f"{russian}только последние токены: {n} из {T}"
         return f"{english}other ids: {shortened(fed_1T)}", f"{russian}другие номера токенов: {shortened(fed_1T)}"
-    own_1TV = logits_of(m.model(ids_1T, use_cache=False))
+    own_1TV = logits_of(forward(m.model, ids_1T))
     for name, value in given.items():
         if name == "use_cache" or not isinstance(value, (int, float, Tensor)) or (isinstance(value, Tensor) and not value.numel()):
             continue
         try:
-            with_it_1TV = logits_of(m.model(ids_1T, use_cache=False, **{name: value}))
+            with_it_1TV = logits_of(forward(m.model, ids_1T, **{name: value}))
         except Exception:  # the model of a stranger does not take it by itself
             continue
         same = alike if with_it_1TV.shape == own_1TV.shape else close  # fewer rows go through other products
@@ -53,8 +54,14 @@ def shortened(value: object) -> str:
 
 
 def stamps(model: nn.Module) -> dict[str, object]:
-    """What tells that a model was changed: of each parameter and buffer its address and version, of each module its plain numbers."""
-    tensors = {name: stamp(tensor) for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+    """What tells that a model was changed: of each parameter and buffer its address and version, of each module its plain numbers.
+
+    Rotary frequencies are compared by their values.
+    """
+    tensors = {
+        name: tuple(tensor.tolist()) if name.endswith("inv_freq") and tensor.dim() == 1 and not tensor.is_meta else stamp(tensor)
+        for name, tensor in chain(model.named_parameters(), model.named_buffers())  # some kinds of RoPE write theirs anew in every pass
+    }
     numbers = {
         f"{name}.{key}".lstrip("."): value
         for name, module in model.named_modules()

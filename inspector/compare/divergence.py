@@ -8,12 +8,16 @@ The search goes from the outside inwards: the blocks; inside the first block tha
 feed-forward; inside the first of these that differs its parts. So two models whose blocks do the same agree, however their
 insides are arranged (a norm's weights folded into the projection after it, heads in another order).
 
+A component that runs several times is compared call by call: "layers.0.attn#2" with "layers.0.attn#2", or, where the two run their
+blocks equally often and only one of them repeats some (weights tied over depth), each call of a block with the other's in the same turn.
+
 Shape letters: B batch, T tokens, R rows of a tensor (its last dimension left out), V vocabulary.
 """
 
 import math
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -27,22 +31,24 @@ from ..parts.errors import whole
 from ..parts.heads import own_logits
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..parts.roles import spans
-from ..parts.watching import Call, Watch, first_numbers, states, substituted
+from ..parts.watching import Call, Watch, first_numbers, states, substituted, unnamed
 from ..records.comparison import ComponentGap, Divergence, Flip, Gap, Place
 
+BLOCK = re.compile(r"layers\d*\.\d+(#\d+)?")  # a call of one
 AT_ONCE = 2**24  # numbers of two tensors that are compared in float64 at a time: logits of a long prompt are a gigabyte
 Rows = dict[tuple[str, str], Tensor]  # (role, "input" or "output") → the largest difference [R] of each row of the tensor
 
 
 @dataclass
 class Kept:
-    """The only call of a component in a forward pass: the hidden states given to it, and what it made of them.
+    """One call of a component in a forward pass: the hidden states given to it, what it made of them, and the calls it began in.
 
     Tensors that are not kept are on the meta device: a shape and a dtype.
     """
 
     states: list[Tensor]
     output: Tensor | None = None
+    around: tuple[str, ...] = ()
 
 
 def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) -> Divergence:
@@ -69,6 +75,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     own_a, logits_a = record(a, ids_1T, keep=())  # forms alone: all activations of a long prompt would be more than the weights
     logits_a = logits_a.clone()  # where both are one model, its next pass may write into the same memory
     own_b, logits_b = record(b, ids_1T, keep=())
+    turns = in_turn(own_a, own_b)
+    own_b = {turns.get(name, name): call for name, call in own_b.items()}
     width = min(logits_a.shape[-1], logits_b.shape[-1])  # the head's padding may differ
     own_a["logits"] = Kept([logits_a[..., :width]])
     logits_difference = float(differences(logits_a[..., :width], logits_b[..., :width]).max())
@@ -84,7 +92,7 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
 
     dtypes = a.dtype, b.dtype
     step = max(torch.finfo(dtype).eps for dtype in dtypes)
-    around = parents(a, shared)
+    around = parents(own_a, shared)
     free_rows = rounding_of(a, dtypes[1], own_a, ids_1T, [], [])
     components, forced, scope, place = [], [], "", None
     while True:
@@ -92,8 +100,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         forced += inside
         kept, _ = record(a, ids_1T, keep=inside)
         own_a |= {role: kept[role] for role in inside}
-        free = compare(b, own_a, ids_1T, [], inside)
-        found = compare(b, own_a, ids_1T, forced, inside)
+        free = compare(b, own_a, ids_1T, [], inside, turns)
+        found = compare(b, own_a, ids_1T, forced, inside, turns)
         own = rounding_of(a, dtypes[1], own_a, ids_1T, forced, inside)
         level = []
         for role in [*inside, *(["logits"] if not scope else [])]:
@@ -137,7 +145,9 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         margin_b=margin(last_b),
         compared_steps=steps,
         flip=flip and replace(flip, a=speaker.texts.token(flip.a), b=speaker.texts.token(flip.b)),
-        notes=(*remarks(a, b), *(["rerouted"] if rerouted else [])),
+        notes=(*remarks(a, b), *(["rerouted"] if rerouted else []), *(["in turn"] if turns else [])),
+        unnamed_a=not_compared(a, ids_1T, shared),
+        unnamed_b=not_compared(b, ids_1T, [other for other, own in turns.items() if own in shared] or shared),
         notices_a=a.notices,
         notices_b=b.notices,
     )
@@ -152,73 +162,117 @@ def remarks(a: Loaded, b: Loaded) -> Iterator[str]:
 
 
 def sent_others(a: Loaded, b: Loaded, own_a: dict[str, Kept], own_b: dict[str, Kept]) -> set[str]:
-    """Roles in experts that both models have, and that are sent other numbers of tokens in them, or none in one of them."""
-    both = {role for role in a.modules.keys() & b.modules.keys() if ".experts." in role}
-    of_a, of_b = ({role: call.states[0].shape[-1] for role, call in own.items() if role in both} for own in (own_a, own_b))
+    """Calls in experts that both models have, and that are sent other numbers of tokens in them, or none in one of them."""
+    both = {role for role in a.components.keys() & b.components.keys() if ".experts." in role}
+    of_a, of_b = ({name: call.states[0].shape[-1] for name, call in own.items() if role_of(name) in both} for own in (own_a, own_b))
     one_sided = of_a.keys() ^ of_b.keys()
     return one_sided | {role for role in of_a.keys() & of_b.keys() if of_a[role] == of_b[role] and other_shapes(own_a[role], own_b[role])}
+
+
+def role_of(call: str) -> str:
+    """The role in a call's name."""
+    return call.partition("#")[0]
+
+
+def in_turn(own_a: Mapping[str, Kept], own_b: Mapping[str, Kept]) -> dict[str, str]:
+    """Name of a call of B → that of A's in the same turn of the blocks, where B's blocks have other names and run equally often."""
+    blocks_a, blocks_b = ([name for name in own if BLOCK.fullmatch(name)] for own in (own_a, own_b))
+    if len(blocks_a) != len(blocks_b) or set(blocks_a) == set(blocks_b):
+        return {}
+    places = {place: name for name, place in turns_of(own_a, blocks_a).items()}
+    return {name: places.get(place, name) for name, place in turns_of(own_b, blocks_b).items()}
+
+
+def turns_of(own: Mapping[str, Kept], blocks: Sequence[str]) -> dict[str, tuple]:
+    """Name of every call → the turn of the block that it is in, which part of that it is, and which call of it there."""
+    found, seen = {}, Counter()
+    for name, call in own.items():
+        block = name if name in blocks else next((outer for outer in call.around if outer in blocks), None)
+        part = role_of(name) if block is None else role_of(name).removeprefix(role_of(block))
+        place = block and blocks.index(block), part
+        seen[place] += 1
+        found[name] = (*place, seen[place])
+    return found
+
+
+def not_compared(m: Loaded, ids_1T: Tensor, shared: Iterable[str]) -> tuple[str, ...]:
+    """Names of the modules whose weights the model uses outside of all components that were compared, blocks as a whole left out."""
+    modules = m.components
+    parts = {role: modules[role] for role in map(role_of, shared) if role in modules and not BLOCK.fullmatch(role)}
+    return unnamed(m.model, parts, lambda: own_logits(m.model, ids_1T.to(m.device)))
 
 
 @torch.no_grad()
 def run(m: Loaded, ids_1T: Tensor, roles: Iterable[str], given: Callable, made: Callable[[str, Tensor], None]) -> Tensor:
     """Runs a model, and gives its logits [1, T, V].
 
-    ``given(role, states)`` is told each component's hidden states, and may return others, which then take their place; ``made``
-    is told what the component made of them.
+    ``given(call, states)`` is told each call's hidden states, and may return others, which then take their place; ``made`` is told
+    what the component made of them.
     """
 
     def before(call: Call) -> tuple[tuple, dict] | None:
         own = states(call)
-        other = given(call.role, own) if own else None
+        other = given(call, own) if own else None
         new = {} if other is None else {id(old): tensor for old, tensor in zip(own, other, strict=False)}
         return (substituted(call.args, new), substituted(call.options, new)) if new else None
 
     def after(call: Call) -> None:
         if (tensor := first_numbers(call.output)) is not None:
-            made(call.role, tensor)
+            made(call, tensor)
 
-    modules = m.modules
+    modules = m.components
     with Watch({role: modules[role] for role in roles}, before, after):
         return own_logits(m.model, ids_1T.to(m.device))
 
 
 def record(m: Loaded, ids_1T: Tensor, keep: Container[str] | None = None) -> tuple[dict[str, Kept], Tensor]:
-    """The call of each role that runs once, in the order in which they begin, and the logits [1, T, V].
+    """Every call of a role by its name, in the order in which they begin, and the logits [1, T, V].
 
-    The tensors are kept of the roles in ``keep``, of all by default; of others their form.
+    The tensors are kept of the calls in ``keep``, of all by default; of others their form.
     """
-    calls: dict[str, list[Kept]] = {}
+    calls: dict[str, Kept] = {}
 
-    def copied(role: str, tensor: Tensor) -> Tensor:
-        return tensor.clone() if keep is None or role in keep else tensor.to("meta")
+    def copied(name: str, tensor: Tensor) -> Tensor:
+        return tensor.clone() if keep is None or name in keep else tensor.to("meta")
 
-    def given(role: str, tensors: list[Tensor]) -> None:
-        calls.setdefault(role, []).append(Kept([copied(role, tensor) for tensor in tensors]))
+    def given(call: Call, tensors: list[Tensor]) -> None:
+        calls[call.name] = Kept([copied(call.name, tensor) for tensor in tensors], around=call.around)
 
-    def made(role: str, output: Tensor) -> None:
-        if role in calls:
-            calls[role][-1].output = copied(role, output)
+    def made(call: Call, output: Tensor) -> None:
+        if call.name in calls:
+            calls[call.name].output = copied(call.name, output)
 
-    logits_1TV = run(m, ids_1T, m.modules, given, made)
-    return {role: once[0] for role, once in calls.items() if len(once) == 1 and once[0].output is not None}, logits_1TV
+    logits_1TV = run(m, ids_1T, m.components, given, made)
+    return {name: call for name, call in calls.items() if call.output is not None}, logits_1TV
 
 
-def compare(m: Loaded, own: dict[str, Kept], ids_1T: Tensor, forced: Sequence[str], inside: Sequence[str]) -> Rows:
-    """Runs a model with the inputs of the ``forced`` roles replaced by A's, and compares those ``inside`` a scope, and the logits."""
+def compare(
+    m: Loaded, own: dict[str, Kept], ids_1T: Tensor, forced: Sequence[str], inside: Sequence[str], turns: Mapping[str, str] | None = None
+) -> Rows:
+    """Runs a model with the inputs of the ``forced`` calls replaced by A's, and compares those ``inside`` a scope, and the logits.
+
+    ``turns`` says which call of A's another one of the model's stands for (``in_turn``).
+    """
     found: Rows = {}
+    turns = turns or {}
+    wanted = {*forced, *inside}
 
-    def given(role: str, tensors: list[Tensor]) -> list[Tensor] | None:
-        if not same_form(own[role].states[0], tensors[0]):  # an expert that was sent other tokens
+    def given(call: Call, tensors: list[Tensor]) -> list[Tensor] | None:
+        name = turns.get(call.name, call.name)
+        if name not in wanted or not same_form(own[name].states[0], tensors[0]):  # an expert that was sent other tokens
             return None
-        if role in inside:
-            found[role, "input"] = differences(own[role].states[0], tensors[0])
-        return [fitted(a, b) for a, b in zip(own[role].states, tensors, strict=False)] if role in forced else None
+        if name in inside:
+            found[name, "input"] = differences(own[name].states[0], tensors[0])
+        return [fitted(a, b) for a, b in zip(own[name].states, tensors, strict=False)] if name in forced else None
 
-    def made(role: str, output: Tensor) -> None:
-        if role in inside and same_form(own[role].output, output):
-            found[role, "output"] = differences(own[role].output, output)
+    def made(call: Call, output: Tensor) -> None:
+        name = turns.get(call.name, call.name)
+        if name in inside and same_form(own[name].output, output):
+            found[name, "output"] = differences(own[name].output, output)
 
-    logits_1TV = run(m, ids_1T, dict.fromkeys([*forced, *inside]), given, made)
+    roles = dict.fromkeys(role_of(name) for name in [*wanted, *(other for other, name in turns.items() if name in wanted)])
+    components = m.components
+    logits_1TV = run(m, ids_1T, [role for role in roles if role in components], given, made)
     found["logits", "input"] = differences(own["logits"].states[0], logits_1TV[..., : own["logits"].states[0].shape[-1]])
     return found
 
@@ -241,6 +295,11 @@ def rounding_of(
                 found.append(compare(a, own, ids_1T, forced, inside))
         except (RuntimeError, TypeError, ValueError) as error:  # what torch raises where dtypes do not fit
             name = str(dtype).removeprefix("torch.")
+            if a.split.per_tensor:
+                raise ValueError(
+                    f"{a.origin.name} is quantised by torch and does not run in {name}, by which rounding is measured: "
+                    "give the model as it is before quantize_dynamic, or diverge that one, named first, from this one"
+                ) from error
             raise ValueError(
                 f"{a.origin.name} does not run in {name}, by which rounding is measured ({error}): name the other model first"
             ) from error
@@ -308,17 +367,16 @@ def worst(gap_R: Tensor, own: Sequence[Tensor], tensor: Tensor, step: float, len
     return Gap(float(gap_R[row]), float(rounding_R[row]), row // (len(gap_R) // length) if by_token else None)
 
 
-def parents(m: Loaded, shared: Sequence[str]) -> dict[str, str]:
-    """Role → the innermost of the shared roles whose module its own stands in; "" for the model itself."""
-    names = m.names
-    around = {role: [other for other in shared if names[role].startswith(f"{names[other]}.")] for role in shared}
-    return {role: max(others, key=lambda other: len(names[other]), default="") for role, others in around.items()}
+def parents(own: Mapping[str, Kept], shared: Sequence[str]) -> dict[str, str]:
+    """Name of a call → the innermost of the shared ones in which it began; "" for the model itself."""
+    known = set(shared)
+    return {name: next((outer for outer in reversed(own[name].around) if outer in known), "") for name in shared}
 
 
 def behind(inside: Sequence[str], role: str) -> tuple[str, ...]:
     """The roles behind which a difference arises that shows before ``role``: all that ran; after a block the block alone."""
     ran = tuple(inside[: inside.index(role)] if role in inside else inside)
-    return ran[-1:] if ran and re.fullmatch(r"layers\d*\.\d+", ran[-1]) else ran
+    return ran[-1:] if ran and BLOCK.fullmatch(ran[-1]) else ran
 
 
 def condensed(lines: Iterable[str]) -> tuple[str, ...]:

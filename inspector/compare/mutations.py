@@ -24,7 +24,6 @@ from ..inside.attention import ChangedAttention
 from ..loading.loaded import Loaded, attach, check_loaded
 from ..models import GroupedQueryAttention, MultiHeadLatentAttention, RotaryEmbedding
 from ..parts.heads import forward, own_logits
-from ..parts.roles import layers
 from ..parts.splitting import input_embedding, probe_ids
 from ..parts.watching import Watch, copied, first_tensor
 from ..records.comparison import Place, Planted
@@ -49,8 +48,8 @@ class Patient:
         self.model = self.m.model
         self.modules = self.m.modules
         self.calls, _ = record(self.m, probe_ids(self.model))
-        self.roles = list(self.calls)  # those that run, in that order
-        self.parents = parents(self.m, self.roles)
+        self.roles = [role for role in self.calls if "#" not in role]  # those that run, in that order
+        self.parents = parents(self.calls, list(self.calls))  # of every call
 
     def layer(self, *roles: str, fits: Callable[[nn.Module], bool] = lambda module: True) -> str:
         """A layer in the middle that has these roles, such as "layers.2"; ``fits`` asks more of the first of them.
@@ -58,7 +57,10 @@ class Patient:
         Raises:
             NotApplicable: there is none.
         """
-        have = [layer for layer in layers(dict.fromkeys(self.roles)) if all(f"{layer}.{role}" in self.roles for role in roles)]
+        every = dict.fromkeys(
+            found[0] for role in self.roles if (found := re.match(r"layers\d*\.\d+(?=\.|$)", role))
+        )  # also where none runs
+        have = [layer for layer in every if all(f"{layer}.{role}" in self.roles for role in roles)]
         have = [layer for layer in have if fits(self.modules[f"{layer}.{roles[0]}"])]
         weights = {layer: next(self.modules[f"{layer}.{roles[0]}"].parameters(), None) for layer in have}
         have = [layer for i, layer in enumerate(have) if not any(weights[layer] is weights[before] for before in have[:i])]
@@ -76,7 +78,7 @@ class Patient:
         events: list[tuple[str, str]] = []
         run(lambda: events.append(("here", "")))
         modules = {role: self.modules[role] for role in self.roles}
-        begin, end = (lambda call, kind=kind: events.append((kind, call.role)) for kind in ("begin", "end"))
+        begin, end = (lambda call, kind=kind: events.append((kind, call.name)) for kind in ("begin", "end"))
         with Watch(modules, begin, end):
             forward(self.model, probe_ids(self.model))
         if ("here", "") not in events:
@@ -227,11 +229,16 @@ def tanh_gelu(x: Tensor) -> Tensor:
 def norm_eps(patient: Patient) -> str:
     """ε in the root of every norm, ten times as large: it shows where the numbers are small, as in the first layer."""
     names = ("variance_epsilon", "eps", "epsilon")
-    norms = [role for role in patient.roles if "norm" in role and any(hasattr(patient.modules[role], name) for name in names)]
+
+    def known(module: nn.Module) -> str | None:
+        """The attribute in which a norm has its ε, a number; torch's RMSNorm can have None there."""
+        return next((name for name in names if isinstance(getattr(module, name, None), (int, float))), None)
+
+    norms = [role for role in patient.roles if "norm" in role and known(patient.modules[role])]
     if not norms:
         raise NotApplicable("its norms have no ε that is known here", "у её норм нет ε, известного здесь")
     for role in norms:
-        name = next(name for name in names if hasattr(patient.modules[role], name))
+        name = known(patient.modules[role])
         setattr(patient.modules[role], name, 10 * getattr(patient.modules[role], name))
     return norms[0]
 
@@ -289,7 +296,7 @@ def repackaged(tensor: Tensor, output: object) -> object:
 
 def embedding_scale(patient: Patient) -> str:
     """Embeddings go on without their factor, such as √D."""
-    embedding = patient.modules["embed"]
+    embedding = patient.modules.get("embed")  # none where ids are looked up in a parameter, or made one-hot
     if isinstance(getattr(embedding, "embed_scale", None), Tensor):
         embedding.embed_scale.fill_(1.0)
         return "embed"

@@ -20,7 +20,9 @@ from ..loading.texts import check_request
 from ..loop.batches import new_row
 from ..loop.decoding import side_by_side
 from ..loop.sampling import FILTERS
-from ..parts.heads import own_logits
+from ..parts.heads import step_logits
+from ..parts.precision import dtype_of
+from ..parts.splitting import input_device
 from ..parts.watching import Call, Watch, alike
 from ..records.generation import SETTINGS, Sampling
 
@@ -66,9 +68,19 @@ class WithGenerate(PreTrainedModel, GenerationMixin):
         self.module = module
         self.generation_config = GenerationConfig()
 
+    @property
+    def device(self) -> torch.device:
+        """Where it wants its ids; a module may have buffers and no parameters."""
+        return input_device(self.module)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return dtype_of(self.module)
+
     def forward(self, input_ids: Tensor, **options) -> CausalLMOutput:
         """[B, T] → logits [B, T, V]; what else ``generate()`` prepares, such as masks of ones, the module does not take."""
-        return CausalLMOutput(logits=own_logits(self.module, input_ids))
+        return CausalLMOutput(logits=step_logits(self.module, input_ids))
 
 
 def by_hand(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:

@@ -14,9 +14,11 @@ from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import check_count
 from ..loop.sampling import Bounds, bounds_of, draw, new_generator, run_filters
 from ..parts import watching
+from ..parts.heads import own_logits
 from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
-from ..parts.watching import largest_difference
-from ..records.comparison import BehindLogits, Verdict, first_difference
+from ..parts.splitting import in_a_line
+from ..parts.watching import alike, largest_difference
+from ..records.comparison import BehindLogits, BesideCompiled, Verdict, first_difference
 from ..records.generation import Sampling, check_sampling, median_step
 from .causes import fed_otherwise, is_training, others, stamps
 from .sides import Side, by_generate, by_hand, extended, watched_generate, with_generate
@@ -29,7 +31,7 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
     becomes 0. Where the two are not equal bit for bit, each is run once more: one that does not repeat itself has no rounding of
     its own. ``rounding`` and ``near-tie`` need float64 runs of both sides, for which the model is cast in place and back.
 
-    A module of the user's without ``generate()`` is lent transformers' own.
+    A module of the user's without ``generate()`` is lent transformers' own. A compiled model is compared with the module inside it.
 
     Raises:
         ValueError: as ``decode`` does, or there is nothing to compare with: a ``generate()`` that fails, or does not return its
@@ -38,7 +40,7 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
     check_loaded(m)
     check_sampling(sampling)
     check_count(max_new_tokens=max_new_tokens)
-    m = with_generate(m)
+    plain, m = m, with_generate(m)
     if sampling.seed is None:
         sampling = replace(sampling, seed=0)
     ids_1T = m.prompt(ids)
@@ -54,7 +56,41 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
             return by_hand(*request), by_generate(*request)
 
     verdict = compare(m, ids_1T, sampling, hand, reference, bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids), again)
-    return replace(verdict, changed=others(before, stamps(m.model)), notices=m.notices)
+    changed = others(before, stamps(m.model))
+    compiled = beside_compiled(plain, extended(ids_1T, hand.tokens[:-1]))
+    return replace(verdict, changed=changed, notices=m.notices, compiled=compiled, gives=m.split.gives)
+
+
+@torch.no_grad()
+def beside_compiled(m: Loaded, ids_1T: Tensor) -> BesideCompiled | None:
+    """How the compiled model that was given compares with the module inside it, over one pass; None for one that was not compiled."""
+    if m.compiled is None:
+        return None
+    try:
+        own, other = own_logits(m.model, ids_1T), m.compiled(ids_1T)
+    except Exception as error:  # a compiler that is not there, or what it makes of a model that it does not understand
+        return BesideCompiled(None, reason=in_a_line(error))
+    if own.shape != other.shape:
+        return BesideCompiled("different", reason=f"logits of shape {tuple(other.shape)} for {tuple(own.shape)}")
+    if own.dtype == other.dtype and alike(own, other):
+        return BesideCompiled("bitwise", 0.0)
+    difference = largest_difference(own, other)
+    level = "tokens" if torch.equal(own.argmax(-1), other.argmax(-1)) else "different"
+    try:
+        with in_dtype(m.model, torch.float64):
+            own64, other64 = own_logits(m.model, ids_1T), m.compiled(ids_1T)
+    except Exception as error:  # neither need be written for float64
+        return BesideCompiled(level, difference, reason=in_a_line(error))
+    errors = largest_difference(other, other64), largest_difference(own, own64)
+    if is_rounding(difference, max(errors), float(own[own.isfinite()].abs().max()), dtype_of(m.model)):
+        level = "rounding"
+    return BesideCompiled(level, difference, *errors)
+
+
+def is_rounding(difference: float, error: float, largest: float, dtype: torch.dtype) -> bool:
+    """Whether logits up to ``largest`` differ by no more than rounding, where the larger of the sides' own errors is ``error``."""
+    digits = max(torch.finfo(dtype).eps for dtype in (dtype, torch.float32))
+    return error <= largest * digits ** (1 / 3) and difference <= 2 * error  # no rounding costs two thirds of the digits
 
 
 def compare(
@@ -131,9 +167,7 @@ def weighed(m: Loaded, ids_1T: Tensor, verdict: Verdict, hand: Side, reference: 
         return replace(verdict, no_float64=f"{type(error).__name__}: {error}")
     verdict = replace(verdict, **dict(zip(("error_hand", "error_generate", "floor"), errors, strict=True)))
     largest = max(float(logits_V[logits_V.isfinite()].abs().max()) for side in (hand, reference) for logits_V in side.logits)
-    digits = max(torch.finfo(dtype).eps for dtype in (dtype_of(m.model), torch.float32))
-    error, most = max(errors[:2]), largest * digits ** (1 / 3)  # no rounding costs two thirds of the digits
-    if verdict.behind_logits or not (error <= most and verdict.max_difference <= 2 * error):
+    if verdict.behind_logits or not is_rounding(verdict.max_difference, max(errors[:2]), largest, dtype_of(m.model)):
         return verdict
     if verdict.first_token_difference is None:
         return replace(verdict, level="rounding")

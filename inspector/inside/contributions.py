@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded, check_loaded
 from ..parts.errors import InvariantError, NoSumError
 from ..parts.heads import Kind, steps
+from ..parts.shapes import within_name
 from ..parts.splitting import AMPLIFIED, in_a_line, input_embedding, is_tied
 from ..parts.watching import Call, Watch, first_numbers, first_tensor, largest_difference, substituted
 from ..records.effects import Check, Contributions, Term
-from .interventions import activation, head_count
+from .interventions import activation, head_columns
 
 LAYER = re.compile(r"layers\d*\.\d+")
 BRANCHES = {  # of a layer: part → where else it ends, if the module holds the stream too
@@ -286,7 +287,7 @@ def require(m: Loaded, checks: Sequence[Check]) -> None:
 def run_watched(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor) -> tuple[dict[str, Seen], Tensor]:
     """Name → call, in the order in which calls began; and the final hidden states [1, T, D].
 
-    What is given or given back in another form than [1, T, …] or [T, …] is left out.
+    What is given or given back in another form than [1, T, …], [T, 1, …] or [T, …] is left out.
     """
     found: list[Seen] = []
     given: dict[Call, tuple[Tensor | None, tuple[str, ...]]] = {}
@@ -294,7 +295,7 @@ def run_watched(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor) -> tup
 
     def last(values: object) -> Tensor | None:
         value = first_numbers(values)
-        fits = value is not None and value.dim() in (2, 3) and value.shape[-2] == length
+        fits = value is not None and value.dim() in (2, 3) and (value.shape[-2] == length or value.shape[:-1] == (length, 1))
         return value.flatten(0, -2)[-1].double().cpu().clone() if fits else None  # a model may go on writing into its own
 
     def note(call: Call) -> None:
@@ -325,7 +326,10 @@ def refuse_post_norm(m: Loaded, seen: Mapping[str, Seen]) -> None:
     """Raises ``NoSumError`` where the whole stream is normed at the end of a layer or behind it: what was written is rescaled there."""
     layers = layers_of(seen)
     if not layers:
-        raise NoSumError(f"{m.origin.name} has no layers whose hidden states are [1, T, D]: there is no stream to take apart")
+        raise NoSumError(
+            f"{m.origin.name} has no layers that run as modules and give hidden states [1, T, D], so there is no stream to take apart: "
+            "call each layer as a module with a forward of its own; inspector trace shows what its parts give"
+        )
     remedy = "so the stream is no sum of what the layers wrote; inspector intervene shows what a component does there"
     for layer, inside in layers:
         for call in inside:
@@ -467,7 +471,7 @@ def check_attribution(m: Loaded, modules: dict[str, nn.Module], stream: Stream, 
         if name == stream.start.name:
             return value
         value = value.clone(memory_format=torch.contiguous_format)
-        value[..., -1, :] = written[name].to(value) if name in written else 0
+        value.flatten(0, -2)[-1] = written[name].to(value) if name in written else 0
         return value
 
     end_D = run_with(m, modules, stream, ids_1T, weighted).flatten(0, -2)[-1].double().cpu()
@@ -481,14 +485,17 @@ def head_terms(m: Loaded, modules: dict[str, nn.Module], part: Branch) -> dict[s
     last = next((call for call in part.layer if call.part == "attn.o" and torch.equal(call.output, part.last.output)), None)
     if last is None:
         raise NoSumError(f"{m.origin.name}: {part.name} does not end with an output projection attn.o, so it is no sum over heads")
-    heads, K = head_count(m.model, modules[last.role])
+    columns = head_columns(m, modules)[last.role]
+    if isinstance(columns, ValueError):
+        raise columns
     o = exactly(modules[last.role])
-    x_HK = last.input.unflatten(0, (heads, K))
-    apart = torch.block_diag(*x_HK)  # row h holds the columns of head h and zeros elsewhere
+    apart = last.input.new_zeros(len(columns), len(last.input))
+    for h, of_head in enumerate(columns):
+        apart[h, of_head] = last.input[of_head]
     with torch.no_grad():
         bias_D, *_ = o(torch.zeros_like(apart[:1]))
         written_HD = o(apart) - bias_D
-    terms = {f"{part.name}.head.{h}": written_HD[h] for h in range(heads)}
+    terms = {f"{part.name}.head.{h}": written_HD[h] for h in range(len(columns))}
     if bias_D.any():
         terms[f"{last.name}.bias"] = bias_D
     if part.outlet is not part.last:
@@ -552,6 +559,11 @@ def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
         own_V = m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)[0, -1].double().cpu()
     if own_V.isnan().any():
         raise InvariantError(f"{m.origin.name} gives NaN here: inspector trace shows where it begins")
+    if packed := [name for name in m.split.per_tensor if any(within_name(name, head) for head in m.split.head_names)]:
+        raise NoSumError(
+            f"{m.origin.name}: its head is quantised by torch ({packed[0]}), by a scale that all positions have in common, so that it "
+            "is no linear map of one of them: give the model as it is before quantize_dynamic"
+        )
     embedding = input_embedding(m.model)
     tied = [module for module in m.model.modules() if is_tied(module, embedding)]
     with torch.enable_grad():
@@ -567,8 +579,10 @@ def read_head(m: Loaded, hidden_1TD: Tensor) -> Reading:
         raise NoSumError(f"{said} is not taken apart: {unknown} is no sum, nor known to keep the order of the tokens")
     capped = next((i for i, step in enumerate(done) if any(op.kind is Kind.MONOTONE for op in step.operations)), len(done))
     behind = [operation for step in done[capped:] for operation in step.operations]
-    logits_P1V = done[capped - 1].output if capped else rows_P1D
-    apart = largest_difference((done[-1].output if done else rows_P1D)[1, 0].detach().double().cpu(), own_V)
+    # a head may work on [1, P, D] or [P, D], too
+    outputs = [rows_P1D, *(step.output.reshape(len(rows_P1D), 1, -1) for step in done)]
+    logits_P1V = outputs[capped]
+    apart = largest_difference(outputs[-1][1, 0].detach().double().cpu(), own_V)
     if not apart <= max(1e-5, 16 * rounding(m)) * float(own_V.nan_to_num(0, 0, 0).abs().max()):
         raise NoSumError(f"{said} gives other logits for the last hidden state among others than in the model, by up to {apart:.3g}")
     if not (all(operation.keeps_order for operation in behind) and is_affine(m, logits_P1V.detach()[:, 0])):

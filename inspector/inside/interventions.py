@@ -12,7 +12,7 @@ Shape letters: B batch, T tokens, D hidden, H heads, K head width.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -23,9 +23,12 @@ from ..loading.loaded import Loaded, check_loaded
 from ..loop.decoding import next_logits
 from ..models import Routing
 from ..parts.errors import InvariantError
+from ..parts.limits import head_number, is_known
 from ..parts.roles import fit, some_of
-from ..parts.watching import Call, Watch, apart, first_numbers, substituted
+from ..parts.splitting import probe_ids
+from ..parts.watching import Call, Watch, apart, first_numbers, substituted, unwatched
 from ..records.effects import Effect, Intervention, Shift
+from .attention import SeenAttention
 from .positions import Positions, Reading, Site, surroundings
 
 LISTED = 8  # tokens of a distribution that an effect lists
@@ -34,27 +37,110 @@ LISTED = 8  # tokens of a distribution that an effect lists
 class Acted(Counter):
     """Role → number of positions at which its activation became another in the last run.
 
-    A role that is not in it was not run, or is an expert that none of the positions was sent to.
+    A role that is not in it was not run, or is an expert that none of the positions was sent to. ``calls`` says how often each was
+    run: all calls of a component are changed, and the positions are those of the last one.
     """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
 
 
 def head_count(model: nn.Module, o: nn.Module) -> tuple[int, int]:
-    """(H, K): the number of attention heads by the configuration, and how many columns of attn.o's input each of them has.
+    """(H, K): the number of attention heads that the model states, and how many columns of attn.o's input each of them has.
 
     Raises:
-        ValueError: the configuration does not say, or the input's width is no multiple of it.
+        ValueError: it does not say, or the input's width is no multiple of it.
     """
-    config = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    heads = None
-    with suppress(Exception):  # transformers has configurations that raise where layers differ in their heads
-        heads = config["n_heads"] if isinstance(config, dict) else config.num_attention_heads
+    heads = head_number(model)
     weight = max(o.parameters(), key=Tensor.dim)
     width = weight.shape[0 if isinstance(o, Conv1D) else -1]
-    if not isinstance(heads, int) or width % heads:
+    if heads is None or width % heads:
         raise ValueError(f"{type(model).__name__} does not say how many heads share the {width} columns of its attn.o: take attn whole")
     return heads, width // heads
+
+
+@torch.no_grad()
+def head_columns(m: Loaded, modules: Mapping[str, nn.Module]) -> dict[str, list[slice] | ValueError]:
+    """Role of every attn.o → which columns of what it is given each head makes; or why that cannot be told.
+
+    The configuration of a model of transformers, or of ours, tells how many heads there are, side by side. In others they are counted
+    where their weights are computed (``attention.SeenAttention``), and each is multiplied by a number of its own: the columns that are
+    multiplied alike are its own.
+    """
+    found: dict[str, list[slice] | ValueError] = {}
+    for role in [role for role in modules if role.endswith(".attn.o")]:
+        try:
+            heads, K = head_count(m.model, modules[role])
+            found[role] = [slice(h * K, (h + 1) * K) for h in range(heads)]
+        except ValueError as error:
+            found[role] = error
+    own = not is_known(m.model)  # a user's model may say a number, and not give its heads side by side
+    without = {role: modules[role] for role, columns in found.items() if own or isinstance(columns, ValueError)}
+    for role in without.keys() - (multiplied := multiplied_heads(m, without) if without else {}).keys():
+        found[role] = ValueError(
+            f"{m.origin.name} uses {role} without running it as a module: its heads cannot be told apart; take attn whole"
+        )
+    for role, (plain_RW, multiplied_RW, heads) in multiplied.items():
+        if not heads:  # no weights were seen: then it stays with what the configuration does not say
+            continue
+        if (columns := columns_of(plain_RW, multiplied_RW, heads)) is None:
+            found[role] = ValueError(f"{role} of {m.origin.name} is not given the outputs of {heads} heads side by side: take attn whole")
+        else:
+            found[role] = columns
+    return found
+
+
+def multiplied_heads(m: Loaded, outs: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """Role of an attn.o → what it is given [R, W], the same where head h of its attention is multiplied by h + 2, and how many there are.
+
+    In the second pass each gets what it was given in the first one, so that the attentions behind it read the same.
+    """
+    ids_1T = probe_ids(m.model)
+    plain: dict[str, Tensor] = {}
+    multiplied: dict[str, tuple[Tensor, Tensor, int]] = {}
+    counted = 0
+
+    def keep(call: Call) -> None:
+        plain[call.name] = activation(call.given).clone()
+
+    def compare(call: Call) -> tuple[tuple, dict]:
+        nonlocal counted
+        given, own = activation(call.given), plain[call.name]
+        multiplied.setdefault(call.role, (own.flatten(0, -2), given.flatten(0, -2).clone(), counted))
+        counted = 0
+        return substituted(call.args, {id(given): own}), substituted(call.options, {id(given): own})
+
+    def multiply(weights_HTT: Tensor, by: str) -> Tensor | None:
+        nonlocal counted
+        if by == "shares":
+            return None
+        factors_H = torch.arange(counted, counted + len(weights_HTT)) + 2.0
+        counted += len(weights_HTT)
+        return factors_H
+
+    with unwatched():  # by other interventions that are going on
+        with Watch(outs, keep):
+            next_logits(m.split, ids_1T)
+        with Watch(outs, compare), SeenAttention(ids_1T.shape[1], multiply):
+            next_logits(m.split, ids_1T)
+    return multiplied
+
+
+def columns_of(plain_RW: Tensor, multiplied_RW: Tensor, heads: int) -> list[slice] | None:
+    """The columns of each head, where every column of the one is that of the other times its head's factor, which is h + 2; else None."""
+    plain_RW, multiplied_RW = plain_RW.double(), multiplied_RW.double()
+    factors_W = (plain_RW * multiplied_RW).sum(0) / plain_RW.square().sum(0)
+    if not factors_W.isfinite().all() or not torch.allclose(multiplied_RW, plain_RW * factors_W.round(), rtol=1e-2, atol=1e-5):
+        return None
+    found = []
+    for h in range(heads):
+        places = (factors_W.round() == h + 2).nonzero().flatten().tolist()
+        step = places[1] - places[0] if len(places) > 1 else 1
+        if len(places) * heads != len(factors_W) or places != list(range(places[0], places[-1] + 1, step)):
+            return None
+        found.append(slice(places[0], places[-1] + 1, step))
+    return found or None
 
 
 def activation(output: object) -> Tensor:
@@ -98,13 +184,11 @@ def all_heads(m: Loaded, modules: dict[str, nn.Module], around: dict[str, nn.Mod
     """The heads of every attention whose number of heads is known; of others why it is not."""
     found: list[Site] = []
     failed: list[ValueError] = []
-    for role in [role for role in modules if role.endswith(".attn.o")]:
-        try:
-            heads, K = head_count(m.model, modules[role])
-        except ValueError as error:
-            failed.append(error)
-            continue
-        found += [Site(f"{role.removesuffix('.o')}.head.{h}", modules[role], around, slice(h * K, (h + 1) * K)) for h in range(heads)]
+    for role, columns in head_columns(m, modules).items():
+        if isinstance(columns, ValueError):
+            failed.append(columns)
+        else:
+            found += [Site(f"{role.removesuffix('.o')}.head.{h}", modules[role], around, of_head) for h, of_head in enumerate(columns)]
     return found, failed
 
 
@@ -120,6 +204,7 @@ def changed(places: Sequence[Site], change: Callable[[Reading], Tensor | None], 
 
     def new(site: Site, old: Tensor) -> Tensor | None:
         reading = positions.reading(site.role, site.module, old)
+        acted.calls[site.role] += 1
         result = change(reading)
         if position is not None and result is not None:
             here = reading.at(position)
@@ -200,7 +285,8 @@ def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Seq
 
     Prompts of one length are patched position by position; of prompts that differ in length the last position alone is,
     each counted from its own end: nothing says which of the others belong together. ``position`` -2 is the last but one.
-    An expert, which gets some of the tokens, is patched at the positions that both prompts send to it.
+    An expert, which gets some of the tokens, is patched at the positions that both prompts send to it. Of a component that runs several
+    times, each call gets what the same call gave for the other tokens.
 
     Args:
         m: the model.
@@ -213,12 +299,13 @@ def patch(m: Loaded, role: str, ids: Sequence[int] | Tensor, position: int | Seq
     """
     positions = checked("patch", role, "", position)
     places = sites(m, role)
-    source = readings(m, places, ids)
+    source, turns = readings(m, places, ids), Counter()
 
     def put_in(own: Reading) -> Tensor | None:
-        given = source.get(own.role)
-        if given is None:
+        if own.role not in source:
             return None
+        given = source[own.role][turns[own.role] % len(source[own.role])]
+        turns[own.role] += 1
         if own.length != given.length and positions not in (None, [-1]):
             raise ValueError(
                 f"position {position}: the prompts are {given.length} and {own.length} tokens long: "
@@ -233,20 +320,21 @@ def activations(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) 
     """Role → what stands at each place while the model reads the ids, [T] or [B, T]: [B, T, D], of a head [B, T, K].
 
     Raises:
-        ValueError: a place that the model does not come by; or the ids are none of a prompt's.
+        ValueError: a place that the model does not come by, or several times; or the ids are none of a prompt's.
     """
-    return {role: reading.x for role, reading in readings(m, places, ids).items()}
+    found = readings(m, places, ids)
+    if several := next((role for role, calls in found.items() if len(calls) > 1), None):
+        raise ValueError(f"{m.origin.name} runs {several} several times for one token: there is no one activation to take from it")
+    return {role: calls[0].x for role, calls in found.items()}
 
 
 @torch.no_grad()
-def readings(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) -> dict[str, Reading]:
-    """``activations``, with the positions that they are of. Of several experts some may have no token, and are left out."""
-    found: dict[str, Reading] = {}
+def readings(m: Loaded, places: Sequence[Site], ids: Sequence[int] | Tensor) -> dict[str, list[Reading]]:
+    """``activations`` of every call, with the positions that they are of. Of several experts some may have no token, and are left out."""
+    found: dict[str, list[Reading]] = {}
 
     def keep(reading: Reading) -> None:
-        if reading.role in found:
-            raise ValueError(f"{m.origin.name} runs {reading.role} several times for one token: there is no one activation to take from it")
-        found[reading.role] = replace(reading, x=reading.x.clone())  # a model may go on writing into its own
+        found.setdefault(reading.role, []).append(replace(reading, x=reading.x.clone()))  # a model may go on writing into its own
 
     try:
         rows_BT = torch.atleast_2d(torch.as_tensor(ids))
@@ -317,7 +405,8 @@ def effect(m: Loaded, ids: Sequence[int], interventions: Sequence[Intervention],
         raise ValueError(
             nothing_sent(m, missing, wanted) if missing in run else never_run(m, missing)
         )  # of several experts some may have none
-    result = replace(shifted(m, ids, before_V, after_V), interventions=tuple(wanted), roles=roles)
+    several = {role: run.calls[role] for role in roles if run.calls[role] > 1}
+    result = replace(shifted(m, ids, before_V, after_V), interventions=tuple(wanted), roles=roles, calls=several)
     return replace(result, same_hooked=torch.equal(before_V, hooked_V), same_afterwards=True, apart=differ)
 
 

@@ -48,7 +48,9 @@ def lens(m: Loaded, ids: Sequence[int], position: int = -1, top: int = TOP) -> L
 
     def see(call: Call) -> None:
         last.clear()
-        last[False] = first_tensor(call.output).clone()  # copies: the model, or its norm, may write into what it has
+        x = first_tensor(call.output)
+        x = x.transpose(0, 1) if x.shape[:2] == (length, 1) else x  # sequence first, as torch's layers have it by default
+        last[False] = x.clone(memory_format=torch.contiguous_format)  # copies: the model, or its norm, may write into what it has
         if norm is not None:
             try:  # at every position, as the model does it: of one position alone the last bits could differ
                 last[True] = norm(last[False].clone()).clone()
@@ -79,7 +81,9 @@ def checked(m: Loaded, hidden_1TD: Tensor, last: dict[bool, Tensor], roles: list
     """
     name = m.origin.name
     if not roles:
-        raise InvariantError(f"{name}: none of its modules is recognised as a layer")
+        known = layers(m.components)
+        why = f"{next(iter(known))} and the others are not run as modules" if known else "none of its modules is recognised as a layer"
+        raise InvariantError(f"{name}: {why}")
     for way in (True, False):
         if way in last and torch.equal(last[way], hidden_1TD):
             return way

@@ -6,7 +6,7 @@ D hidden, V vocabulary.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..files import filling, locked, new_folder
 from ..loading.loaded import Loaded, check_loaded
-from ..parts.roles import BLOCKS, chosen
-from ..parts.watching import Call, Clock, apart, by_hand, first_numbers
+from ..parts.heads import own_logits
+from ..parts.roles import BLOCKS, chosen, layers
+from ..parts.watching import Call, Clock, apart, by_hand, first_numbers, unnamed
 from ..records.inside import Component, NotFinite, Statistics, Trace
 
 
@@ -94,7 +95,7 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         InvariantError: the watched pass is not the unwatched one (``watching.apart``).
     """
     check_loaded(m)
-    ids_1T, modules = m.prompt(ids), chosen(m.components, roles, m.origin.name)
+    ids_1T, modules = m.prompt(ids), chosen(with_head(m), roles, m.origin.name)
     found: list[Seen] = []
     with nullcontext() if tensors is None else only_files(Path(tensors)) as folder:
 
@@ -124,8 +125,22 @@ def trace(m: Loaded, ids: Sequence[int], roles: Sequence[str] = BLOCKS, tensors:
         components=rows,
         not_finite=None if all(row.output.finite for row in rows) else first_not_finite(m, ids_1T),
         apart=differ,
+        not_shown=not_shown(m, ids_1T),
         notices=m.notices,
     )
+
+
+def with_head(m: Loaded) -> dict[str, nn.Module | Callable]:
+    """Role → module for what a forward pass calls; a head that is no module of the model is there, too, as the function that it is."""
+    known = m.components
+    return known if "head" in known else known | {"head": m.split.head}
+
+
+def not_shown(m: Loaded, ids_1T: Tensor) -> tuple[str, ...]:
+    """Names of the modules whose weights act in a pass outside of all components that run in it, blocks as a whole left out."""
+    known = m.components
+    blocks = layers(known)
+    return unnamed(m.model, {role: part for role, part in known.items() if role not in blocks}, lambda: own_logits(m.model, ids_1T))
 
 
 @contextmanager
@@ -150,7 +165,7 @@ def components(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor, found: 
     if closely:
         by_hand(m.split, ids_1T, {role: modules[role] for role in closely}, after=look)
     names_of = {module: name for name, module in m.model.named_modules()}
-    names = {role: names_of[module] for role, module in modules.items()} | {"head": m.split.head_name}
+    names = {role: names_of.get(module, "") for role, module in modules.items()} | {"head": m.split.head_name or m.split.describe()}
     rows = []
     for seen in found:
         output = careful.get(seen.name) or as_record(seen.shape, seen.dtype, values[seen.name], math.prod(seen.shape))
@@ -160,7 +175,7 @@ def components(m: Loaded, modules: dict[str, nn.Module], ids_1T: Tensor, found: 
 
 def first_not_finite(m: Loaded, ids_1T: Tensor) -> NotFinite | None:
     """Where the first NaN or infinity of a forward pass comes from, among all components that have a role; None if all is finite."""
-    modules, names = m.components, m.names
+    modules, names = with_head(m), {"head": m.split.describe()} | m.names
     found: list[NotFinite] = []
 
     def see(call: Call) -> None:
@@ -176,12 +191,17 @@ def first_not_finite(m: Loaded, ids_1T: Tensor) -> NotFinite | None:
                 position=position,
                 token=None if position is None else m.texts.token(int(ids_1T[0, position])),
                 input=None if given is None else statistics(given),
-                weights=tuple(n for n, w in modules[call.role].named_parameters() if not w.is_meta and not bool(w.isfinite().all())),
+                weights=tuple(n for n, w in weights_of(modules[call.role]) if not w.is_meta and not bool(w.isfinite().all())),
             )
         )
 
     by_hand(m.split, ids_1T, modules, after=see)
     return found[0] if found else None
+
+
+def weights_of(part: nn.Module | Callable) -> list[tuple[str, Tensor]]:
+    """The parameters of a component with their names; of a head that is a function none is known."""
+    return [*part.named_parameters()] if isinstance(part, nn.Module) else []
 
 
 def first_position(x: Tensor, length: int) -> int | None:

@@ -6,16 +6,8 @@ import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 MOST_BYTES = 512 * 2**20  # of a JSON file; the largest tokenizers take a tenth
-TEXTS = ("chat_template.jinja", "vocab.txt", "merges.txt")
-OBJECTS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "adapter_config.json",
-)
+TEXTS = ("chat_template.jinja", "vocab.txt", "merges.txt", "generation_config.json")
+OBJECTS = ("config.json", "adapter_config.json")  # without which nothing can be told; others that are damaged are left out, and told
 # What transformers looks into without asking of what type it is: key of config.json → the types that it can be.
 KINDS = {
     "model_type": (str,),
@@ -45,8 +37,9 @@ def check_checkpoint(name: str, folder: Path) -> None:
     """
     for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("pytorch_model*.bin")) + [folder / file for file in TEXTS]:
         check_regular(name, path)
-    held = {file: read_object(name, folder / file) for file in OBJECTS}
-    config, tokenizer = held["config.json"], held["tokenizer_config.json"]
+    config, _ = (read_object(name, folder / file) for file in OBJECTS)
+    tokenizer = folder / "tokenizer_config.json"
+    tokenizer = (content(tokenizer)[0] if is_file(tokenizer) else None) or {}
     for key, kinds in KINDS.items():
         if (value := config.get(key)) is not None and not isinstance(value, kinds):
             raise LoadError(f"{name}: config.json says {key}={value!r:.60}: it must be {words(kinds)}: correct it or fetch the file again")
@@ -127,15 +120,67 @@ def read_object(name: str, path: Path) -> dict:
     """The object that a JSON file holds; of none that is not there, and of a good one nothing but that. Raises ``LoadError``."""
     if not check_regular(name, path):
         return {}
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise LoadError(f"{name}: {path.name} holds {size:,} bytes, which no such file does: fetch it again")
-    try:
-        held = json.loads(path.read_bytes().decode("utf8"))
-    except OSError as error:
-        raise LoadError(f"{name}: {path.name} cannot be read ({error.strerror}): give another file") from error
-    except (ValueError, RecursionError) as error:
-        reason = "it is empty" if size == 0 else "nested too deep" if isinstance(error, RecursionError) else str(error)[:120]
-        raise LoadError(f"{name}: {path.name} is damaged ({reason}): fetch it again") from error
-    if not isinstance(held, dict):
-        raise LoadError(f"{name}: {path.name} is damaged: it holds {held!r:.40}, no object: fetch it again")
+    held, why = content(path)
+    if why:
+        raise LoadError(f"{name}: {path.name} {why[0]}")
     return held
+
+
+def content(path: Path) -> tuple[dict | None, tuple[str, str] | None]:
+    """The object that a JSON file holds; or None and what the file is instead with the remedy, in English and Russian."""
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            return None, (f"holds {size:,} bytes, which no such file does: fetch it again", f"занимает {size:,} байт: получите его заново")
+        data = path.read_bytes()
+    except OSError as error:
+        return None, (f"cannot be read ({error.strerror}): give another file", f"не читается ({error.strerror}): дайте другой файл")
+    if other := pretender(data):
+        return None, other
+    try:
+        held = json.loads(data.decode("utf8"))
+    except (ValueError, RecursionError) as error:
+        if data.startswith(b"\xef\xbb\xbf"):
+            return None, (
+                "begins with a byte order mark, which JSON has none of: save it as UTF-8 without a BOM",
+                "начинается с метки порядка байтов, которой в JSON нет: сохраните его в UTF-8 без BOM",
+            )
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:120]
+        return None, (f"is damaged ({reason}): fetch it again", f"повреждён ({reason}): получите его заново")
+    if not isinstance(held, dict):
+        return None, (
+            f"is damaged: it holds {held!r:.40}, no object: fetch it again",
+            f"повреждён: в нём {held!r:.40}, а не объект: получите его заново",
+        )
+    if isinstance(said := held.get("error"), str) and len(held) <= 2:
+        return None, (
+            f"holds a server's error, {said!r:.60}, and not the file: fetch it again",
+            f"содержит ошибку сервера, {said!r:.60}, а не сам файл: получите его заново",
+        )
+    return held, None
+
+
+def pretender(data: bytes) -> tuple[str, str] | None:
+    """What a file is that stands in another's place, by how it begins, and the remedy, in English and Russian; None for others."""
+    begin = data[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not data:
+        return "is damaged (it is empty): fetch it again", "повреждён (он пуст): получите его заново"
+    if begin.startswith(b"version https://git-lfs"):
+        return (
+            "is a Git LFS pointer, which only stands for the file: fetch the file itself with git lfs pull, or from the hub",
+            "указатель Git LFS, а не сам файл: получите файл командой git lfs pull или с хаба",
+        )
+    if begin.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return (
+            "is a web page, such as of an error or a login, and not the file: fetch the file itself",
+            "веб-страница, например с ошибкой или входом, а не сам файл: получите сам файл",
+        )
+    if begin.startswith(
+        (b"entry not found", b"not found", b"404", b"access denied", b"access to model", b"invalid username", b"unauthorized")
+    ):
+        said = data[:60].decode("utf8", "replace").strip().splitlines()[0]
+        return (
+            f"holds a server's error, {said!r}, and not the file: fetch it again",
+            f"содержит ошибку сервера, {said!r}, а не сам файл: получите его заново",
+        )
+    return None

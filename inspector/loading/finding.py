@@ -2,9 +2,10 @@
 
 import json
 import logging
+import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -12,11 +13,16 @@ import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..files import settle
 from ..models.checkpoints import without_bars  # importing models also registers them with the Auto classes
 from ..records.generation import Origin
+from ..records.notices import Notice
 from .checking import LoadError, check_checkpoint, check_regular, read_object
+from .formats import a_file, no_config
+from .remote_code import absent_import, fault, named, unnamed
+from .settings import understood
 from .sizes import impossible
 
 DEFAULT = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -31,6 +37,11 @@ def load_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     Raises:
         LoadError: it cannot be had, or is of no causal language model.
     """
+    return read_config(name, trust_remote_code)[0]
+
+
+def read_config(name: str, trust_remote_code: bool = False) -> tuple[PretrainedConfig, tuple[Notice, ...]]:
+    """As ``load_config``, and what of its config.json was read otherwise than it is written (``settings.understood``)."""
     path = place(name)
     if path.is_file():
         read_object(name, path)
@@ -42,14 +53,34 @@ def load_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     check_source(name, source)
     with quiet(bars=offline):
         try:
-            check_known(name, source, trust_remote_code, offline)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=offline)
-        except LoadError:
-            raise
+            written, _ = PretrainedConfig.get_config_dict(source, local_files_only=offline)
+            read, notices = understood(written, trust_remote_code) if isinstance(written, dict) else (written, ())
+            check_known(name, read, trust_remote_code)
+            config = config_of(source, written, read, trust_remote_code, offline)
+        except LoadError as error:
+            said = str(error)
+            raise error if said.startswith(name) else LoadError(f"{name}: its config.json says {said}") from error
         except Exception as error:  # whatever a damaged or foreign configuration makes transformers raise
-            raise LoadError(f"{name}: its config.json cannot be read: {first_line(error)}: correct it or fetch it again") from error
+            if found := absent_import(error) or fault(error, path if path.is_dir() else None):
+                raise LoadError(f"{name}: {found}") from error
+            raise LoadError(
+                f"{name}: its config.json cannot be read: {first_line(error).rstrip('.')}: correct it or fetch it again"
+            ) from error
     check_causal(name, config)
-    return config
+    return config, notices
+
+
+def config_of(source: str, written: dict, read: dict, trust_remote_code: bool, offline: bool) -> PretrainedConfig:
+    """The configuration that a config.json describes, of the settings as they are ``read`` where that is not as they are ``written``."""
+    if read == written:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=offline)
+    code = named(read).get("AutoConfig")
+    if code and trust_remote_code:
+        kind = get_class_from_dynamic_module(code, source, local_files_only=offline)
+        kind.register_for_auto_class()
+    else:
+        kind = CONFIG_MAPPING[read["model_type"]]
+    return kind.from_dict(read, name_or_path=source)
 
 
 def check_source(name: str, source: str) -> None:
@@ -73,9 +104,8 @@ def place(name: str) -> Path:
         ) from error
 
 
-def check_known(name: str, source: str, trust_remote_code: bool, offline: bool) -> None:
+def check_known(name: str, settings: dict, trust_remote_code: bool) -> None:
     """Refuses a configuration without a model type, or of one that transformers does not know. Raises ``LoadError``."""
-    settings, _ = PretrainedConfig.get_config_dict(source, local_files_only=offline)
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind is None:
         raise LoadError(f"{name}: its config.json names no model_type: it is not a model's configuration")
@@ -83,7 +113,9 @@ def check_known(name: str, source: str, trust_remote_code: bool, offline: bool) 
         raise LoadError(f"{name}: its config.json says {why}")
     if kind not in CONFIG_MAPPING and not (trust_remote_code and settings.get("auto_map")):
         remedy = "it brings code of its own: read it, then add --trust-remote-code" if settings.get("auto_map") else "update transformers"
-        raise LoadError(f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r}: {remedy}")
+        raise LoadError(f"{name}: transformers {transformers.__version__} does not know its model_type {kind!r:.60}: {remedy}")
+    if kind not in CONFIG_MAPPING and "AutoConfig" not in named(settings):
+        raise LoadError(f"{name}: {unnamed(settings, 'AutoConfig')}")
 
 
 def check_causal(name: str, config: PretrainedConfig) -> None:
@@ -91,7 +123,9 @@ def check_causal(name: str, config: PretrainedConfig) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise LoadError(f"{name} is an encoder-decoder ({kind}): only decoders have one backbone and one head")
-    if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
+    if type(config) not in AutoModelForCausalLM._model_mapping and "AutoModelForCausalLM" not in named(config):
+        if named(config):
+            raise LoadError(f"{name}: {unnamed(config, 'AutoModelForCausalLM')}")
         raise LoadError(f"{name} is a {kind or type(config).__name__}, which is no causal language model of transformers")
 
 
@@ -131,10 +165,10 @@ def find(name: str) -> tuple[str, Origin, bool]:
         if not check_regular(name, path / "config.json"):
             if (path / "training_state.pt").is_file():
                 raise LoadError(f"{name}: a training that has not ended: end it with inspector train --resume and the options it had")
-            raise LoadError(f"{name}: the folder has no config.json: give the folder that save_pretrained or inspector train wrote")
+            raise LoadError(f"{name}: {no_config(path)}")
         return str(path), Origin(name, "folder"), True
     if path.is_file():
-        raise LoadError(f"{name} is a file: give the folder that holds the checkpoint")
+        raise LoadError(f"{name} {a_file(path)}")
     if name.strip() and path.exists():
         raise LoadError(f"{name} is a pipe, socket or device: give the folder that holds the checkpoint")
     if not is_hub_id(name):
@@ -199,10 +233,33 @@ def hub_answers(seconds: float = PROBE_SECONDS) -> bool:
     return bool(answers) and answers[0] < 500
 
 
+POINTERS = (  # what a library says beside what is wrong: of reports that are not shown, of pages, of its own switches
+    r"see (the )?(report|log|warning|message|traceback|error)s? (above|below)|\b(listed|shown|printed|reported) above\b",
+    r"https?://|(for|find) more (details|information)|please (open|file|report|consider|refer|check out|see)|learn more",
+    r"set .{1,60} to see|you can inspect|pass the argument|\bpip install\b.{0,40}git\+|stack ?trace|if you (think|believe)",
+)
+POINTS = re.compile("|".join(POINTERS), re.IGNORECASE)
+VALIDATOR = re.compile(r"^Class validation error for validator '\w+':\s+\w+:\s+")
+LONGEST = 300
+
+
 def first_line(error: BaseException) -> str:
-    """An error's message on one line, at most 300 characters; with its type where the message alone says nothing, or is empty."""
-    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""
+    """What an error says first, on one line: whole sentences, of at most 300 characters together unless one alone is longer.
+
+    A line that ends in a colon or a comma goes on in the next. Sentences that send the reader to what is not shown here, such as a
+    report or a page, are left out. The type stands before a message that alone says nothing, or is empty.
+    """
+    lines = [" ".join(line.split()) for line in VALIDATOR.sub("", str(error)).splitlines() if line.strip()]
+    said = ""
+    while lines and not said:
+        text = lines.pop(0)
+        while lines and text.endswith((":", ",")):
+            text += f" {lines.pop(0)}"
+        for one in re.split(r"(?<=[.!?])\s+(?=[A-ZА-Я`'\"])", text):
+            if not POINTS.search(one) and (not said or len(said) + len(one) < LONGEST):
+                said = f"{said} {one}".strip()
+    if len(said) > LONGEST:  # of one sentence alone as many words as fit, and that it goes on
+        said = said[: LONGEST + 1].rsplit(" ", 1)[0].rstrip(" ,;:.(") + " …" if " " in said[:LONGEST] else f"{said[:LONGEST]}…"
     if not said or isinstance(error, (LookupError, AttributeError, RecursionError, AssertionError)):
         said = f"{type(error).__name__} {said}".strip()
-    return said if len(said) <= 300 else said[:300] + "…"
+    return said

@@ -1,12 +1,9 @@
 """A model with everything that a run by hand needs: tokenizer, proved split, stop tokens, and how ids become text."""
 
-import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +11,21 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..parts import splitting
 from ..parts.errors import shown
-from ..parts.limits import context_length
+from ..parts.heads import own_logits
+from ..parts.limits import context_length, vocabulary
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
-from ..parts.splitting import Split, input_device, input_embedding
+from ..parts.splitting import Split, input_device, probe_ids
+from ..parts.watching import find_past_call
+from ..parts.wrappers import language_model, unwrapped
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from ..records.notices import Notice
-from .notices import own_notices
-from .templates import TemplateError, encoded
+from . import tokens
+from .notices import own_notices, wrapper_notices
+from .settings import as_numbers, shipped, spelled, stops
+from .templates import TemplateError, encoded, remarks
 from .texts import Texts, check_ids, check_letters, check_request, one_prompt
+from .tokens import texts_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class Loaded:
         texts: how ids become text.
         origin: where it is from.
         device: where it is; for a model spread over several places, where it wants its ids.
+        vocab_size: the number of token ids that it reads: the rows of its embedding, whatever its configuration says.
         unused: names of weights in the checkpoint for which the model has no place.
+        compiled: ids [B, T] → logits [B, T, V] of the compiled model that was given; None for one that was not compiled.
         notices: what to know of it before anything is concluded: from loading, then what its split and its settings say.
     """
 
@@ -50,7 +55,9 @@ class Loaded:
     texts: Texts
     origin: Origin
     device: torch.device
+    vocab_size: int = sys.maxsize
     unused: tuple[str, ...] = ()
+    compiled: Callable[[Tensor], Tensor] | None = None
     notices: tuple[Notice, ...] = ()
 
     def encode(self, prompt: str, system: str | None = None, raw: bool = False) -> list[int]:
@@ -74,6 +81,10 @@ class Loaded:
             return encoded(self.tokenizer, prompt, system)
         except TemplateError as error:
             raise ValueError(f"the chat template of {self.origin.name} {error}") from error
+
+    def remarks(self, prompt: str, system: str | None = None, raw: bool = False) -> tuple[Notice, ...]:
+        """What to know of a prompt that ``encode`` takes: where what is fed is not what was given."""
+        return () if self.tokenizer is None else tuple(remarks(self.tokenizer, prompt, system, raw))
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -115,17 +126,8 @@ class Loaded:
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """The settings that the checkpoint ships; empty for a module of the user's."""
-        return getattr(self.model, "generation_config", None) or GenerationConfig()
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of token ids, by the configuration, else by the embedding."""
-        config = getattr(self.model, "config", None)
-        if hasattr(config, "get_text_config") and (size := getattr(config.get_text_config(), "vocab_size", None)) is not None:
-            return size
-        embedding = input_embedding(self.model)
-        return sys.maxsize if embedding is None else embedding.weight.shape[0]
+        """The settings that the checkpoint ships, also of a model inside a module of the user's; empty where there is none."""
+        return shipped(self.model)
 
     def numbers(self, prompt: str) -> list[int]:
         """The ids that a prompt for a model without a tokenizer spells out."""
@@ -138,35 +140,33 @@ class Loaded:
 
     def unknown(self, prompt: str) -> list[str]:
         """The characters of a prompt that the tokenizer does not know, in order, each once."""
-        if self.tokenizer is None:
-            return []
-        unk = self.tokenizer.unk_token_id
-        if unk is None or not self.tokenizer.is_fast:
-            return []
-        encoded = self.tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False)
-        spans = [span for id, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True) if id == unk]
-        return list(dict.fromkeys(prompt[a:b] for a, b in spans))
+        return [] if self.tokenizer is None else tokens.unknown(self.tokenizer, prompt)
 
     def token_id(self, text: str) -> int:
-        """The id of a token that is named by its text, or else by its number.
+        """The id of a token that is named by its text, as records show it, or else by its number.
 
         Raises:
             ValueError: it is neither.
         """
+        if meant := self.ids_named(text):
+            return meant[0]
+        made = len(tokens.written(self.tokenizer, text)) if self.tokenizer is not None else 0
+        why = f"{self.origin.name} makes {made} tokens of it" if made else f"{self.origin.name} has no such token"
+        raise ValueError(f"token {text!r}: {why}: give the text of one token, or an id from 0 to {self.vocab_size - 1}")
+
+    def ids_named(self, text: str) -> list[int]:
+        """The ids that a text may mean, the one that it is taken for first: as it stands in running text, by itself, as a number."""
         check_letters(token=text)
-        ids = [] if self.tokenizer is None or self.unknown(text) else self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1:
-            return ids[0]
+        meant = [] if self.tokenizer is None else tokens.ids_named(self.tokenizer, text)
         if text.isascii() and text.isdigit() and int(text) < self.vocab_size:
-            return int(text)
-        made = f"{self.origin.name} makes {len(ids)} tokens of it" if ids else f"{self.origin.name} has no such token"
-        raise ValueError(f"token {text!r}: {made}: give the text of one token, or an id from 0 to {self.vocab_size - 1}")
+            meant.append(int(text))
+        return list(dict.fromkeys(meant))
 
     def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """The sequences of token ids that words stand for: each as it is written, and after a space if that is another one.
+        """The sequences of token ids that words stand for, as they are written in running text (``tokens.sequences_of``).
 
-        Byte-level vocabularies have one token for "cat" and another for " cat". (transformers asks for a tokenizer with
-        ``add_prefix_space=True``, which gives the second and forgets the first.)
+        Vocabularies have one token for "cat" and another for " cat", or for "," by itself and behind a word. (transformers asks for
+        a tokenizer with ``add_prefix_space=True``, which gives the second and forgets the first.)
 
         Raises:
             ValueError: a word that the tokenizer cannot write, or that ends a generation, which generate() does not ban.
@@ -176,17 +176,15 @@ class Loaded:
         sequences = []
         for word in words:
             check_letters(**{"bad word": word})
-            ids = tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"])
-            if unknown := self.unknown(word):
-                raise ValueError(f"bad word {word!r}: {self.origin.name} has no token for {''.join(unknown)!r}: leave it out")
+            if missing := self.unknown(word):
+                raise ValueError(f"bad word {word!r}: {self.origin.name} has no token for {''.join(missing)!r}: leave it out")
+            ids = tokens.written(self.tokenizer, word)
             if not ids:
                 raise ValueError(f"bad word {word!r}: the tokenizer of {self.origin.name} makes nothing of it: leave it out")
             if len(ids) == 1 and ids[0] in self.stop_ids:
                 raise ValueError(f"bad word {word!r} is a stop token, which generate() does not take for a bad word: leave it out")
-            sequences.append(ids)
-            spaced = tuple(self.tokenizer(" " + word, add_special_tokens=False)["input_ids"])
-            if spaced[-len(ids) :] != ids and self.tokenizer.unk_token_id not in spaced:
-                sequences.append(spaced)
+            stops = {(id,) for id in self.stop_ids}
+            sequences += [ids for ids in tokens.sequences_of(self.tokenizer, word) if ids not in stops]
         return tuple(sequences)
 
     def ships(self, name: str) -> bool:
@@ -196,14 +194,13 @@ class Loaded:
 
     def other_settings(self) -> dict:
         """The settings that the checkpoint ships with a value that acts in generate(), and that ``Sampling`` does not have."""
-        shipped = {name: getattr(self.generation_config, name, None) for name in OTHER_SETTINGS}
-        return {name: value for name, value in shipped.items() if OTHER_SETTINGS[name].acts(as_numbers(value))}
+        own = {name: getattr(self.generation_config, name, None) for name in OTHER_SETTINGS}
+        return {name: value for name, value in own.items() if OTHER_SETTINGS[name].acts(as_numbers(value))}
 
     @property
     def spelled(self) -> dict:
         """The settings that the checkpoint ships as texts and that are read as the numbers that they spell: name → number."""
-        shipped = {name: getattr(self.generation_config, name, None) for name in ("eos_token_id", *SETTINGS, *OTHER_SETTINGS)}
-        return {name: as_numbers(value) for name, value in shipped.items() if spells(value)}
+        return spelled(self.generation_config)
 
     def places(self) -> dict[str, int]:
         """Where the weights lie: place ("cuda:0", "cpu", "disk") → bytes. A tied weight counts once."""
@@ -223,7 +220,7 @@ class Loaded:
         Raises:
             ValueError: it ships a setting that ``Sampling`` does not have, or a value that cannot be.
         """
-        if not hasattr(self.model, "generation_config"):
+        if language_model(self.model) is None:
             return {}
         own = self.generation_config
         if own.do_sample not in (None, True, False):
@@ -254,36 +251,6 @@ class Loaded:
         return settings
 
 
-NUMBER = re.compile(r"-?\d{1,18}(\.\d{0,18})?(e-?\d{1,3})?", re.IGNORECASE | re.ASCII)
-
-
-def as_numbers(value: object) -> object:
-    """A text that spells a number as that number, lists as tuples, with what they hold likewise; everything else as it is."""
-    if isinstance(value, list | tuple):
-        return tuple(map(as_numbers, value))
-    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
-        return int(value) if value.strip().lstrip("-").isdigit() else float(value)
-    return value
-
-
-def spells(value: object) -> bool:
-    """Whether a value holds a text that is read as a number."""
-    return any(map(spells, value)) if isinstance(value, list | tuple) else isinstance(value, str) and not isinstance(as_numbers(value), str)
-
-
-def as_ids(value: object, name: str = "eos_token_id") -> tuple[int, ...]:
-    """Token ids as a tuple, in whichever of its forms a generation config holds them; ``name`` is that of the setting.
-
-    Raises:
-        ValueError: it is nothing of that kind.
-    """
-    read = as_numbers(value)
-    ids = () if read is None else read if isinstance(read, tuple) else (read,)
-    if not all(map(is_id, ids)):
-        raise ValueError(f"its generation settings say {name}={value!r:.60}: give a token id, a list of them, or null")
-    return ids
-
-
 def attach(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -294,24 +261,27 @@ def attach(
     """A ``Loaded`` around a model that is already there, so that it can be run, verified and shown.
 
     Args:
-        model: of transformers, or any module that takes ids [B, T] and gives logits [B, T, V].
-        tokenizer: left out, prompts are token ids.
+        model: of transformers, or any module that takes ids [B, T] and gives logits [B, T, V]. What stands around it is taken off
+            (``parts.wrappers``), also a pipeline, or an object that holds a model and a tokenizer.
+        tokenizer: left out, that which the object holds; where there is none, prompts are token ids.
         origin: left out, the class name says where it is from.
         split: where the model's own cannot be found: ``inspector.split(model, backbone=…, head=…)``.
         finite: refuse a model that gives NaN, as ``inspector.split`` does.
 
     Raises:
-        ValueError: it is no module, such as a name or what is loaded already; it ships a stop token that is no token id.
+        ValueError: it is no module, such as a name or what is loaded already; it ships a stop token that is no token id; what
+            stands around it cannot be taken off.
         SplitError: as ``inspector.split`` does.
     """
-    if not isinstance(model, nn.Module):
+    given = unwrapped(model)
+    if not isinstance(given.module, nn.Module):
         raise ValueError(f"{shown(model)} is no module that could be attached: give the model itself; inspector.load takes names")
-    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if stop is None:
-        stop = getattr(getattr(model, "config", None), "eos_token_id", None)
+    model, beside = given.module, given.tokenizer
+    if tokenizer is None and isinstance(beside, PreTrainedTokenizerBase):
+        tokenizer = beside
     origin = origin or Origin(type(model).__name__, "python")
     try:
-        stop_ids = as_ids(stop)
+        stop_ids = stops(model)
     except ValueError as error:
         raise ValueError(f"{origin.name}: {error}") from error
     loaded = Loaded(
@@ -323,8 +293,11 @@ def attach(
         texts=Texts() if tokenizer is None else texts_of(tokenizer),
         origin=origin,
         device=input_device(model),
+        vocab_size=vocabulary(model) or sys.maxsize,
+        compiled=given.compiled,
     )
-    return replace(loaded, notices=tuple(own_notices(loaded)))
+    find_past_call(model, lambda: own_logits(model, probe_ids(model)))
+    return replace(loaded, notices=(*wrapper_notices(given.wrappers), *own_notices(loaded)))
 
 
 def check_loaded(m: object) -> None:
@@ -332,49 +305,3 @@ def check_loaded(m: object) -> None:
     if not isinstance(m, Loaded):
         name = getattr(m, "__name__", type(m).__name__)
         raise ValueError(f"{name} is no loaded model: give what inspector.load or inspector.attach returns")
-
-
-def texts_of(tokenizer: PreTrainedTokenizerBase) -> Texts:
-    """How a tokenizer makes text of ids."""
-    return Texts(token=partial(token_of, tokenizer), whole=partial(tokenizer.decode, skip_special_tokens=True))
-
-
-def token_of(tokenizer: PreTrainedTokenizerBase, id: int) -> Token:
-    """A token's text; one that is part of a character shows its bytes, such as ``<D0>``."""
-    text = tokenizer.decode([id])
-    if "\ufffd" in text:
-        text = as_bytes(tokenizer.convert_ids_to_tokens(id)) or text
-    return Token(id, text, id in special_ids(tokenizer))
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that a tokenizer calls special, and those that were added to it, now.
-
-    A tokenizer gathers both anew each time it is asked: every token of every step would wait for hundreds of them. Here they are
-    gathered where it has grown, or calls something else special, since they were last.
-    """
-    # not ``all_special_tokens``, which takes twenty times as long for hundreds of them
-    state = len(tokenizer), tokenizer.special_tokens_map, tuple(tokenizer._extra_special_tokens)
-    known = SPECIAL_IDS.get(tokenizer)
-    if known is None or known[0] != state:
-        known = SPECIAL_IDS[tokenizer] = state, frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
-    return known[1]
-
-
-SPECIAL_IDS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → its state, and the ids that ``special_ids`` found in it
-
-
-def as_bytes(piece: str | None) -> str | None:
-    """The bytes behind a piece of a byte-level vocabulary, which writes each byte as a printable character; else None."""
-    printable = bytes_of_characters()
-    if not piece or any(character not in printable for character in piece):
-        return None
-    return "".join(f"<{printable[character]:02X}>" for character in piece)
-
-
-@cache
-def bytes_of_characters() -> dict[str, int]:
-    """The character that byte-level tokenizers write for a byte → the byte (GPT-2's table: printable Latin-1 stays as it is)."""
-    as_is = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in as_is]
-    return {chr(byte): byte for byte in as_is} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,33 +1,60 @@
 """From a name to a model that can be taken apart: hub id, local folder, native checkpoint, embedded model, file of the user's."""
 
 import ctypes
-import json
 import pickle
-import re
+import sys
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.quantizers.auto import AutoHfQuantizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.quantizers.auto import AutoHfQuantizer, get_hf_quantizer
+from transformers.utils import cached_file
 
 from ..parts.dataflow import building
+from ..parts.limits import vocabulary
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
+from ..records.generation import Origin
+from ..records.notices import Notice
+from .adapters import Adapter, alone, beside, not_applied
+from .adapters import apply as put_on
 from .factories import from_file, is_factory
-from .finding import DEFAULT, FALLBACK, LoadError, check_source, find, first_line, hub_answers, is_cached, load_config, quiet
+from .finding import (
+    DEFAULT,
+    FALLBACK,
+    LoadError,
+    check_causal,
+    find,
+    first_line,
+    hub_answers,
+    is_cached,
+    is_hub_id,
+    load_config,
+    place,
+    quiet,
+    read_config,
+)
+from .formats import found as other_format
+from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
-from .notices import weights_notices
+from .notices import settings_notices
+from .remote_code import absent_import, fault, mend
+from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
-from .templates import unreadable
+from .tokenizers import Words, place_of, read_otherwise, tokenizer_at, tokenizer_notice
+from .weight_notices import refusal, shapes_said, weights_notices
+from .weights import fit, plural, stored, weight_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -76,15 +103,19 @@ def load(
     check_map(device, device_map, max_memory)
     named = set(max_memory or (device_map.values() if isinstance(device_map, dict) else ()))
     as_dtype = pick_dtype(dtype, pick_device("cpu" if named and named <= {"cpu", "disk"} else device))
-    source, origin, offline = find(name)
-    if any("\ud800" <= character <= "\udfff" for character in source):  # of bytes that are no UTF-8
-        raise LoadError(f"{name}: the library that reads weights takes no name that is not UTF-8: rename the folder")
-    config = load_config(name, trust_remote_code)
-    check_quantization(name, config)
-    if device_map is None:
-        check_fits(name, config, as_dtype, trust_remote_code)
-    options = dict(trust_remote_code=trust_remote_code, local_files_only=offline)
-    how = dict(config=config, dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
+    where = located(name, trust_remote_code)
+    check_quantization(name, where.config)
+    if trust_remote_code:
+        with quiet(bars=where.offline), suppress(Exception):  # of code that breaks off loading tells why
+            mend(where.source, where.config, where.offline)
+    skeleton = skeleton_of(name, where.config, as_dtype, trust_remote_code, fits=device_map is None)
+    run = as_dtype if dtype == "auto" else None
+    seen = Seen() if skeleton is None or not where.offline else look(name, where, skeleton, run)
+    options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
+    own_settings, said = generation_settings(name, where)
+    how = dict(dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
+    if own_settings is not None:
+        how["generation_config"] = own_settings
     with ExitStack() as until_loaded:
         spread = {}
         if device_map is not None:
@@ -92,47 +123,255 @@ def load(
             folder = until_loaded.enter_context(temporary_folder("inspector-offload-"))
             spread = dict(device_map=device_map, max_memory=max_memory, offload_folder=folder)
         try:
-            with quiet(bars=offline):
-                model, report = AutoModelForCausalLM.from_pretrained(source, **how, **spread, **options)
-                tokenizer = tokenizer_at(source, options)
+            with quiet(bars=where.offline), not_applied():
+                read = partial(AutoModelForCausalLM.from_pretrained, where.source, config=where.config, **how, **spread, **options)
+                model, report = read(**seen.options)
+                if not seen and skeleton is not None and (seen := look(name, where, skeleton, run)).options:  # it was fetched just now
+                    model, report = read(**seen.options)
+        except LoadError:
+            raise
         except Exception as error:  # whatever a damaged or foreign checkpoint makes transformers raise
             full = (
                 f": make room in {Path(folder).parent} or set TMPDIR to a folder that has it"
                 if spread and "No space left" in str(error)
                 else ""
             )
-            raise LoadError(f"{name}: cannot be loaded: {reason(Path(source), config, error)}{full}") from error
+            raise LoadError(f"{name}: cannot be loaded: {reason(Path(where.source), where.config, error)}{full}") from error
         weakref.finalize(model, until_loaded.pop_all().close)  # runs with the model's end, or the process's
-    check_vocabulary(name, tokenizer)
-    check_whole(name, report, model)
+    tokenizer, told = tokenizer_of(name, where, options)
+    said += told
+    check_whole(name, where.config, report, seen.refusal)
+    if where.adapter is not None:
+        with quiet(bars=where.offline):
+            put_on(name, where.adapter, model)
     model.eval()
     built(model)
     if spread:
         name_ties(model)
     try:
-        loaded = attach(model if spread else model.to(pick_device(device)), tokenizer, origin, finite=finite)
-        unused = tuple(sorted(report["unexpected_keys"]))
-        return replace(loaded, unused=unused, notices=(*weights_notices(unused), *loaded.notices))
+        loaded = attach(model if spread else model.to(pick_device(device)), tokenizer, where.origin, finite=finite)
+        unused = seen.unused if seen else tuple(sorted(report["unexpected_keys"]))
+        return replace(loaded, unused=unused, notices=(*where.said, *said, *seen.notices, *where.notices(), *loaded.notices))
     except SplitError as error:
+        if found := fault(error.__cause__):
+            raise SplitError(f"{name}: {found}") from error
         if not spread:
             raise
         raise SplitError(f"{error} (with its weights spread as asked, which not every model of transformers bears)") from error
 
 
-def check_fits(name: str, config: PretrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool) -> None:
-    """Refuses a model whose weights the memory cannot hold, by its configuration, before any is read. Raises ``LoadError``."""
+@dataclass(frozen=True)
+class Where:
+    """Where a name leads: what ``from_pretrained`` is handed, the configuration there, and what comes on top.
+
+    Args:
+        source: a folder or a hub id; of an adapter, its base model's; of a configuration alone, its file.
+        origin: what was asked for.
+        offline: nothing is to be fetched.
+        config: of the model.
+        adapter: to be put on the model; mostly none.
+        gguf: the file that holds everything, in a folder that is ``source``; mostly none.
+        said: what of the configuration was read otherwise than it is written.
+    """
+
+    source: str
+    origin: Origin
+    offline: bool
+    config: PretrainedConfig
+    adapter: Adapter | None = None
+    gguf: Path | None = None
+    said: tuple[Notice, ...] = ()
+
+    @property
+    def options(self) -> dict:
+        """What ``from_pretrained`` is told beside the source."""
+        return {} if self.gguf is None else {"gguf_file": self.gguf.name}
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the model's files, the hub's cache included; None where there is none yet, or no files that have headers."""
+        if self.gguf is not None or quantization(self.config) is not None:
+            return None
+        held = None if Path(self.source).exists() else try_to_load_from_cache(self.source, "config.json")
+        folder = Path(held).parent if isinstance(held, str) else Path(self.source)
+        return folder if folder.is_dir() else None
+
+    def tokenizer(self, name: str, options: dict) -> tuple[PreTrainedTokenizerBase | None, Words | None]:
+        """The tokenizer, an adapter's own where it brings one; or None and why there is none."""
+        if self.gguf is not None:
+            try:
+                with quiet(bars=True):
+                    return AutoTokenizer.from_pretrained(self.source, **options), None
+            except Exception:  # of a kind that transformers does not read, or none
+                return None, (
+                    f"{self.gguf.name} holds none that transformers {transformers.__version__} reads: put tokenizer.json beside it",
+                    f"в {self.gguf.name} нет такого, который читает transformers {transformers.__version__}: положите рядом tokenizer.json",
+                )
+        own = self.adapter is not None and (self.adapter.folder / "tokenizer_config.json").is_file()
+        return tokenizer_at(name, str(self.adapter.folder) if own else self.source, self.config, options)
+
+    def notices(self) -> Iterator[Notice]:
+        """What is said of what comes on top, and of how the weights are packed."""
+        if self.adapter is not None:
+            yield self.adapter.notice()
+        elif (folder := self.folder) is not None:
+            yield from beside(folder)
+        if self.gguf is not None:
+            yield Notice(
+                "gguf",
+                f"The weights of {self.gguf.name} are unpacked: what runs are the numbers that llama.cpp rounds to, in torch's arithmetic",
+                f"Веса файла {self.gguf.name} распакованы: работают числа, до которых округляет llama.cpp, в арифметике torch",
+            )
+        if (packed := quantization(self.config)) is not None:
+            method = packed.get("quant_method") if isinstance(packed, dict) else packed
+            yield Notice(
+                "quantised",
+                f"The weights are quantised ({method!s:.60}), and run as transformers {transformers.__version__} unpacks them",
+                f"Веса квантованы ({method!s:.60}) и считаются так, как их распаковывает transformers {transformers.__version__}",
+            )
+
+
+def located(name: str, trust_remote_code: bool, config_alone: bool = False) -> Where:
+    """Where a name leads, with its configuration; ``config_alone``: the path of a config.json will do. Raises ``LoadError``."""
+    path = place(name)
+    if gguf := gguf_of(path):
+        return Where(str(gguf.parent), Origin(name, "folder"), True, gguf_config(name, gguf), gguf=gguf)
+    if config_alone and path.is_file():
+        config, said = read_config(name, trust_remote_code)
+        return Where(name, Origin(name, "folder"), True, config, said=said)
+    adapter = alone(name, path)
+    base = name if adapter is None else adapter.base
+    try:
+        if config_alone and adapter is None and isinstance(is_hub_id(name) and try_to_load_from_cache(name, "config.json"), str):
+            return Where(name, Origin(name, "hub"), True, load_config(name, trust_remote_code))  # whether its weights are there or not
+        source, origin, offline = find(base)
+        if any("\ud800" <= character <= "\udfff" for character in source):  # of bytes that are no UTF-8
+            raise LoadError(f"{name}: the library that reads weights takes no name that is not UTF-8: rename the folder")
+        config, said = read_config(base, trust_remote_code)
+    except LoadError as error:
+        if adapter is None:
+            raise
+        wrong = "an adapter itself: merge it first (merge_and_unload)" if (place(base) / "adapter_config.json").is_file() else str(error)
+        raise LoadError(f"{name}: an adapter whose base model {base} (base_model_name_or_path) cannot be had: {wrong}") from error
+    return Where(source, origin if adapter is None else Origin(name, "folder"), offline, config, adapter, said=said)
+
+
+def gguf_config(name: str, file: Path) -> PretrainedConfig:
+    """The configuration that a GGUF file holds. Raises ``LoadError``."""
+    if find_spec("gguf") is None:
+        raise LoadError(f"{name}: a GGUF file: to read it, the package gguf is needed: pip install gguf")
+    with open(file, "rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise LoadError(f"{name}: {file.name} is damaged, or no GGUF file: fetch it again")
+    try:
+        with quiet(bars=True):
+            config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    except Exception as error:  # whatever a foreign or damaged file makes gguf or transformers raise
+        said = first_line(error).rstrip(".")
+        again = "" if "support" in said else "fetch it again, in case it is cut short, or "
+        raise LoadError(
+            f"{name}: transformers {transformers.__version__} cannot read this GGUF file ({said}): {again}"
+            "take the same model as safetensors"
+        ) from error
+    check_causal(name, config)
+    return config
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the headers of a checkpoint's weights told before any was read; nothing where they could not be looked at.
+
+    Args:
+        notices: what to know of weights that load.
+        unused: their names, where the model has no place for them.
+        refusal: why they are not the model's.
+        reshaped: why they cannot be, by their shapes, which transformers finds by itself when it reads them.
+        options: what ``from_pretrained`` is told, so that it reads them as they were seen.
+        looked: whether there was something to look at.
+    """
+
+    notices: tuple[Notice, ...] = ()
+    unused: tuple[str, ...] = ()
+    refusal: Notice | None = None
+    reshaped: Notice | None = None
+    options: dict = field(default_factory=dict)
+    looked: bool = False
+
+    def __bool__(self) -> bool:
+        return self.looked
+
+
+def look(name: str, where: Where, model: nn.Module, run: torch.dtype | str | None) -> Seen:
+    """Looks at the weights of a checkpoint, and takes ties out of its configuration that its weights do not have.
+
+    ``model`` is a model of this configuration on the meta device; ``run`` as for ``weights_notices``.
+
+    Raises:
+        LoadError: there are no weights, they cannot be read, or not as what they are.
+    """
+    if (folder := where.folder) is None:
+        return Seen()
+    try:
+        held = stored(folder, where.config)
+        if held is None:
+            raise LoadError(no_weights(folder))
+        found = fit(model, held)
+    except LoadError as error:
+        raise LoadError(f"{name}: {error}") from error
+    if found.apart and len(found.apart) == len(model.all_tied_weights_keys):
+        for config in (where.config, where.config.get_text_config(decoder=True)):
+            config.tie_word_embeddings = False  # transformers would not tie them either, but for those that stay on disk
+    options = ({"key_mapping": found.renames} if found.renames else {}) | ({"variant": held.variant} if held.variant else {})
+    return Seen(
+        tuple(weights_notices(model, held, found, run)),
+        tuple(sorted((*found.unused, *found.buffers))),
+        refusal(model, held, found),
+        shapes_said(where.config, found.reshaped) if found.reshaped else None,
+        options,
+        True,
+    )
+
+
+def generation_settings(name: str, where: Where) -> tuple[GenerationConfig | None, tuple[Notice, ...]]:
+    """As ``settings.generation``, of a folder or a hub id. Raises ``LoadError``."""
+    if where.gguf is not None:
+        return None, ()
+    with quiet(bars=where.offline):
+        path = cached_file(
+            where.source,
+            "generation_config.json",
+            local_files_only=where.offline,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        try:
+            return generation(None if path is None else Path(path), where.config, bool(where.said))
+        except LoadError as error:
+            raise LoadError(f"{name}: its generation settings say {error}") from error
+
+
+def skeleton_of(name: str, config: PretrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool, fits: bool) -> nn.Module | None:
+    """The model of a configuration on the meta device; None where it cannot be built, of which loading tells why.
+
+    Raises:
+        LoadError: ``fits``, and its weights are more than the memory holds.
+    """
     as_dtype = getattr(config, "dtype", None) if dtype == "auto" else dtype
     try:
         with quiet(bars=True), few_modules(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=as_dtype, trust_remote_code=trust_remote_code)
-        check_memory(
-            sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-            "spread it with --max-memory, such as cpu=10GB (the rest stays on disk), or take a smaller --dtype",
-        )
+        if fits:
+            check_memory(
+                sum(weight.numel() * weight.element_size() for weight in model.parameters()),
+                "spread it with --max-memory, such as cpu=10GB (the rest stays on disk), or take a smaller --dtype",
+            )
+        return model
     except TooLargeError as error:
+        if not fits:
+            return None
         raise LoadError(f"{name}: {has(error)}") from error
     except Exception:  # it cannot be built: loading tells why
-        pass
+        return None
 
 
 def has(error: TooLargeError) -> str:
@@ -206,68 +445,61 @@ def check_quantization(name: str, config: PretrainedConfig) -> None:
         )
 
 
+def check_readable(name: str, config: PretrainedConfig) -> None:
+    """Refuses weights that are packed in a way for which something is not installed here. Raises ``LoadError``."""
+    check_quantization(name, config)
+    if (said := quantization(config)) is None:
+        return
+    try:
+        with quiet(bars=True):
+            own = deepcopy(config)
+            get_hf_quantizer(own, None, device_map=None, weights_only=True, user_agent={})
+    except Exception as error:  # mostly an ImportError; of a machine without a GPU whatever its class raises
+        raise LoadError(f"{name}: cannot be loaded: {packed_by(said, error)}") from error
+
+
+def packed_by(said: object, error: Exception) -> str:
+    """That a way of packing weights cannot be read here, as the rest of a sentence."""
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    return (
+        f"its weights are quantized by {method!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
+        "install what that needs, or take a checkpoint that is not quantized"
+    )
+
+
 def quantization(config: PretrainedConfig) -> object:
     """What a configuration says of how the weights are packed, where transformers looks for it; None if nothing."""
     own = getattr(config, "quantization_config", None)
     return own if own is not None else getattr(config.get_text_config(decoder=True), "quantization_config", None)
 
 
-def check_whole(name: str, report: dict, model: nn.Module) -> None:
-    """Refuses a checkpoint whose weights are not the model's, by what transformers reports. Raises ``LoadError``."""
-    if mismatched := sorted(report["mismatched_keys"]):
-        weight, there, wanted = mismatched[0]
-        sizes = ("×".join(map(str, size)) for size in (there, wanted))
-        raise LoadError(
-            f"{name}: {plural(mismatched)} of another shape than config.json says, the first is {weight}: "
-            "{} instead of {}: the two are of different models".format(*sizes)
-        )
+def check_whole(name: str, config: PretrainedConfig, report: dict, refusal: Notice | None) -> None:
+    """Refuses a checkpoint whose weights are not the model's, by what transformers reports and the headers tell. Raises ``LoadError``."""
+    if mismatched := {weight: (there, wanted) for weight, there, wanted in sorted(report["mismatched_keys"])}:
+        raise LoadError(f"{name}: {shapes_said(config, mismatched).english}")
+    if refusal is not None:
+        raise LoadError(f"{name}: {refusal.english}")
     if missing := sorted(report["missing_keys"]):
-        raise LoadError(f"{name}: {plural(missing)} missing, the first is {missing[0]}: the checkpoint is not whole, fetch it again")
-    if strange := of_blocks(model, sorted(report["unexpected_keys"])):
-        raise LoadError(
-            f"{name}: {plural(strange)} in the checkpoint and not in the model that config.json describes, the first is {strange[0]}: "
-            "the two are of different models: correct config.json, or fetch it again"
-        )
-
-
-def of_blocks(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Those weights without a place in a model that would stand in its blocks or behind them: with them it would compute otherwise.
-
-    Buffers that old versions saved are none, nor layers that predict further ahead, where the configuration says that there are.
-    """
-    prefix, config = f"{model.base_model_prefix}.", model.config.get_text_config(decoder=True)
-    further = getattr(config, "num_nextn_predict_layers", None) or 0
-    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    lists |= {name.removeprefix(prefix): length for name, length in lists.items()}  # of a checkpoint of the base alone
-
-    def stands(name: str) -> bool:
-        places = [(f"{name[: dot.start()]}", int(dot[1])) for dot in re.finditer(r"\.(\d+)\.", name)]
-        found = [(lists[block], number) for block, number in places if block in lists]
-        return bool(found) and not BUFFERS.search(name) and not any(length <= number < length + further for length, number in found)
-
-    return [name for name in names if stands(name)]
-
-
-BUFFERS = re.compile(r"(rotary_emb\.\w+|inv_freq|masked_bias|causal_mask|(attn|attention|self_attn)\.bias|position_ids)$")
-
-
-def plural(found: Sequence) -> str:
-    """ "1 weight is", "3 weights are"."""
-    return f"{len(found)} weight{' is' if len(found) == 1 else 's are'}"
+        raise LoadError(f"{name}: {plural(missing)} missing, the first is {missing[0]}: take the config.json that belongs to the weights")
 
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size", "head_dim")
 
 
-def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> str:
-    """Why a checkpoint cannot be loaded, and what to do: what is wrong with a file or a size, or else what the library says."""
-    if folder and (found := damaged(folder)):
-        return found
+def reason(folder: Path | None, config: PretrainedConfig, error: Exception, code: Path | None = None) -> str:
+    """Why a checkpoint cannot be loaded, and what to do: what is wrong with a file or a size, or else what the library says.
+
+    ``folder`` holds its weights, where they were read, and ``code`` the code that it brings: the same where it is left out.
+    """
+    if folder and folder.is_dir():
+        try:
+            stored(folder, config)
+        except LoadError as found:
+            return str(found)
     if isinstance(said := quantization(config), dict):
-        return (
-            f"its weights are quantized by {said.get('quant_method')!r:.60}, which cannot be read here ({first_line(error).rstrip('.')}): "
-            "install what that needs, or take a checkpoint that is not quantized"
-        )
+        return packed_by(said, error)
+    if found := absent_import(error) or refused_value(config, error):
+        return found
     for size in SIZES:
         value = getattr(config, size, None)
         if isinstance(value, (int, float, str)) and not (type(value) is int and value >= 1):
@@ -277,29 +509,9 @@ def reason(folder: Path | None, config: PretrainedConfig, error: Exception) -> s
         return "its weights are a pickle that holds more than tensors, which could run code: ask for a checkpoint in safetensors"
     if isinstance(error, RepositoryNotFoundError | LocalEntryNotFoundError):
         return f"{first_line(error)}: check the name and the network"
-    return f"{first_line(error)}: correct config.json and its neighbours, or fetch the checkpoint again"
-
-
-def damaged(folder: Path) -> str | None:
-    """Which file of a checkpoint is missing or cannot be read; None where all can."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("*.safetensors"))
-    if index.is_file():
-        try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError, TypeError):
-            return f"{index.name} is damaged: fetch it again"
-    for file in files:
-        if not file.is_file():
-            return f"{file.name} is missing: fetch it again"
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except OSError as error:
-            return f"{file.name} cannot be read ({error.strerror or first_line(error)}): see to its permissions, or fetch it again"
-        except Exception as error:  # safetensors' own error type
-            return f"{file.name} is damaged or cut short ({first_line(error)}): fetch it again"
-    return None
+    if found := fault(error, code or folder):
+        return found
+    return f"{first_line(error).rstrip('.')}: correct config.json and its neighbours, or fetch the checkpoint again"
 
 
 def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[nn.Module, Split | None]:
@@ -307,11 +519,92 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
 
     ``dtype`` "auto" is the configuration's own. Raises ``LoadError``.
     """
+    return outlined(name, dtype, trust_remote_code)[:2]
+
+
+def outlined(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[nn.Module, Split | None, tuple[Notice, ...]]:
+    """``outline``, and what is to be known of the model before anything is concluded, as loading says it.
+
+    That is told by the configuration and by the headers of the files of weights, where there are any. Raises ``LoadError``.
+    """
+    run = pick_dtype(dtype, pick_device("auto")) if dtype == "auto" else None
     pick_dtype(dtype, torch.device("cpu"))
     if is_factory(name):
         m = from_file(name, torch.device("cpu"), dtype)
-        return m.model, m.split
-    config = load_config(name, trust_remote_code)
+        return m.model, m.split, m.notices
+    where = located(name, trust_remote_code, config_alone=True)
+    model = built_on_meta(name, where.config, dtype, trust_remote_code)
+    seen, said, beside = Seen(), (), ()
+    try:
+        if complete := is_complete(where):
+            check_readable(name, where.config)
+            seen = look(name, where, model, run)
+        elif (folder := where.folder) is not None and (other := other_format(folder)):
+            raise LoadError(other)
+        if seen.reshaped or seen.refusal:
+            raise RefusedError(seen.reshaped or seen.refusal)
+        if not where.config.get_text_config(decoder=True).tie_word_embeddings and model.all_tied_weights_keys:
+            model = built_on_meta(name, where.config, dtype, trust_remote_code)
+        if complete:
+            said, beside = settings_beside(name, where, model, trust_remote_code)
+    except RefusedError as refused:
+        return model, None, (*where.said, refused.notice)
+    except ValueError as error:  # which keeps the model from running, not its tree from being shown
+        why = str(error).removeprefix(f"{name}: ")
+        return model, None, (*where.said, Notice("refused", why, why))
+    if where.adapter is not None:
+        put_on(name, where.adapter, model)
+    return model, None, (*where.said, *said, *seen.notices, *where.notices(), *beside)
+
+
+class RefusedError(LoadError):
+    """A model whose tree is shown and that does not run, with the ``notice`` that says why."""
+
+    def __init__(self, notice: Notice):
+        super().__init__(notice.english)
+        self.notice = notice
+
+
+def is_complete(where: Where) -> bool:
+    """Whether weights lie where a name leads: a configuration alone has a tree too, and nothing beside it that could be missed."""
+    if where.gguf is not None:
+        return True
+    there = Path(where.source).is_dir() or (not Path(where.source).exists() and is_cached(where.source))
+    return there and has_weights(place_of(where.source), where.config)
+
+
+def settings_beside(name: str, where: Where, model: nn.Module, trust_remote_code: bool) -> tuple[tuple[Notice, ...], tuple[Notice, ...]]:
+    """What loading says of the generation settings and the tokenizer, and of what they say beside the ``model``, on the meta device.
+
+    Raises:
+        ValueError: with either of them it would not load.
+    """
+    options = dict(trust_remote_code=trust_remote_code, local_files_only=where.offline, **where.options)
+    own, said = generation_settings(name, where)
+    if own is None and where.gguf is None:
+        with suppress(OSError):  # there are none: those of the configuration act, as the model has them
+            own = GenerationConfig.from_pretrained(where.source, local_files_only=where.offline)
+    model.generation_config = own or model.generation_config
+    tokenizer, told = tokenizer_of(name, where, options)
+    return (*said, *told), tuple(settings_notices(model, tokenizer, stops(model), vocabulary(model) or sys.maxsize))
+
+
+def tokenizer_of(name: str, where: Where, options: dict) -> tuple[PreTrainedTokenizerBase | None, tuple[Notice, ...]]:
+    """The tokenizer of a checkpoint, and what is to be known of it. Raises ``LoadError`` for a chat template that is none."""
+    tokenizer, without = where.tokenizer(name, options)
+    return tokenizer, (tokenizer_notice(without),) if without else tuple(read_otherwise(where.source, tokenizer))
+
+
+def has_weights(folder: Path, config: PretrainedConfig) -> bool:
+    """Whether weights lie in a folder, of whichever kind: a folder of a configuration alone has a tree too."""
+    try:
+        return bool(weight_files(folder, getattr(config, "transformers_weights", None))[0])
+    except LoadError:  # of several variants
+        return True
+
+
+def built_on_meta(name: str, config: PretrainedConfig, dtype: str, trust_remote_code: bool) -> nn.Module:
+    """The model of a configuration on the meta device, ready to run there. Raises ``LoadError``."""
     as_dtype = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     try:
         with quiet(bars=True), few_modules(), building() as built, torch.device("meta"):
@@ -321,51 +614,11 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
             check_parameters(sum(weight.numel() for weight in model.parameters()))
             if hasattr(model, "set_experts_implementation"):
                 model.set_experts_implementation("batched_mm")  # the one that runs without numbers
-            return model, None
+            return model
     except TooLargeError as error:
         raise LoadError(f"{name}: {has(error)}") from error
     except Exception as error:  # whatever a configuration whose numbers do not fit makes the model's class raise
-        raise LoadError(f"{name}: no model can be built from its config.json: {reason(None, config, error)}") from error
-
-
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model without its weights, a name as for ``load``; None of a function of the user's that gives none.
-
-    Raises:
-        LoadError: it cannot be had, or has no vocabulary.
-    """
-    if is_factory(name):
-        return from_file(name, torch.device("cpu")).tokenizer
-    source, _, offline = find(name)
-    check_source(name, source)
-    try:
-        with quiet(bars=offline):
-            tokenizer = tokenizer_at(source, dict(trust_remote_code=trust_remote_code, local_files_only=offline))
-    except Exception as error:  # whatever damaged or foreign files make transformers raise
-        raise LoadError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}: fetch its files again") from error
-    check_vocabulary(name, tokenizer)
-    return tokenizer
-
-
-def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer that knows special tokens alone. Raises ``LoadError``."""
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise LoadError(f"{name}: its tokenizer has no vocabulary: put tokenizer.json beside the weights")
-
-
-def tokenizer_at(source: str, options: dict) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, of the class that the checkpoint names.
-
-    ``AutoTokenizer`` overrules a generic class by the model's type, and so reads a character tokenizer beside a Qwen2
-    as Qwen's: everything becomes nothing, silently.
-    """
-    settings = get_tokenizer_config(source, **options)
-    if why := unreadable(Path(source), settings):
-        raise LoadError(why)
-    generic = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source, **options)
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True  # which is refused by the model's own
-    return tokenizer
+        raise LoadError(f"{name}: no model can be built from its config.json: {reason(None, config, error, place(name))}") from error
 
 
 def load_default(**options) -> Loaded:

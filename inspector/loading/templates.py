@@ -10,10 +10,14 @@ import os
 import subprocess
 import sys
 import threading
+import unicodedata
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
+
+from ..records.notices import Notice
 
 SECONDS = 5  # for one text
 START_SECONDS = 60  # for Python's start, which takes a tenth of one, but not on every machine at every time
@@ -23,7 +27,8 @@ NEEDED = ("TZ", "TZDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  
 START = "import sys; sys.path += sys.argv[2:]; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
 PROGRAM = Path(__file__).with_name("template_child.py")
 REMEDY = "--raw leaves the template out"
-OTHER_SYSTEM = "SystemStandsHere"
+OTHER_PROMPT, OTHER_SYSTEM = "PromptStandsHere", "SystemStandsHere"
+NAMES = dict(prompt=("the prompt", "промпт"), system=("the system message", "системное сообщение"))
 
 
 class TemplateError(ValueError):
@@ -53,11 +58,14 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None 
     """The ids of ``applied``'s text, as ``tokenizer.apply_chat_template`` gives them.
 
     Raises:
-        TemplateError: as ``applied``; or the template does not use the system text.
+        TemplateError: as ``applied``; or the template does not use the system text, or the prompt.
     """
     text = applied(tokenizer, prompt, system)
     if system is not None and system.strip() and not listens(tokenizer, prompt, system, text):
         raise TemplateError("leaves a system message out: leave out --system, or write its words into the prompt")
+    others = (other(prompt, OTHER_PROMPT), f"{OTHER_PROMPT}, and more")  # of two lengths: a template may count
+    if prompt.strip() and all(otherwise(tokenizer, one, system) == text for one in others):
+        raise TemplateError(f"leaves the prompt out: {REMEDY}")
     if has_own_way(tokenizer):
         return list(own_way(tokenizer, conversation(prompt, system), tokenize=True, return_dict=True)["input_ids"])
     return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -65,10 +73,93 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None 
 
 def listens(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str, text: str) -> bool:
     """Whether ``text``, made with this system text, would be another with another one."""
+    return otherwise(tokenizer, prompt, other(system, OTHER_SYSTEM)) != text
+
+
+def otherwise(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None) -> str | None:
+    """As ``applied``; None where the template takes these texts not."""
     try:
-        return applied(tokenizer, prompt, OTHER_SYSTEM if system.strip() != OTHER_SYSTEM else OTHER_SYSTEM.upper()) != text
+        return applied(tokenizer, prompt, system)
     except TemplateError:
-        return True
+        return None
+
+
+def other(text: str, mark: str) -> str:
+    """A text that is another one than ``text``."""
+    return mark if text.strip() != mark else mark.upper()
+
+
+def remarks(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None = None, raw: bool = False) -> Iterator[Notice]:
+    """What to know of a prompt that ``encoded`` takes: what is fed is not what was given.
+
+    Told by comparing: what the template writes for these texts with what it writes for others, and what the tokenizer's ids read
+    back as with the text. Blanks, case and marks on letters are a tokenizer's own business.
+    """
+    texts = dict(prompt=prompt) if system is None else dict(prompt=prompt, system=system)
+    if not raw and tokenizer.chat_template is not None:
+        text = applied(tokenizer, prompt, system)
+        marks = dict(prompt=other(prompt, OTHER_PROMPT), system=other(system or "", OTHER_SYSTEM))
+        for part, own in texts.items():
+            marked = otherwise(tokenizer, **(dict(prompt=prompt, system=system) | {part: marks[part]}))
+            if own.strip() and marked is not None:
+                yield from changed(NAMES[part], own, text, marked, marks[part])
+    for part, own in texts.items():
+        yield from misread(tokenizer, NAMES[part], own)
+
+
+def changed(name: tuple[str, str], own: str, text: str, marked: str, mark: str) -> Iterator[Notice]:
+    """How a template alters what was given, ``own``, in the ``text`` that it makes; of ``mark`` it makes ``marked``."""
+    pieces = marked.split(mark)
+    if (times := len(pieces) - 1) > 1:
+        yield Notice(
+            "template",
+            f"The chat template writes {name[0]} {times} times: {REMEDY}",
+            f"Шаблон чата пишет {name[1]} столько раз: {times}: --raw обходится без шаблона",
+        )
+    if own.join(pieces) == text or (len(own) > 3 and own in text):
+        return
+    if own.strip().join(pieces) == text or (len(own.strip()) > 3 and own.strip() in text):
+        yield Notice(
+            "template",
+            f"The chat template takes the blanks around {name[0]} away: {REMEDY}",
+            f"Шаблон чата убирает пробелы вокруг: {name[1]}: --raw обходится без шаблона",
+        )
+        return
+    before = len(os.path.commonprefix([text, marked]))  # noqa: RUF071  of letters, not of paths
+    after = len(os.path.commonprefix([text[before:][::-1], marked[before:][::-1]]))  # noqa: RUF071  of letters, not of paths
+    became = shown(repr(text[before : len(text) - after]))
+    yield Notice(
+        "template",
+        f"The chat template changes {name[0]}: {shown(repr(own))} becomes {became}: {REMEDY}",
+        f"Шаблон чата меняет {name[1]}: {shown(repr(own))} становится {became}: --raw обходится без шаблона",
+    )
+
+
+def misread(tokenizer: PreTrainedTokenizerBase, name: tuple[str, str], own: str) -> Iterator[Notice]:
+    """Where a tokenizer makes special tokens or another text of a text; characters that it does not know are told elsewhere."""
+    ids = tokenizer(own, add_special_tokens=False)["input_ids"]
+    special = {token for token in tokenizer.all_special_tokens if token in own}
+    special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special and str(token) in own}
+    if found := sorted(token for token in special if tokenizer.convert_tokens_to_ids(token) in ids):
+        yield Notice(
+            "template",
+            f"Words of {name[0]} are special tokens and are fed as such: {', '.join(found)}: write them otherwise if the words are meant",
+            f"Слова, которые содержит {name[1]}, — особые токены, так они и подаются: {', '.join(found)}: запишите иначе, если нужны слова",
+        )
+    if tokenizer.unk_token_id in ids:
+        return
+    back = tokenizer.decode(ids)
+    if letters(own) not in letters(back):
+        yield Notice(
+            "tokenizer",
+            f"The tokenizer changes {name[0]}: {shown(repr(own))} reads back as {shown(repr(back))}: see whether it is the model's own",
+            f"Токенизатор меняет {name[1]}: {shown(repr(own))} читается обратно как {shown(repr(back))}: проверьте, от этой ли он модели",
+        )
+
+
+def letters(text: str) -> str:
+    """The letters and digits of a text, without case and marks."""
+    return "".join(one for one in unicodedata.normalize("NFKD", text).casefold() if one.isalnum())
 
 
 def conversation(prompt: str, system: str | None) -> list[dict[str, str]]:

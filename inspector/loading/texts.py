@@ -15,10 +15,13 @@ from .templates import TemplateError, applied
 
 @dataclass(frozen=True)
 class Texts:
-    """How ids become text. The default is for models without a tokenizer: every token is its number."""
+    """How ids become text. The default is for models without a tokenizer: every token is its number.
+
+    ``whole`` gives what ids say, where a second argument stands, behind what is said by the ids in it.
+    """
 
     token: Callable[[int], Token] = lambda id: Token(id, str(id))
-    whole: Callable[[Sequence[int]], str] = lambda ids: " ".join(map(str, ids))
+    whole: Callable[..., str] = lambda ids, before=(): " ".join(map(str, ids))
 
 
 def check_request(length: int, max_new_tokens: int, context_length: int | None) -> None:

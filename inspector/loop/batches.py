@@ -222,5 +222,6 @@ def forget(m: Loaded) -> None:
 
 def new_row(m: Loaded, ids: Sequence[int] | Tensor, sampling: Sampling, max_new_tokens: int) -> Row:
     """A prompt's row, with a random generator of its own."""
+    sampling.check_vocabulary(m.vocab_size)
     generator = new_generator(sampling.seed, m.device)
-    return Row(m.prompt(ids)[0], sampling, max_new_tokens, m.stop_ids, m.context_length, m.texts, generator, LISTED)
+    return Row(m.prompt(ids)[0], sampling, max_new_tokens, m.stop_ids, m.context_length, m.texts, generator, LISTED, m.vocab_size)

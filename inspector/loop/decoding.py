@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import Texts, check_ids, check_request
 from ..parts.heads import hidden_states
-from ..parts.limits import context_length
+from ..parts.limits import context_length, vocabulary
 from ..parts.splitting import Split, evaluating
 from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
@@ -39,9 +39,10 @@ def stop_reason(
     return None
 
 
-def newly_readable(before: str, now: str) -> str:
-    """What the last token added to the text; nothing while it ends in the middle of a character (U+FFFD stands for it)."""
-    return "" if now.endswith("\ufffd") else now[len(before) :]
+def newly_readable(before: str, now: str, last: bool = False) -> str:
+    """What the last token added to the text; while it ends in the middle of a character (U+FFFD stands for it) nothing, unless it is
+    the ``last``."""
+    return "" if now.endswith("\ufffd") and not last else now[len(before) :]
 
 
 @torch.no_grad()
@@ -56,10 +57,10 @@ def next_logits_of_rows(split: Split, rows_T: Sequence[Tensor]) -> Tensor:
     """Raw logits [B, V] in float32 for the token after each row; the rows may differ in length.
 
     Shorter rows are padded on the right. In a causal model no position reads a later one, so the padding is never seen, and
-    needs neither a mask nor shifted positions; where the model is not causal, the rows run one by one. A row alone gives
-    the bits of ``next_logits``; among others its logits may differ from those by rounding.
+    needs neither a mask nor shifted positions; where the model is not causal, or quantised by a scale of all positions, the rows
+    run one by one. A row alone gives the bits of ``next_logits``; among others its logits may differ from those by rounding.
     """
-    if len(rows_T) == 1 or not split.causal:
+    if len(rows_T) == 1 or not split.causal or split.per_tensor:
         return torch.stack([next_logits(split, row_T[None]) for row_T in rows_T])
     ids_BT = pad_sequence(list(rows_T), batch_first=True)
     hidden_BTD = split.backbone(ids_BT)
@@ -83,25 +84,27 @@ def loop(
     texts: Texts = Texts(),
     generator: torch.Generator | None = None,
     listed: int = LISTED,
+    vocab_size: int | None = None,
 ) -> Iterator[tuple[Step, Tensor]]:
     """Generates token by token from a prompt [1, T]; yields each step's record and its raw logits [V].
 
-    ``listed`` is the number of candidates in a record. The last step carries the reason for stopping.
+    ``listed`` is the number of candidates in a record, ``vocab_size`` that of the ids which the model reads. The last step
+    carries the reason for stopping.
 
     Raises:
-        ValueError: no prompt, one that exceeds the context, nothing to generate, or logits that cannot be drawn from.
+        ValueError: no prompt, one that exceeds the context, nothing to generate, logits that cannot be drawn from, or a token
+            that the head offers and the embedding does not have, once it is to be read.
     """
     check_sampling(sampling)
     check_request(ids_1T.shape[1], max_new_tokens, context_length)
     if not is_id(listed):
         raise ValueError(f"listed={listed!r}: give a whole number, 0 for none")
     generator = generator or new_generator(sampling.seed, ids_1T.device)
-    return steps(split, ids_1T, sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed)
+    return steps(split, Row(ids_1T[0], sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed, vocab_size))
 
 
-def steps(split: Split, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, stop_ids, context_length, texts, generator, listed):
-    """The loop itself; arguments and result as in ``loop``."""
-    row = Row(ids_1T[0], sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed)
+def steps(split: Split, row: "Row") -> Iterator[tuple[Step, Tensor]]:
+    """The loop itself; the result as in ``loop``."""
     for _, step, logits_V in side_by_side(split, [row]):
         yield step, logits_V
 
@@ -126,14 +129,26 @@ class Row:
     ``ids_T`` is the prompt; the other arguments are as in ``loop``.
     """
 
-    def __init__(self, ids_T: Tensor, sampling: Sampling, max_new_tokens: int, stop_ids, context_length, texts, generator, listed):
+    def __init__(
+        self, ids_T: Tensor, sampling: Sampling, max_new_tokens: int, stop_ids, context_length, texts, generator, listed, vocab_size=None
+    ):
+        self.vocab_size = vocab_size
         self.ids_T, self.sampling, self.generator, self.texts, self.listed = ids_T, sampling, generator, texts, listed
         self.limits = max_new_tokens, stop_ids, context_length
         self.bounds = bounds_of(len(ids_T), max_new_tokens, stop_ids, context_length)
         self.scores_V: Tensor | None = None
+        self.prompt: list[int] = ids_T.tolist()
         self.new_ids: list[int] = []
         self.readable = ""
         self.reason: str | None = None
+
+    def check_readable(self) -> None:
+        """Refuses to read on behind a token that the head offers and the embedding does not have. Raises ``ValueError``."""
+        if self.vocab_size is not None and self.new_ids and self.new_ids[-1] >= self.vocab_size:
+            raise ValueError(
+                f"the model chose token id {self.new_ids[-1]}, which its head offers and its embedding does not have: it reads the ids "
+                f"0 to {self.vocab_size - 1}: suppress the others (suppress_tokens), or correct the sizes"
+            )
 
     def choose(self, logits_V: Tensor) -> Choice:
         """Chooses the next token from its raw logits [V] and appends it to what the model reads next. Waits for nothing."""
@@ -156,7 +171,8 @@ class Row:
         max_new_tokens, stop_ids, context_length = self.limits
         self.new_ids.append(token_id)
         self.reason = stop_reason(token_id, stop_ids, len(self.new_ids), max_new_tokens, len(self.ids_T), context_length)
-        text = newly_readable(self.readable, self.texts.whole(self.new_ids))
+        now = self.texts.whole(self.new_ids, self.prompt)
+        text = newly_readable(self.readable, now, last=self.reason is not None)
         self.readable += text
         fields = ledger(token_id, list(choice.filtered.stages), weighed, self.sampling, self.texts, self.listed)
         return Step(
@@ -178,6 +194,8 @@ def side_by_side(split: Split, rows: Sequence[Row]) -> Iterator[tuple[int, Step,
     """
     while running := [row for row in rows if row.reason is None]:
         started = time.perf_counter()
+        for row in running:
+            row.check_readable()
         logits_BV = next_logits_of_rows(split, [row.ids_T for row in running])
         choices = [row.choose(logits_V) for row, logits_V in zip(running, logits_BV, strict=True)]
         decided = fetch_each([choice.tensors for choice in choices])
@@ -258,9 +276,10 @@ def decode(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
 def decode_with_logits(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED) -> Iterator[tuple[Step, Tensor]]:
     """``decode``, with each step's raw logits [V] beside its record."""
     check_loaded(m)
-    return loop(
-        m.split, m.prompt(ids), sampling, max_new_tokens, stop_ids=m.stop_ids, context_length=m.context_length, texts=m.texts, listed=listed
-    )
+    check_sampling(sampling)
+    sampling.check_vocabulary(m.vocab_size)
+    limits = dict(stop_ids=m.stop_ids, context_length=m.context_length, vocab_size=m.vocab_size)
+    return loop(m.split, m.prompt(ids), sampling, max_new_tokens, **limits, texts=m.texts, listed=listed)
 
 
 def run(
@@ -301,7 +320,7 @@ def make_run(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, steps: Seq
         max_new_tokens=max_new_tokens,
         steps=tuple(steps),
         stop_reason=(steps[-1].stop_reason if steps else None) or "interrupted",
-        text=m.texts.whole([step.token.id for step in steps]),
+        text=m.texts.whole([step.token.id for step in steps], torch.as_tensor(ids).flatten().tolist()),
         notices=m.notices,
     )
 
@@ -324,8 +343,10 @@ def generate(
     """
     if ids_BT.dim() != 2:
         raise ValueError(f"input_ids has shape {tuple(ids_BT.shape)}: give [B, T], such as input_ids[None] for one prompt")
-    check_ids(ids_BT, model.lm_head.weight.shape[0], type(model).__name__)
+    size = vocabulary(model) or model.lm_head.weight.shape[0]
+    check_ids(ids_BT, size, type(model).__name__)
     settings, width = Sampling(**sampling), Beams(**beams or {})
+    settings.check_vocabulary(size)
     generator = new_generator(settings.seed, ids_BT.device)
     parts = Split(lambda ids_BT: hidden_states(model.backbone(ids_BT)), model.lm_head)
     limits = dict(stop_ids=stop_ids, context_length=context_length(model))

@@ -104,7 +104,10 @@ def no_repeat_ngrams(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bo
 def bad_words(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Removes every token that would complete one of the bad words. A word that is a stop token alone stays, as in
     ``NoBadWordsLogitsProcessor``."""
-    begins_WN, last_W = words(sampling.bad_words_ids, bounds.stop_ids, context_T.device)
+    begins_WN, last_W, gone_V = words(sampling.bad_words_ids, bounds.stop_ids, logits_V.numel(), context_T.device)
+    logits_V = logits_V.masked_fill(gone_V, -math.inf)
+    if not len(last_W):
+        return logits_V
     end_N = F.pad(context_T, (begins_WN.shape[1], 0), value=NOTHING)[len(context_T) :]
     return without_last(logits_V, last_W, ((begins_WN == end_N) | (begins_WN == ANYTHING)).all(-1))
 
@@ -113,16 +116,21 @@ ANYTHING, NOTHING = -1, -2  # in the place of a token: what every context has th
 
 
 @lru_cache(maxsize=64)
-def words(ids: tuple[tuple[int, ...], ...], stop_ids: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What must stand at the end of a context for each word to be begun [W, N], and the words' last tokens [W].
+def words(
+    ids: tuple[tuple[int, ...], ...], stop_ids: tuple[int, ...], vocab_size: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of words of several tokens what must stand at the end of a context for each to be begun [W, N], and their last tokens [W];
+    and a mask [V] of those that are one token alone, which may be thousands: every one that holds a full stop.
 
     Shorter beginnings stand on the right, after ``ANYTHING``. Words that are a stop token alone are left out.
     """
-    ids = [word for word in ids if len(word) > 1 or word[0] not in stop_ids]
+    alone = [word[0] for word in ids if len(word) == 1 and word[0] not in stop_ids and word[0] < vocab_size]
+    ids = [word for word in ids if len(word) > 1]
     size = max(map(len, ids), default=1) - 1
     begins = [[ANYTHING] * (size + 1 - len(word)) + list(word[:-1]) for word in ids]
+    gone_V = torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, torch.tensor(alone, dtype=torch.long), True).to(device)
     last = [word[-1] for word in ids]
-    return torch.tensor(begins, dtype=torch.long, device=device).view(len(ids), size), constant(tuple(last), device)
+    return torch.tensor(begins, dtype=torch.long, device=device).view(len(ids), size), constant(tuple(last), device), gone_V
 
 
 def min_length(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from transformers import GenerationConfig
 
-from ..loading.loaded import Loaded, as_ids, as_numbers
+from ..loading.loaded import Loaded
+from ..loading.settings import as_ids, as_numbers
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Entry, Sampling, Setting, is_id
 from .sampling import FILTERS, bounds_of
 

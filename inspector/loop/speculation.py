@@ -254,6 +254,7 @@ def speculate(
     if sampling.seed is None and not sampling.greedy:
         sampling = replace(sampling, seed=torch.seed() % 2**63)
     weight = model.backbone.embed_tokens.weight
+    sampling.check_vocabulary(weight.shape[0])
     if isinstance(m, Loaded):
         ids_T = m.prompt(ids)[0]
     else:

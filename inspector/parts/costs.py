@@ -1,8 +1,11 @@
 """What a model costs: matrix products per token and bytes of cache per token, told from its modules' shapes.
 
-Nothing is computed: a model on the meta device, without weights, will do. Shape letters: T tokens, H heads, K head width.
+Nothing is computed: a model on the meta device, without weights, will do. Of a module of the user's the pass is asked that its roles
+are from (``shapes``): how wide its attention is, and what is multiplied where no module is called. Shape letters: T tokens, H heads,
+K head width.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from math import prod
@@ -12,7 +15,8 @@ import torch
 from torch import nn
 
 from ..records.structure import Costs
-from .roles import layer_lists, unrecognised
+from .roles import is_recurrent, layer_lists, unrecognised, wrapped_layer
+from .shapes import own_weights, packed, shapes_of, weights_of, within_name
 
 MULTIPLY_ADD = 2
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
@@ -50,30 +54,53 @@ def work_per_token(model: nn.Module, roles: dict[str, str], runs: Counter | None
     """
     config = text_config(model)
     work = {}
+    attended, used = measured(model, roles)
     for name, module in model.named_modules():
         role = roles.get(name, "")
         if ".experts." in role or role.startswith("mtp."):  # counted with all experts; and not run in a plain pass
             continue
         if role.endswith(".experts"):
-            work[name] = Work(experts(name, module, config, model, runs))
+            own = sum(number for owner, number in used.items() if within_name(owner, name))
+            work[name] = Work(own or experts(name, module, config, model, runs))
             continue
         count = 1 if runs is None else runs[name]
         looks_back = role.endswith(".attn") and not recurrent(config, role)
         keeps_state = role.endswith(".mixer") or (role.endswith(".attn") and not looks_back)
+        by_roles = sum(attention_widths(name, roles, model)) * count if looks_back and not attended else 0
+        own = 0 if wrapped_layer(module) is not None else weights(module)  # what an adapter's layer shows is counted where it is held
         work[name] = Work(
-            numbers=weights(module) * count,
-            widths=sum(attention_widths(name, roles, model)) * count if looks_back else 0,
+            numbers=own * count or used.get(name, 0),
+            widths=attended.get(name, by_roles),
             state=state_size(module) * count if keeps_state else 0,
         )
     return work
+
+
+def measured(model: nn.Module, roles: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Of a module of the user's: name → H·K of its attention's products, and name → numbers that a token is multiplied with in its weights.
+
+    Both as a pass shows them, all calls together; empty for models whose names tell.
+    """
+    shapes = shapes_of(model)
+    attended, used = Counter(), Counter()
+    if shapes is None:
+        return attended, used
+    for part in shapes.attention:
+        around = [name for name, role in roles.items() if role.endswith(".attn") and all(within_name(o, name) for o in part.roles)]
+        layer = [name for name in roles if part.roles and all(within_name(owner, name) for owner in part.roles)]
+        attended[max(around or layer or [""], key=len)] += part.queries + part.values
+    for use in shapes.uses:
+        if not isinstance(shapes.modules.get(use.owner.rpartition(".")[0]), nn.MultiheadAttention):  # whose weights are its parts'
+            used[use.owner] += use.numbers
+    return attended, Counter({name: number // shapes.flow.tokens for name, number in used.items()})
 
 
 def costs(model: nn.Module, roles: dict[str, str], runs: Counter | None, context: int) -> tuple[Costs, Counter]:
     """All of ``Costs``, and module name → FLOPs per token of what it computes itself. Arguments as in ``work_per_token``."""
     work = work_per_token(model, roles, runs)
     flops = Counter({name: own.flops(context) for name, own in work.items()})
-    parameters = sum(p.numel() for p in model.parameters())
-    strangers = sum(1 for _ in unrecognised(model, roles))
+    parameters = sum(weight.numel() for weight in weights_of(model))
+    strangers = unknown(model, roles)
     kept = None if strangers else kv_numbers_per_token(model, roles, runs)
     config = text_config(model)
     stored = getattr(config, "quantization_config", None)
@@ -86,10 +113,22 @@ def costs(model: nn.Module, roles: dict[str, str], runs: Counter | None, context
         flops=sum(flops.values()),
         attention_flops=MULTIPLY_ADD * context * sum(own.widths for own in work.values()),
         window=window(config),
-        left_out=strangers + sum(1 for _ in untold(model, roles, runs)),
+        left_out=len({*strangers, *untold(model, roles, runs)}),
         quantised=None if stored is None else str(dict(stored).get("quant_method") if isinstance(stored, dict) else stored.quant_method),
     )
     return total, flops
+
+
+def unknown(model: nn.Module, roles: dict[str, str]) -> list[str]:
+    """Names of the modules without a role in the layers; where no attention is recognised, of all without one that hold a matrix."""
+    names = list(unrecognised(model, roles))
+    if shapes_of(model) is None:
+        return names
+    layers = [name for name, role in roles.items() if re.fullmatch(r"layers\d*\.\d+", role)]
+    blind = not any(re.search(r"(^|\.)(attn|mixer)(\.|$)", role) for role in roles.values())
+    modules = {name: model.get_submodule(name) for name in names}
+    matrix = {name for name, m in modules.items() if not is_recurrent(m) and any(weight.dim() > 1 for weight in own_weights(m).values())}
+    return [name for name in names if any(within_name(name, layer) for layer in layers) or (blind and name in matrix)]
 
 
 def weights(module: nn.Module) -> int:
@@ -98,6 +137,8 @@ def weights(module: nn.Module) -> int:
         return sum(p.numel() for n, p in module.named_parameters() if n.endswith("weight"))
     if isinstance(module, nn.RNNBase):  # GRU, LSTM: a pair of matrices for each of its layers and directions
         return sum(p.numel() for p in module.parameters() if p.dim() == 2)
+    if stored := packed(module):  # quantised by torch
+        return sum(weight.numel() for weight in stored.values() if weight.dim() == 2)
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or isinstance(module, nn.Embedding):
         return 0
@@ -107,8 +148,9 @@ def weights(module: nn.Module) -> int:
 def untold(model: nn.Module, roles: dict[str, str], runs: Counter | None) -> Iterator[str]:
     """Names of the modules outside the decoder layers that run and hold matrices ``weights`` does not know, as a port's may."""
     in_layers = tuple(f"{stack}." for stack in layer_lists(model))
+    used = measured(model, roles)[1]
     for name, module in model.named_modules():
-        known = name in roles or name.startswith(in_layers) or isinstance(module, nn.Embedding) or weights(module)
+        known = name in roles or name.startswith(in_layers) or isinstance(module, nn.Embedding) or weights(module) or name in used
         if not known and (runs is None or runs[name]) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
             yield name
 
@@ -146,6 +188,9 @@ def kv_numbers_per_token(model: nn.Module, roles: dict[str, str], runs: Counter 
     A layer without keys of its own borrows those of another. None where no attention's keys and values are recognised.
     """
     config, total = text_config(model), 0
+    shapes = shapes_of(model)
+    if shapes is not None and shapes.attention:
+        return sum(part.kept for part in shapes.attention)
     for name, role in roles.items():
         if not role.endswith(".attn") or role.startswith("mtp.") or recurrent(config, role):
             continue
@@ -179,12 +224,17 @@ def parts(name: str, roles: dict[str, str], model: nn.Module, part: str) -> list
 
 def inputs(module: nn.Module) -> int:
     """The width that a linear layer reads; transformers' ``Conv1D`` keeps its weight the other way round."""
-    return module.weight.shape[0] if type(module).__name__ == "Conv1D" else module.weight.shape[-1]
+    return matrix(module).shape[0 if type(module).__name__ == "Conv1D" else -1]
 
 
 def outputs(module: nn.Module) -> int:
     """The width that a linear layer gives."""
-    return module.weight.shape[-1] if type(module).__name__ == "Conv1D" else module.weight.shape[0]
+    return matrix(module).shape[-1 if type(module).__name__ == "Conv1D" else 0]
+
+
+def matrix(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer, one that torch has quantised too."""
+    return packed(module).get("weight", module.weight)
 
 
 def recurrent(config, role: str) -> bool:

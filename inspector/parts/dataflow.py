@@ -6,6 +6,7 @@ Shape letters: B batch, T tokens, D hidden.
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .heads import forward
 from .limits import context_length
+from .outputs import FORMS
 from .splitting import evaluating, input_device, tie_again
 from .watching import Call, Watch, first_numbers, first_tensor, states, submodules
 
@@ -190,6 +192,22 @@ def is_waves(tensor: Tensor) -> bool:
     return bool((around - ratio * middle).abs().max() < 1e-2) and bool((ratio.abs() <= 2 + 1e-3).all())
 
 
+@contextmanager
+def slow_path() -> Iterator[None]:
+    """While it is active, torch's attention runs step by step."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def of_library(model: nn.Module) -> bool:
+    """Whether a model's code is of transformers or of this package: their names are known, and nothing of theirs runs past its call."""
+    return type(model).__module__.startswith(("transformers.", f"{__name__.partition('.')[0]}."))
+
+
 @dataclass(eq=False)
 class Seen:
     """One call of a module in the pass.
@@ -198,6 +216,7 @@ class Seen:
         call: as ``Watch`` shows it; the module's name is its role.
         given: what it works on.
         beside: it was given something of that shape twice, such as the residual that it adds itself.
+        entered: its own code runs.
         first, last: the operations between which it ran.
         gave: what came out.
         inside: calls that began while it ran.
@@ -212,6 +231,7 @@ class Seen:
     inside: list["Seen"] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
     beside: bool = False
+    entered: bool = False
 
     @property
     def name(self) -> str:
@@ -228,8 +248,10 @@ class Flow:
         made: all tensors, in order.
         logits: what the pass gave.
         ids: what it was given.
+        past_call: names of modules that ran as ``module.forward(…)``, which hooks do not see.
 
-    Whatever the code of a model raises goes through.
+    Torch's own layers leave their fast path, in which one operation does it all. Random numbers are left as they are. Whatever
+    the code of a model raises goes through.
     """
 
     def __init__(self, model: nn.Module):
@@ -237,8 +259,15 @@ class Flow:
         self.calls: list[Seen] = []
         self.running: list[Seen] = []
         self.recorder = recorder = Recorder(numbers_of(model))
+        self.past_call: set[str] = set()
         ids_1T = (torch.arange(self.tokens) % 2).to(input_device(model))[None]
+        if model in FORMS and FORMS[model].sequence_first:
+            ids_1T = ids_1T.T.contiguous()
         with ExitStack() as modes:
+            modes.enter_context(torch.random.fork_rng(devices=[]))
+            modes.enter_context(slow_path())
+            if not of_library(model):
+                modes.enter_context(self.past_calls(model))  # before the hooks, which may look for such runs themselves
             modes.enter_context(Watch(submodules(model), self.begin, self.end))
             modes.enter_context(evaluating(model))
             modes.enter_context(torch.no_grad())
@@ -269,6 +298,41 @@ class Flow:
         seen.last = len(self.recorder.all)
         seen.made = self.recorder.all[seen.first : seen.last]
         call.args, call.options = (), {}  # shapes are kept, not tensors
+
+    @contextmanager
+    def past_calls(self, model: nn.Module) -> Iterator[None]:
+        """While it is active, a module that runs as ``module.forward(…)`` leaves a ``Seen`` as one that is called does."""
+        own = {}
+        for name, module in submodules(model).items():
+            if not isinstance(module, torch.jit.ScriptModule):  # whose forward is no function of Python's
+                own[module] = module.__dict__.get("forward")
+                module.__dict__["forward"] = self.seeing(name, module, module.forward)
+        try:
+            yield
+        finally:
+            for module, before in own.items():
+                module.__dict__.pop("forward", None)
+                if before is not None:
+                    module.__dict__["forward"] = before
+
+    def seeing(self, name: str, module: nn.Module, own):
+        """A module's forward, by which a run that no hook has announced is shown."""
+
+        @wraps(own)
+        def forward(*args, **options):
+            if self.running and self.running[-1].call.module is module and not self.running[-1].entered:
+                self.running[-1].entered = True
+                return own(*args, **options)
+            self.past_call.add(name)
+            call = Call(name, module, args, options, 1, len(self.calls), len(self.running))
+            self.begin(call)
+            self.running[-1].entered = True
+            call.output = own(*args, **options)
+            output = call.output
+            self.end(call)
+            return output
+
+        return forward
 
 
 def on_meta(model: nn.Module) -> bool:

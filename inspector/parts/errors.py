@@ -25,3 +25,8 @@ def whole(name: str, value: object, low: int | None = None) -> int:
 
 class NoSumError(ValueError):
     """The model's stream or head is not of a kind whose logits are a sum over what its components write: a wrong request."""
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of an error of foreign code, and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -5,7 +5,8 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary, P positions of all row
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
 
+from .outputs import FORMS, asked, form_of, forward, plain
 from .watching import Call, Watch, alike, first_tensor, submodules, tensors
 
 
@@ -57,7 +58,7 @@ class RestOfForward:
         output = with_hidden(self.form, hidden_BTD)
         ids_BT = torch.zeros(hidden_BTD.shape[:2], dtype=torch.long, device=hidden_BTD.device)
         with returning(self.backbone, output):
-            return logits_of(forward(self.model, ids_BT))
+            return own_logits(self.model, ids_BT)
 
 
 def with_hidden(form: object, hidden_BTD: Tensor) -> object:
@@ -78,18 +79,32 @@ def with_hidden(form: object, hidden_BTD: Tensor) -> object:
     return output
 
 
-def forward(module: nn.Module, ids_BT: Tensor):
-    """``module(ids)``, without a cache where it could make one."""
-    return module(ids_BT, use_cache=False) if isinstance(module, PreTrainedModel) else module(ids_BT)
-
-
 def own_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """The logits [B, T, V] that a model gives for ids, asked in its own way and read in whichever form it gives them."""
-    return logits_of(forward(model, ids_BT))
+    """The logits [B, T, V] that a model gives for ids, asked in its own way and read in whichever form it gives them.
+
+    They are [B, 1, V] of a model that cannot be brought to give more than the last position's. Of a model that gives
+    probabilities they are the logarithms.
+
+    Raises:
+        OutputError: it gives nothing that could be logits, and what it gives.
+        Exception: whatever the model raises for ids.
+    """
+    if model not in FORMS:
+        output = forward(model, ids_BT)
+        if (form := plain(output, ids_BT)) is not None:
+            FORMS[model] = form
+            return logits_of(output)
+    return asked(model, ids_BT, form_of(model))
+
+
+def step_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    """A model's logits as it gives them for a step of its own: [B, T, V], or [B, 1, V] of the last position alone."""
+    form = form_of(model)
+    return own_logits(model, ids_BT) if form.alone is None else asked(model, ids_BT, form.alone)
 
 
 def logits_of(output) -> Tensor:
-    """The logits [B, T, V] of what a model returned."""
+    """The logits [B, T, V] of what a model returned in a plain form."""
     return output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
 
 
@@ -108,10 +123,11 @@ class Kind(StrEnum):
     MODULE = "module"  # with weights of its own: whether it is linear, its numbers tell
     FACTOR = "factor"  # one number times all
     ELEMENTWISE = "elementwise"  # every number times its own, plus its own: a temperature or an offset for each token
-    MONOTONE = "monotone"  # one growing function for all
+    MONOTONE = "monotone"  # one growing function for all numbers of a position, such as a cap, or log_softmax
     ACTIVATION = "activation"  # one function for all that does not grow everywhere
     SLICE = "slice"
     CAST = "cast"
+    LAYOUT = "layout"  # the same numbers, in another order of dimensions
     UNKNOWN = "unknown"
 
 
@@ -185,12 +201,28 @@ def steps(model: nn.Module, head: Callable[[Tensor], Tensor], hidden_BTD: Tensor
     for operations, x, y, made in done:
         if made not in sources:  # a head beside this one, or what is only kept
             continue
-        if x.shape[-1:] == last.shape[-1:] and x.shape[:2] == last.shape[:2]:
-            found.append(Step(recognise(last, x), x))
+        if (laid := laid_out(last, x)) is not None and laid.shape == x.shape:
+            found.append(Step(recognise(laid, x), x))
         found.append(Step(operations, y))
         last = y
-    found.append(Step(recognise(last, logits_BTV), logits_BTV))
+    laid = laid_out(last, logits_BTV)
+    found.append(Step(recognise(last if laid is None else laid, logits_BTV), logits_BTV))
     return [step for step in found if step.operations]
+
+
+def laid_out(given: Tensor, form: Tensor) -> Tensor | None:
+    """A tensor with its dimensions in the order of another's that was made of it, and that may have fewer numbers in the last.
+
+    Of [B, T, D] they can be [T, B, D], [B, D, T], [B·T, D] or [B·T, 1, D]; None where none of these fits.
+    """
+    if given.shape[-1:] == form.shape[-1:] and given.shape[:2] == form.shape[:2]:
+        return given
+    ways = [given, *(given.transpose(*dims) for dims in ((0, 1), (1, 2)) if given.dim() == 3)]
+    if given.numel() * form.shape[-1] == form.numel() * given.shape[-1]:
+        ways += [way.reshape(*form.shape[:-1], -1) for way in ways]
+    fits = [way for way in ways if way.dim() == form.dim() and way.shape[:-1] == form.shape[:-1]]
+    known = (way for way in fits if not any(operation.kind is Kind.UNKNOWN for operation in recognise(way, form)))
+    return next(known, fits[0] if fits else None)
 
 
 def operations(
@@ -202,7 +234,13 @@ def operations(
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one that does something itself."""
-    return not list(module.children()) and not isinstance(module, (nn.Dropout, nn.Identity))
+    return is_packed(module) or (not list(module.children()) and not isinstance(module, (nn.Dropout, nn.Identity)))
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module is one that torch has quantised dynamically: its weights are packed, and the scale of what it is given is one
+    for all positions."""
+    return type(module).__module__.startswith(("torch.ao.nn.quantized.dynamic", "torch.nn.quantized.dynamic"))
 
 
 def of_module(call: Call, given: Tensor, tied: Collection[nn.Module]) -> tuple[Operation, ...]:
@@ -211,6 +249,8 @@ def of_module(call: Call, given: Tensor, tied: Collection[nn.Module]) -> tuple[O
     if isinstance(module, nn.Linear):
         notes = ", bias" * (module.bias is not None) + ", tied" * (module in tied)
         return (Operation(Kind.MODULE, f"Linear({module.in_features}→{module.out_features}{notes})"),)
+    if is_packed(module) and hasattr(module, "out_features"):
+        return (Operation(Kind.MODULE, f"{type(module).__name__}({module.in_features}→{module.out_features}, quantised)"),)
     if not list(module.parameters()) and isinstance(call.output, Tensor):
         said = recognise(given, call.output)
         if not any(operation.kind is Kind.UNKNOWN for operation in said):
@@ -233,6 +273,7 @@ SIGNS = {
     "mul": "×", "multiply": "×", "imul": "×", "rmul": "×", "add": "+", "iadd": "+", "radd": "+",
     "div": "÷", "divide": "÷", "truediv": "÷", "true_divide": "÷", "itruediv": "÷", "idiv": "÷", "sub": "−", "subtract": "−", "isub": "−",
 }  # fmt: skip
+PROJECTIONS = {"linear", "matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "tensordot", "inner"}  # linear maps
 SAME = {
     "getitem",
     "unsqueeze",
@@ -254,6 +295,7 @@ SAME = {
 }
 
 
+LONGEST = 200  # letters in the name of what is made of a model's tensors
 FORM_OF_OTHERS = ("_as", "_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")  # ends of names
 
 
@@ -271,6 +313,7 @@ class Meetings(TorchFunctionMode):
         self.done = done
         # by id; all are kept, so that no other tensor gets an id of theirs, as where accelerate puts weights in and out
         self.own = {id(tensor): (name, tensor) for name, tensor in own}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.own.values()}
         self.flow = {id(hidden_BTD): hidden_BTD}
         self.origins: dict[int, set[int]] = {}  # id of what flows → those of what it was made of
         self.modules = 0  # that run now: what they do with their own is theirs
@@ -299,6 +342,12 @@ class Meetings(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), options=None):
         """Runs a function of torch, and sees what met in it."""
+        if Watch.blind:  # on the way to the head: what is made there of the model's tensors alone may be used in it
+            result, given = function(*args, **(options or {})), list(tensors((args, options or {})))
+            own = [self.own[id(tensor)][0] for tensor in given if id(tensor) in self.own]
+            if own and len(own) == len(given) and len(name := in_function(function, own)) < LONGEST:
+                self.own |= {id(tensor): (name, tensor) for tensor in tensors(result) if id(tensor) not in self.own}
+            return result
         given = list(tensors((args, options or {})))
         if name_of(function).endswith(FORM_OF_OTHERS):  # of x in own.expand_as(x) the numbers do not matter, nor in zeros_like(x)
             given = given[:1] if name_of(function).endswith("_as") else []
@@ -317,7 +366,7 @@ class Meetings(TorchFunctionMode):
             self.own |= {id(tensor): (name, tensor) for tensor in made}
         if meeting and made:
             after = made[0].clone()
-            operation = of_meeting(function, before, after, *own[0], given[0] is x)
+            operation = of_meeting(function, before, after, *own[0], given[0] is x, self.shapes)
             self.done.append(Done((operation,), before, after, id(made[0])))
         return result
 
@@ -332,11 +381,17 @@ def in_function(function: Callable, names: list[str]) -> str:
     return names[0] if name_of(function) in SAME else f"{name_of(function)}({', '.join(names)})"
 
 
-def of_meeting(function: Callable, x: Tensor, y: Tensor, name: str, own: Tensor, x_first: bool) -> Operation:
-    """What a function made of x and a tensor of the model's."""
+def of_meeting(
+    function: Callable, x: Tensor, y: Tensor, name: str, own: Tensor, x_first: bool, shapes: Mapping[str, tuple[int, ...]]
+) -> Operation:
+    """What a function made of x and a tensor of the model's, in whose own shape (``shapes``) the numbers of a linear map are said."""
     sign = SIGNS.get(name_of(function))
     plain = sign is not None and (x_first or sign in "×+")
     shape = list(own.shape[-1:] if own.shape == x.shape else dropwhile(lambda size: size == 1, own.shape))
+    if name_of(function) in PROJECTIONS:
+        table = re.sub(r"^(?:t|transpose|permute)\((.*)\)$", r"\1", name)
+        if "(" not in table:
+            return Operation(Kind.MODULE, f"@ {table}[{'×'.join(map(str, shapes.get(table, own.shape)))}]")
     words = f"{sign if plain else name_of(function)} {name}{shape or ''}"
     if any(operation.kind is Kind.UNKNOWN for operation in recognise(x, y)):
         return Operation(Kind.UNKNOWN, words)
@@ -386,6 +441,8 @@ def recognise(before: Tensor, after: Tensor) -> tuple[Operation, ...]:
 
 def fitted(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Operation:
     """The operation that makes y of x, numbers that had these dtypes, told from the positions that did not overflow."""
+    if (found := normalised(x_PV, y_PV, dtypes)) is not None:
+        return found
     finite_P = (x_PV.isfinite() & y_PV.isfinite()).all(-1)
     if not finite_P.any():
         return UNKNOWN
@@ -395,6 +452,20 @@ def fitted(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) 
     rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes)
     fits = (factor, soft_cap, activation, elementwise)
     return next((found for fit in fits if (found := fit(x_PV[finite_P], y_PV[finite_P], rounding))), UNKNOWN)
+
+
+def normalised(x_PV: Tensor, y_PV: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> Operation | None:
+    """ "log_softmax" or "softmax" where y is that of x, else None. What is too small for its dtype is 0 or has few digits left, and its
+    logarithm −∞ or little better than that."""
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    for name, y_of in (("log_softmax", x_PV.log_softmax(-1)), ("softmax", x_PV.softmax(-1))):
+        size = 1 + x_PV.abs() + x_PV.abs().amax(-1, keepdim=True)
+        least = math.log(torch.finfo(dtypes[1]).tiny)
+        lost = (y_PV < least + 0.1) & (y_of < least) if name == "log_softmax" else y_PV.isnan() & False
+        near = (y_PV - y_of).abs() <= (16 * eps * size if name == "log_softmax" else 16 * eps * size * y_of + torch.finfo(dtypes[1]).tiny)
+        if x_PV.shape[-1] > 1 and len(x_PV) and x_PV.isfinite().all() and (near | lost).all():
+            return Operation(Kind.MONOTONE, name, True)
+    return None
 
 
 def within(y: Tensor, fitted: Tensor, size: Tensor, rounding: float) -> bool:

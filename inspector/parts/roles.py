@@ -2,8 +2,8 @@
 
 ``embed``, ``layers.3.attn.q``, ``layers.3.mlp.down``, ``layers.3.norm_attn``, ``final_norm``, ``head``. They align models
 whose module names differ. A mixture's experts are ``layers.3.mlp.experts.0``, modules that predict further ahead
-``mtp.0``, with parts such as ``mtp.0.attn.q``. Everything is read from names: no weights, no forward pass. A new family is a new row or a
-new word in one of these tables.
+``mtp.0``, with parts such as ``mtp.0.attn.q``. They are read from names: a new family is a new row or a new word in one of these
+tables. Of models whose code is no library's, ``shapes`` says what names leave open, and where they are wrong.
 """
 
 import re
@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 
 from torch import nn
+
+from .shapes import Shapes, around_layers, own_weights, shapes_of, within_name
 
 # Where in a layer a module stands: (role, the beginnings of its path). The first that fits; what follows goes to PARTS.
 COMPONENTS = (
@@ -138,47 +140,158 @@ NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|patcher|projector")
 
 
 def roles(model: nn.Module, backbone_name: str, head_names: tuple[str, ...] = ()) -> dict[str, str]:
-    """Module name → role, for every module of a decoder whose role its names tell.
+    """Module name → role, for every module of a decoder whose role its name tells, or else its place in a forward pass.
 
-    ``backbone_name`` and ``head_names`` are those of the model's split; what is a function there, and no module, names none.
+    ``backbone_name`` and ``head_names`` are those of the model's split; what is a function there, and no module, names none. A
+    backbone "" is the whole model. The pass is made for models of the user's alone, once (``shapes_of``).
     """
     modules = dict(model.named_modules())
     backbone_name = backbone_name if backbone_name in modules else ""
     found = {name: "head" for name in head_names if name in modules}
+    shapes = shapes_of(model)
+    within = f"{backbone_name}." if backbone_name else ""
+    stacks = layer_lists(model) if shapes is None else stacks_of(model, shapes)
+    stacks = {stack: names for stack, names in stacks.items() if f"{stack}.".startswith(within) or not within}
+    for which, (stack, names) in enumerate(stacks.items()):
+        top = "layers" if which == 0 else f"layers{which + 1}"
+        if stack in modules:
+            found[stack] = top
+        for index, name in enumerate(names):
+            found[name] = f"{top}.{index}"
+            inside = (
+                layer_roles(model.get_submodule(name))
+                if shapes is None
+                else agreed(dict(model.named_modules(remove_duplicate=False)), name, names, shapes)
+            )
+            found |= {f"{name}.{path}": f"{top}.{index}.{role}" for path, role in inside.items()}
+    if shapes is not None:
+        found |= in_no_layer(shapes, stacks)
+    for stack, names in layer_lists(model).items():
+        if stack not in stacks and stack.rpartition(".")[2] == "mtp":
+            found[stack] = "mtp"
+            for index, name in enumerate(names):
+                found[name] = f"mtp.{index}"
+                found |= {f"{name}.{path}": f"mtp.{index}.{role}" for path, role in depth_roles(model.get_submodule(name)).items()}
+    inside = list(stacks) if shapes is None else [name for name, role in found.items() if re.fullmatch(r"layers\d*\.\d+", role)]
+    found |= around(model, modules, found, inside, backbone_name, shapes)
+    mixers = [n for n, m in modules.items() if is_recurrent(m) and n not in found and not outside_text(n, inside, backbone_name)]
+    found |= {name: "mixer" if len(mixers) == 1 else f"mixer.{i}" for i, name in enumerate(mixers)}
+    return found
+
+
+def around(
+    model: nn.Module, modules: dict[str, nn.Module], found: dict[str, str], stacks: list[str], backbone_name: str, shapes: Shapes | None
+) -> dict[str, str]:
+    """The roles of the modules around the layers: embeddings, and the norm after the last one."""
+    told: dict[str, str] = {}
+    if shapes is not None:
+        heads = [name for name, role in found.items() if role == "head"]
+
+        def text(name: str) -> bool:
+            near = not outside_text(name, stacks, backbone_name) or (not heads and not NOT_TEXT.search(name))
+            return bool(name) and near and name not in found and not any(within_name(name, one) for one in (*stacks, *heads))
+
+        for name, role in around_layers(shapes, text):
+            if role not in ("embed", "final_norm") or role not in told.values():
+                told.setdefault(name, role)
+        if heads:
+            told = {name: role for name, role in told.items() if role != "head"}
+        if "embed" in told.values() and "final_norm" in told.values():
+            return told
     try:
         embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # a module of the user's, or a model that does not say
         embedding = None
-    stacks = [name for name in layer_lists(model) if f"{name}.".startswith(f"{backbone_name}." if backbone_name else "")]
-    for which, stack in enumerate(stacks):
-        top = "layers" if which == 0 else f"layers{which + 1}"
-        found[stack] = top
-        for index, layer in enumerate(modules[stack]):
-            found[f"{stack}.{index}"] = f"{top}.{index}"
-            found |= {f"{stack}.{index}.{path}": f"{top}.{index}.{role}" for path, role in layer_roles(layer).items()}
-    for stack in layer_lists(model):
-        if stack not in stacks and stack.rpartition(".")[2] == "mtp":
-            found[stack] = "mtp"
-            for index, depth in enumerate(modules[stack]):
-                found[f"{stack}.{index}"] = f"mtp.{index}"
-                found |= {f"{stack}.{index}.{path}": f"mtp.{index}.{role}" for path, role in depth_roles(depth).items()}
     for name, module in modules.items():
-        if name in found or outside_text(name, stacks, backbone_name) or not any(True for _ in module.parameters(recurse=False)):
+        if name in found or name in told or outside_text(name, stacks, backbone_name) or not own_weights(module):
             continue
         last = name.rpartition(".")[2]
+        known = {*found.values(), *told.values()}
         if module is embedding:
-            found[name] = "embed"
+            told[name] = "embed"
         elif re.search(r"pos\w*emb|emb\w*pos|wpe$", last):
-            found[name] = "embed_pos"
-        elif embedding is None and "embed" not in found.values() and (isinstance(module, nn.Embedding) or re.search("emb|wte", last)):
-            found[name] = "embed"
-    if (norm := final_norm(modules, stacks, backbone_name)) is not None:
-        found[norm] = "final_norm"
-    mixers = [
-        name for name, m in modules.items() if is_recurrent(m) and name not in found and not outside_text(name, stacks, backbone_name)
-    ]
-    found |= {name: "mixer" if len(mixers) == 1 else f"mixer.{i}" for i, name in enumerate(mixers)}
+            told[name] = "embed_pos"
+        elif embedding is None and "embed" not in known and (isinstance(module, nn.Embedding) or re.search("emb|wte", last)):
+            told[name] = "embed"
+    by_name = shapes is None or not shapes.layers
+    if by_name and "final_norm" not in told.values() and (norm := final_norm(modules, stacks, backbone_name)) is not None:
+        told[norm] = "final_norm"
+    return told
+
+
+SAME_PLACE = ({"fc", "up"}, {"in", "up"}, {"norm_attn", "norm_attn_post"}, {"norm_mlp", "norm_mlp_post"})  # two words for one place
+
+
+def agreed(modules: dict[str, nn.Module], name: str, names: list[str], shapes: Shapes) -> dict[str, str]:
+    """Path in a layer → role in it: by names, and by shape and order where names say nothing or another thing than the numbers.
+
+    A layer that did not run is read as one of its class that did.
+    """
+    ran = next((layer for layer in shapes.layers if layer.name == name and layer.parts), None)
+    twins = (one for one in shapes.layers if one.name in names and one.parts and type(modules[one.name]) is type(modules[name]))
+    layer = ran or next(twins, None)
+    by_name = layer_roles(modules[name])
+    if layer is None:
+        return by_name
+    told = {path[len(layer.name) + 1 :]: role for path, role in shapes.placed(layer).items() if path != layer.name}
+    paths = dict(modules[name].named_modules())
+    told = {path: role for path, role in told.items() if path in paths}
+    if any(role.startswith("mlp.experts") for role in by_name.values()):  # of a mixture few experts run in a pass: names tell more
+        told = {path: role for path, role in told.items() if not role.startswith("mlp")}
+    taken = set(told.values())
+    kept = {path: role for path, role in by_name.items() if path in told or role not in taken or not clash(path, role, told)}
+    for path, role in told.items():
+        opens = kept.get(path, "").endswith("mlp.fc") and "mlp.gate" in taken  # beside a gate there are two, each with a word of its own
+        if path not in kept or opens or not agree(kept[path], role):
+            kept[path] = role
+    return {path: kept[path] for path in paths if path in kept} if kept != by_name else by_name
+
+
+def agree(by_name: str, told: str) -> bool:
+    """Whether what a name says of a module goes with what the numbers say."""
+    if by_name == told or told == "mixer" or by_name.startswith(told + "."):
+        return True
+    (_, _, last), (_, _, other) = by_name.rpartition("."), told.rpartition(".")
+    same_part = by_name.rpartition(".")[0] == told.rpartition(".")[0] or told.startswith("norm")
+    return same_part and any({last, other} <= words for words in SAME_PLACE)
+
+
+def clash(path: str, role: str, told: dict[str, str]) -> bool:
+    """Whether a name gives a module the role that by the numbers is another's, which holds it, is in it, or stands beside it."""
+    others = [other for other, of in told.items() if of == role]
+    near = [other for other in others if within_name(path, other) or within_name(other, path)]
+    return bool(near) or ("." in role and bool(others))
+
+
+def in_no_layer(shapes: Shapes, stacks: Mapping[str, list[str]]) -> dict[str, str]:
+    """Name of a module → role, for parts that stand in no container of layers: in rows of their own, or in the model itself."""
+    named = {name for names in stacks.values() for name in names}
+    found: dict[str, str] = {}
+    number = 0
+    top = "layers" if not stacks else f"layers{len(stacks) + 1}"
+    for layer in shapes.layers:
+        if layer.name in named or any(within_name(layer.name or "", name) for name in named):
+            continue
+        if layer.name is not None:
+            found[layer.name] = f"{top}.{number}"
+        placed = {name: role for name, role in shapes.placed(layer).items() if name and name not in found}
+        found |= {name: f"{top}.{number}.{role}" for name, role in placed.items()}
+        number += 1
     return found
+
+
+def stacks_of(model: nn.Module, shapes: Shapes) -> dict[str, list[str]]:
+    """Container of layers → their names: those that hold attention or feed-forwards, and lists of what has parts of its own."""
+    found = {stack: names for stack, names in shapes.stacks.items() if not NOT_TEXT.search(stack)}
+    owners = [set(part.roles) for part in shapes.parts if part.kind not in ("lone", "router")]
+    for stack, names in layer_lists(model).items():
+        side_by_side = any(sum(any(within_name(o, name) for o in one) for name in names) > 1 for one in owners)
+        pieces = any(within_name(o, stack) for one in owners for o in one)
+        around_one = any(within_name(stack, other) or within_name(other, stack) for names in found.values() for other in names)
+        if stack not in found and not side_by_side and not pieces and not around_one and stack.rpartition(".")[2] != "mtp":
+            found[stack] = names
+    order = [name for name, _ in model.named_modules(remove_duplicate=False)]  # one may stand in a list twice
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1][0])))
 
 
 def is_recurrent(module: nn.Module) -> bool:
@@ -194,14 +307,14 @@ def modules_by_role(model: nn.Module, backbone_name: str, head_names: tuple[str,
     return found
 
 
-def layer_lists(model: nn.Module) -> list[str]:
-    """Names of the lists of decoder layers, outermost ones, those of image and audio towers left out."""
-    lists: list[str] = []
+def layer_lists(model: nn.Module) -> dict[str, list[str]]:
+    """Name of a list of decoder layers → names of the layers; outermost ones, those of image and audio towers left out."""
+    lists: dict[str, list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) and not NOT_TEXT.search(name):
-            has_parts = all(list(block.children()) for block in module)
+            has_parts = all(block is not None and list(block.children()) for block in module)
             if has_parts and not any(name.startswith(f"{outer}.") for outer in lists):
-                lists.append(name)
+                lists[name] = [f"{name}.{index}".lstrip(".") for index in range(len(module))]
     return lists
 
 
@@ -285,12 +398,57 @@ def final_norm(modules: dict[str, nn.Module], stacks: list[str], backbone_name: 
 
 
 def unrecognised(model: nn.Module, found: dict[str, str]) -> Iterator[str]:
-    """Names of the modules in the decoder layers that hold parameters of their own and have no role, nor stand in one that has."""
-    for stack in layer_lists(model):
-        for name, module in model.get_submodule(stack).named_modules(prefix=stack):
-            owns = any(True for _ in module.parameters(recurse=False))
-            if owns and name not in found:
-                yield name
+    """Names of the modules that hold weights of their own and have no role, nor stand in one that has.
+
+    Of a library's model those in its decoder layers; of a user's those anywhere, but for its head and towers.
+    """
+    if (shapes := shapes_of(model)) is None:
+        for stack in layer_lists(model):
+            for name, module in model.get_submodule(stack).named_modules(prefix=stack):
+                if own_weights(module) and name not in found and not of_adapter(model, name, found):
+                    yield name
+        return
+    heads = [name for name, role in found.items() if role == "head"]
+    for name, module in model.named_modules():
+        told = name in found or not name or NOT_TEXT.search(name) or any(within_name(name, head) for head in heads)
+        inside = made_inside(name, found) or of_adapter(model, name, found)
+        if own_weights(module) and not told and not tied(name, shapes) and not inside:
+            yield name
+
+
+def made_inside(name: str, found: Mapping[str, str]) -> bool:
+    """Whether a module only makes the weight of one that has a role, as torch's parametrizations do."""
+    return name.partition(".parametrizations.")[0] in found and ".parametrizations." in name
+
+
+def of_adapter(model: nn.Module, name: str, found: Mapping[str, str]) -> bool:
+    """Whether a module is a part of one that has a role and that peft has put around a layer: that layer, or what was learned beside it."""
+    parts = name.split(".")
+    around = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return any(outer in found and wrapped_layer(model.get_submodule(outer)) is not None for outer in around)
+
+
+def wrapped_layer(module: nn.Module) -> nn.Module | None:
+    """The layer inside of one of peft's, which shows that layer's ``weight`` and ``bias`` as its own; None for others."""
+    layer = module._modules.get("base_layer")
+    return layer if isinstance(layer, nn.Module) else None
+
+
+def tied(name: str, shapes: Shapes) -> bool:
+    """Whether a module only holds another's weight a second time and does not run, as a head that is computed with the embedding."""
+    weights = own_weights(shapes.modules[name]).values()
+    others = {id(w) for other, module in shapes.modules.items() if other != name for w in own_weights(module).values()}
+    return name not in shapes.calls and all(id(weight) in others for weight in weights)
+
+
+def unseen(model: nn.Module) -> dict[str, nn.Module]:
+    """Name → module, of those that a model runs without calling them, so that no hook sees them.
+
+    They run as ``module.forward(…)``, or a function of the user's takes their weights, as ``F.linear(x, module.weight)`` does.
+    Models of transformers have none that matters here.
+    """
+    shapes = shapes_of(model)
+    return {} if shapes is None else {name: shapes.modules[name] for name in sorted(shapes.unseen) if name}
 
 
 BLOCKS = ("embed", "mixer", "mixer.*", "layers*.*", "layers*.*.attn", "layers*.*.mixer", "layers*.*.mlp", "final_norm", "head")
@@ -314,6 +472,8 @@ def layers(known: Mapping[str, nn.Module], part: str = "") -> dict[str, nn.Modul
 def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict[str, nn.Module]:
     """Of the components of the model ``name`` those whose roles fit a glob: ``*`` is anything between two dots, ``**`` dots, too.
 
+    Of layers that run as no module, with no attention or feed-forward that does, ``BLOCKS`` are all parts that do.
+
     Raises:
         ValueError: there is no glob, or one of the caller's own fits nothing.
     """
@@ -323,6 +483,10 @@ def chosen(known: dict[str, nn.Module], globs: Sequence[str], name: str) -> dict
     for glob, found in zip(globs, fits, strict=True):
         if not found and glob not in BLOCKS:
             raise ValueError(f"role {glob!r} fits nothing in {name}; it has {some_of(known)}")
+    if tuple(globs) == BLOCKS:
+        layer = lambda role: ".".join(role.split(".")[:2])  # noqa: E731
+        whole = {layer(role) for found in fits for role in found}
+        fits.append({role for role in known if re.match(r"layers\d*\.\d+\.", role) and layer(role) not in whole})
     if not any(fits):
         raise ValueError(f"{name}: no module has a role here: the names are not those of a decoder of transformers")
     return {role: module for role, module in known.items() if any(role in found for found in fits)}

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,12 @@ from .dataflow import Answers, on_meta
 from .errors import shown, whole
 from .heads import forward
 from .limits import context_length
-from .roles import roles
-from .splitting import Split, check_module, evaluating, input_device, split, tie_again
+from .roles import roles, unseen
+from .shapes import own_weights, shapes_of
+from .splitting import Split, check_module, evaluating, input_device, modules_of_head, split, tie_again
 from .traits import traits
 from .watching import Call, Watch, by_hand, submodules
+from .wrappers import unwrapped
 
 CONTEXT = 1024
 NUMBERED = r"(?<=^layers)\.\d+|(?<=^layers\d)\.\d+|(?<=^mtp)\.\d+|(?<=\.experts)\.\d+"  # numbers of equal neighbours in a role
@@ -64,6 +67,7 @@ def measured_tree(model: nn.Module, parts: Split | None, context: int | None = N
 
 def measured(model: nn.Module, parts: Split | None, context: int | None = None) -> tuple[ModuleNode, Costs, Traits]:
     """``measured_tree``, and the model's traits: what it does without a module for it."""
+    model = unwrapped(model).module
     check_module(model)
     if parts is not None and not isinstance(parts, Split):
         raise ValueError(f"parts={shown(parts)}: give what inspector.split gives, or leave it out")
@@ -78,7 +82,8 @@ def measured(model: nn.Module, parts: Split | None, context: int | None = None) 
     total, flops = costs(model, found, running.counts, context)
     facts = traits(model, found)
     rotary = any("Rotary" in type(module).__name__ for module in model.modules())
-    return Builder(running.order, named, found, flops, rotary, facts).node(model, "", ""), total, facts
+    own = None if shapes_of(model) is None else Own(frozenset(unseen(model)), running.counts or Counter(), parts is None or parts.causal)
+    return Builder(running.order, named, found, flops, rotary, facts, own).node(model, "", ""), total, facts
 
 
 def trait_differences(a: Traits, b: Traits) -> list[TraitDifference]:
@@ -91,13 +96,7 @@ def names_of(model: nn.Module, parts: Split) -> tuple[str, tuple[str, ...]]:
     names = {name for name, _ in model.named_modules()}
     if {parts.backbone_name, *parts.head_names} <= names:
         return parts.backbone_name, parts.head_names
-    calls: list[Call] = []
-    with Watch(submodules(model), before=calls.append), evaluating(model), torch.no_grad():
-        hidden_1TD = parts.backbone(torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
-        inside = {call.role for call in calls}
-        calls.clear()
-        parts.head(hidden_1TD)
-    heads = tuple(call.role for call in calls if call.depth == 0 and call.role not in inside)
+    heads = modules_of_head(model, parts, torch.zeros(1, 1, dtype=torch.long, device=input_device(model)))
     return parts.backbone_name if parts.backbone_name in names else "", heads
 
 
@@ -134,8 +133,8 @@ class Running:
         self.outer = [call.role for call in calls if call.depth == 0]
         self.counts = None if broken else Counter(call.role for call in calls)
         self.order: dict[nn.Module, int] = {model: 0}
-        for call in calls:
-            self.order.setdefault(call.module, len(self.order))
+        for module in in_time(self.model) or (call.module for call in calls):
+            self.order.setdefault(module, len(self.order))
 
     def parts(self) -> tuple[str, tuple[str, ...]]:
         """Names of the backbone and of the modules of the head."""
@@ -146,13 +145,40 @@ class Running:
         return (self.outer or [names.get(getattr(self.model, "base_model", None), "")])[0], (names[head],) if head in names else ()
 
 
+def in_time(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that runs some without calling them, in the order in which they begin; [] for others."""
+    if not unseen(model):
+        return []
+    shapes = shapes_of(model)
+    begun = [(seen.first, 0, place, shapes.modules[seen.name]) for place, seen in enumerate(shapes.flow.calls)]
+    uses = sorted((*shapes.uses, *shapes.norms), key=lambda use: use.index)
+    begun += [(use.index, 1, place, shapes.modules[use.owner]) for place, use in enumerate(uses) if use.owner in shapes.unseen]
+    return [module for *_, module in sorted(begun, key=lambda one: one[:3])]
+
+
+class Own(NamedTuple):
+    """What is known of a model of the user's beside its roles: what runs unseen, how often each module runs, whether it is causal."""
+
+    unseen: frozenset[str]
+    counts: Counter
+    causal: bool
+
+
 class Builder:
-    """Walks the modules once and remembers which weights were counted, and where."""
+    """Walks the modules once and remembers which weights were counted, and where; ``own`` is None for a library's model."""
 
     def __init__(
-        self, order: dict[nn.Module, int], parts: dict[str, str], roles: dict[str, str], flops: Counter, rotary: bool, facts: Traits
+        self,
+        order: dict[nn.Module, int],
+        parts: dict[str, str],
+        roles: dict[str, str],
+        flops: Counter,
+        rotary: bool,
+        facts: Traits,
+        own: Own | None,
     ):
-        self.order, self.parts, self.roles, self.flops, self.rotary = order, parts, roles, flops, rotary
+        self.order, self.parts, self.roles, self.flops, self.rotary, self.own = order, parts, roles, flops, rotary, own
+        self.turned = any(fact.kind == "rope" for fact in facts["positions"] or ())
         self.parallel = any(fact.kind == "parallel" for fact in facts["residual"] or ())
         self.added = any(fact.kind != "none" for fact in facts["residual"] or ())
         self.alone = any(fact.kind == "alone" for fact in facts["residual"] or ())
@@ -177,7 +203,7 @@ class Builder:
         full = path.rstrip(".")
         own = bytes_ = 0
         tied = None
-        for key, weight in module.named_parameters(recurse=False):
+        for key, weight in own_weights(module).items():
             if weight in self.counted:
                 tied = self.counted[weight]
             else:
@@ -193,18 +219,31 @@ class Builder:
             tied_to=tied,
             role=re.sub(NUMBERED, ".*", self.roles[full]) if full in self.roles else None,
             flops=self.flops[full] + sum(child.flops for child in children),
+            unseen=self.own is not None and full in self.own.unseen,
+            runs=self.runs(full),
             children=tuple(children),
         )
         if isinstance(module, nn.ModuleList) and len(children) == 1 and children[0].repeat == len(module):
             return replace(children[0], name=name, part=node.part, flops=node.flops)  # "layers: 24 × Qwen2DecoderLayer"
         return node
 
+    def runs(self, name: str) -> int:
+        """How often a module runs, where that is more than what it stands in does."""
+        if self.own is None or not self.own.counts[name]:
+            return 1
+        around = name
+        while "." in around:
+            around = around.rpartition(".")[0]
+            if self.own.counts[around]:
+                return max(1, self.own.counts[name] // self.own.counts[around])
+        return self.own.counts[name]
+
     def children(self, module: nn.Module, path: str) -> Iterator[ModuleNode]:
         """The children's nodes in running order, functional steps between them, equal neighbours as one."""
         named = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Dropout)]
         places = self.places(module)
         named.sort(key=lambda item: places[item[0]])
-        steps = self.steps([name for name, _ in named]) + self.residuals([name for name, _ in named], path)
+        steps = self.steps([name for name, _ in named], path) + self.residuals([name for name, _ in named], path)
         last: ModuleNode | None = None
         for name, child in named:
             for _, where, neighbour, what in steps:
@@ -223,9 +262,27 @@ class Builder:
                     last = functional(what)
         yield from filter(None, [last])
 
-    def steps(self, names: list[str]) -> list[tuple[set[str], str, str, str]]:
-        """The rules of ``FUNCTIONAL`` for a module's children in running order."""
+    def steps(self, names: list[str], path: str) -> list[tuple[set[str], str, str, str]]:
+        """The rules of ``FUNCTIONAL`` for a module's children in running order; in a model of the user's such rules by their roles."""
+        if self.own is not None:
+            return list(self.by_role(names, path))
         return [rule for rule in FUNCTIONAL if rule[0] <= set(names) and (self.rotary or "RoPE" not in rule[3])]
+
+    def by_role(self, names: list[str], path: str) -> Iterator[tuple[set[str], str, str, str]]:
+        """What happens between the parts of attention, of a gated feed-forward and of a mixture, before or after which child."""
+        beside = {self.roles.get(path + name, "").rpartition(".")[2] for name in names}
+        mixed = "softmax(q·kᵀ/√K)·v, " + ("causal" if self.own.causal else "both ways")
+        for name in names:
+            role = self.roles.get(path + name, "")
+            last = role.rpartition(".")[2]
+            if re.search(r"\.(attn|cross)\.o$", role):
+                heads = any(re.search(r"\.attn\.head\.", r) for n, r in self.roles.items() if n.startswith(path))
+                yield from () if heads else [(set(), "before", name, "RoPE: turn q and k")] * self.turned
+                yield from () if heads else [(set(), "before", name, mixed)]
+            elif re.search(r"\.(mlp|experts\.\d+|shared)\.down$", role) and {"gate", "gate_up"} & beside:
+                yield set(), "before", name, "act(gate) × up"
+            elif last == "experts" and "router" in beside:
+                yield set(), "after", name, "Σ weight × chosen expert"
 
     def residuals(self, names: list[str], path: str) -> list[tuple[set[str], str, str, str]]:
         """Rules for the residuals of a layer with these children in running order: after the parts that this model adds."""
@@ -233,7 +290,10 @@ class Builder:
             return []
         ends = {}  # which part → the last child that is of it
         for name in names:
-            if which := BRANCHES.get(self.roles.get(path + name, "").rpartition(".")[2]):
+            role = self.roles.get(path + name, "")
+            last = role.rpartition(".")[2]
+            bare = re.search(r"\.(attn|mlp)\.(o|down)$", role) if self.own is not None else None  # a part that stands in the layer itself
+            if which := BRANCHES.get(last) or (bare and bare[1]):
                 ends[which] = name
         parts = list(ends.values())
         if len(parts) == 1 and not self.alone:  # the other one is in pieces, as BERT's, and adds the residual inside
@@ -262,6 +322,11 @@ def differences(a: ModuleNode, b: ModuleNode) -> list[RoleDifference]:
             place = list(side).index("layers") + 1
             rows = list(side.items())
             sides[i] = dict([*rows[:place], ("mixer", whole), *rows[place:]])
+    for side, other in (sides, sides[::-1]):  # what opens a feed-forward without a gate has two names
+        if "mlp.up" in side and "mlp.gate" not in side and "mlp.fc" in other and "mlp.fc" not in side:
+            renamed = {"mlp.fc" if role == "mlp.up" else role: what for role, what in side.items()}
+            side.clear()
+            side.update(renamed)
     order = list(sides[0])
     for i, role in enumerate(others := list(sides[1])):  # what only the second has comes after what it follows there
         if role not in order:

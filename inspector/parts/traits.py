@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from .costs import attention_widths, first_of, outputs, recurrent, text_config, 
 from .costs import parts as parts_of
 from .dataflow import COMPLEX, IDS, LEARNED, POSITION, TABLE, WAVE, Flow, Made, Seen
 from .residuals import ADD, PRODUCT, TIMES, LayerSum, norm_kind
-from .roles import spans
+from .roles import spans, wrapped_layer
 
 GATHER = {"gather", "index", "index_select", "take_along_dim"}
 LAYER = re.compile(r"layers\d*\.\d+")
@@ -62,7 +63,28 @@ class Told:
         self.model, self.roles, self.flow = model, roles, flow
         self.config = text_config(model)
         self.layers = [seen for seen in flow.calls if LAYER.fullmatch(roles.get(seen.name, ""))] if flow else []
-        self.sums = [LayerSum(layer, roles) for layer in self.layers if layer.given is not None and layer.gave is not None]
+        self.layers = self.layers or self.uncalled()
+        self.sums = [LayerSum(layer, self.roles) for layer in self.layers if layer.given is not None and layer.gave is not None]
+
+    def uncalled(self) -> list[Seen]:
+        """Layers that no module is called for, as what the calls in each were given, up to what those of the next one were."""
+        if self.flow is None:
+            return []
+        places: dict[str, list[Seen]] = {}
+        for seen in self.flow.calls:
+            if (found := re.match(r"layers\d*\.\d+(?=\.)", self.roles.get(seen.name, ""))) and seen.given is not None:
+                places.setdefault(found[0], []).append(seen)
+        layers, names = [], {role: name for name, role in self.roles.items()}
+        for role, inside in places.items():
+            again = next((i for i, seen in enumerate(inside) if i and seen.name == inside[0].name), len(inside))
+            inside = inside[:again]
+            last = max(seen.last for seen in inside)
+            behind = next((seen.given for seen in self.flow.calls if seen.first >= last and seen.given is not None), self.flow.logits)
+            name = names.get(role, f"({role})")
+            call = replace(inside[0].call, role=name, module=nn.Module())
+            layers.append(Seen(call, inside[0].given, inside[0].first, last, behind, inside, self.flow.made[inside[0].first : last]))
+            self.roles = self.roles | {name: role}
+        return layers
 
     def named(self, role: str) -> list[str]:
         """Names of the modules with a role."""
@@ -86,7 +108,7 @@ class Told:
 
     def sizes(self) -> tuple[Fact, ...]:
         """Layers, width, vocabulary."""
-        layers = sum(1 for role in self.roles.values() if LAYER.fullmatch(role))
+        layers = len({role[0] for name in self.roles.values() if (role := re.match(LAYER, name)) and name != "layers"})
         recurrent = [m for n in self.recurrent() if isinstance(m := self.model.get_submodule(n), nn.RNNBase)]
         layers = layers or sum(module.num_layers for module in recurrent)
         facts = [Fact("layers", str(layers))] if layers else []
@@ -205,16 +227,23 @@ class Told:
 
     def scores(self, layer: LayerSum) -> Made | None:
         """The softmax of a layer's attention."""
-        inside = (made for seen in layer.layer.inside if layer.inner(seen) == "attn" for made in seen.made)
+        whole = [seen for seen in layer.layer.inside if layer.inner(seen) == "attn"]
+        bare = not whole and any(role.startswith(f"{layer.role}.attn.") for role in self.roles.values())  # it stands in the layer itself
+        inside = (made for seen in ([layer.layer] if bare else whole) for made in seen.made)
         return next((made for made in inside if is_scores(made, self.flow.tokens)), None)
 
     def heads(self, layer: LayerSum) -> list[tuple[str, str]]:
         """The facts of one layer's attention."""
         name = next((seen.name for seen in layer.layer.inside if layer.inner(seen) == "attn"), None)
         scores = self.scores(layer)
-        if name is None or scores is None:
+        if scores is None:
             return []
+        alone = {of[1] for role in self.roles.values() if (of := re.match(rf"{re.escape(layer.role)}\.attn\.head\.(\d+)\.", role))}
+        if alone:  # each a module of its own
+            return [("heads", f"{len(alone)} × {scores.given[0].shape[-1] if 'scaled_dot_product' in scores.op else query_width(scores)}")]
         number = heads_of(scores)
+        if name is None:
+            return [("heads", f"{number} × {query_width(scores)}")]
         of_values = attention_widths(name, self.roles, self.model)[1]
         facts = [("heads", f"{number} × {of_values // number}" if of_values and of_values % number == 0 else str(number))]
         if parts_of(name, self.roles, self.model, "kv_a"):
@@ -254,9 +283,11 @@ class Told:
 
     def bias(self) -> tuple[Fact, ...]:
         """Which linear maps of the layers add a bias."""
-        modules = {role: self.model.get_submodule(name) for name, role in self.roles.items()}
+        modules = {role: self.model.get_submodule(name) for name, role in self.roles.items() if not name.startswith("(")}
+        modules = {role: wrapped_layer(module) or module for role, module in modules.items()}
         linear = {role: m for role, m in modules.items() if isinstance(m, nn.RNNBase) or (LAYER.match(role) and is_linear(m))}
         named = {role.rpartition(".")[2] for role, module in linear.items() if module.bias is not None and module.bias is not False}
+        named |= {"qkv" for m in modules.values() if isinstance(m, nn.MultiheadAttention) and m.in_proj_bias is not None}
         order = ("q", "k", "v", "qkv", "o", "router", "gate", "up", "gate_up", "fc", "down")
         named = [part for part in order if part in named] + sorted(named - set(order))
         return (Fact("bias", ", ".join(named)),) if named else (Fact("none"),) if linear else ()

@@ -7,17 +7,24 @@ any, and ``apart`` says how far a watched one is from it. Shape letters: B batch
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from itertools import accumulate
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..models import Routing
 from .errors import InvariantError
+
+PAST_CALL: WeakSet[nn.Module] = WeakSet()  # modules that their model runs as ``module.forward(…)``, which no hook sees by itself
+HIDDEN: list[list["Watch"]] = []  # of every ``unwatched`` that is going on, which watches are shown nothing
 
 
 @dataclass(eq=False)
@@ -32,6 +39,7 @@ class Call:
         index: its place in the order in which calls began.
         depth: how many watched calls it began in.
         output: what it gave; None before that, and where it broke off.
+        around: the names of the watched calls it began in, the outermost first.
     """
 
     role: str
@@ -42,6 +50,7 @@ class Call:
     index: int
     depth: int
     output: object = None
+    around: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -93,6 +102,10 @@ class Watch:
         clock: measures every call, from its beginning to its end, without what ``before`` and ``after`` do meanwhile.
     """
 
+    active: ClassVar[list["Watch"]] = []  # those that have begun and not ended
+    blind: ClassVar[bool] = False  # what runs now is no call of the model's that anybody asked for
+    busy: ClassVar[bool] = False  # what runs now is ``before`` or ``after``, and no part of the model
+
     def __init__(
         self,
         parts: Mapping[str, nn.Module],
@@ -115,14 +128,39 @@ class Watch:
                 hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
                 end = lambda module, args, output, role=role: self.end(role, output)  # noqa: E731
                 hooks.callback(module.register_forward_hook(end, always_call=True).remove)
+            for module in PAST_CALL.intersection(self.parts.values()):
+                hooks.enter_context(called(module, module))
             self.hooks = hooks.pop_all()
+        Watch.active.append(self)
         self.note("", self.now())
         return self
 
     def __exit__(self, *error) -> None:
         self.note("", self.now())
+        Watch.active.remove(self)
         self.hooks.close()
         self.running.clear()  # what Ctrl-C has broken off
+
+    @classmethod
+    @contextmanager
+    def aside(cls) -> Iterator[None]:
+        """Meanwhile no watch sees a call: of a pass that only leads to a place, as where hidden states enter a head."""
+        before, cls.blind = cls.blind, True
+        try:
+            yield
+        finally:
+            cls.blind = before
+
+    @classmethod
+    @contextmanager
+    def broken_off(cls) -> Iterator[None]:
+        """Calls that begin meanwhile and have no end, since the pass is stopped on purpose, are forgotten afterwards by every watch."""
+        begun = [(watch, len(watch.running)) for watch in cls.active]
+        try:
+            yield
+        finally:
+            for watch, running in begun:
+                del watch.running[running:]
 
     def call(self, role: str, function: Callable, *args):
         """``function(*args)`` as a call of a part that is no single module, such as a head with its caps."""
@@ -133,12 +171,15 @@ class Watch:
 
     def begin(self, role: str, module: nn.Module | None, args: tuple, options: dict) -> tuple[tuple, dict] | None:
         """What happens before a call."""
+        if Watch.blind or any(self is watch for hidden in HIDDEN for watch in hidden):
+            return None
         paused = self.now()
         self.calls[role] += 1
-        call = Call(role, module, args, options, self.calls[role], self.begun, len(self.running))
+        around = tuple(outer.name for outer in self.running)
+        call = Call(role, module, args, options, self.calls[role], self.begun, len(around), around=around)
         self.begun += 1
         self.running.append(call)
-        new = self.before(call) if self.before else None
+        new = self.shown(self.before, call)
         if new is not None:
             call.args, call.options = new
         self.note(call.name, self.resume(paused, self.before is not None))
@@ -147,15 +188,28 @@ class Watch:
     def end(self, role: str, output: object) -> object:
         """What happens after the last call of a part. One that broke off has no output, and is not shown."""
         paused = self.now()
-        call = next(call for call in reversed(self.running) if call.role == role)  # of several roles of a module the first ends first
+        # of several roles of a module the first ends first; one that began aside is not known
+        call = next((call for call in reversed(self.running) if call.role == role), None) if not Watch.blind else None
+        if call is None:
+            return None
         self.running.remove(call)
         if output is None:
             return None
         call.output = output
         self.note(call.name, paused)
-        new = self.after(call) if self.after else None
+        new = self.shown(self.after, call)
         self.resume(paused, self.after is not None)
         return new
+
+    def shown(self, to: Callable | None, call: Call) -> object:
+        """What ``before`` or ``after`` returns for a call, if there is one."""
+        if to is None:
+            return None
+        outer, Watch.busy = Watch.busy, True
+        try:
+            return to(call)
+        finally:
+            Watch.busy = outer
 
     def now(self):
         """This moment, if there is a clock."""
@@ -183,6 +237,109 @@ class Watch:
             name: seconds - (paused[last] - paused[first])
             for (name, (_, first, _, last)), seconds in zip(spans.items(), whole, strict=True)
         }
+
+
+@contextmanager
+def called(module: nn.Module, instead: Callable) -> Iterator[None]:
+    """While it is active, ``module.forward(…)`` by its name is ``instead(…)``; what runs because the module is called stays its own.
+
+    With the module itself as ``instead`` what is hooked to it sees every run.
+    """
+    own, before, expected = module.forward, module.__dict__.get("forward"), []
+
+    @wraps(own)
+    def forward(*args, **options):
+        if expected:
+            expected.clear()
+            return own(*args, **options)
+        return instead(*args, **options)
+
+    # the last thing before a call is its own forward; where another hook stops it, the next run is not taken for it
+    announce = module.register_forward_pre_hook(lambda *_: expected.append(None))
+    forget = module.register_forward_hook(lambda *_: expected.clear(), always_call=True)
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        announce.remove(), forget.remove()
+        module.__dict__.pop("forward")
+        if before is not None:  # where accelerate moves weights in and out
+            module.__dict__["forward"] = before
+
+
+def find_past_call(model: nn.Module, run: Callable[[], object]) -> None:
+    """Finds which modules a model runs as ``module.forward(…)``, for all watches to come: ``run`` is a pass of it.
+
+    Models without code of the user's are left alone: none of theirs does so. A model that does not run says so where it is asked to.
+    """
+    if not written_by_the_user(model):
+        return
+    with ExitStack() as hooks, torch.no_grad(), suppress(Exception):
+        for module in submodules(model).values():
+            if not isinstance(module, torch.jit.ScriptModule):  # whose forward is no function of Python's
+                hooks.enter_context(called(module, noting(module)))
+        run()
+
+
+def written_by_the_user(model: nn.Module) -> bool:
+    """Whether a model has modules of other classes than those of torch, of transformers and of this package."""
+    known = ("torch.", "transformers.", f"{__name__.partition('.')[0]}.")
+    return not all(type(module).__module__.startswith(known) for module in model.modules())
+
+
+def noting(module: nn.Module) -> Callable:
+    """The module's own forward, by which it is noted."""
+    own = module.forward
+
+    def forward(*args, **options):
+        PAST_CALL.add(module)
+        return own(*args, **options)
+
+    return forward
+
+
+class Used(TorchFunctionMode):
+    """While it is active, it keeps which tensors functions are given, by id()."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids: set[int] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.ids.update(id(value) for value in tree_leaves((args, kwargs or {})) if isinstance(value, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def unnamed(model: nn.Module, parts: Mapping[str, nn.Module], run: Callable[[], object]) -> tuple[str, ...]:
+    """Names of the modules whose weights a pass uses while none of the ``parts`` that run holds them; "" is the model itself.
+
+    What such a module does is in the model's numbers, and no view of its parts shows it. ``run`` is a pass of the model, which is
+    made where there can be any: in a model of the user's, or where some weights stand outside of all parts.
+    """
+    inside = {inner for part in parts.values() for inner in part.modules()}
+    own = {name: [*module._parameters.values()] for name, module in model.named_modules() if any(True for _ in module.parameters(False))}
+    if not written_by_the_user(model) and all(model.get_submodule(name) in inside for name in own):
+        return ()
+    with Watch(parts) as watch, Used() as used:
+        run()
+    inside = {inner for role in watch.calls for inner in parts[role].modules()}
+    shared = {id(weight) for module in inside for weight in module._parameters.values()}  # of an embedding and a head, say
+    return tuple(
+        name
+        for name, weights in own.items()
+        if model.get_submodule(name) not in inside and any(id(w) in used.ids and id(w) not in shared for w in weights)
+    )
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """While it is active, watches that were there before are shown no call that begins: of passes that later ones look at alone."""
+    HIDDEN.append([*Watch.active])
+    try:
+        yield
+    finally:
+        HIDDEN.pop()
 
 
 class Pass(NamedTuple):

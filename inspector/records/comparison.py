@@ -34,6 +34,25 @@ class BehindLogits:
 
 
 @dataclass(frozen=True)
+class BesideCompiled:
+    """The compiled model that was given, against the module inside it, in one pass over the prompt and the tokens by hand.
+
+    Args:
+        level: "bitwise"; "rounding", as for sides of a verdict; "tokens" where the largest logits are at the same places;
+            "different"; None where the compiled model breaks off.
+        max_difference: largest |compiled − plain| of a logit; None where it breaks off, or gives another shape.
+        error_compiled, error_plain: each one's largest difference from itself in float64; None when not needed, or not to be had.
+        reason: why it breaks off, or there is no float64 run.
+    """
+
+    level: str | None
+    max_difference: float | None = None
+    error_compiled: float | None = None
+    error_plain: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A hand-made run against ``model.generate()``.
 
@@ -58,6 +77,9 @@ class Verdict:
         training: the model is in training mode, where dropout acts, or is while ``generate()`` runs; told where logits differ.
         no_float64: why there is no float64 run to measure the sides' own errors with; None where there is one, or none is needed.
         notices: what to know of the model.
+        compiled: how the compiled model compares with the module inside it, which both sides ran; None for one that was not compiled.
+        gives: what was compared as logits: "logits", or "log-probabilities" or "probabilities" (their logarithms) of a model with a
+            softmax inside.
     """
 
     level: str
@@ -85,6 +107,8 @@ class Verdict:
     no_float64: str | None = None
     cause_in_russian: str | None = None
     notices: tuple[Notice, ...] = ()
+    compiled: BesideCompiled | None = None
+    gives: str = "logits"
     schema: int = SCHEMA
 
     @property
@@ -93,14 +117,15 @@ class Verdict:
         return first_difference(self.tokens_hand, self.tokens_generate)
 
     def holds(self, require: str = "bitwise") -> bool:
-        """Whether the level is ``require`` or better.
+        """Whether the level is ``require`` or better, and a compiled model is not different from the module inside it.
 
         Raises:
             ValueError: there is no such level.
         """
         if require not in LEVELS:
             raise ValueError(f"level {require!r}: choose one of {', '.join(LEVELS)}")
-        return LEVELS.index(self.level) <= LEVELS.index(require)
+        same = self.compiled is None or self.compiled.level != "different"
+        return same and LEVELS.index(self.level) <= LEVELS.index(require)
 
 
 ROUNDINGS = 4  # a component introduces a difference when it is more than so many times the expected rounding
@@ -198,7 +223,7 @@ class Divergence:
         tokens: what both were fed.
         place: where B begins to differ; None where it does nowhere.
         components: what was compared, from the outermost level inwards along the way to ``place``.
-        only_a, only_b: roles that only one of them has, or that do not run once there.
+        only_a, only_b: roles that only one of them runs; of one that runs more often there its further calls.
         reshaped: roles whose tensors have different shapes, with both of them.
         logits_difference: the largest |A − B| of a logit over the tokens fed, with nothing replaced.
         logits_rounding: the largest difference of A's logits from its own in float64 and in B's precision.
@@ -207,6 +232,7 @@ class Divergence:
         flip: the first token that differs in it; None where none does.
         notes: names of remarks that ``render`` words.
         notices_a, notices_b: what to know of each of the two.
+        unnamed_a, unnamed_b: modules of each whose weights act outside of all components that were compared, blocks as a whole left out.
     """
 
     a: str
@@ -228,6 +254,8 @@ class Divergence:
     notes: tuple[str, ...] = ()
     notices_a: tuple[Notice, ...] = ()
     notices_b: tuple[Notice, ...] = ()
+    unnamed_a: tuple[str, ...] = ()
+    unnamed_b: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     @property

@@ -1,7 +1,7 @@
 """What components write into a logit, and what becomes of the next token when they are changed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 
 from .as_json import SCHEMA
@@ -125,6 +125,7 @@ class Effect:
         same_hooked: with the same hooks, each giving back what it is given, the logits are the model's bit for bit.
         same_afterwards: so they are when the hooks are gone.
         apart: the largest difference of a logit that the hooks alone make; 0 for nearly every model.
+        calls: of the components that run several times in a pass, how often: every call was changed.
         notices: what to know of the model.
     """
 
@@ -137,5 +138,6 @@ class Effect:
     same_hooked: bool
     same_afterwards: bool
     apart: float = 0.0
+    calls: dict[str, int] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA

@@ -84,6 +84,8 @@ class Trace:
         not_finite: where the first NaN or infinity is, if one of the components gave any.
         experts, latents, further: of a model that has such parts, what they did; None where it has none, or was not asked.
         apart: largest difference of a logit of this pass from the model's own, which no hook watches; 0 for nearly every model.
+        not_shown: modules whose weights act outside of all components that run, of those that were not asked for, too; blocks as a
+            whole do not count.
         notices: what to know of the model.
     """
 
@@ -98,6 +100,7 @@ class Trace:
     latents: Latents | None = None
     further: Further | None = None
     apart: float = 0.0
+    not_shown: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA
 
@@ -160,7 +163,11 @@ class AttentionHead:
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """The heads of one layer's attention, in their order."""
+    """The heads of one layer's attention, in their order.
+
+    Args:
+        role: the attention's; of a second call "layers.0.attn#2"; of one that is not recognised the module in which it is computed.
+    """
 
     role: str
     heads: tuple[AttentionHead, ...]
@@ -168,16 +175,21 @@ class AttentionLayer:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """The weights of one head: of each token on those before it and on itself; in a model that is not causal on all."""
+    """The weights of one head: of each token on those before it and on itself; in a model that is not causal on all.
+
+    Args:
+        role: the attention's, as in ``AttentionLayer``: one that runs several times has a map for each.
+    """
 
     layer: int
     head: int
     weights: tuple[tuple[float, ...], ...]
+    role: str = ""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Who looks at whom, in a forward pass with eager attention.
+    """Who looks at whom, in a forward pass of its own: with transformers' eager attention, else with the model's.
 
     Args:
         usual: the attention that the model runs otherwise, such as "sdpa".
@@ -186,6 +198,9 @@ class Attention:
         causal: no token looks at a later one.
         layers: those that have attention weights.
         maps: of the heads that were asked for.
+        beside: the weights were seen, or computed beside the attention, while the model ran its own: ``difference`` is then what
+            watching makes, which torch's encoder layers leave their fast path for; 0 for nearly every model.
+        unseen: attentions in which no weights over all tokens were seen.
         notices: what to know of the model.
     """
 
@@ -197,5 +212,7 @@ class Attention:
     causal: bool
     layers: tuple[AttentionLayer, ...]
     maps: tuple[AttentionMap, ...] = ()
+    beside: bool = False
+    unseen: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
     schema: int = SCHEMA

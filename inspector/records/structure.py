@@ -30,8 +30,10 @@ class ModuleNode:
         functional: it is an operation of the forward pass without a module of its own.
         part: "backbone", "head" or "mtp" (predictions further ahead, not run in a plain pass) on the root of that part.
         tied_to: full name of the weight that this module shares and that is counted there.
-        role: its place in any decoder, such as "layers.*.attn.q"; None where its name tells none.
+        role: its place in any decoder, such as "layers.*.attn.q"; None where nothing tells one.
         flops: per token, of it and everything below, in a forward pass over the tree's context; all ``repeat`` of them.
+        unseen: it runs without being called, so that no hook sees it.
+        runs: how often it runs in a pass, where one block stands for several layers; on the outermost that does.
         children: in the order in which they run.
     """
 
@@ -46,6 +48,8 @@ class ModuleNode:
     tied_to: str | None = None
     role: str | None = None
     flops: int = 0
+    unseen: bool = False
+    runs: int = 1
     children: "tuple[ModuleNode, ...]" = ()
 
     def sums(self) -> dict[str, int]:

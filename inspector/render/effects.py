@@ -107,6 +107,11 @@ def effect_view(record: Effect, t: Translate, top: int = 10) -> RenderableType:
     lines = [in_words(what, t) for what in record.interventions]
     places = ", ".join(f"{role} {positions}" for role, positions in record.roles.items())
     lines.append(t(f"positions changed, of {len(record.prompt)}: {places}", f"изменено позиций из {len(record.prompt)}: {places}"))
+    if record.calls:
+        several = ", ".join(f"{role} × {calls}" for role, calls in record.calls.items())
+        lines.append(
+            t(f"run several times, and changed in every call: {several}", f"выполняются несколько раз, изменён каждый вызов: {several}")
+        )
     best = [max(record.shifts, key=of).token.text for of in (lambda s: s.probability_before, lambda s: s.probability_after)]
     most = t(f"most probable: {quoted(best[0])} → {quoted(best[1])}", f"вероятнее всего: {quoted(best[0])} → {quoted(best[1])}")
     kl = f"KL({t('before‖after', 'до‖после')}) = {record.kl:.4g} {t('nats', 'нат')}"

@@ -16,7 +16,7 @@ from ..records.generation import Token
 from ..records.inside import Attention, AttentionMap, Lens, NotFinite, Statistics, Trace
 from .mechanisms import experts_view, further_view, latents_view
 from .tables import LABEL, MAP_ROWS, NO_BREAK, Held, bar, held, number, table
-from .text import Translate, chance, duration, quoted, tokens_of, visible
+from .text import Translate, chance, counted, duration, quoted, some, tokens_of, visible
 
 SHADES = ((0.01, "·"), (0.05, "░"), (0.15, "▒"), (0.4, "▓"), (float("inf"), "█"))  # a weight below the number is drawn so
 
@@ -49,10 +49,22 @@ def trace_view(trace: Trace, width: int, t: Translate) -> RenderableType:
             f"watched, the model computes the same in another way: logits differ by {trace.apart:.1e} from the unwatched pass",
             f"под наблюдением модель считает то же иначе: логиты отличаются на {trace.apart:.1e} от прохода без него",
         )
-    parts = [result, Text(""), Text(said, "dim"), Text(proof, "yellow" if trace.apart else "green")]
+    parts = [result, Text(""), Text(said, "dim"), *hidden(trace.not_shown, t), Text(proof, "yellow" if trace.apart else "green")]
     if trace.not_finite is not None:
         parts.append(not_finite_panel(trace.not_finite, len(trace.prompt), t))
     return Group(*parts)
+
+
+def hidden(names: Sequence[str], t: Translate) -> list[Text]:
+    """Which modules no row shows, though their weights act; nothing where there are none."""
+    if not names:
+        return []
+    many, listed = counted(len(names), "module", "", t), visible(some(names, t))
+    said = t(
+        f"not shown: {many} whose weights act outside of every component that has a role and runs as a module: {listed}",
+        f"не показаны модули ({len(names)}), чьи веса действуют вне всех частей, которые имеют роль и вызываются: {listed}",
+    )
+    return [Text(said, "yellow")]
 
 
 def indented(roles: Sequence[str]) -> list[str]:
@@ -176,7 +188,7 @@ def attention_view(attention: Attention, width: int, t: Translate) -> Renderable
         for _, values in measures:
             own = values[done : done + len(layer.heads)]
             cells += [f"{sum(own) / len(own):.2f}", Text("".join(bar(value, max(values)) for value in own), "cyan")]
-        result.add_row(Text(layer.role.split(".")[1]), *cells)
+        result.add_row(Text(visible(short(layer.role))), *cells)
         done += len(layer.heads)
     tops = ", ".join(f"{name} {max(values):.2f}" for name, values in measures)
     lines = [
@@ -186,18 +198,46 @@ def attention_view(attention: Attention, width: int, t: Translate) -> Renderable
             f"столбик на голову, полный — у наибольшей из всех: {tops}; перед ними среднее слоя. Энтропия весов токена в натах, на "
             "сколько токенов назад он смотрит, вес на первом токене: средние по всем токенам",
         ),
-        t(
-            f"from a separate eager pass; the model usually runs {attention.usual}, whose final hidden states "
-            f"(up to {number(attention.scale)}) differ by at most {number(attention.difference)}",
-            f"получено отдельным проходом eager; обычно модель считает через {attention.usual}, его скрытые состояния "
-            f"(до {number(attention.scale)}) отличаются не больше чем на {number(attention.difference)}",
-        ),
+        origin(attention, t),
     ]
     proof = t("every row of weights sums to 1", "веса каждой строки дают в сумме 1")
     if attention.causal:
         proof += t(", and no token looks at a later one", ", вперёд никто не смотрит")
+    not_seen = []
+    if attention.unseen:
+        names = some(attention.unseen, t)
+        not_seen = [Text(t(f"no weights over all tokens were seen in: {names}", f"весов по всем токенам не видно в: {names}"), "yellow")]
     maps = [map_panel(one, attention.prompt, width, t) for one in attention.maps]
-    return Group(result, Text(""), *(Text(visible(line), "dim") for line in lines), Text(proof, "green"), *maps)
+    return Group(result, Text(""), *(Text(visible(line), "dim") for line in lines), *not_seen, Text(proof, "green"), *maps)
+
+
+def short(role: str) -> str:
+    """The layer of an attention as a row is called: 3, of a second call 3#2; others by their own name."""
+    found = re.fullmatch(r"layers\.(\d+)(?:\.attn)?(#\d+)?", role)
+    return "".join(part or "" for part in found.groups()) if found else role.removeprefix("layers.")
+
+
+def origin(attention: Attention, t: Translate) -> str:
+    """Where the weights are from, and how far that pass is from the usual one."""
+    numbers = number(attention.scale), number(attention.difference)
+    if not attention.beside:
+        return t(
+            f"from a separate eager pass; the model usually runs {attention.usual}, whose final hidden states "
+            f"(up to {numbers[0]}) differ by at most {numbers[1]}",
+            f"получено отдельным проходом eager; обычно модель считает через {attention.usual}, его скрытые состояния "
+            f"(до {numbers[0]}) отличаются не больше чем на {numbers[1]}",
+        )
+    if not attention.difference:
+        return t(
+            "seen in the model's own attention, or computed beside it: the final hidden states are those of the unwatched pass bit for bit",
+            "увидено в собственном внимании модели или посчитано рядом с ним: скрытые состояния бит в бит те же, что без наблюдения",
+        )
+    return t(
+        "seen in the model's own attention, or computed beside it; torch's layers leave their fast path for it: the final hidden states "
+        f"(up to {numbers[0]}) differ by at most {numbers[1]} from those of the unwatched pass",
+        "увидено в собственном внимании модели или посчитано рядом с ним; слои torch ради этого сходят со своего быстрого пути: скрытые "
+        f"состояния (до {numbers[0]}) отличаются от прохода без наблюдения не больше чем на {numbers[1]}",
+    )
 
 
 def map_panel(one: AttentionMap, prompt: Sequence[Token], width: int, t: Translate) -> RenderableType:
@@ -226,9 +266,10 @@ def map_panel(one: AttentionMap, prompt: Sequence[Token], width: int, t: Transla
                 "yellow",
             )
         )
+    of = "" if one.role in ("", f"layers.{one.layer}.attn") else f" ({visible(one.role)})"
     title = t(
-        f"layer {one.layer}, head {one.head}: where each row's token looks",
-        f"слой {one.layer}, голова {one.head}: куда смотрит токен строки",
+        f"layer {one.layer}, head {one.head}{of}: where each row's token looks",
+        f"слой {one.layer}, голова {one.head}{of}: куда смотрит токен строки",
     )
     return Panel(Group(*lines), title=Text(title), title_align="left", expand=False)
 

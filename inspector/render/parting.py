@@ -7,7 +7,7 @@ from rich.text import Text
 
 from ..records.comparison import Divergence, Gap, Place, Planted
 from .tables import WIDE, table
-from .text import Translate, counted, quoted, singular, tokens_of, visible
+from .text import Translate, counted, quoted, singular, some, tokens_of, visible
 
 
 def divergence_report(d: Divergence, t: Translate) -> RenderableType:
@@ -37,6 +37,10 @@ def aligned(d: Divergence, t: Translate) -> list[Text]:
         "rerouted": t(
             "some experts are sent other numbers of tokens in B than in A: these are not compared",
             "некоторым экспертам в B достаётся другое число токенов, чем в A: они не сравнивались",
+        ),
+        "in turn": t(
+            "one of the two runs some blocks several times: the blocks are compared in the order in which they run, by A's names",
+            "одна из двух выполняет некоторые блоки несколько раз: блоки сравнивались в порядке выполнения, имена — как у A",
         ),
     }
     return [Text(visible(line), "yellow") for line in [*lines, *(words[note] for note in d.notes)]]
@@ -92,7 +96,7 @@ def at_token(d: Divergence, gap: Gap, t: Translate) -> str:
 
 def found(d: Divergence, t: Translate) -> Text:
     """Where B begins to differ, in a sentence or two."""
-    if d.place is None:
+    if d.place is None and not (d.unnamed_a or d.unnamed_b):
         return Text(
             t(
                 "No component of B introduces more than rounding: given A's input, each block gives A's output.",
@@ -100,6 +104,12 @@ def found(d: Divergence, t: Translate) -> Text:
             ),
             "bold green",
         )
+    if d.place is None:
+        first = t(
+            "No component of B that was compared introduces more than rounding.",
+            "Ни одна часть B из тех, что сравнивались, не вносит больше округления.",
+        )
+        return Text.assemble((first, "bold yellow"), "\n", *not_compared(d, t))
     gap, place = d.gap, d.place
     by = t(
         f"by {number(gap.difference)}{at_token(d, gap, t)}; rounding explains {number(gap.rounding)}",
@@ -107,7 +117,22 @@ def found(d: Divergence, t: Translate) -> Text:
     )
     name = place.name if place.component else t(f"before {place.before}", f"перед {place.before}")
     first = Text(t(f"B begins to differ: {name}", f"B начинает отличаться: {name}"), "bold red")
-    return Text.assemble(first, "\n", f"{where(place, t)}, {by}.")
+    said = Text.assemble(first, "\n", f"{where(place, t)}, {by}.")
+    if place.before is not None or place.after:  # between components: in code without a module, or in a module that is none of them
+        for line in not_compared(d, t):
+            said.append("\n").append(line)
+    return said
+
+
+def not_compared(d: Divergence, t: Translate) -> list[Text]:
+    """Which modules are in none of the components that were compared, of each side."""
+    lines = []
+    for name, modules in (("A", d.unnamed_a), ("B", d.unnamed_b)):
+        if modules:
+            many, listed = counted(len(modules), "module", "", t), visible(some(modules, t))
+            english = f"Not compared alone: {many} of {name} with weights, in none of the components that were compared: {listed}."
+            lines.append(t(english, f"Отдельно не сравнивались модули {name} с весами вне всех этих частей ({len(modules)}): {listed}."))
+    return [Text("\n".join(lines), "yellow")] if lines else []
 
 
 def where(place: Place, t: Translate) -> str:

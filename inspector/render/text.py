@@ -2,8 +2,9 @@
 
 import locale
 import os
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Translate = Callable[[str, str], str]
 
@@ -36,9 +37,21 @@ def visible(text: str) -> str:
     return "".join(shown)
 
 
+# Spaces that look like the common one, and characters that show nothing at all; control characters are seen to by ``visible``.
+BLANKS = re.compile(
+    "[\u00a0\u034f\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180d\u180f\u2000-\u200a\u202f\u205f\u2800\u3000\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+
+
 def quoted(text: str) -> str:
-    """A token's text between quotation marks, so that its spaces show."""
-    return f"«{visible(text)}»"
+    """A token's text between quotation marks, so that its spaces show, and two texts never look alike for what cannot be seen in them:
+    a backslash is doubled, and blanks, and what would be composed to another character, are written as numbers."""
+    composed = unicodedata.normalize("NFC", text) == text
+    shown = visible(text.replace("\\", "\\\\"))
+    if not composed:
+        shown = "".join(ascii(c)[1:-1] if unicodedata.combining(c) or unicodedata.normalize("NFC", c) != c else c for c in shown)
+    return f"«{BLANKS.sub(lambda blank: ascii(blank[0])[1:-1], shown)}»"
 
 
 def count(number: int) -> str:
@@ -69,6 +82,12 @@ def counted(number: int, english: str, russian: str, t: Translate) -> str:
 def singular(number: int) -> bool:
     """Whether what a Russian number counts is in the singular: with 1, 21 and 101, and not with 11."""
     return number % 10 == 1 and number % 100 != 11
+
+
+def some(modules: Sequence[str], t: Translate, at_most: int = 5) -> str:
+    """The first names of modules; the model itself has none."""
+    named = [name or t("the model itself", "сама модель") for name in modules[:at_most]]
+    return ", ".join([*named, *(["…"] if len(modules) > at_most else [])])
 
 
 def memory(size: int, t: Translate) -> str:

@@ -15,6 +15,7 @@ from .traits import labelled, trait_list, trait_table
 FUNCTIONAL_IN_RUSSIAN = {
     "RoPE: turn q and k": "RoPE: поворот q и k",
     "softmax(q·kᵀ/√K)·v, causal": "softmax(q·kᵀ/√K)·v, каузально",
+    "softmax(q·kᵀ/√K)·v, both ways": "softmax(q·kᵀ/√K)·v, в обе стороны",
     "+ residual": "+ вход (residual)",
     "Σ weight × chosen expert": "Σ вес × выбранный эксперт",
 }
@@ -32,6 +33,10 @@ def node_label(node: ModuleNode, t: Translate) -> tuple[Text, Text]:
         what.append(f" {node.shape}", "cyan")
     if node.tied_to:
         what.append(t(" tied", " общие веса"), "yellow")
+    if node.runs > 1:
+        what.append(t(f" runs {node.runs} times", f" выполняется раз: {node.runs}"), "yellow")
+    if node.unseen:
+        what.append(t(" runs without being called", " работает без вызова"), "yellow")
     if node.part:
         what.append(" ◀ " + {"backbone": "BACKBONE", "head": "LM_HEAD", "mtp": "MTP"}[node.part], style)
     return Text(node.name, style), what
@@ -216,7 +221,8 @@ def flops_words(costs: Costs, t: Translate) -> str:
     at = t(f"at {tokens_of(costs.context, t)}", f"при {costs.context:,} {'токене' if singular(costs.context) else 'токенах'}")
     said = f"{count(costs.flops)} {at}"
     if not costs.attention_flops:
-        return said
+        unknown = t("; of attention not known", "; о внимании неизвестно") if costs.left_out and not costs.cache_bytes else ""
+        return said + unknown
     products = percent(costs.attention_flops / costs.flops)
     return said + t(f", of these scores and values (q·kᵀ, ·v) {products}", f", из них оценки и значения (q·kᵀ, ·v) {products}")
 
@@ -224,7 +230,7 @@ def flops_words(costs: Costs, t: Translate) -> str:
 def cache_words(costs: Costs, t: Translate) -> str:
     """What the KV-cache keeps for a token, and where it stops growing."""
     if not costs.cache_bytes:
-        return "–"
+        return t(f"not known: modules without a role: {costs.left_out}", f"неизвестно: модулей без роли: {costs.left_out}")
     if not any(costs.cache_bytes.values()):
         return t("none", "нет")
     said = ", ".join(f"{memory(costs.cache_bytes[name], t)} {name}" for name in ("float32", "bfloat16"))
@@ -313,13 +319,15 @@ def parts_explained(t: Translate, *trees: ModuleNode) -> RenderableType:
 def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]]], t: Translate) -> RenderableType:
     """How each model is split: (model, backbone's name, the head's description, probe length, shapes of one pass) a row.
 
-    The shapes are those of ids, hidden states and logits, as they were seen.
+    The backbone's name is "" where it is no module but the model's own forward, stopped where the head begins. The shapes are those
+    of ids, hidden states and logits, as they were seen.
     """
     result = table(t("model", "модель"), "backbone", t("head", "голова"), t("ids → hidden states → logits", "ids → состояния → логиты"))
     for name, backbone, head, _, shapes in rows:
         seen = " → ".join(held(str(list(shape))) for shape in shapes)
         said = Text(role_words(head, t), "green")
-        result.add_row(Text(visible(name)), Text(backbone, "blue"), said, Held(seen))
+        own = Text(visible(backbone) or t("its own forward, up to the head", "её собственный forward до головы"), "blue")
+        result.add_row(Text(visible(name)), own, said, Held(seen))
     probes = " / ".join(map(str, dict.fromkeys(probe for *_, probe, _ in rows)))
     proof = t(
         f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probes} token{'s' * (probes != '1')}",

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from ..records.comparison import Verdict
+from ..records.comparison import BesideCompiled, Verdict
 from ..records.generation import SETTINGS, Sampling
 from .settings import FILTER_NAMES, setting_text
 from .tables import table
@@ -42,13 +42,27 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
     line = Text.assemble(level, f" · {visible(name)} · {sampling_words(verdict.sampling, t)} · {with_threads}")
     if verdict.level == "bitwise":
         n = len(verdict.tokens_hand)
-        what = t(f"{tokens_of(n, t)} and all logits", f"{tokens_of(n, t)} и все логиты")
+        given = compared_words(verdict, t)
+        what = t(f"{tokens_of(n, t)} and all {given}", f"{tokens_of(n, t)} и все {given}")
         if verdict.scores_compared:
-            what = t(f"{tokens_of(n, t)}, logits and scores", f"{tokens_of(n, t)}, логиты и оценки")
-        return line + Text("; ".join([t(f"{what} equal generate()'s", f"{what} те же, что у generate()"), *changed_said(verdict, t)]))
+            what = t(f"{tokens_of(n, t)}, {given} and scores", f"{tokens_of(n, t)}, {given} и оценки")
+        return line + Text(
+            "; ".join(
+                [
+                    t(f"{what} equal generate()'s", f"{what} те же, что у generate()"),
+                    *changed_said(verdict, t),
+                    *compiled_said(verdict.compiled, t),
+                ]
+            )
+        )
     parts = [tokens_said(verdict, t), *unrepeated_said(verdict, t), *changed_said(verdict, t)]
-    parts += [*behind_said(verdict, t), *logits_said(verdict, t)]
+    parts += [*behind_said(verdict, t), *logits_said(verdict, t), *compiled_said(verdict.compiled, t)]
     return line + Text("; ".join(parts))
+
+
+def compared_words(verdict: Verdict, t: Translate) -> str:
+    """What was compared at every step: logits, or what a model with a softmax inside gives in their place."""
+    return t("logits", "логиты") if verdict.gives == "logits" else t("log-probabilities", "логарифмы вероятностей")
 
 
 def tokens_said(verdict: Verdict, t: Translate) -> str:
@@ -92,6 +106,22 @@ def changed_said(verdict: Verdict, t: Translate) -> list[str]:
     return said
 
 
+def compiled_said(beside: BesideCompiled | None, t: Translate) -> list[str]:
+    """How a compiled model compares with the module inside it."""
+    if beside is None:
+        return []
+    reason = visible(beside.reason or "")
+    if beside.level is None:
+        return [t(f"the compiled model breaks off: {reason}", f"скомпилированная модель обрывается: {reason}")]
+    said = t(f"the compiled model against it: {beside.level}", f"скомпилированная модель против неё: {level_words(beside.level, t)}")
+    if beside.max_difference:
+        said += t(f", logits by up to {beside.max_difference:.2g}", f", логиты до {beside.max_difference:.2g}")
+    if beside.error_plain is not None:
+        errors = f"{beside.error_compiled:.2g}", f"{beside.error_plain:.2g}"
+        said += t(" (own rounding errors {} and {})".format(*errors), " (свои ошибки округления {} и {})".format(*errors))
+    return [said + (f" ({reason})" if reason else "")]
+
+
 def behind_said(verdict: Verdict, t: Translate) -> list[str]:
     """What ``generate()`` does behind the logits."""
     behind = verdict.behind_logits
@@ -116,13 +146,14 @@ def behind_said(verdict: Verdict, t: Translate) -> list[str]:
 
 def logits_said(verdict: Verdict, t: Translate) -> list[str]:
     """By how much the logits differ, what of it is rounding, and the cause where it is known."""
+    given = compared_words(verdict, t)
     if not verdict.max_difference:
-        return [t("the logits are equal, bit for bit", "логиты равны бит в бит")]
+        return [t(f"the {given} are equal, bit for bit", f"{given} равны бит в бит")]
     size = f"{verdict.max_difference:.2g}"
     said = [
         t(
-            f"the sides first differ at step {verdict.first_difference + 1}, logits by up to {size}",
-            f"стороны впервые различаются на шаге {verdict.first_difference + 1}, логиты до {size}",
+            f"the sides first differ at step {verdict.first_difference + 1}, {given} by up to {size}",
+            f"стороны впервые различаются на шаге {verdict.first_difference + 1}, {given} до {size}",
         )
     ]
     if verdict.cause:
@@ -149,6 +180,9 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
     if verdict.sampling.greedy:
         own, built_in = t("our own argmax", "свой argmax"), t("built in, torch.argmax", "встроенное, torch.argmax")
     off = t("off here, on by default", "здесь выключен, обычно включён")
+    by_hand = f"model.{backbone}(ids) → model.{head}(…)"
+    if not backbone:  # its own forward, stopped where the head begins
+        by_hand = t("model(ids) up to the head → head", "model(ids) до головы → голова")
     rows = (
         (
             t("calls", "вызовы"),
@@ -158,7 +192,7 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
         (
             t("forward pass", "прямой проход"),
             t("model(ids), a black box", "model(ids), чёрный ящик"),
-            f"model.{backbone}(ids) → model.{head}(…)",
+            by_hand,
         ),
         (t("sampling", "сэмплирование"), built_in, own),
         ("KV-cache", off, t("none", "нет")),

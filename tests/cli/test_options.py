@@ -363,3 +363,25 @@ def test_a_long_value_is_shown_short_and_the_remedy_whole(monkeypatch, capfd, ar
     error = refused(capfd, monkeypatch, *arguments)
     assert len(error) < 1200 and arguments[-1] not in error
     assert error.rstrip().endswith(("names-qwen2", "give one", "or bench"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "names-qwen2", "-5"],
+        ["run", "names-qwen2", "--greedy", "-кот и"],
+        ["run", "names-qwen2", "--- is a rule"],
+        ["verify", "names-qwen2", "--да"],
+    ],
+)
+def test_a_prompt_that_begins_with_a_dash_gets_the_line_that_takes_it(words):
+    done = subprocess.run([sys.executable, "-m", "inspector", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert f"put -- before a prompt that begins with a dash: python -m inspector {words[0]}" in " ".join(done.stderr.split())
+    assert done.stderr.rstrip().endswith(f"-- {shlex.quote(words[-1])}")
+
+
+@pytest.mark.parametrize("option", ["--gredy", "-x", "--gredy=1"])
+def test_a_mistyped_option_is_not_taken_for_a_prompt(monkeypatch, capfd, option):
+    error = refused(capfd, monkeypatch, "run", "names-qwen2", "К", option)
+    assert "--help lists what there is" in error and "put -- before" not in error

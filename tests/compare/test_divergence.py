@@ -1,11 +1,13 @@
 """Where two models part: what is named, what is called rounding, and that nothing is left behind in the models."""
 
 import copy
+import io
 import json
 import math
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -14,10 +16,13 @@ from inspector.compare import divergence
 from inspector.compare.divergence import Kept, condensed, differences, diverge, record, rounding_of, worst
 from inspector.loading.loaded import Loaded, attach
 from inspector.parts.precision import in_dtype
+from inspector.parts.splitting import Split
 from inspector.parts.watching import Call, states
 from inspector.records.as_json import from_json, to_json
 from inspector.records.comparison import ComponentGap, Divergence, Gap, Place
 from inspector.records.generation import Origin
+from inspector.render.parting import divergence_report
+from inspector.render.text import translator
 
 IDS = [3, 7, 1, 12, 5, 9]
 FAMILIES = ("qwen2", "expert", "gpt2", "llama", "gemma2")
@@ -199,11 +204,44 @@ def test_models_of_different_depth_part_where_the_shorter_ends():
     assert result.place == Place("", ("layers.1",), "final_norm") and result.place.name == "→ final_norm"
 
 
-def test_a_component_that_runs_twice_is_not_compared_and_said(pair):
+def test_a_block_that_runs_twice_is_held_against_the_two_that_run_in_its_turns(pair):
     a, b = pair("llama")
     b.model.model.layers[2] = b.model.model.layers[1]
     result = diverge(a, b, IDS)
-    assert result.only_a == ("layers.1–2",) and result.place == Place("", ("layers.0",), "layers.3")
+    assert (result.only_a, result.only_b, result.notes) == ((), (), ("in turn",)) and result.place == Place("layers.2.norm_attn")
+    c = attach(copy.deepcopy(a.model))
+    c.model.model.layers[2].load_state_dict(c.model.model.layers[1].state_dict())  # the same computation, unrolled
+    for one, other in ((b, c), (c, b)):
+        result = diverge(one, other, IDS)
+        assert result.place is None and result.notes == ("in turn",) and result.logits_difference == 0
+        assert [c.role for c in result.components if c.role.startswith("layers")][1:3] in (
+            ["layers.1", "layers.1#2"],
+            ["layers.1", "layers.2"],
+        )
+    c.model.model.layers[2].mlp.up_proj.weight.data *= 1.1
+    assert diverge(b, c, IDS).place == Place("layers.1.mlp.up#2") and diverge(c, b, IDS).place == Place("layers.2.mlp.up")
+
+
+def test_a_block_that_runs_twice_in_both_is_compared_call_by_call(pair):
+    a, b = pair("llama")
+    for m in (a, b):
+        m.model.model.layers[2] = m.model.model.layers[1]
+    result = diverge(a, b, IDS)
+    assert result.place is None and result.notes == () and "layers.1#2" in [c.role for c in result.components]
+    module(b, "mlp.up_proj").weight.data *= 1.1
+    assert diverge(a, b, IDS).place == Place("layers.1.mlp.up")
+    a, b = pair("llama")
+    for m, times in ((a, 1.0), (b, 1.1)):  # what differs in the second call alone
+        m.model.model.layers[2] = m.model.model.layers[1]
+        own = m.model.model.layers[1].mlp.forward
+        turns = [0]
+
+        def forward(x, own=own, turns=turns, times=times):
+            turns[0] += 1
+            return own(x) * (times if turns[0] % 2 == 0 else 1.0)
+
+        m.model.model.layers[1].mlp.forward = forward
+    assert diverge(a, b, IDS).place.component == "layers.1.mlp#2"
 
 
 def test_frequencies_of_rope_keep_their_precision_where_transformers_keeps_it(pair):
@@ -443,10 +481,93 @@ def test_steps_that_are_none_are_refused(steps, pair):
 
 
 def test_ids_that_one_of_two_vocabularies_lacks_are_refused():
-    large, small = attach(tiny_model("llama")), attach(tiny_model("gpt2"))
-    small.model.config.vocab_size = 50
+    fewer = tiny_model("gpt2")
+    fewer.resize_token_embeddings(50)
+    large, small = attach(tiny_model("llama")), attach(fewer)
     for models in ((large, small), (small, large)):
         with pytest.raises(ValueError, match=r"token id 60: .* has the ids 0 to 49"):
             diverge(*models, [3, 60])
         with pytest.raises(ValueError, match="no tokens"):
             diverge(*models, [])
+
+
+class Hidden(nn.Module):
+    """A model that uses the weights of a module without running it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.zebra, self.final_norm, self.head = nn.Embedding(20, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 20)
+
+    def hidden(self, ids):
+        return self.final_norm(torch.nn.functional.linear(self.embed(ids), self.zebra.weight))
+
+    def forward(self, ids):
+        return self.head(self.hidden(ids))
+
+
+def test_what_is_not_compared_is_said_before_two_models_are_called_the_same():
+    def opened():
+        model = Hidden().eval()
+        return attach(model, split=Split(model.hidden, model.head, "", ("head",), probe=8, last_alone=False))
+
+    a, b = opened(), opened()
+    same = diverge(a, b, IDS)
+    assert same.place is None and same.unnamed_a == same.unnamed_b == ("zebra",)
+    assert from_json(Divergence, json.loads(json.dumps(to_json(same)))) == same
+    b.model.zebra.weight.data *= 1.1
+    other = diverge(a, b, IDS)
+    assert other.place == Place("", ("embed",), "final_norm")
+    for result, language, said in (
+        (same, "en", "No component of B that was compared introduces more than rounding."),
+        (same, "ru", "Ни одна часть B из тех, что сравнивались"),
+        (other, "en", "Not compared alone: 1 module of B with weights"),
+        (other, "ru", "Отдельно не сравнивались модули B"),
+    ):
+        screen = Console(width=200, file=io.StringIO())
+        screen.print(divergence_report(result, translator(language)))
+        assert said in screen.file.getvalue() and "zebra" in screen.file.getvalue()
+        assert "each block gives A's output" not in screen.file.getvalue()
+
+
+class WrittenBlock(nn.Module):
+    """A layer of a model as people write it: a norm and a linear map for positions and for width, each beside a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.ln1, self.qkv, self.proj, self.ln2 = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+    def forward(self, x):
+        q, k, v = (one[:, None] for one in self.qkv(self.ln1(x)).chunk(3, -1))
+        x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0])
+        return x + self.mlp(self.ln2(x))
+
+
+class WrittenGPT(nn.Module):
+    """Embedding, blocks, norm and head side by side."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = [WrittenBlock() for _ in range(3)]
+        self.wte, self.way = nn.Embedding(20, 8), way
+        self.blocks = nn.Sequential(*blocks) if way == "Sequential" else nn.ModuleList(blocks)
+        self.ln_f, self.head = nn.LayerNorm(8), nn.Linear(8, 20)
+
+    def forward(self, ids):
+        x = self.wte(ids)
+        if self.way == "Sequential":
+            return self.head(self.ln_f(self.blocks(x)))
+        for block in self.blocks:
+            x = block.forward(x) if self.way == "past their call" else block(x)
+        return self.head(self.ln_f(x))
+
+
+@pytest.mark.parametrize("way", ["ModuleList", "Sequential", "past their call"])
+def test_layers_of_a_model_as_people_write_it_are_named(way):
+    a, b = (attach(WrittenGPT(way)) for _ in "ab")
+    assert diverge(a, b, IDS).place is None
+    with torch.no_grad():
+        b.model.blocks[1].mlp[2].weight.mul_(1.1)
+    assert diverge(a, b, IDS).place.name == "layers.1.mlp.down"

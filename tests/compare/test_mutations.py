@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inspector.bench.tiny import tiny_model
@@ -79,7 +80,7 @@ PLACES = {
     "qwen3_moe": {"position": "layers.2.attn → o"},  # its grouped products have no float64
     "bert": {"mask": "layers.2.attn → o", "norm-order": None},  # norms inside of attention and feed-forward
     "hunyuan_v1_dense": {"rope-layout": "layers.2.attn → q_norm", "mask": "layers.2.attn → o"},  # RoPE before the norm of queries
-    "dbrx": {"activation": "layers.2.mlp.experts", "gate-up": None},  # inside of experts that have no parts of their own
+    "dbrx": {"activation": "layers.2.mlp.experts.each", "gate-up": None},
 }
 
 
@@ -317,3 +318,39 @@ def test_a_wrong_request_is_refused_before_anything_runs(tiny):
         mutations.mutate(m, names="mask")
     rows = [next(mutations.mutate(m, ids, ["tying"])) for ids in (IDS, IDS[0].tolist())]
     assert rows[0] == rows[1]
+
+
+class Bare(nn.Module):
+    """Ids made one-hot, so that no embedding has a role; layers that no module runs; RMSNorm without an ε of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = nn.Linear(24, 8, bias=False)
+        parts = dict(n1=8, wq=8, wk=8, wv=8, wo=8, n2=8, w1=16, w3=16)
+        made = lambda name, width: nn.RMSNorm(8) if name[0] == "n" else nn.Linear(8, width, bias=False)  # noqa: E731
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: made(name, width) for name, width in parts.items()} | dict(w2=nn.Linear(16, 8, bias=False)))
+            for _ in range(2)
+        )
+        self.norm, self.head = nn.RMSNorm(8), nn.Linear(8, 24)
+
+    def forward(self, ids):
+        x = self.emb(nn.functional.one_hot(ids, 24).float())
+        for layer in self.layers:
+            h = layer["n1"](x)
+            q, k, v = (layer[name](h)[:, None] for name in ("wq", "wk", "wv"))
+            x = x + layer["wo"](nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0])
+            h = layer["n2"](x)
+            x = x + layer["w2"](nn.functional.silu(layer["w1"](h)) * layer["w3"](h))
+        return self.head(self.norm(x))
+
+
+def test_a_module_without_embedding_epsilon_and_layers_that_run_is_no_error():
+    planted = {row.name: row for row in mutate(attach(Bare().eval()))}
+    assert {name: row.expected for name, row in planted.items() if row.expected} == {
+        "transposed": "layers.1.attn.o",
+        "gate-up": "layers.1.mlp.gate",
+    }
+    assert all(row.right for row in planted.values() if row.expected)
+    assert "no ε" in planted["norm-eps"].why_not[0] and "not scaled" in planted["embedding-scale"].why_not[0]

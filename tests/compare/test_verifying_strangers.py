@@ -441,6 +441,20 @@ def test_a_bitwise_verdict_says_that_the_model_was_left_changed():
     assert verify(qwen2(), PROMPT, GREEDY, 4).changed == ()
 
 
+def test_rotary_frequencies_that_are_written_anew_have_changed_where_their_values_have():
+    m = attach(Qwen2ForCausalLM(longrope(factor=2.0)))
+    m.model(torch.tensor([PROMPT]))
+    assert verify(m, PROMPT, GREEDY, 4).changed == ()
+    assert verify(m, PROMPT * 3, GREEDY, 6).changed == ("model.rotary_emb.inv_freq",)  # beyond its original length
+
+
+def longrope(factor):
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    rope = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[factor] * 4)
+    rope |= dict(original_max_position_embeddings=14)
+    return Qwen2Config(vocab_size=25, **sizes, bos_token_id=None, eos_token_id=None, max_position_embeddings=64, rope_parameters=rope)
+
+
 @pytest.mark.parametrize("number", ["3", None, math.inf, 0, True, [3]], ids=str)
 def test_a_number_of_tokens_that_is_none_is_named(number):
     with pytest.raises(ValueError, match=r"max_new_tokens=.*: give a whole number from 1 up"):

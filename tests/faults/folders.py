@@ -96,8 +96,13 @@ def odd_values() -> Iterator[Case]:
         for kind in ("list", "dict", "word", "true", "escapes"):
             yield f"config.json {key} {kind}", put("config.json", key, ODD[kind]), EITHER
     for kind, text in ODD.items():
+        # An id that the model does not have is told, and ends nothing; so is a file that nobody can read, and config.json acts.
         id = "generation_config.json eos_token_id"
-        yield f"{id} {kind}", put("generation_config.json", "eos_token_id", text), GOOD if kind == "null" else REFUSED
+        yield (
+            f"{id} {kind}",
+            put("generation_config.json", "eos_token_id", text),
+            GOOD if kind in ("null", "negative", "deep") else REFUSED,
+        )
     yield f"{id} as text", put("generation_config.json", "eos_token_id", '"2"'), GOOD
     for key in ("temperature", "top_k", "bad_words_ids", "transformers_version", "max_length", "do_sample", "stop_strings"):
         for kind in ("list", "dict", "word", "fraction"):
@@ -121,13 +126,14 @@ def torn_files() -> Iterator[Case]:
 
     for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         data = (MODEL / file).read_bytes()
-        yield f"{file} cut", write(file, data[: len(data) // 2]), REFUSED
-        yield f"{file} empty", write(file, b""), REFUSED
-        yield f"{file} not UTF-8", write(file, data.replace(b'"', b'"\xff', 1)), REFUSED
-        yield f"{file} UTF-16", write(file, data.decode().encode("utf-16")), REFUSED
-        yield f"{file} with a BOM", write(file, b"\xef\xbb\xbf" + data), REFUSED
+        codes = GOOD if file == "generation_config.json" else REFUSED  # without it config.json acts, and that is told
+        yield f"{file} cut", write(file, data[: len(data) // 2]), codes
+        yield f"{file} empty", write(file, b""), codes
+        yield f"{file} not UTF-8", write(file, data.replace(b'"', b'"\xff', 1)), codes
+        yield f"{file} UTF-16", write(file, data.decode().encode("utf-16")), codes
+        yield f"{file} with a BOM", write(file, b"\xef\xbb\xbf" + data), codes
         for kind in ("null", "list", "word", "negative", "deep"):
-            yield f"{file} is {kind}", write(file, ODD[kind].encode()), REFUSED
+            yield f"{file} is {kind}", write(file, ODD[kind].encode()), codes
         yield f"{file} a folder", instead(file, Path.mkdir), REFUSED
         yield f"{file} a FIFO", instead(file, os.mkfifo), REFUSED
         yield f"{file} a dangling link", instead(file, lambda path: path.symlink_to("nowhere")), REFUSED
@@ -199,8 +205,8 @@ def lying_weights() -> Iterator[Case]:
     yield "one NaN", safetensors(header, data[:begin] + b"\x00\x00\xc0\x7f" + data[begin + 4 :]), (0, 1, 2)
     yield "infinite", safetensors(header, b"\x00\x00\x80\x7f" * (len(data) // 4)), (1, 2)
     for name, codes in {  # weights beyond what config.json says
-        "model.layers.9.self_attn.o_proj.weight": REFUSED,
-        "model.layers.0.self_attn.o_proj.bias": REFUSED,
+        "model.layers.9.self_attn.o_proj.weight": GOOD,
+        "model.layers.0.self_attn.o_proj.bias": GOOD,
         "model.layers.0.self_attn.rotary_emb.inv_freq": GOOD,
         "v_head.summary.weight": GOOD,
     }.items():

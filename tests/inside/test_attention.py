@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from inspector.bench.tiny import tiny_model
 from inspector.inside.attention import attention, eager, summary, watched
@@ -18,6 +19,9 @@ from inspector.models.attention import causal_mask
 from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.inside import Attention
+
+from .written import IDS as WRITTEN
+from .written import ByHand, D, Decoder, Encoder, Flat, Fused, Grouped, H, Heads, Inline, OfTorch, PastCall, TiedHead, causal, flat, made
 
 IDS = [5, 9, 20, 33, 41, 7, 60, 8]
 FAMILIES = ("qwen2", "gpt2", "llama", "gemma2", "gemma3", "bloom", "bert", "deepseek_v3")
@@ -183,3 +187,211 @@ def test_a_head_that_is_not_there_is_refused_with_those_that_are(tiny):
 def test_heads_that_there_are_not_are_refused(maps):
     with pytest.raises(ValueError, match=r"give a whole number from 0 up|give pairs of|is not in"):
         attention(attach(tiny_model("llama")), [5, 9, 20], maps)
+
+
+def scores_of(q, k, scale=(D // H) ** -0.5):
+    return q @ k.transpose(-1, -2) * scale
+
+
+def by_formula(module, x_BTD):
+    """The weights [H, T, T] of an attention of ``written``, from what it is given, by the formula."""
+    length = x_BTD.shape[1]
+    split = lambda y: y.unflatten(-1, (-1, D // H)).transpose(1, 2)  # noqa: E731
+    bias = torch.zeros(length, length)
+    if isinstance(module, (Fused, Inline)):
+        q, k, _ = map(split, module.qkv(x_BTD).chunk(3, -1))
+        scores = scores_of(q, k, {"mask": 0.2}.get(getattr(module, "how", ""), (D // H) ** -0.5))
+    elif isinstance(module, Grouped):
+        scores = scores_of(split(module.wq(x_BTD)), split(module.wk(x_BTD)).repeat_interleave(2, 1))
+    elif isinstance(module, ByHand):
+        scores = scores_of(split(module.query(x_BTD)), split(module.key(x_BTD)))
+        if module.alibi:
+            places = torch.arange(length)
+            bias = -(2.0 ** -torch.arange(1, H + 1))[:, None, None] * (places[:, None] - places).abs()
+    elif isinstance(module, Heads):
+        scores = torch.cat([scores_of(head.query(x_BTD), head.key(x_BTD), D**-0.5) for head in module.heads])
+    else:
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        x = x_BTD if module.batch_first else x_BTD.transpose(0, 1)
+        return module(x, x, x, attn_mask=mask, need_weights=True, average_attn_weights=False)[1][0]
+    scores = (scores.reshape(-1, length, length) + bias).masked_fill(~causal(length), -torch.inf)
+    return (scores - scores.logsumexp(-1, keepdim=True)).exp()
+
+
+def given_to(m, modules):
+    """What each call of some modules is given, and the logits, in a pass that only torch's own hooks watch."""
+    found, handles = [], []
+    for module in modules:
+        keep = lambda part, args, options: found.append((part, next(iter([*args, *options.values()])).clone()))  # noqa: E731
+        handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
+    m.model(torch.tensor([WRITTEN]))
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def dividing(scores):
+    shares = (scores - scores.amax(-1, keepdim=True)).exp()
+    return shares / shares.sum(-1, keepdim=True)
+
+
+def renormalised(scores):
+    """The mask comes after a softmax over everything, which looks ahead; dividing makes it one over the past."""
+    allowed = scores.isfinite()
+    whole = torch.where(allowed, scores, 3.0).softmax(-1) * allowed
+    return whole / whole.sum(-1, keepdim=True)
+
+
+ATTENTIONS = dict(
+    fused=lambda: Fused(),
+    masked=lambda: Fused("mask"),
+    added=lambda: Fused("added"),
+    halves=lambda: Fused("halves"),
+    grouped=lambda: Grouped(),
+    repeated=lambda: Grouped(by_hand=True),
+    method=lambda: ByHand(),
+    function=lambda: ByHand(lambda s: F.softmax(s, -1)),
+    torchs=lambda: ByHand(lambda s: torch.softmax(s, dim=3)),
+    module=lambda: ByHand(nn.Softmax(dim=-1)),
+    alibi=lambda: ByHand(alibi=True),
+    exp_of_log=lambda: ByHand(lambda s: s.log_softmax(-1).exp()),
+    divided=lambda: ByHand(dividing),
+    renormalised=lambda: ByHand(renormalised),
+    heads_last=lambda: ByHand(lambda s: s.permute(0, 2, 3, 1).softmax(2).permute(0, 3, 1, 2)),
+    keys_first=lambda: ByHand(lambda s: s.transpose(-1, -2).softmax(-2).transpose(-1, -2)),
+    one_batch=lambda: ByHand(lambda s: s.flatten(0, 1).softmax(-1).unflatten(0, (1, -1))),
+    one_by_one=lambda: Heads(),
+    of_torch=lambda: OfTorch(),
+    of_torch_asked=lambda: OfTorch(need_weights=True),
+    sequence_first=lambda: OfTorch(batch_first=False),
+)
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+@torch.no_grad()
+def test_the_weights_of_any_attention_are_those_of_the_formula(kind):
+    m = flat(made(Flat, attention=ATTENTIONS[kind]))
+    own = m.model(torch.tensor([WRITTEN]))
+    kept = []
+    hidden_1TD, _, unseen = watched(m, torch.tensor([WRITTEN]), lambda role, weights_HTT: kept.append((role, weights_HTT.clone())))
+    attns = [block.attn for block in m.model.blocks]
+    expected = [by_formula(getattr(part, "mha", part), x) for part, x in given_to(m, attns)]
+    assert [role for role, _ in kept] == ["layers.0.attn", "layers.1.attn"] and unseen == ()
+    for (_, weights_HTT), theirs in zip(kept, expected, strict=True):
+        assert weights_HTT.shape == theirs.shape == (H, len(WRITTEN), len(WRITTEN))
+        torch.testing.assert_close(weights_HTT, theirs, rtol=1e-4, atol=1e-5)
+    assert torch.equal(m.model.head(hidden_1TD), own) and torch.equal(m.model(torch.tensor([WRITTEN])), own)
+    record = attention(m, WRITTEN, [(1, 2)])
+    assert record.beside and record.difference == 0 and record.maps[0].role == "layers.1.attn"
+    assert [list(row) for row in record.maps[0].weights] == [kept[1][1][2, i, : i + 1].tolist() for i in range(len(WRITTEN))]
+    assert from_json(Attention, json.loads(json.dumps(to_json(record)))) == record
+
+
+@pytest.mark.parametrize("length", [1, 2, H, D // H])
+def test_as_many_tokens_as_heads_or_as_a_head_is_wide_leave_nothing_open(length):
+    for kind in ("method", "heads_last", "keys_first", "fused", "one_by_one", "of_torch"):
+        m = flat(made(Flat, attention=ATTENTIONS[kind]))
+        record = attention(m, WRITTEN[:length])
+        assert [(layer.role, len(layer.heads)) for layer in record.layers] == [("layers.0.attn", H), ("layers.1.attn", H)]
+
+
+@pytest.mark.parametrize("kind", ["batch first", "sequence first", "norm first", "decoder"])
+@torch.no_grad()
+def test_torchs_layers_leave_their_fast_path_and_that_is_said(kind):
+    kinds = {"sequence first": dict(batch_first=False), "norm first": dict(norm_first=True)}
+    model = made(Decoder) if kind == "decoder" else made(Encoder, **kinds.get(kind, {}))
+    m = flat(model)
+    kept = []
+    watched(m, torch.tensor([WRITTEN]), lambda role, weights_HTT: kept.append((role, weights_HTT.clone())))
+    parts = [part for part in model.modules() if isinstance(part, nn.MultiheadAttention)]
+    expected = [by_formula(part, x if part.batch_first else x.transpose(0, 1)) for part, x in given_to(m, parts)]
+    names = ("attn", "cross") if kind == "decoder" else ("attn",)
+    assert [role for role, _ in kept] == [f"layers.{i}.{name}" for i in range(2) for name in names]
+    if kind != "decoder":  # whose second attention reads what its caller keeps
+        for (_, weights_HTT), theirs in zip(kept, expected, strict=True):
+            torch.testing.assert_close(weights_HTT, theirs, rtol=1e-4, atol=1e-5)
+    record = attention(m, WRITTEN, [(0, 1)])
+    assert record.beside and record.difference <= 1e-5 * record.scale and len(record.maps) == len(names)
+    plain = m.split.backbone(torch.tensor([WRITTEN]))
+    with torch.overrides.BaseTorchFunctionMode():
+        off = m.split.backbone(torch.tensor([WRITTEN]))
+    assert record.difference == float((plain - off).abs().max())
+
+
+def test_every_call_of_a_shared_block_is_a_layer_and_a_map():
+    record = attention(flat(made(Flat, n=1, times=3)), WRITTEN, [(0, 1)])
+    names = ["layers.0.attn", "layers.0.attn#2", "layers.0.attn#3"]
+    assert [layer.role for layer in record.layers] == [one.role for one in record.maps] == names
+    assert len({one.weights for one in record.maps}) == 3
+
+
+@torch.no_grad()
+def test_an_attention_without_a_module_or_a_role_is_a_layer_of_its_own():
+    m = flat(made(Flat, block=Inline))
+    kept = []
+    watched(m, torch.tensor([WRITTEN]), lambda role, weights_HTT: kept.append((role, weights_HTT.clone())))
+    assert [role for role, _ in kept] == ["layers.0", "layers.1"]
+    for (_, weights_HTT), (block, x) in zip(kept, given_to(m, list(m.model.blocks)), strict=True):
+        torch.testing.assert_close(weights_HTT, by_formula(block, block.ln1(x)), rtol=1e-4, atol=1e-5)
+
+    class Attributes(Flat):
+        """Its blocks are attributes; the first is no module of its own's attention, in the last one the heads stand one by one."""
+
+        def __init__(self):
+            super().__init__(n=0)
+            self.first, self.second, self.third = Inline(), ByHand(), Heads()
+
+        def forward(self, ids):
+            x = self.first(self.wte(ids) + self.wpe(torch.arange(ids.shape[1])))
+            x = x + self.second(x)
+            return self.head(self.ln_f(x + self.third(x)))
+
+    record = attention(flat(made(Attributes)), WRITTEN, [(0, 0), (2, 3)])
+    assert [(layer.role, len(layer.heads)) for layer in record.layers] == [("layers.0", H), ("layers.1.attn", H), ("layers.2.attn", H)]
+    assert [(one.layer, one.head, one.role) for one in record.maps] == [(0, 0, "layers.0"), (2, 3, "layers.2.attn")]
+    with pytest.raises(ValueError, match=r"head 3.0 .* its layers are 0–2, each with the heads 0 to 3"):
+        attention(flat(made(Attributes)), WRITTEN, [(3, 0)])
+
+
+def test_parts_that_run_past_their_call_and_heads_without_a_module_are_seen_too():
+    for m in (flat(made(PastCall)), flat(made(TiedHead), head=lambda model, hidden_BTD: hidden_BTD @ model.wte.weight.T)):
+        assert [layer.role for layer in attention(m, WRITTEN).layers] == ["layers.0.attn", "layers.1.attn"]
+
+
+def test_what_cannot_be_seen_is_named_and_what_is_wrong_is_not_shown():
+    class Half(Flat):
+        def __init__(self, hidden=lambda s: s.sigmoid()):
+            super().__init__()
+            self.blocks[1].attn = ByHand(hidden)
+
+    record = attention(flat(made(Half)), WRITTEN)
+    assert [layer.role for layer in record.layers] == ["layers.0.attn"] and record.unseen == ("layers.1.attn",)
+    with pytest.raises(InvariantError, match=r"nor a softmax over all 8 tokens.*layers.0.attn"):
+        attention(flat(made(Flat, attention=lambda: ByHand(lambda s: s.sigmoid()))), WRITTEN)
+    with pytest.raises(InvariantError, match=r"layers.1.attn, head 0: a token looks at a later one"):
+        attention(flat(made(Half, hidden=lambda s: s.nan_to_num(neginf=0).softmax(-1) * s.isfinite())), WRITTEN)
+
+    class Dropping(Fused):
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, H, D // H)).permute(2, 0, 3, 1, 4)
+            return self.proj(F.scaled_dot_product_attention(q, k, v, dropout_p=0.5, is_causal=True).transpose(1, 2).flatten(2))
+
+    with pytest.raises(InvariantError, match="does not repeat itself"):
+        attention(flat(made(Flat, attention=Dropping)), WRITTEN)
+
+
+def test_a_router_of_as_many_experts_as_there_are_tokens_is_no_attention():
+    class Router(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.up = nn.Linear(D, len(WRITTEN)), nn.Linear(D, D)
+
+        def forward(self, x):
+            return self.up(x) * self.gate(x).softmax(-1)[..., :1]
+
+    def block():
+        made_block = Inline()
+        made_block.mlp = Router()
+        return made_block
+
+    assert [layer.role for layer in attention(flat(made(Flat, block=block)), WRITTEN).layers] == ["layers.0", "layers.1"]

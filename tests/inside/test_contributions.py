@@ -19,6 +19,10 @@ from inspector.parts.errors import InvariantError, NoSumError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Contributions
 
+from ..parts.flat_models import TutorialTransformer
+from .written import IDS as WRITTEN
+from .written import Flat, flat, made
+
 IDS = [5, 17, 40, 8, 60, 33, 21]
 # Beside the usual ones: parallel branches (gptj, phi, falcon, cohere), norms behind them (gemma2, olmo2), multipliers (granite),
 # the stream inside a component (bloom), flat hidden states (opt), shared experts (deepseek_v3), a scale before the head (minicpm3).
@@ -439,10 +443,36 @@ def test_the_next_token_is_the_models_own_and_its_logit_the_sum(head, kind, trai
     assert m.split.describe() == head and torch.equal(m.split.head(m.split.backbone(torch.tensor([IDS])))[0, -1].double(), logits)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_stream_of_rows_of_positions_is_a_sum_too(batch_first):
+    torch.manual_seed(0)
+    model = TutorialTransformer(batch_first).eval()
+    for layer in model.transformer_encoder.layers:
+        layer.norm_first = True
+    few = [id % 50 for id in IDS]
+    record = contributions(attach(model), few)
+    assert [term.role for term in record.terms][1:5] == [f"layers.{i}.{part}" for i in (0, 1) for part in ("attn", "mlp")]
+    ids = torch.tensor([few])
+    with torch.no_grad():
+        logits = model(ids)[0, -1] if batch_first else model(ids.T)[-1, 0]
+    assert [record.token.id, record.rival.id] == logits.topk(2).indices.tolist()
+
+
+def test_probabilities_are_explained_by_the_logits_before_their_softmax():
+    torch.manual_seed(0)
+    model = WithHead(Looped(turns=1), lambda model, x: x.softmax(-1), own=nn.Parameter(1 + torch.rand(96))).eval()
+    record = contributions(attach(model), IDS)
+    assert record.after == ("log_softmax",)
+    with torch.no_grad():
+        probabilities = model(torch.tensor([IDS]))[0, -1]
+    assert [record.token.id, record.rival.id] == probabilities.topk(2).indices.tolist()
+    lead = sum(term.difference for term in record.terms)  # the same before a softmax and in the logarithms behind it
+    torch.testing.assert_close(lead, float(probabilities.topk(2).values.log().diff().neg()), rtol=1e-4, atol=1e-5)
+
+
 REFUSED = {
     "mixes the tokens": (lambda model, x: x.flip(-1), r"an operation without a name here is no sum"),
     "a power": (lambda model, x: x**3, r"an operation without a name here is no sum"),
-    "probabilities": (lambda model, x: x.softmax(-1), r"an operation without a name here is no sum"),
     "depends on the largest": (lambda model, x: x - x.amax(-1, keepdim=True) * 2, r"an operation without a name here is no sum"),
     "a cap for each token": (lambda model, x: model.own * torch.tanh(x / model.own), r"is not linear|is no sum"),
     "a cap, then each its own": (lambda model, x: 2 * torch.tanh(x / 2) * model.own, r"softcap 2 → × own\[96\], is not linear"),
@@ -628,3 +658,15 @@ def test_a_stream_of_zeros_is_not_called_normed():
     layers_of(m.model)[0].register_forward_hook(lambda layer, args, x: x * 0)
     with pytest.raises(NoSumError, match="what stands at the beginning of the stream does not reach its end"):
         contributions(m, IDS)
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_three_calls_of_one_block_of_a_flat_model_are_those_of_three_blocks(heads):
+    shared, apart = flat(made(Flat, n=1, times=3)), made(Flat, n=3)
+    for name in ("wte", "wpe", "ln_f", "head"):
+        getattr(apart, name).load_state_dict(getattr(shared.model, name).state_dict())
+    for block in apart.blocks:
+        block.load_state_dict(shared.model.blocks[0].state_dict())
+    one, three = contributions(shared, WRITTEN, heads=heads), contributions(flat(apart), WRITTEN, heads=heads)
+    assert [(t.logit, t.difference) for t in one.terms] == [(t.logit, t.difference) for t in three.terms]
+    assert all(check.holds for check in one.checks) and "layers.0.mlp#3" in [t.role for t in one.terms]

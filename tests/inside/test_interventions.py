@@ -1,6 +1,7 @@
 """Interventions against the same change made in a copy's weights, and against torch; the model is left as it was."""
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -8,11 +9,13 @@ from itertools import product
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from inspector.bench.gender import PLACES, batches, measure
 from inspector.bench.tiny import tiny_model
+from inspector.inside.contributions import contributions
 from inspector.inside.interventions import ablate, activations, effect, head_count, patch, scale, sites
 from inspector.loading.loaded import attach
 from inspector.loading.loading import load
@@ -20,6 +23,11 @@ from inspector.loop.decoding import next_logits
 from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.effects import Effect, Intervention
+from inspector.render.effects import effect_view
+from inspector.render.text import translator
+
+from .written import IDS as WRITTEN
+from .written import ByHand, D, Encoder, Flat, Fused, H, Heads, flat, made
 
 IDS, OTHER, SHORTER = [5, 17, 40, 8, 60, 33, 21], [9, 80, 3, 8, 60, 33, 21], [7, 70, 31]
 FAMILIES = ["qwen2", "gpt2", "llama", "gemma2", "granite", "phi", "falcon", "cohere", "bert"]
@@ -711,3 +719,80 @@ def test_the_gender_of_a_surname_is_read_by_the_last_attention_from_the_end_of_t
 def test_the_gender_bench_wants_letters():
     with pytest.raises(ValueError, match=r"token ids|letter by letter"):
         batches(tiny_of("qwen2"), 2)
+
+
+WOVEN = dict(fused=lambda: Fused(), halves=lambda: Fused("halves"), by_hand=ByHand, woven=lambda: ByHand(woven=True), one_by_one=Heads)
+
+
+@pytest.mark.parametrize("kind", WOVEN)
+def test_a_head_of_an_attention_whose_model_does_not_say_how_many_there_are_is_found_by_its_columns(kind):
+    m = flat(made(Flat, attention=WOVEN[kind]))
+    out = m.modules["layers.1.attn.o"]
+    K = D // H
+    columns = list(range(2, D, H)) if kind == "woven" else list(range(2 * K, 3 * K))
+
+    def without(_, given):
+        x = given[0].clone()
+        x[..., columns] = 0
+        return (x,)
+
+    hook = out.register_forward_pre_hook(without)
+    expected = m.model(torch.tensor([WRITTEN]))
+    hook.remove()
+    with ablate(m, "layers.0.attn"), ablate(m, "layers.1.attn.head.2"):  # under another one, which leaves nothing of attention
+        pass
+    with ablate(m, "layers.1.attn.head.2"):
+        assert torch.equal(m.model(torch.tensor([WRITTEN])), expected)
+    with ablate(m, "layers.1.attn"), ablate(m, "layers.1.attn.head.*"):
+        pass
+    heads = [term for term in contributions(m, WRITTEN, heads=True).terms if ".attn.head." in term.role]
+    whole = [term for term in contributions(m, WRITTEN).terms if term.role.endswith(".attn")]
+    bias = [term.logit for term in contributions(m, WRITTEN, heads=True).terms if term.role.endswith(".bias") and ".attn." in term.role]
+    assert len(heads) == 2 * H
+    assert sum(t.logit for t in heads) + sum(bias) == pytest.approx(sum(t.logit for t in whole), rel=1e-5, abs=1e-6)
+
+
+def test_heads_that_cannot_be_told_apart_are_refused_in_one_line():
+    class Mixed(ByHand):
+        """Its heads are mixed before the projection."""
+
+        def __init__(self):
+            super().__init__()
+            self.o_proj, self.mix = self._modules.pop("out_proj"), nn.Parameter(torch.randn(D, D))
+
+        def out_proj(self, y):
+            return self.o_proj(y @ self.mix)
+
+    for model in (made(Encoder), made(Flat, attention=Mixed)):
+        with pytest.raises(ValueError, match=r"take attn whole|has no role") as error:
+            sites(flat(model), "layers.0.attn.head.1")
+        assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_every_call_of_a_shared_block_is_changed_and_patched_and_that_is_said():
+    shared, apart = flat(made(Flat, n=1, times=3)), made(Flat, n=3)
+    for name in ("wte", "wpe", "ln_f", "head"):
+        getattr(apart, name).load_state_dict(getattr(shared.model, name).state_dict())
+    for block in apart.blocks:
+        block.load_state_dict(shared.model.blocks[0].state_dict())
+    apart = flat(apart)
+    for what, sources in (
+        ("ablate", {}),
+        ("patch", {"other": [8, 3, 1, 30, 4, 7, 39, 2]}),
+    ):
+        value = "other" if sources else "zero"
+        one = effect(shared, WRITTEN, [Intervention(what, "layers.0.mlp", value)], sources)
+        three = effect(apart, WRITTEN, [Intervention(what, "layers.*.mlp", value)], sources)
+        assert one.kl == pytest.approx(three.kl, rel=1e-6) and one.calls == {"layers.0.mlp": 3} and three.calls == {}
+        screen = Console(width=160, file=io.StringIO())
+        screen.print(effect_view(one, translator("en")))
+        assert "changed in every call: layers.0.mlp × 3" in screen.file.getvalue()
+    with pytest.raises(ValueError, match="several times for one token"):
+        activations(shared, sites(shared, "layers.0.mlp"), WRITTEN)
+
+
+def test_the_head_of_a_flat_model_is_changed_as_any_part():
+    m = flat(made(Flat))
+    assert effect(m, WRITTEN, [Intervention("scale", "head", 2.0)]).kl > 0
+    assert effect(m, WRITTEN, [Intervention("ablate", "layers.0.attn", "zero")]).roles == {"layers.0.attn": len(WRITTEN)}

@@ -15,6 +15,9 @@ from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.inside import Lens
 
+from .written import IDS as WRITTEN
+from .written import Encoder, Flat, PastCall, flat, made
+
 IDS = [5, 9, 20, 33, 41, 7, 60]
 
 
@@ -158,3 +161,20 @@ def test_what_stands_behind_the_last_layer_is_seen_where_it_is_written_into_that
 def test_numbers_that_are_none_are_refused(more, said):
     with pytest.raises(ValueError, match=said):
         lens(attach(tiny_model("llama")), IDS, **more)
+
+
+def test_the_lens_of_flat_models_reads_every_call_of_a_layer_also_with_the_sequence_first():
+    for kind, sizes, roles in (
+        (Flat, dict(n=1, times=3), ["layers.0", "layers.0#2", "layers.0#3"]),
+        (Flat, {}, ["layers.0", "layers.1"]),
+        (Encoder, {}, ["layers.0", "layers.1"]),
+        (Encoder, dict(batch_first=False), ["layers.0", "layers.1"]),
+    ):
+        m = flat(made(kind, **sizes))
+        record = lens(m, WRITTEN)
+        assert [row.role for row in record.rows] == roles and record.norm == (kind is Flat)
+        with torch.no_grad():
+            best = float(m.split.head(m.split.backbone(torch.tensor([WRITTEN])))[0, -1].max())
+            assert record.rows[-1].top[0].logit == pytest.approx(best, rel=1e-5)  # torch's layers leave their fast path
+    with pytest.raises(InvariantError, match=r"layers\.0 and the others are not run as modules"):
+        lens(flat(made(PastCall)), WRITTEN)

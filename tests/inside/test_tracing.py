@@ -1,12 +1,15 @@
 """Tracing: components against transformers' hidden states and torch; NaN and infinity are found where they were planted."""
 
+import io
 import json
 import math
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
@@ -24,6 +27,11 @@ from inspector.parts.splitting import SplitError, split
 from inspector.parts.watching import Clock, by_hand
 from inspector.records.as_json import from_json, to_json
 from inspector.records.inside import Trace
+from inspector.render.inside import trace_view
+from inspector.render.text import translator
+
+from .written import IDS as WRITTEN
+from .written import Flat, PastCall, TiedHead, flat, made
 
 IDS = [5, 9, 20, 33, 41, 7, 60]
 SHORT = [3, 7, 11, 5]  # for the models over a few letters
@@ -289,3 +297,39 @@ def test_a_nan_of_the_head_is_the_heads():
 def test_roles_are_a_list_of_globs(globs, tiny):
     with pytest.raises(ValueError, match=r"give a list of at least one role or glob"):
         trace(tiny("qwen2"), SHORT, globs)
+
+
+def test_every_part_of_a_flat_model_is_a_row_and_so_is_a_head_that_is_a_function():
+    tied = flat(made(TiedHead), head=lambda model, hidden_BTD: hidden_BTD @ model.wte.weight.T)
+    names = ["embed", *(f"layers.{i}{part}" for i in range(2) for part in ("", ".attn", ".mlp")), "final_norm", "head"]
+    for m in (flat(made(Flat)), tied):
+        record = trace(m, WRITTEN)
+        assert [row.role for row in record.components] == names and record.apart == 0 and record.not_shown == ()
+    assert record.components[-1].output.shape == (1, len(WRITTEN), 40) and tied.split.describe() == record.components[-1].name
+    tied.model.wte.weight.data[3, 0] = torch.inf  # no token of the prompt: the head alone reads it
+    assert trace(replace(tied), WRITTEN).not_finite.role == "head"
+
+
+def test_parts_that_run_past_their_call_are_rows_and_shared_ones_a_row_for_each_call():
+    rows = [row.role for row in trace(flat(made(PastCall)), WRITTEN).components]
+    assert rows == ["embed", "layers.0.attn", "layers.0.mlp", "layers.1.attn", "layers.1.mlp", "final_norm", "head"]
+    rows = [row.role for row in trace(flat(made(Flat, n=1, times=3)), WRITTEN, ["layers.*.attn"]).components]
+    assert rows == ["layers.0.attn", "layers.0.attn#2", "layers.0.attn#3"]
+
+
+def test_modules_that_no_row_shows_are_counted_and_said_in_both_languages():
+    class Odd(Flat):
+        def __init__(self):
+            super().__init__()
+            self.zebra, self.idle = torch.nn.Linear(32, 32), torch.nn.Linear(32, 32)
+
+        def forward(self, ids):
+            x = self.blocks[0](self.wte(ids) + self.wpe(torch.arange(ids.shape[1])))
+            return self.head(self.ln_f(torch.nn.functional.linear(x, self.zebra.weight)))
+
+    record = trace(flat(made(Odd)), WRITTEN)
+    assert record.not_shown == ("zebra",) and from_json(Trace, json.loads(json.dumps(to_json(record)))) == record
+    for language, said in (("en", "not shown: 1 module whose weights act"), ("ru", "не показаны модули (1)")):
+        screen = Console(width=200, file=io.StringIO())
+        screen.print(trace_view(record, 200, translator(language)))
+        assert said in screen.file.getvalue() and "zebra" in screen.file.getvalue()

@@ -121,7 +121,7 @@ def test_settings_that_cannot_be_are_refused_by_name(tmp_path, settings):
         m.checkpoint_settings()
 
 
-@pytest.mark.parametrize("value", [[[2]], 2.5, "end", True, {"a": 1}, -2])
+@pytest.mark.parametrize("value", [[[2]], 2.5, "end", True, {"a": 1}])
 def test_stop_tokens_that_are_none_are_refused(tmp_path, value):
     with pytest.raises(ValueError, match="eos_token_id"):
         shipping(tmp_path, eos_token_id=value)
@@ -153,20 +153,10 @@ def with_weights(folder: Path, **more: torch.Tensor) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "name", ["model.layers.4.mlp.up_proj.weight", "layers.4.x", "model.layers.0.self_attn.o_proj.bias", "model.layers.1.q_norm.weight"]
-)
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.extra.weight", "layers.3.x", "model.layers.1.q_norm.weight"])
 def test_weights_of_blocks_that_the_model_does_not_have_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"1 weight is in the checkpoint and not in the model.*{name}"):
         inspector.load(str(with_weights(copied(tmp_path / "m"), **{name: torch.ones(3)})))
-
-
-def test_a_config_with_fewer_layers_is_of_another_model(tmp_path):
-    folder = copied(tmp_path / "m")
-    for key, text in dict(num_hidden_layers="2", layer_types="null", max_window_layers="2").items():
-        put("config.json", key, text)(folder)
-    with pytest.raises(ValueError, match=r"24 weights are in the checkpoint and not in the model.*model\.layers\.2"):
-        inspector.load(str(folder))
 
 
 def test_other_weights_without_a_place_are_told(tmp_path, capsys):

@@ -1,7 +1,6 @@
 """What a prompt must be, the same at every entry point, and tokenizers without weights."""
 
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +9,7 @@ import torch
 import inspector
 from inspector.compare.mutations import mutate
 from inspector.inside.interventions import effect
-from inspector.loading.finding import ASSETS, LoadError
 from inspector.loading.loaded import Loaded, attach
-from inspector.loading.loading import load, load_tokenizer
 from inspector.loop.batches import run_prompts
 from inspector.loop.beam_search import Beams
 from inspector.loop.decoding import decode_with_logits, search
@@ -271,18 +268,6 @@ def test_a_model_whose_weights_are_buffers_has_a_precision(tiny):
     assert m.dtype == torch.float32 and inspector.run(m, [1, 2], max_new_tokens=1).dtype == "float32"
 
 
-def test_a_tokenizer_can_be_had_without_weights(tmp_path):
-    folder = shutil.copytree(ASSETS / "names-qwen2", tmp_path / "names")
-    (folder / "model.safetensors").unlink()
-    tokenizer = load_tokenizer(str(folder))
-    assert tokenizer("Крас")["input_ids"] == load("names-qwen2").encode("Крас")
-    with pytest.raises(LoadError, match="no such folder"):
-        load_tokenizer(str(tmp_path / "nowhere" / "at" / "all"))
-    (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(LoadError, match=r"tokenizer\.json is damaged"):
-        load_tokenizer(str(folder))
-
-
 def test_special_tokens_are_gathered_once_and_again_when_the_tokenizer_changes(tiny, monkeypatch):
     m = tiny("qwen2")
     tokenizer = m.tokenizer
@@ -310,3 +295,31 @@ def test_special_tokens_are_gathered_once_and_again_when_the_tokenizer_changes(t
     assert set(special()) > {tokenizer.convert_tokens_to_ids("а")}
     again = tiny("qwen2")
     assert [id for id in range(len(again.tokenizer)) if again.texts.token(id).special] == before  # another tokenizer is its own
+
+
+def test_what_views_by_role_leave_out_is_noticed():
+    """Modules without a role, and such as run past their call, are known before anything is concluded; a plain model has no notice."""
+
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = ExpertModel(vocab_size=20, d_model=16, n_layers=1, n_heads=2, d_ff=32)
+            self.extra, self.side = torch.nn.Linear(16, 16), torch.nn.Conv1d(16, 16, 3, padding=2)
+
+        def hidden(self, ids):
+            x = self.model.backbone(ids)
+            x = x + self.side(x.transpose(1, 2))[..., : ids.shape[1]].transpose(1, 2)
+            return x + torch.nn.functional.linear(x, self.extra.weight, self.extra.bias)
+
+        def forward(self, ids):
+            return self.model.lm_head(self.hidden(ids))
+
+    model = Odd().eval()
+    m = attach(model, split=inspector.split(model, backbone=model.hidden, head=model.model.lm_head))
+    unnamed = [notice for notice in m.notices if notice.kind == "unnamed"]
+    assert any("side" in notice.names and "not known" in notice.english for notice in unnamed)
+    assert any(notice.names == ("extra",) and "functions use their weights" in notice.english for notice in unnamed)
+    assert attach(model.model).notices == ()
+    model.hidden = lambda ids: model.extra.forward(model.model.backbone(ids))
+    again = attach(model, split=inspector.split(model, backbone=model.hidden, head=model.model.lm_head))
+    assert not any("extra" in notice.names for notice in again.notices if "use their weights" in notice.english)  # watched by its forward

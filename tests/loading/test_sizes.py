@@ -37,7 +37,7 @@ WRONG = [  # what config.json says instead → what the line says
     (dict(hidden_size=-1), "hidden_size=-1: give a whole number from 1 up"),
     (dict(vocab_size=0), "vocab_size=0: give a whole number from 1 up"),
     (dict(num_attention_heads=True), "num_attention_heads=true: give a whole number"),
-    (dict(num_hidden_layers="12"), "num_hidden_layers='12': give a whole number"),
+    (dict(num_hidden_layers="twelve"), "num_hidden_layers='twelve': give a whole number"),
     (dict(num_key_value_heads=0), "num_key_value_heads=0: give a whole number"),
     (dict(intermediate_size=2.5), "intermediate_size=2.5: give a whole number"),
     (dict(num_hidden_layers=None), "num_hidden_layers"),

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from inspector.loading import templates
 from inspector.loading.finding import ASSETS, LoadError
 from inspector.loading.loaded import attach
-from inspector.loading.loading import load, load_tokenizer
+from inspector.loading.loading import load
 from inspector.loading.templates import TemplateError, applied, encoded, forget
 
 QWEN = """{%- if tools %}
@@ -253,11 +253,11 @@ def test_a_tokenizer_with_a_way_of_its_own_keeps_it():
         def apply_chat_template(self, conversation, tokenize=True, **how):
             if "bad" in conversation[-1]["content"]:
                 raise KeyError("bad")
-            return {"input_ids": [1, 2]} if tokenize else "own"
+            return {"input_ids": [1, 2]} if tokenize else f"own {conversation[-1]['content']}"
 
     tokenizer = Own(tokenizer_object=tokenizer_with(None).backend_tokenizer)
     tokenizer.chat_template = "{{ 'not this' }}"
-    assert (applied(tokenizer, "hi"), encoded(tokenizer, "hi")) == ("own", [1, 2])
+    assert (applied(tokenizer, "hi"), encoded(tokenizer, "hi")) == ("own hi", [1, 2])
     with pytest.raises(TemplateError, match=r"fails: KeyError"):
         applied(tokenizer, "bad")
 
@@ -400,9 +400,8 @@ def test_templates_that_cannot_be_read_are_told_by_their_file(chat_template, tol
     else:
         settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf8"))
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | dict(chat_template=chat_template)), encoding="utf8")
-    for asked in (load, load_tokenizer):
-        with pytest.raises(LoadError, match=rf"(?s)chat_template.*{re.escape(told)}.*: (take it out|write it anew)"):
-            asked(str(tmp_path))
+    with pytest.raises(LoadError, match=rf"(?s)chat_template.*{re.escape(told)}.*: (take it out|write it anew)"):
+        load(str(tmp_path))
 
 
 def test_a_system_message_without_a_template_is_refused():

@@ -2,7 +2,6 @@
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +23,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from inspector.loading.loaded import Loaded, attach, token_of
-from inspector.loading.texts import Texts
+from inspector.loading.loaded import Loaded, attach
+from inspector.loading.tokens import texts_of
 from inspector.loop.decoding import decode, decode_with_logits, loop, newly_readable, run, stop_reason
 from inspector.models import ExpertModel, to_transformers
 from inspector.parts.splitting import Split
@@ -349,7 +348,7 @@ def test_run_holds_the_whole_generation_and_survives_json(kind, sampling):
     assert (result.model, result.model_type, result.dtype, result.device) == ("tiny", m.model.config.model_type, "float32", "cpu")
     assert (result.sampling, result.origins, result.max_new_tokens) == (sampling, {"temperature": "flag"}, 6)
     assert (len(result.steps), result.stop_reason) == (6, "max_new_tokens")
-    assert result.text == "".join(step.text for step in result.steps) == " ".join(step.token.text for step in result.steps)
+    assert result.text == "".join(step.text for step in result.steps) == "".join(f" {step.token.text}" for step in result.steps)
     assert from_json(Run, json.loads(json.dumps(to_json(result), allow_nan=False))) == result
 
 
@@ -375,7 +374,7 @@ def test_ctrl_c_keeps_the_steps_that_there_are(kind):
     result = run(tiny(kind), PROMPT, DRAWN, 20, on_step=press_after_three)
     assert result.stop_reason == "interrupted"
     assert result.steps == tuple(seen) and len(seen) == 3
-    assert result.text == " ".join(step.token.text for step in seen)
+    assert result.text == "".join(f" {step.token.text}" for step in seen)
     assert from_json(Run, to_json(result)) == result
 
 
@@ -410,7 +409,7 @@ def qwen_tokenizer():
 
 def steps_that_say(text: str, tokenizer, more: tuple[int, ...] = ()):
     ids = [*tokenizer(text)["input_ids"], *more]
-    texts = Texts(token=partial(token_of, tokenizer), whole=partial(tokenizer.decode, skip_special_tokens=True))
+    texts = texts_of(tokenizer)
     steps = [step for step, _ in loop(scripted(ids, len(tokenizer)), torch.tensor([[0]]), GREEDY, len(ids), texts=texts, listed=1)]
     assert [step.token.id for step in steps] == ids
     return steps

@@ -611,3 +611,14 @@ def test_scores_that_overflow_are_an_error_or_the_limit(logits, settings):
     except ValueError:
         return
     assert draw(scores_V, sampling, new_generator(0, CPU))[0] == 1
+
+
+def test_bad_words_of_one_token_are_one_mask_however_many():
+    from inspector.loop.sampling import bad_words, words
+
+    ids = tuple((id,) for id in range(0, 90_000, 3))
+    begins_WN, last_W, gone_V = words((*ids, (1, 4)), (3,), 100_000, torch.device("cpu"))
+    assert begins_WN.shape == (1, 1) and last_W.tolist() == [4]
+    assert gone_V.sum() == len(ids) - 1 and not gone_V[3]  # a stop token alone stays
+    left_V = bad_words(torch.zeros(100_000), torch.tensor([1]), Sampling(bad_words_ids=(*ids, (1, 4))), Bounds(stop_ids=(3,)))
+    assert torch.equal(left_V == -torch.inf, gone_V | (torch.arange(100_000) == 4))

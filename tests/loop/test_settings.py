@@ -10,8 +10,8 @@ from transformers import GenerationConfig, WatermarkingConfig
 
 from inspector.cli.options import settings
 from inspector.compare.verifying import verify
-from inspector.loading.loaded import as_ids
 from inspector.loading.loading import load
+from inspector.loading.settings import as_ids
 from inspector.loop.decoding import run
 from inspector.loop.sampling import FILTERS
 from inspector.loop.settings import IMPLEMENTED, WITHOUT_EFFECT, explained

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench.tiny import tiny_config, tiny_model
-from inspector.loading.loading import outline
+from inspector.loading.loading import built_on_meta, outline
 from inspector.models import VARIANTS, to_transformers
 from inspector.parts.costs import costs, kv_numbers_per_token
 from inspector.parts.heads import forward
@@ -52,8 +52,7 @@ def test_a_tree_of_shapes_says_what_the_tree_of_the_model_says(monkeypatch):
     """The same configuration with weights and without: order, repeats, counts, FLOPs."""
     for name in ("qwen2", "gpt2", "gemma2", "mixtral", "mamba", "deepseek_v3", "bert"):
         config = tiny_config(name)
-        monkeypatch.setattr("inspector.loading.loading.load_config", lambda *_, config=config: config)
-        skeleton, _ = outline(name, "float32")
+        skeleton = built_on_meta(name, config, "float32", False)
         assert all(p.is_meta for p in skeleton.parameters())
         assert tree(skeleton, context=16) == tree(tiny_model(name), context=16)
 
@@ -100,7 +99,7 @@ ACTIVE = {  # q, k, v, o or q, kv_a, kv_b, o; gate, up, down, of two chosen expe
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_costs_of_the_native_variants(variant, monkeypatch):
+def test_the_costs_of_the_native_variants(variant):
     """Active parameters written out, the cache against the caches, FLOPs against torch's counter, the outline against the model."""
     more = dict(n_shared_experts=1) if "moe" in variant else {}
     native = VARIANTS[variant](28, **SIZES, **more).eval()
@@ -114,8 +113,7 @@ def test_the_costs_of_the_native_variants(variant, monkeypatch):
     assert told.flops == node.flops == pytest.approx(counter.get_total_flops() / 40, rel=1e-6)
     mtp = [child for child in node.children if child.part == "mtp"]
     assert len(mtp) == variant.endswith("mtp") and all(child.flops == 0 and child.parameters > 0 for child in mtp)
-    monkeypatch.setattr("inspector.loading.loading.load_config", lambda *_: model.config)
-    assert measured_tree(*outline(variant, "float32"), 40) == (node, told)
+    assert measured_tree(built_on_meta(variant, model.config, "float32", False), None, 40) == (node, told)
 
 
 def test_a_stored_quantisation_and_a_window_are_said(tmp_path):
@@ -146,12 +144,12 @@ class Bare(torch.nn.Module):
         return hidden @ self.matrix
 
 
-def test_recurrent_modules_are_counted_and_matrices_of_another_kind_are_said_to_be_left_out():
+def test_recurrent_modules_are_counted_and_matrices_of_another_kind_by_their_use():
     model = Mixed()
     found, runs = {"embed": "embed"}, Running(model).counts
     total, flops = costs(model, found, runs, 10)
     gates = 4 * 6
     assert flops["mix"] == 2 * 2 * gates * ((8 + 6) + (12 + 6))  # two directions, of each the first layer and the second
-    assert (total.flops, total.left_out) == (flops["mix"], 1)
+    assert flops["head"] == 2 * 12 * 20 and (total.flops, total.left_out) == (flops["mix"] + flops["head"], 1)  # it has no role
     model.head = torch.nn.Linear(12, 20)
-    assert costs(model, found, Running(model).counts, 10)[0].left_out == 0
+    assert costs(model, roles(model, "", ("head",)), Running(model).counts, 10)[0].left_out == 0

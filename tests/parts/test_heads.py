@@ -36,6 +36,12 @@ def said(before, after):
         (nn.functional.gelu, ["gelu"]),
         (nn.functional.silu, ["silu"]),
         (nn.functional.relu, ["relu"]),
+        (lambda x: x.log_softmax(-1), ["log_softmax"]),
+        (lambda x: x - x.logsumexp(-1, keepdim=True), ["log_softmax"]),
+        (lambda x: x.softmax(-1), ["softmax"]),
+        (lambda x: (x / 8).log_softmax(-1), [UNKNOWN]),
+        (lambda x: x.log_softmax(1), [UNKNOWN]),
+        (lambda x: x.masked_fill(TAIL, -torch.inf).log_softmax(-1), ["log_softmax", "infinite at 7 of 40"]),
         (lambda x: x[..., :33], ["first 33 of 40"]),
         (lambda x: (x / 4)[..., :33], ["first 33 of 40", "÷ 4"]),
         (lambda x: x + 1, ["+ 1"]),
@@ -56,6 +62,15 @@ def said(before, after):
 )
 def test_an_operation_is_told_from_its_numbers(operation, words):
     assert said(X, operation(X)) == words
+
+
+def test_the_logarithm_of_probabilities_that_lost_their_digits_is_log_softmax():
+    line = torch.linspace(0, -120, 60)
+    x = torch.stack([line, line.roll(20), line.roll(40)])[None]  # their probabilities become denormal numbers, and zeros
+    y = x.softmax(-1).log()
+    assert y.isneginf().any() and not torch.allclose(y[y.isfinite()], x.log_softmax(-1)[y.isfinite()], rtol=1e-4)
+    assert said(x, y) == ["log_softmax"]
+    assert said(x, y.clamp(min=-80)) == [UNKNOWN]
 
 
 @pytest.mark.parametrize(("operation", "words"), [(lambda x: x / 8, ["÷ 8"]), (lambda x: x * 1.7, ["× 1.7"]), (lambda x: x + 1, ["+ 1"])])
@@ -134,7 +149,6 @@ def test_watching_leaves_no_hook_and_orders_calls():
         (lambda x, v: x.masked_fill(v > 1.2, -1e9), "+ a vector[40]"),
         (lambda x, v: v * torch.tanh(x / v), UNKNOWN),
         (lambda x, v: x * (1 + torch.arange(5.0)[:, None]), UNKNOWN),  # another factor at each position
-        (lambda x, v: x.log_softmax(-1), UNKNOWN),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ import pytest
 
 from inspector.bench.tiny import tiny_model
 from inspector.models import VARIANTS, ExpertModel
-from inspector.parts.roles import layer_lists, layers, roles, some_of, spans, unrecognised
+from inspector.parts.roles import BLOCKS, chosen, layer_lists, layers, roles, some_of, spans, unrecognised
 from inspector.parts.splitting import split
 
 LLAMA = {
@@ -139,7 +139,7 @@ def test_each_role_of_a_plain_layer_stands_for_one_module():
 
 
 def test_image_towers_are_no_decoder_layers():
-    assert layer_lists(tiny_model("gemma3")) == ["model.language_model.layers"]
+    assert list(layer_lists(tiny_model("gemma3"))) == ["model.language_model.layers"]
 
 
 def test_a_module_without_a_role_is_said():
@@ -213,3 +213,9 @@ def test_all_roles_of_a_model_are_named_in_one_line(family):
 )
 def test_the_roles_that_there_are_in_words(known, said):
     assert some_of(known, at_most=4) == said
+
+
+def test_of_layers_without_a_module_for_a_block_the_blocks_are_their_parts():
+    known = dict.fromkeys(["embed", "layers.0.attn.q", "layers.0.mlp.up", "layers.1.mlp", "layers.1.mlp.up", "layers.1.attn.q", "head"])
+    assert list(chosen(known, BLOCKS, "m")) == ["embed", "layers.0.attn.q", "layers.0.mlp.up", "layers.1.mlp", "head"]
+    assert list(chosen(known, ["layers.*.mlp"], "m")) == ["layers.1.mlp"]

@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from inspector.bench import tiny
+from inspector.inside.tracing import trace
+from inspector.loading.loaded import attach
 from inspector.models import ExpertModel, to_transformers
 from inspector.parts.splitting import SplitError, split
 
@@ -287,15 +289,25 @@ def test_pair_of_callables_is_proved():
     assert torch.equal(parts.head(parts.backbone(ids)), model(ids)) and parts.probe == 8 + 32
 
 
+def test_the_modules_of_a_head_that_is_a_function_are_known():
+    model = Port()
+    m = attach(model, split=split(model, backbone=model.hidden, head=lambda h: model.out(h) / 8))
+    assert m.split.head_names == ("out",) and "head" in [component.role for component in trace(m, [1, 5, 7]).components]
+    assert [notice for notice in m.notices if "out" in notice.names] == []  # it is no module without a place
+    assert split(model, backbone=model.hidden, head=lambda h: nn.functional.linear(h, model.out.weight, model.out.bias) / 8).probe
+
+
 def test_pair_that_forgets_a_scale_is_told_which():
     model = Port()
     with pytest.raises(SplitError, match="the parts lack ÷ 8"):
         split(model, backbone=model.hidden, head=model.out)
 
 
-def test_model_without_a_module_for_its_backbone_is_refused_with_the_remedy():
-    with pytest.raises(SplitError, match=r"after wte mixes positions; give split.. backbone= and head="):
-        split(Port())
+def test_model_without_a_module_for_its_backbone_is_split_where_its_head_begins():
+    model = Port()
+    parts, ids = split(model), torch.arange(6)[None]
+    assert (parts.backbone_name, parts.describe()) == ("", "Linear(16→60, bias) → ÷ 8")
+    assert torch.equal(parts.backbone(ids), model.hidden(ids)) and torch.equal(parts.head(parts.backbone(ids)), model(ids))
 
 
 def test_one_part_alone_is_refused():
@@ -328,9 +340,10 @@ def test_a_decoder_that_reads_both_ways_is_said_to(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_model_without_a_module_for_its_backbone_is_refused_in_every_precision(dtype):
-    with pytest.raises(SplitError, match="mixes positions"):
-        split(Port().to(dtype))
+def test_a_model_without_a_module_for_its_backbone_is_split_in_every_precision(dtype):
+    model = Port().to(dtype)
+    parts, ids = split(model), torch.arange(6)[None]
+    assert parts.describe() == "Linear(16→60, bias) → ÷ 8" and torch.equal(parts.head(parts.backbone(ids)), model(ids))
 
 
 def test_a_head_that_wants_a_cast_is_the_models_own_forward():

@@ -13,7 +13,21 @@ from inspector.inside.tracing import trace
 from inspector.loading.loaded import attach
 from inspector.models import VARIANTS
 from inspector.parts.errors import InvariantError
-from inspector.parts.watching import Clock, Watch, alike, apart, by_hand, close, copied, first_tensor, submodules, substituted
+from inspector.parts.watching import (
+    Clock,
+    Watch,
+    alike,
+    apart,
+    by_hand,
+    close,
+    copied,
+    find_past_call,
+    first_tensor,
+    submodules,
+    substituted,
+    unnamed,
+    unwatched,
+)
 from inspector.records.effects import Intervention
 from inspector.render.effects import effect_view
 from inspector.render.text import translator
@@ -322,3 +336,163 @@ def test_a_masked_model_that_computes_otherwise_when_watched_is_told_by_how_much
     assert apart("m", plain, plain + 1e-6, plain.clone) == pytest.approx(1e-6, rel=0.1)
     with pytest.raises(InvariantError, match=r"differ by up to 0\.5"):
         apart("m", plain, plain + 0.5, plain.clone)
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.norm = nn.Linear(32, 32), nn.LayerNorm(32)
+
+    def forward(self, x):
+        return self.norm.forward(self.up(x))
+
+
+class PastCall(nn.Module):
+    """Runs a part as ``part.forward(x)`` now and by calling it then."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.inner, self.seq = nn.Embedding(40, 32), Inner(), nn.Sequential(nn.Linear(32, 32), nn.GELU())
+        self.out = nn.Linear(32, 40)
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        x = x + self.inner.forward(x)
+        x = x + self.seq.forward(x)
+        return self.out(x + self.inner(x))
+
+
+@torch.no_grad()
+def test_what_runs_past_its_call_is_seen_once_each_time_it_runs_and_the_model_stays_as_it_is():
+    model = PastCall().eval()
+    own = model(IDS)
+    with Watch(submodules(model)) as before:
+        model(IDS)
+    assert before.calls["inner"] == 1 and before.calls["seq"] == 0 and before.calls["inner.norm"] == 0  # else this test is about nothing
+    find_past_call(model, lambda: model(IDS))
+    begun, ended = [], []
+    with Watch(submodules(model), begun.append, ended.append) as watch:
+        assert torch.equal(model(IDS), own)
+    assert (watch.calls["inner"], watch.calls["inner.norm"], watch.calls["seq"], watch.calls["seq.0"], watch.calls["out"]) == (
+        2,
+        2,
+        1,
+        1,
+        1,
+    )
+    assert [(c.name, c.depth) for c in begun][1:4] == [("inner", 0), ("inner.up", 1), ("inner.norm", 1)] and len(ended) == len(begun)
+    assert all("forward" not in module.__dict__ for module in model.modules()) and hook_count(model) == 0 and not watch.running
+
+
+@torch.no_grad()
+def test_what_runs_past_its_call_can_be_changed_and_watches_nest_there_as_elsewhere():
+    model = PastCall().eval()
+    find_past_call(model, lambda: model(IDS))
+    first = lambda call: ((call.args[0] * 0 + 1,), {})  # noqa: E731
+    seen = []
+    with Watch({"norm": model.inner.norm}, before=first), Watch({"norm": model.inner.norm}, before=lambda c: seen.append(c.args[0])):
+        changed = model(IDS)
+    assert len(seen) == 2 and all(bool((x == 1).all()) for x in seen)
+    x = model.embedding(IDS)
+    ones = model.inner.norm(torch.ones_like(x))
+    x = x + ones
+    x = x + model.seq(x)
+    assert torch.equal(changed, model.out(x + ones))
+
+
+def test_a_run_past_the_call_that_raises_leaves_nothing_behind():
+    model = PastCall().eval()
+    find_past_call(model, lambda: model(IDS))
+
+    def fail(call):
+        raise RuntimeError("on purpose")
+
+    for before, after in ((fail, None), (None, fail)):
+        with pytest.raises(RuntimeError, match="on purpose"), Watch({"seq": model.seq}, before, after) as watch:
+            model(IDS)
+        assert not watch.running and hook_count(model) == 0 and "forward" not in model.seq.__dict__
+    with Watch({"seq": model.seq}) as watch:
+        model(IDS)
+    assert watch.calls == dict(seq=1)
+
+
+def test_models_of_transformers_are_run_no_more_to_find_what_runs_past_its_call():
+    find_past_call(tiny_model("llama"), lambda: pytest.fail("run for nothing"))
+    model = tiny_model("llama")
+    assert unnamed(model, {"all": model}, lambda: pytest.fail("run for nothing")) == ()
+
+
+class Stopped(BaseException):
+    pass
+
+
+class Around(nn.Module):
+    """A body and a head side by side, in one module of the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = PastCall()
+
+    def forward(self, ids):
+        return self.net(ids)
+
+
+def stopped(model, ids):
+    def stop(*_):
+        raise Stopped
+
+    hook = model.net.out.register_forward_pre_hook(stop)
+    try:
+        model(ids)
+    except Stopped:
+        pass
+    finally:
+        hook.remove()
+
+
+def test_calls_that_are_broken_off_are_forgotten_and_what_comes_next_stands_where_it_is():
+    model, begun, ended = Around().eval(), [], []
+    with Watch(submodules(model), begun.append, ended.append, Clock(torch.device("cpu"))) as watch:
+        with Watch.broken_off():
+            stopped(model, IDS)
+        assert not watch.running
+        watch.call("head", model.net.out, torch.zeros(1, 4, 32))
+        model(IDS)
+        assert not watch.running
+    head, again = next(call for call in begun if call.role == "head"), next(call for call in begun if call.name == "net#2")
+    assert head.depth == 0 and again.depth == 0 and again in ended
+    assert not any(call.name == "net" for call in ended) and "net" not in watch.seconds() and "net#2" in watch.seconds()
+    assert all(seconds >= 0 for seconds in watch.seconds().values()) and hook_count(model) == 0
+
+
+def test_passes_aside_are_seen_by_no_watch_and_others_by_later_ones_alone():
+    model, begun, ended, later = Around().eval(), [], [], []
+    with Watch(submodules(model), begun.append, ended.append) as watch:
+        with Watch.aside():
+            model(IDS)
+        with unwatched(), Watch({"net": model.net}, later.append):
+            model(IDS)
+        assert not begun and not ended and [call.name for call in later] == ["net"]
+        model(IDS)
+    assert watch.calls["net"] == 1 and len(begun) == len(ended) and not watch.running and not Watch.active
+
+
+class Unnamed(nn.Module):
+    """Parts that run as modules, a weight of the model's own, and one that is used without its module running."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.seen, self.used, self.idle = nn.Embedding(40, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.scale, self.lstm = nn.Parameter(torch.ones(8)), nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, ids):
+        x = nn.functional.linear(self.seen(self.embedding(ids)), self.used.weight.T)
+        return self.lstm(x * self.scale)[0] @ self.embedding.weight.T
+
+
+def test_modules_whose_weights_are_used_while_no_part_runs_are_named():
+    model = Unnamed()
+    parts = dict(embed=model.embedding, seen=model.seen, used=model.used)
+    assert unnamed(model, parts, lambda: model(IDS)) == ("", "used", "lstm")
+    assert unnamed(model, parts | dict(mixer=model.lstm), lambda: model(IDS)) == ("", "used")

@@ -622,3 +622,9 @@ def test_russian_sentences_have_russian_words():
     assert "зерно" not in shown(comparison_table("model", "lm_head", VERDICTS[0], [1, 2], translator("ru")))
     split = shown(split_table([("names", "model", "Linear(32→65, tied)", 8, ((1, 5),))], translator("ru")))
     assert "общие веса" in split and "tied" not in split
+
+
+def test_a_backbone_that_is_no_module_has_words_of_its_own():
+    flat = [("names", "", "Linear(32→65)", 8, ((1, 5), (1, 5, 32), (1, 1, 65)))]
+    assert "its own forward, up to the head" in shown(split_table(flat, translator("en")))
+    assert "её собственный forward до головы" in shown(split_table(flat, translator("ru")))

@@ -86,3 +86,10 @@ def test_what_is_known_is_said(made, words):
 def test_equal_logits_are_not_said_to_differ():
     line = said(Verdict("different", 2, 1, 0.0, (5, 6), (5, 7), 0.2, 0.3, Sampling(seed=4), behind_logits=BehindLogits(1, "choice", 1.0)))
     assert "the logits are equal, bit for bit" in line and "by up to" not in line
+
+
+def test_what_a_model_with_a_softmax_gives_is_not_called_logits():
+    same = verdict("bitwise", (5, 6), (5, 6), gives="log-probabilities", scores_compared=True)
+    assert "2 tokens, log-probabilities and scores equal" in said(same) and "логарифмы вероятностей" in said(same, RU)
+    apart = verdict("rounding", (5, 6), (5, 6), gives="probabilities")
+    assert "log-probabilities by up to 1.5e-06" in said(apart) and "logits" not in said(apart)
