@@ -20,6 +20,7 @@ from ..loading.texts import check_request
 from ..loop.batches import new_row
 from ..loop.decoding import side_by_side
 from ..loop.sampling import FILTERS
+from ..models.adapter import NativeForCausalLM, whole
 from ..parts.heads import step_logits
 from ..parts.precision import dtype_of
 from ..parts.splitting import input_device
@@ -54,6 +55,8 @@ class Side:
 
 def with_generate(m: Loaded) -> Loaded:
     """``m`` with a model that has transformers' ``generate()``: its own, or one that is lent to a module of the user's."""
+    if isinstance(m.model, NativeForCausalLM):
+        return replace(m, model=whole(m.model))
     return m if isinstance(m.model, GenerationMixin) else replace(m, model=WithGenerate(m.model))
 
 

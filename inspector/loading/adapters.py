@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from torch import nn
-from transformers.integrations import peft as peft_of_transformers
-from transformers.models.auto import auto_factory
 
 from ..records.notices import Notice
 from .checking import LoadError, check_regular, read_object
@@ -138,6 +136,9 @@ def beside(folder: Path) -> Iterator[Notice]:
 @contextmanager
 def not_applied() -> Iterator[None]:
     """Keeps transformers from applying an adapter that lies beside a model's own weights: it would, where peft is installed."""
+    from transformers.integrations import peft as peft_of_transformers
+    from transformers.models.auto import auto_factory
+
     before = [(module, module.is_peft_available) for module in (auto_factory, peft_of_transformers)]
     for module, _ in before:
         module.is_peft_available = bool  # bool() is False

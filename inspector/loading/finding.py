@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..files import settle
-from ..models.checkpoints import without_bars  # importing models also registers them with the Auto classes
+from ..models.checkpoints import without_bars
 from ..records.generation import Origin
 from ..records.notices import Notice
 from .checking import LoadError, check_checkpoint, check_regular, read_object

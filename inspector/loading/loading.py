@@ -18,7 +18,6 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.quantizers.auto import AutoHfQuantizer, get_hf_quantizer
 from transformers.utils import cached_file
 
 from ..parts.dataflow import building
@@ -51,6 +50,7 @@ from .loaded import Loaded, attach
 from .native import depths_in, fetch, fill, is_native, is_plain, native_config, native_notices, renamed
 from .native import place as place_natively
 from .notices import settings_notices
+from .own import on_meta, own_model, own_skeleton
 from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
@@ -116,6 +116,8 @@ def load(
             raise LoadError(f"{name}: the native form lies in one place: leave --device-map and --max-memory out")
         return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", finite, built)
     check_quantization(name, where.config)
+    if device_map is None and where.adapter is None and where.offline and (found := load_own(name, where, as_dtype, device, finite, built)):
+        return found
     if trust_remote_code:
         with quiet(bars=where.offline), suppress(Exception):  # of code that breaks off loading tells why
             mend(where.source, where.config, where.offline)
@@ -169,6 +171,21 @@ def load(
         if not spread:
             raise
         raise SplitError(f"{error} (with its weights spread as asked, which not every model of transformers bears)") from error
+
+
+def load_own(
+    name: str, where: "Where", dtype: torch.dtype | str, device: str, finite: bool, built: Callable[[nn.Module], None]
+) -> Loaded | None:
+    """``load`` of a checkpoint of our own models; None where transformers' way is needed. ``dtype`` as for ``from_pretrained``."""
+    if (model := own_model(where.config, where.folder, dtype, pick_device(device))) is None:
+        return None
+    own_settings, said = generation_settings(name, where)
+    if own_settings is not None or (Path(where.source) / "generation_config.json").is_file():
+        model.generation_config = own_settings or GenerationConfig.from_pretrained(where.source, local_files_only=True)
+    tokenizer, told = tokenizer_of(name, where, dict(trust_remote_code=False, local_files_only=True))
+    built(model)
+    loaded = attach(model, tokenizer, where.origin, finite=finite)
+    return replace(loaded, notices=(*where.said, *said, *told, *where.notices(), *loaded.notices))
 
 
 def load_native(
@@ -278,8 +295,13 @@ def native_skeleton(name: str, config: PretrainedConfig, depths: int, dtype: tor
     """The native model of a published configuration on the meta device. Raises ``LoadError``."""
     own = native_config(name, config, depths)
     own.dtype = getattr(config, "dtype", None) if dtype == "auto" else dtype
-    model = skeleton_of(name, own, "auto", False, fits) if fits else None
-    return built_on_meta(name, own, "auto", False) if model is None else model.eval()
+    try:
+        model = on_meta(own)
+    except Exception:  # it cannot be built: transformers' way tells why
+        return built_on_meta(name, own, "auto", False)
+    if fits:
+        check_fits(name, model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -485,18 +507,24 @@ def skeleton_of(name: str, config: PretrainedConfig, dtype: torch.dtype | str, t
     try:
         with quiet(bars=True), few_modules(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=as_dtype, trust_remote_code=trust_remote_code)
-        if fits:
-            check_memory(
-                sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-                "spread it with --max-memory, such as cpu=10GB (the rest stays on disk), or take a smaller --dtype",
-            )
-        return model
     except TooLargeError as error:
         if not fits:
             return None
         raise LoadError(f"{name}: {has(error)}") from error
     except Exception:  # it cannot be built: loading tells why
         return None
+    if fits:
+        check_fits(name, model)
+    return model
+
+
+def check_fits(name: str, model: nn.Module) -> None:
+    """Refuses a model whose weights are more than the memory holds. Raises ``LoadError``."""
+    needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    try:
+        check_memory(needed, "spread it with --max-memory, such as cpu=10GB (the rest stays on disk), or take a smaller --dtype")
+    except TooLargeError as error:
+        raise LoadError(f"{name}: {has(error)}") from error
 
 
 def has(error: TooLargeError) -> str:
@@ -557,6 +585,8 @@ def check_quantization(name: str, config: PretrainedConfig) -> None:
     """
     if (said := quantization(config)) is None:
         return
+    from transformers.quantizers.auto import AutoHfQuantizer
+
     try:
         with quiet(bars=False):
             known = AutoHfQuantizer.supports_quant_method(said)
@@ -575,6 +605,8 @@ def check_readable(name: str, config: PretrainedConfig) -> None:
     check_quantization(name, config)
     if (said := quantization(config)) is None:
         return
+    from transformers.quantizers.auto import get_hf_quantizer
+
     try:
         with quiet(bars=True):
             own = deepcopy(config)
@@ -666,12 +698,13 @@ def outlined(
     if native and not is_native(where.config):
         form = native_form(name, where, dtype if dtype == "auto" else getattr(torch, dtype), run is not None, False, is_complete(where))
         return form.model, None, (*where.said, *form.notices, *where.notices())
-    model = built_on_meta(name, where.config, dtype, trust_remote_code)
+    own = own_skeleton(where.config, where.folder, dtype if dtype == "auto" else getattr(torch, dtype), run)
+    model = own or built_on_meta(name, where.config, dtype, trust_remote_code)
     seen, said, beside = Seen(), (), ()
     try:
         if complete := is_complete(where):
             check_readable(name, where.config)
-            seen = look(name, where, model, run)
+            seen = look(name, where, model, run) if own is None else seen
         elif (folder := where.folder) is not None and (other := other_format(folder)):
             raise LoadError(other)
         if seen.reshaped or seen.refusal:

@@ -6,6 +6,7 @@ pages, which the system reads when they are touched and may drop.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from transformers import PretrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from ..models.adapter import ADAPTERS, PREFIX, NativeConfig, NativeForCausalLM, arguments_of
+from ..models.adapter import CONFIGS, LIGHT, NativeConfig, NativeForCausalLM
+from ..models.arguments import PREFIX, arguments_of
 from ..models.families import UNUSED, NotOursError, described, native_weights, our_name, window_of
 from ..records.notices import Notice
 from .finding import LoadError
+from .own import on_meta
+from .sizes import TooLargeError
 from .weights import BIN, SAFETENSORS, Fit, Stored, is_zip, plural, same
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"  # in published checkpoints
@@ -48,9 +52,9 @@ def native_config(name: str, config: PretrainedConfig, depths: int = 0) -> Nativ
         if "mtp_depth" in arguments_of(variant):
             arguments["mtp_depth"] = depths
         special = {own: getattr(config, own, None) for own in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        made = ADAPTERS[variant].config_class(**arguments, **special, architectures=[ADAPTERS[variant].__name__])
-        with torch.device("meta"):
-            made.build()
+        made = CONFIGS[variant](**arguments, **special, architectures=[LIGHT[variant].__name__])
+        with suppress(TooLargeError):  # which is told where the model is built
+            on_meta(made)
         return made
     except (NotOursError, ValueError) as error:
         raise LoadError(f"{name}: {error}") from error

@@ -2,13 +2,14 @@
 
 import functools
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import transformers
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
@@ -130,7 +131,8 @@ def asked_of_transformers(error: BaseException) -> tuple[str, str] | None:
     asked = last.f_locals.get("self") if error.obj is None else error.obj  # torch's own modules do not tell it
     kind = asked if isinstance(asked, type) else type(asked)
     own = kind.__module__.split(".")[0] == "transformers"
-    if not own and issubclass(kind, PreTrainedModel):
+    modelling = sys.modules.get("transformers.modeling_utils")
+    if not own and modelling is not None and issubclass(kind, modelling.PreTrainedModel):
         files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
         code = "".join(Path(file).read_text() for file in files if "transformers_modules" in Path(file).parts)
         own = not re.search(rf"(def |\.|^\s*){found[2]}\s*(\(self|=[^=])", code, re.MULTILINE)

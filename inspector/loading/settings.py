@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
-from transformers.activations import ACT2FN
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_kernels_available, is_torch_flex_attn_available
 
 from ..parts.wrappers import language_model
@@ -178,8 +178,9 @@ def renamed(settings: dict, trust_remote_code: bool) -> Iterator[Notice]:
     kind = settings.get("model_type")
     if architecture is None or kind not in CONFIG_MAPPING:
         return
-    built = AutoModelForCausalLM._model_mapping.get(CONFIG_MAPPING[kind], None)
-    built = getattr(built[0] if isinstance(built, tuple) else built, "__name__", None)
+    built = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) or AutoModelForCausalLM._model_mapping.get(CONFIG_MAPPING[kind], None)
+    built = built[0] if isinstance(built, tuple) else built
+    built = built if isinstance(built, str) else getattr(built, "__name__", None)
     if built and architecture.lower() != built.lower() and type_of(architecture) != kind:
         what = f"is of model_type {type_of(architecture)!r}" if type_of(architecture) else "is no class of transformers"
         что = f"относится к model_type {type_of(architecture)!r}" if type_of(architecture) else "в transformers нет"
@@ -488,6 +489,8 @@ def refused_value(config: PretrainedConfig, error: Exception) -> str | None:
     """The rest of a sentence about a setting whose value transformers looks up and does not have, if an error is of that."""
     if not isinstance(error, KeyError) or not error.args or not isinstance(error.args[0], str):
         return None
+    from transformers.activations import ACT2FN  # here and in the like places of this room: it imports half of torch
+
     for _, settings in parts(config.to_dict()):
         inner = {f"{key}.{name}": one for key in ROPE for name, one in (settings.get(key) or {}).items()}
         for name, value in (settings | inner).items():

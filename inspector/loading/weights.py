@@ -15,8 +15,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from .checking import LoadError, pretender
 from .finding import first_line
@@ -231,6 +229,9 @@ def prefixes(names: Iterable[str]) -> list[str]:
 
 def placed(model: nn.Module, weights: dict[str, Weight], prefix: str, renames: dict[str, str]) -> Fit:
     """Where transformers would put the weights after ``prefix`` is taken off, with its own renamings and conversions."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
     renames = ({f"^{re.escape(prefix)}": ""} if prefix else {}) | renames
     transforms = get_model_conversion_mapping(model, renames or None)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]

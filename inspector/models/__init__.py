@@ -1,9 +1,9 @@
 """Native models: a transformer written from scratch, one file per mechanism.
 
-Importing this package registers them with transformers' Auto classes.
+Importing this package needs torch alone. ``import inspector.models.adapter``, or the first ``inspector.load``, registers the models with
+transformers' Auto classes.
 """
 
-from .adapter import ExpertConfig, ExpertForCausalLM, NativeForCausalLM, to_native, to_transformers
 from .attention import GroupedQueryAttention, MultiHeadAttention
 from .backbone import Backbone
 from .block import Block, TransformerBlock
@@ -54,3 +54,13 @@ __all__ = [
     "to_native",
     "to_transformers",
 ]
+
+_OF_ADAPTER = ("ExpertConfig", "ExpertForCausalLM", "NativeForCausalLM", "to_native", "to_transformers")  # which imports transformers
+
+
+def __getattr__(name: str):
+    if name in _OF_ADAPTER:
+        from . import adapter
+
+        return getattr(adapter, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

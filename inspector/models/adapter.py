@@ -1,24 +1,23 @@
-"""The native models as transformers sees them, so that its Auto classes load them and its ``generate()`` can referee."""
+"""The native models as transformers sees them, so that its Auto classes load them and its ``generate()`` can referee.
 
-import math
+What a model is made of and computes needs nothing of transformers' modelling code, whose import takes longer than most of what is asked
+of a small model. Its Auto classes and its ``generate()`` are given models of the classes in ``pretrained``, which have that code.
+"""
+
 from dataclasses import dataclass
-from inspect import Parameter, signature
+from inspect import Parameter
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.utils import ModelOutput
 
+from .arguments import BUILDERS, PREFIX, arguments_of, check_arguments
 from .backbone import hidden_of
-from .expert import ExpertModel
-from .families import FAMILY_BUILDERS
-from .language_model import LanguageModel, init_weights
+from .language_model import LanguageModel
 from .moe import Routing
 from .mtp import further_logits
-from .variants import VARIANTS
 
-BUILDERS = {"expert": ExpertModel, **VARIANTS, **FAMILY_BUILDERS}
-PREFIX = "inspector-"
 USUAL_NAMES = {  # what transformers calls the arguments that it has a name for
     "hidden_size": "d_model",
     "num_hidden_layers": "n_layers",
@@ -37,34 +36,10 @@ MIXED_CASE = {  # in the names of classes; the other parts of variants' names ar
 }
 
 
-def arguments_of(variant: str) -> dict[str, Parameter]:
-    """What a variant's builder takes, without the counts that ``ExpertModel`` is checked against: they make no other model."""
-    parameters = signature(BUILDERS[variant]).parameters
-    return {name: parameter for name, parameter in parameters.items() if name not in ("total_params", "non_embedding_params")}
-
-
-NONE_ALLOWED = ("n_shared_experts", "n_dense_layers", "mtp_depth")  # counts that may be 0
-
-
-def check_arguments(variant: str, arguments: dict) -> None:
-    """Refuses arguments of a builder that are of another type than its signature says, and counts below 1.
-
-    A configuration from a file holds whatever its writer put there, and a layer count of ``true`` would pass for 1.
-
-    Raises:
-        ValueError: with the name, the value and what to give.
-    """
-    for name, parameter in arguments_of(variant).items():
-        value, kind = arguments[name], str(parameter.annotation)
-        if value is None and "None" in kind:
-            continue
-        least = 0 if name in NONE_ALLOWED else 1
-        if "int" in kind and not (type(value) is int and value >= least):
-            raise ValueError(f"{name}={value!r:.60}: give a whole number from {least} up")
-        if "float" in kind and not (type(value) in (int, float) and 0 <= value < math.inf):
-            raise ValueError(f"{name}={value!r:.60}: give a number from 0 up")
-        if "bool" in kind and type(value) is not bool:
-            raise ValueError(f"{name}={value!r:.60}: give true or false")
+OF_WHOLE = (  # what a model of transformers has beside what it is made of and computes, and what does not change that
+    *("generate", "compute_transition_scores", "save_pretrained", "push_to_hub", "num_parameters", "get_memory_footprint"),
+    *("loss_function", "gradient_checkpointing_enable", "gradient_checkpointing_disable", "base_model", "name_or_path"),
+)
 
 
 class NativeConfig(PreTrainedConfig):
@@ -108,7 +83,7 @@ class NativeOutput(ModelOutput):
     mtp_logits: tuple[Tensor, ...] | None = None
 
 
-class NativeForCausalLM(PreTrainedModel, GenerationMixin):
+class NativeForCausalLM(nn.Module):
     """A native model with transformers' interface: the same children, the same state-dict keys, the same computation.
 
     It has no cache. transformers' ``generate()`` feeds one token at a time to a model that is said to have one, so the
@@ -117,20 +92,7 @@ class NativeForCausalLM(PreTrainedModel, GenerationMixin):
 
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
-
-    def __init__(self, config: NativeConfig):
-        super().__init__(config)
-        for name, part in config.build().named_children():
-            setattr(self, name, part)
-        self.post_init()
-        self.generation_config.use_cache = False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
@@ -176,33 +138,116 @@ class NativeForCausalLM(PreTrainedModel, GenerationMixin):
         return NativeOutput(loss=loss, logits=logits_BTV, routings=routings or None, mtp_logits=further)
 
 
-def adapter_of(variant: str) -> type[NativeForCausalLM]:
-    """The class of a variant for transformers, such as ``GPTMoEForCausalLM``, with its configuration, ``GPTMoEConfig``.
+class LightForCausalLM(NativeForCausalLM):
+    """The adapter that needs no modelling code of transformers: what ``inspector.load`` gives of native checkpoints.
 
-    Nothing is written down for them: the arguments and their defaults are those of the builder's signature.
+    What stands in ``OF_WHOLE`` is asked of ``whole(self)``, for which that code is imported. To transformers' Auto classes it stands for
+    the class of ``pretrained``, which is what they make.
+
+    Args:
+        config: of the variant.
+        model: whose modules it takes; left out, fresh ones are built.
     """
-    arguments, builder = arguments_of(variant), BUILDERS[variant].__name__
+
+    def __init__(self, config: NativeConfig, model: LanguageModel | None = None):
+        super().__init__()
+        self.config = config
+        for name, part in (config.build() if model is None else model).named_children():
+            setattr(self, name, part)
+        self.generation_config = GenerationConfig(use_cache=False)
+
+    @classmethod
+    def from_pretrained(cls, *args, **options) -> NativeForCausalLM:
+        """As of transformers' models."""
+        return pretrained_class(cls.config_class).from_pretrained(*args, **options)
+
+    @classmethod
+    def _from_config(cls, config: NativeConfig, **options) -> NativeForCausalLM:
+        return pretrained_class(cls.config_class)._from_config(config, **options)
+
+    def tie_weights(self, **options) -> None:
+        """Gives the head the embedding's weights, where they are tied."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.backbone.embed_tokens.weight
+
+    def __getattr__(self, name: str):
+        return getattr(whole(self), name) if name in OF_WHOLE else super().__getattr__(name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.lm_head.weight.dtype
+
+    @property
+    def all_tied_weights_keys(self) -> dict[str, str]:
+        """Name of a tied weight → that of its source."""
+        return dict(self._tied_weights_keys) if self.config.tie_word_embeddings else {}
+
+
+def pretrained_class(config_class: type[NativeConfig]) -> type[NativeForCausalLM]:
+    """The class whose configuration this is and that transformers' Auto classes make; imports transformers' modelling code."""
+    from .pretrained import ADAPTERS  # here, because it takes longer to import than most of what is asked of a small model
+
+    return ADAPTERS[config_class.model_type.removeprefix(PREFIX)]
+
+
+def whole(model: NativeForCausalLM) -> NativeForCausalLM:
+    """The adapter as a ``PreTrainedModel`` with ``generate()``, around the same modules; what is one already is given back."""
+    if not isinstance(model, LightForCausalLM):
+        return model
+    with torch.device("meta"):
+        found = pretrained_class(model.config_class)(model.config)
+    for name, part in model.named_children():
+        setattr(found, name, part)
+    found.generation_config = model.generation_config
+    return found.train(model.training)
+
+
+def config_of(variant: str) -> type[NativeConfig]:
+    """The configuration of a variant for transformers, such as ``GPTMoEConfig``.
+
+    Nothing is written down for it: the arguments and their defaults are those of the builder's signature.
+    """
+    arguments = arguments_of(variant)
     prefix = "".join(MIXED_CASE.get(part, part.upper()) for part in variant.split("-"))
     fields = dict(
         __module__=__name__,
-        __doc__=f"The arguments of ``{builder}``.",
+        __doc__=f"The arguments of ``{BUILDERS[variant].__name__}``.",
         __annotations__={name: parameter.annotation for name, parameter in arguments.items()},
         model_type=PREFIX + variant,
         attribute_map={usual: name for usual, name in USUAL_NAMES.items() if name in arguments},
     )
     defaults = {name: parameter.default for name, parameter in arguments.items() if parameter.default is not Parameter.empty}
-    config_class = type(f"{prefix}Config", (NativeConfig,), fields | defaults)
-    members = dict(__module__=__name__, __doc__=f"``{builder}`` for transformers.", config_class=config_class)
-    return type(f"{prefix}ForCausalLM", (NativeForCausalLM,), members)
+    return type(f"{prefix}Config", (NativeConfig,), fields | defaults)
 
 
-ADAPTERS: dict[str, type[NativeForCausalLM]] = {variant: adapter_of(variant) for variant in BUILDERS}
+def class_of(config_class: type[NativeConfig], *bases: type, **members) -> type[NativeForCausalLM]:
+    """A class of adapters for a configuration, such as ``GPTMoEForCausalLM`` for ``GPTMoEConfig``."""
+    builder = BUILDERS[config_class.model_type.removeprefix(PREFIX)].__name__
+    members = dict(__doc__=f"``{builder}`` for transformers.", config_class=config_class) | members
+    return type(config_class.__name__.removesuffix("Config") + "ForCausalLM", bases, members)
+
+
+CONFIGS: dict[str, type[NativeConfig]] = {variant: config_of(variant) for variant in BUILDERS}
+LIGHT: dict[str, type[LightForCausalLM]] = {name: class_of(own, LightForCausalLM, __module__=__name__) for name, own in CONFIGS.items()}
+
+
+def light(model: LanguageModel, **more) -> LightForCausalLM:
+    """The adapter around ``model``'s own modules that imports no modelling code; ``more`` goes into its configuration."""
+    kind = LIGHT[model.variant]
+    return kind(CONFIGS[model.variant](**model.config, architectures=[kind.__name__], **more), model).train(model.training)
 
 
 def to_transformers(model: LanguageModel) -> NativeForCausalLM:
     """The adapter around ``model``'s own modules: nothing is copied, both share their weights."""
-    adapter_class = ADAPTERS[model.variant]
-    adapter = adapter_class(adapter_class.config_class(**model.config, architectures=[adapter_class.__name__]))
+    config_class = CONFIGS[model.variant]
+    adapter_class = pretrained_class(config_class)
+    adapter = adapter_class(config_class(**model.config, architectures=[adapter_class.__name__]))
     for name, part in model.named_children():
         setattr(adapter, name, part)
     adapter.generation_config = GenerationConfig(use_cache=False)
@@ -217,8 +262,16 @@ def to_native(adapter: NativeForCausalLM) -> LanguageModel:
     return model.train(adapter.training)
 
 
-for adapter_class in ADAPTERS.values():
-    config_class = adapter_class.config_class
-    globals().update({cls.__name__: cls for cls in (config_class, adapter_class)})  # where imports and pickle look for them
+for variant, config_class in CONFIGS.items():
+    globals()[config_class.__name__] = config_class  # where imports and pickle look for it
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModelForCausalLM.register(config_class, adapter_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, LIGHT[variant], exist_ok=True)
+
+
+def __getattr__(name: str):
+    """The classes that are models of transformers, such as ``ExpertForCausalLM``, and the table of them, ``ADAPTERS``."""
+    if name == "ADAPTERS" or name in [kind.__name__ for kind in LIGHT.values()]:
+        from . import pretrained
+
+        return getattr(pretrained, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import logging
+from torch import nn
 
 from ..files import check_folder, filling, locked, read_json, replacing, settle
-from .adapter import BUILDERS, PREFIX, arguments_of, check_arguments, to_transformers
+from .arguments import BUILDERS, PREFIX, arguments_of, check_arguments
 from .language_model import LanguageModel
 
 TABLES = 10**8  # numbers of tables of positions, which are not saved
@@ -32,6 +31,8 @@ def save_checkpoint(model: LanguageModel, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix != ".pt":
+        from .adapter import to_transformers  # here and below, because of transformers' import
+
         with locked(path), filling(path, last="config.json") as new:
             save_pretrained(to_transformers(model), new)
         return
@@ -43,7 +44,7 @@ def save_checkpoint(model: LanguageModel, path: str | Path) -> None:
         torch.save({"model_state_dict": model.state_dict(), "config": config, **variant}, file)
 
 
-def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
+def save_pretrained(model: nn.Module, folder: Path) -> None:
     """transformers' ``save_pretrained`` without its progress bar."""
     with without_bars():
         model.save_pretrained(folder)
@@ -52,6 +53,8 @@ def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
 @contextmanager
 def without_bars():
     """transformers without progress bars, downloads' included; afterwards as it was."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -76,7 +79,9 @@ def load_checkpoint(path: str | Path) -> LanguageModel:
             kind = read_json(path / "config.json").get("model_type")
             if kind not in [f"{PREFIX}{name}" for name in BUILDERS]:
                 raise ValueError(f"config.json says model_type={kind!r:.60}")
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            from .adapter import CONFIGS
+
+            config = CONFIGS[kind.removeprefix(PREFIX)].from_pretrained(path, local_files_only=True)
             if not (path / "model.safetensors").is_file():  # to read a pipe would wait for ever
                 raise ValueError("model.safetensors is missing, or no file")
             with safe_open(path / "model.safetensors", "pt") as weights:

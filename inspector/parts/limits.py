@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
+
+from .kinds import of_transformers
 
 CONTEXT = (
     *("max_position_embeddings", "n_positions", "max_positions", "block_size", "context_length", "context_size", "context_len"),
@@ -59,7 +61,7 @@ def context_length(model: nn.Module) -> int | None:
 
 def vocabulary(model: nn.Module) -> int | None:
     """How many token ids a model takes: the rows of what it looks ids up in, else what it says, else as many as it has logits."""
-    if isinstance(model, PreTrainedModel):
+    if of_transformers(model):
         with suppress(AttributeError, NotImplementedError, TypeError):
             if (weight := getattr(model.get_input_embeddings(), "weight", None)) is not None and weight.dim() == 2:
                 return weight.shape[0]

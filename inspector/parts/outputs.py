@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .embeddings import input_device
+from .kinds import of_transformers
 from .limits import context_length, vocabulary
 
 ROWS, LENGTHS = 2, (7, 5, 11, 3)  # of the probe that tells dimensions apart: no width of a model is as long
@@ -56,7 +56,7 @@ FORMS: WeakKeyDictionary = WeakKeyDictionary()  # model → its Form
 
 def forward(module: nn.Module, ids_BT: Tensor, **options) -> object:
     """``module(ids)``, without a cache where it could make one."""
-    if isinstance(module, PreTrainedModel) and takes_use_cache(type(module)):
+    if of_transformers(module) and takes_use_cache(type(module)):
         options = {"use_cache": False} | options
     return module(ids_BT, **options)
 

@@ -10,11 +10,11 @@ from inspect import signature
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .embeddings import input_device, input_embedding, input_table
 from .errors import in_a_line, shown
 from .heads import Kind, Operation, RestOfForward, hidden_states, is_packed, operations, own_logits, recognise, step_logits
+from .kinds import of_transformers
 from .limits import context_length, vocabulary
 from .outputs import FORMS, OutputError, form_of, forward, gives, reads_sequence_first
 from .steadiness import unsteady
@@ -138,7 +138,7 @@ def asked_first(model: nn.Module, probe_1T: Tensor) -> Tensor:
     except OutputError as error:
         raise SplitError(f"{kind} {error}") from error
     except Exception as error:  # a module of the user's can raise anything
-        if isinstance(model, PreTrainedModel):
+        if of_transformers(model):
             raise SplitError(f"{kind} does not take token ids [B, T] and give logits [B, T, V]: {in_a_line(error)}") from error
         if length := only_length(model):
             raise SplitError(
@@ -185,7 +185,7 @@ def facts(model: nn.Module, own: Tensor, probe_1T: Tensor) -> dict:
     form = form_of(model)
     known = dict(probe=probe_1T.shape[1], last_alone=slices(model) or form.last_alone, per_tensor=per_tensor(model))
     known["gives"] = "probabilities" if form.log else gives(own)
-    if isinstance(model, PreTrainedModel):
+    if of_transformers(model):
         return known
     # all but the last other ids, and no permutation, of which a mean is the same
     others_1T = torch.cat([(probe_1T[:, :-1] + 1) % (vocabulary(model) or PROBE_LENGTH), probe_1T[:, -1:]], dim=1)
@@ -214,10 +214,10 @@ def found(model: nn.Module, probe_1T: Tensor, own: Tensor, finite: bool) -> Spli
     try:
         if known.get("sequence_first"):
             raise SplitError(f"{kind} reads ids [T, B], and where its head begins is not seen; give split() backbone= and head=")
-        if known["per_tensor"] and not isinstance(model, PreTrainedModel):  # that the rest mixes no positions cannot be proved
+        if known["per_tensor"] and not of_transformers(model):  # that the rest mixes no positions cannot be proved
             raise SplitError(f"{kind} is quantised, and where its head begins is not seen; give split() backbone= and head=")
         parts = by_first_call(model, probe_1T, own, known)
-        if isinstance(model, PreTrainedModel) or model.get_submodule(parts.backbone_name) is not input_embedding(model):
+        if of_transformers(model) or model.get_submodule(parts.backbone_name) is not input_embedding(model):
             return parts
         with suppress(SplitError):  # of modules in a row the head is the last that widens, not all behind the embedding
             tail = tail_seen(model)
@@ -225,13 +225,13 @@ def found(model: nn.Module, probe_1T: Tensor, own: Tensor, finite: bool) -> Spli
             return parts if shorter.operations == parts.operations else shorter
         return parts
     except SplitError as error:
-        tail = None if isinstance(model, PreTrainedModel) and not finite else tail_seen(model)
+        tail = None if of_transformers(model) and not finite else tail_seen(model)
         if tail is None or (tail.place is not None and gives_hidden_states(model, own)):
             raise error
         try:
             return by_tail(model, tail, probe_1T, own, known)
         except SplitError as other:
-            raise (error if isinstance(model, PreTrainedModel) else other) from other
+            raise (error if of_transformers(model) else other) from other
 
 
 def tail_seen(model: nn.Module) -> Tail | None:
@@ -386,7 +386,7 @@ def is_tied(module: nn.Module, embedding: nn.Module | None) -> bool:
 
 def tie_again(model: nn.Module) -> None:
     """After a forward pass accelerate leaves each module with a placeholder of its own for weights on disk: tied ones become one."""
-    if hasattr(model, "tie_weights") and any(weight.is_meta for weight in model.parameters()):
+    if any(weight.is_meta for weight in model.parameters()) and hasattr(model, "tie_weights"):
         model.tie_weights(recompute_mapping=False)
 
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import Pipeline, PreTrainedModel, TextGenerationPipeline
 
 from .heads import own_logits
+from .kinds import of_transformers, other_pipeline
 from .limits import LENGTHS, is_known
 from .outputs import FORMS
 from .watching import alike, largest_difference
@@ -115,7 +115,7 @@ HOLDER = "it holds a model, and that is what runs here", "в нём лежит �
 def next_layer(model: object) -> tuple[Wrapper, nn.Module] | None:
     """The outermost wrapper of a model, and what is inside it; None where there is none. Raises ``ValueError`` as ``unwrapped``."""
     kind = type(model).__name__
-    if isinstance(model, Pipeline) and not isinstance(model, TextGenerationPipeline):
+    if other_pipeline(model):
         raise ValueError(f"a pipeline for {model.task or kind!r}: give one for text-generation, or a causal language model itself")
     if not isinstance(model, nn.Module):
         ours = type(model).__module__.partition(".")[0] == __name__.partition(".")[0]  # what is loaded already
@@ -127,7 +127,7 @@ def next_layer(model: object) -> tuple[Wrapper, nn.Module] | None:
         return Wrapper(kind, *PARALLEL), model.module
     if any(base.__module__.startswith("peft.") and base.__name__ in ("PeftModel", "PeftMixedModel") for base in type(model).__mro__):
         return of_adapter(model)
-    return None if is_known(model) or isinstance(model, PreTrainedModel) else of_class(model)
+    return None if is_known(model) or of_transformers(model) else of_class(model)
 
 
 def beside(holder: object) -> object:
@@ -194,7 +194,7 @@ def candidates(model: nn.Module) -> list[nn.Module]:
     }
     every = {id(weight) for weight in model.parameters()}
     whole = [child for child in children.values() if every and every == {id(weight) for weight in child.parameters()}]
-    whole += [child for child in (*children.values(), language_model(model)) if isinstance(child, PreTrainedModel)]
+    whole += [child for child in (*children.values(), language_model(model)) if of_transformers(child)]
     named = [children[name] for name in INNER if name in children and not is_leaf(children[name])]
     found = {id(module): module for module in (*whole, *named)}
     return [module for module in found.values() if not isinstance(module, nn.Sequential) or module in whole]
@@ -220,7 +220,7 @@ def language_model(model: nn.Module) -> nn.Module | None:
     """The model, or the outermost one in it, that has transformers' generation settings; None where there is none."""
     if hasattr(model, "generation_config"):
         return model
-    inside = (module for module in model.modules() if isinstance(module, PreTrainedModel) and module.can_generate())
+    inside = (module for module in model.modules() if of_transformers(module) and module.can_generate())
     return next(inside, None)
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from ..loading.sizes import MOST_MODULES, TooLargeError, check_memory, short
-from ..models.adapter import ADAPTERS, BUILDERS
+from ..models.arguments import BUILDERS
+from ..models.pretrained import ADAPTERS
 from .recipe import OF_SOME, Recipe
 
 NUMBERS_OF_A_WEIGHT = 4  # itself, its gradient, the two moments of AdamW

@@ -48,7 +48,7 @@ def check_value(name: str, kind: type, value: object) -> None:
 
 def taken_by(model: str) -> Collection[str]:
     """The settings that a model has."""
-    from ..models.adapter import arguments_of  # here, because it loads torch
+    from ..models.arguments import arguments_of  # here, because it loads torch
 
     return ("n_kv_heads",) if model == "qwen2" else arguments_of(model)
 
