@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from ..models.adapter import LIGHT, LightForCausalLM, NativeConfig
 from ..models.arguments import PREFIX
+from ..parts.dataflow import building
 from .sizes import check_memory, check_parameters, few_modules
 from .weights import SAFETENSORS, stored
 
@@ -39,12 +40,12 @@ def on_meta(config: NativeConfig) -> LightForCausalLM:
 
     moving = register_module_parameter_registration_hook(move)
     try:
-        with few_modules(), Unfilled():
-            model = LIGHT[config.variant](config)
+        with few_modules(), building() as built, Unfilled():
+            built.append(LIGHT[config.variant](config).to("meta", config.dtype or torch.float32).eval())
     finally:
         moving.remove()
-    check_parameters(sum(weight.numel() for weight in model.parameters()))
-    return model.to("meta", config.dtype or torch.float32).eval()
+    check_parameters(sum(weight.numel() for weight in built[0].parameters()))
+    return built[0]
 
 
 def own_skeleton(
@@ -77,8 +78,10 @@ def own_model(config: PretrainedConfig, folder: Path | None, dtype: torch.dtype 
         return None
     try:
         check_memory(sum(weight.numel() * weight.element_size() for weight in model.parameters()), "")
-        with safe_open(folder / SAFETENSORS, "pt") as file:
-            state = {name: file.get_tensor(name).to(device, copy=True) for name in file.keys()}  # noqa: SIM118
+        with safe_open(
+            folder / SAFETENSORS, "pt"
+        ) as file:  # where its tensors lie decides last bits, so they stay as transformers has them
+            state = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
     except Exception:  # there is no room, or the file ends early
         return None
     model.load_state_dict(state, strict=False, assign=True)
