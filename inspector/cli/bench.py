@@ -14,12 +14,14 @@ from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.names import agreement_view, names_view
 from ..render.tables import table
-from ..render.text import Translate
+from ..render.text import Translate, visible
 from ..render.verdicts import loop_table
 from .options import (
     ModelArgument,
     ModelOptions,
+    Native,
     Output,
+    PromptArgument,
     SamplingOptions,
     Threads,
     at_least_one,
@@ -230,6 +232,38 @@ def bench_names(
     out.header(*recipes)
     out.console.print(names_view(result, t))
     out.write(dict(threads=threads_now()) | result)
+
+
+@bench.command("startup")
+@grouped(model="names-expert")
+def bench_startup(
+    model: ModelArgument,
+    prompt: PromptArgument = "Анна",
+    rounds: Annotated[int, typer.Option(help="Rounds in which all commands take turns.")] = 1,
+    native: Native = False,
+    *,
+    out: Output,
+) -> None:
+    """Seconds until a command has answered, beside the imports that it cannot do without and the work that it does."""
+    at_least_one(rounds=rounds)
+    t = out.t
+    with busy(t("measuring …", "измерение …")) as say:
+        with importing():
+            from ..bench.startup import measure
+
+        rows = measure(model, prompt, native, rounds, said=in_language(say, t))
+    heads = t("imports, s", "импорты, с"), t("work, s", "работа, с"), t("to both*", "к сумме*")
+    result = table(t("process", "процесс"), t("s", "с"), *heads, numbers=range(1, 5), wide=[0])
+    for row in rows:
+        numbers = ("–" if row[name] is None else f"{row[name]:.2f}" for name in ("seconds", "imports", "work", "ratio"))
+        result.add_row(visible(row["command"]), *numbers)
+    out.console.print(result)
+    explained = t(
+        "work: the command once more in the same process; medians of the rounds, * of the ratios within them",
+        "работа: та же команда ещё раз в том же процессе; медианы раундов, * — отношений внутри них",
+    )
+    out.console.print(Text(explained, "dim"))
+    out.write(dict(model=model, native=native, rows=rows))
 
 
 @bench.command("mtp")
