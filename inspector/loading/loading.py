@@ -698,7 +698,9 @@ def outlined(
     if native and not is_native(where.config):
         form = native_form(name, where, dtype if dtype == "auto" else getattr(torch, dtype), run is not None, False, is_complete(where))
         return form.model, None, (*where.said, *form.notices, *where.notices())
-    own = own_skeleton(where.config, where.folder, dtype if dtype == "auto" else getattr(torch, dtype), run)
+    with building() as built:
+        own = own_skeleton(where.config, where.folder, dtype if dtype == "auto" else getattr(torch, dtype), run)
+        built += [] if own is None else [own]
     model = own or built_on_meta(name, where.config, dtype, trust_remote_code)
     seen, said, beside = Seen(), (), ()
     try:

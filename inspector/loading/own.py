@@ -14,7 +14,6 @@ from transformers import PretrainedConfig
 
 from ..models.adapter import LIGHT, LightForCausalLM, NativeConfig
 from ..models.arguments import PREFIX
-from ..parts.dataflow import building
 from .sizes import check_memory, check_parameters, few_modules
 from .weights import SAFETENSORS, stored
 
@@ -40,12 +39,12 @@ def on_meta(config: NativeConfig) -> LightForCausalLM:
 
     moving = register_module_parameter_registration_hook(move)
     try:
-        with few_modules(), building() as built, Unfilled():
-            built.append(LIGHT[config.variant](config).to("meta", config.dtype or torch.float32).eval())
+        with few_modules(), Unfilled():
+            model = LIGHT[config.variant](config)
     finally:
         moving.remove()
-    check_parameters(sum(weight.numel() for weight in built[0].parameters()))
-    return built[0]
+    check_parameters(sum(weight.numel() for weight in model.parameters()))
+    return model.to("meta", config.dtype or torch.float32).eval()
 
 
 def own_skeleton(
