@@ -12,6 +12,7 @@ from ..files import check_folder
 from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
+from ..render.lesson import lines_table
 from ..render.names import agreement_view, names_view
 from ..render.tables import table
 from ..render.text import Translate
@@ -230,6 +231,24 @@ def bench_names(
     out.header(*recipes)
     out.console.print(names_view(result, t))
     out.write(dict(threads=threads_now()) | result)
+
+
+@bench.command("lines")
+@grouped(without=["native"], model="names-qwen2")
+def bench_lines(model: ModelArgument, *, how: ModelOptions, out: Output) -> None:
+    """How much code is a native model? The classes and functions that a forward pass enters, without comments, docstrings and masks.
+
+    Published checkpoints are put into our own modules for it.
+    """
+    t = out.t
+    m = how.load(model, native=True)
+    with busy(t("counting …", "подсчёт …")):
+        from ..bench.lines import measure
+
+        result = measure(m)
+    out.header(model)
+    out.console.print(lines_table(result["definitions"], result["lines"], t))
+    out.write(dict(model=model) | result)
 
 
 @bench.command("mtp")
