@@ -394,7 +394,7 @@ def inspector(monkeypatch, capfd):
         (["contributions", "names-qwen2", "Крас", "--native", "--heads", "--top", "4"], "attn"),
         (["intervene", "names-qwen2", "Крас", "--native", "--ablate", "layers.3.mlp"], "layers.3.mlp"),
         (["diverge", "names-qwen2", "names-qwen2", "Крас", "--native-b"], "No component of B introduces more than rounding"),
-        (["mutate", "names-qwen2", "rms-eps", "--native"], "run in our own modules"),
+        (["mutate", "names-qwen2", "norm-eps", "--native"], "run in our own modules"),
         (["bench", "lines"], "the forward pass"),
     ],
 )
