@@ -360,11 +360,10 @@ def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path):
 @pytest.mark.slow
 def test_the_full_size_stand_in_is_transformers_model_bit_for_bit(standin):
     assert peaks(standin, "float32")[0] <= 1.15
-    theirs, ours = both(standin)
-    beside = beside_original(theirs, ours, torch.arange(300)[None])
-    assert beside.level == "bitwise"
-    del theirs
-    assert verify(ours, ours.encode("Привет"), Sampling(seed=1), 3).level == "bitwise"
+    theirs = AutoModelForCausalLM.from_pretrained(standin, dtype=torch.float32).eval()
+    ours, ids = load(str(standin), native=True), torch.arange(300)[None]
+    with torch.no_grad():
+        assert torch.equal(ours.model(ids).logits, theirs(ids).logits)
 
 
 @pytest.fixture
