@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from inspector.cli import entry, options
+from inspector.cli import entry, native, options
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import settings_line
@@ -109,6 +109,7 @@ def main(
     nodes, _, traits = zip(*(measured(m.model, m.split) for m in models), strict=True)
     screen.show(trees(nodes, names, screen.console.width, t), parts_explained(t, *nodes))
     screen.show(architectures(trait_differences(*traits), names, t))
+    native.show_original(screen, models[0], how, t)  # with --native
 
     # 2. The split, proved when the models were loaded.
     screen.show(section(t("2. The split and its proof", "2. Разделение и его доказательство")))
@@ -123,8 +124,7 @@ def main(
     # 4. One step by hand, and the proof that the loop does the same.
     screen.show(section(t("4. One step by hand", "4. Один шаг вручную")))
     first, alike = [], settings[0] == settings[1]
-    if alike:
-        screen.show(settings_line(*settings[0], t))
+    screen.show(*([settings_line(*settings[0], t)] if alike else []))
     for m, row, (sampling, origins), steps in zip(models, ids, settings, loops, strict=True):
         token_id, stages = one_step(m, row, sampling, max_new_tokens)
         other = OTHER if sampling.temperature != OTHER else 1.5

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from inspector.bench.lines import measure
 from inspector.loading.loading import load
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Verdict
@@ -183,6 +184,25 @@ def test_something_is_on_the_screen_before_torch_is_imported(tmp_path):
 
 def test_the_lesson_fits_its_page():
     assert len((ROOT / "inference.py").read_text().splitlines()) <= 180
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_with_native_both_trees_and_the_line_that_ours_is_the_model_are_shown(language, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    how, t = inference.options.ModelOptions(native=True), translator(language)
+    ours = how.load("names-qwen2")
+    inference.native.show_original(inference.Screen(), ours, how, t)
+    shown = capsys.readouterr().out
+    assert "Qwen2DecoderLayer" in shown and "4 × Block" in shown
+    lines = measure(ours)["lines"]["model"]
+    line = f"our {lines} lines are this model: bitwise" if language == "en" else f"наши {lines} строк — эта модель: побитово"
+    assert line in shown
+    with torch.no_grad():
+        ours.model.backbone.layers[2].norm_mlp.weight[3] *= 2
+    inference.native.show_original(inference.Screen(), ours, how, t)
+    assert t("lines are not this model: different", "строк — не эта модель: различие") in capsys.readouterr().out
+    inference.native.show_original(inference.Screen(), load("names-expert", native=True), how, t)  # native anyway
+    assert capsys.readouterr().out == ""
 
 
 def test_both_languages_have_every_text():

@@ -12,6 +12,7 @@ from ..files import check_folder
 from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
+from ..render.lesson import lines_table
 from ..render.names import agreement_view, names_view
 from ..render.tables import table
 from ..render.text import Translate, visible
@@ -264,6 +265,24 @@ def bench_startup(
     )
     out.console.print(Text(explained, "dim"))
     out.write(dict(model=model, native=native, rows=rows))
+
+
+@bench.command("lines")
+@grouped(without=["native"], model="names-qwen2")
+def bench_lines(model: ModelArgument, *, how: ModelOptions, out: Output) -> None:
+    """How much code is a native model? The classes and functions that a forward pass enters, without comments, docstrings and masks.
+
+    Published checkpoints are put into our own modules for it.
+    """
+    t = out.t
+    m = how.load(model, native=True)
+    with busy(t("counting …", "подсчёт …")):
+        from ..bench.lines import measure
+
+        result = measure(m)
+    out.header(model)
+    out.console.print(lines_table(result["definitions"], result["lines"], t))
+    out.write(dict(model=model) | result)
 
 
 @bench.command("mtp")

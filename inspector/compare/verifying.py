@@ -77,7 +77,7 @@ def beside_compiled(m: Loaded, ids_1T: Tensor) -> BesideCompiled | None:
     difference = largest_difference(own, other)
     level = "tokens" if torch.equal(own.argmax(-1), other.argmax(-1)) else "different"
     try:
-        with in_dtype(m.model, torch.float64):
+        with in_dtype(m.model, torch.float64), plain_experts(m.model):
             own64, other64 = own_logits(m.model, ids_1T), m.compiled(ids_1T)
     except Exception as error:  # neither need be written for float64
         return BesideCompiled(level, difference, reason=in_a_line(error))

@@ -114,7 +114,7 @@ def load(
     if native and not is_native(where.config):
         if device_map is not None:
             raise LoadError(f"{name}: the native form lies in one place: leave --device-map and --max-memory out")
-        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", finite, built)
+        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", trust_remote_code, finite, built)
     check_quantization(name, where.config)
     if device_map is None and where.adapter is None and where.offline and (found := load_own(name, where, as_dtype, device, finite, built)):
         return found
@@ -194,10 +194,14 @@ def load_native(
     device: torch.device,
     dtype: torch.dtype | str,
     chosen: bool,
+    trust_remote_code: bool,
     finite: bool,
     built: Callable[[nn.Module], None],
 ) -> Loaded:
-    """``load`` of a published checkpoint into our own modules. ``dtype`` was ``chosen`` here, and not asked for."""
+    """``load`` of a published checkpoint into our own modules. ``dtype`` was ``chosen`` here, and not asked for.
+
+    No code of the checkpoint's runs but that of its tokenizer. Raises as ``load``.
+    """
     own_settings, said = generation_settings(name, where)
     if not where.offline and where.gguf is None:
         with quiet(bars=False), suppress(Exception):  # what is not there is told below
@@ -208,7 +212,7 @@ def load_native(
     except LoadError as error:
         raise LoadError(f"{name}: {error}") from error
     form.model.generation_config = shipped_settings(where, own_settings)
-    tokenizer, told = tokenizer_of(name, where, dict(local_files_only=where.offline))
+    tokenizer, told = tokenizer_of(name, where, dict(trust_remote_code=trust_remote_code, local_files_only=where.offline))
     built(form.model)
     loaded = attach(form.model, tokenizer, where.origin, finite=finite)
     return replace(loaded, unused=form.unused, notices=(*where.said, *said, *told, *form.notices, *where.notices(), *loaded.notices))

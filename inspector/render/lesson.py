@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from ..records.comparison import BesideCompiled
 from ..records.generation import Run
 from .tables import command, notice, table, unwrapped
 from .text import Translate, memory, tokens_of, translator, visible
+from .verdicts import LEVEL_STYLES, level_words
 
 ENGLISH = translator("en")
 
@@ -90,3 +92,42 @@ def closing(again: str, t: Translate, greedy: bool = False) -> Iterator[Renderab
 def code_lines(source: str) -> int:
     """Lines that are neither blank nor comment alone."""
     return sum(1 for line in source.splitlines() if line.strip() and not line.strip().startswith("#"))
+
+
+def ours_is(lines: int, beside: BesideCompiled, tokens: int, t: Translate) -> RenderableType:
+    """Whether a model in ``lines`` of our own code is the one in transformers' modules, over one pass of so many random tokens."""
+    level = beside.level or "different"
+    are = t("are", "—") if level in ("bitwise", "rounding") else t("are not", "— не")
+    words = t(f"our {lines} lines {are} this model: ", f"наши {lines} строк {are} эта модель: ")
+    result = Text.assemble((words, "bold"), (level_words(level, t), LEVEL_STYLES[level]))
+    read = tokens_of(tokens, t)
+    result.append(t(f", all logits of {read}", f", все логиты, {read}"))
+    if beside.max_difference:
+        result.append(t(f"; they differ by up to {beside.max_difference:.1e}", f"; отличие до {beside.max_difference:.1e}"))
+    if beside.error_plain is not None:
+        errors = f"{beside.error_compiled:.1e}", f"{beside.error_plain:.1e}"
+        result.append(
+            t(
+                f", and from themselves in float64 ours by {errors[0]}, transformers' by {errors[1]}",
+                f", а от самих себя в float64 — наши на {errors[0]}, у transformers на {errors[1]}",
+            )
+        )
+    elif beside.reason:
+        result.append(f" ({visible(beside.reason)})")
+    return result
+
+
+def lines_table(definitions: Sequence, sums: dict[str, int], t: Translate) -> RenderableType:
+    """The classes and functions that a native model enters, with their lines of code, and the sums by part (``bench.lines``)."""
+    parts = {
+        "model": t("the forward pass", "прямой проход"),
+        "masks": t("masks and caches, not counted", "маски и кэши, вне счёта"),
+        "building": t("putting it together, not counted", "сборка, вне счёта"),
+    }
+    result = table(t("file", "файл"), t("class or function", "класс или функция"), t("lines", "строк"), numbers=(2,), wide=(1,))
+    for part, name in parts.items():
+        for one in (one for one in definitions if one.part == part):
+            methods = f": {', '.join(one.methods)}" if one.methods else ""
+            result.add_row(one.file, Text(f"{one.name}{methods}", "" if part == "model" else "dim"), str(one.lines))
+        result.add_row("", Text(name, "bold" if part == "model" else "dim"), Text(str(sums[part]), "bold" if part == "model" else "dim"))
+    return result

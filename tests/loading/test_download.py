@@ -54,10 +54,10 @@ def hub():
     server.shutdown()
 
 
-def lesson(home: Path, endpoint: str) -> subprocess.CompletedProcess:
+def lesson(home: Path, endpoint: str, *more: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
     environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, str(ROOT / "inference.py"), "--raw", "--prompt", "Крас", "--max-new-tokens", "2", "--json", "-"]
+    command = [sys.executable, str(ROOT / "inference.py"), "--raw", "--prompt", "Крас", "--max-new-tokens", "2", "--json", "-", *more]
     terminal, end = os.openpty()  # bars are for terminals
     termios.tcsetwinsize(terminal, (40, 120))
     read: list[bytes] = []
@@ -89,3 +89,11 @@ def test_the_default_is_fetched_with_a_bar_and_found_in_the_cache_without_networ
     assert cached.returncode == 0, cached.stderr
     assert json.loads(cached.stdout)["runs"][0]["model"] == DEFAULT
     assert "%" not in cached.stderr
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_fetched_into_our_own_modules_too(hub, tmp_path):
+    fetched = lesson(tmp_path, hub, "--native")
+    assert fetched.returncode == 0, fetched.stderr
+    assert "model.safetensors" in fetched.stderr and "our own modules" in fetched.stderr
+    assert json.loads(fetched.stdout)["runs"][0]["model"] == DEFAULT
