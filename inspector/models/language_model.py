@@ -91,7 +91,7 @@ class LanguageModel(nn.Module):
 
     def new_caches(self, batch_size: int, max_len: int | None = None) -> list[Cache]:
         """An empty cache for each layer, for ``max_len`` tokens (``max_seq_len`` by default): ``backbone(ids, caches=…)`` fills them."""
-        return [self.new_cache(layer, batch_size, max_len) for layer in self.backbone.layers]
+        return self.backbone.new_caches(batch_size, max_len or self.config["max_seq_len"])
 
     def new_cache(self, block: nn.Module, batch_size: int, max_len: int | None = None) -> Cache:
         """An empty cache for one block."""
