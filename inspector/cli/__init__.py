@@ -139,6 +139,8 @@ def run(
 ) -> None:
     """Continue a prompt by hand, token by token, and show what every step weighed; or all prompts of a file, in batches."""
     t = out.t
+    if loop.compile and prompts is not None:
+        raise ValueError("--compile is for one prompt: leave it or --prompts out")
     if prompt is not None and prompts is not None:
         raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
     at_least_one(batch_size=batch_size)
@@ -150,8 +152,7 @@ def run(
         how = replace(how, threads=how.threads or 1)  # the same in every process, however many the launcher left to each
         processes = join_processes(how.device, how.threads)
         screen.console.quiet |= processes.rank > 0  # one of them speaks and writes
-    m = how.load(model)
-    loop.check(m)
+    m = loop.prepared(how.load(model))
     out.remarks(*m.notices)
     from ..loading.texts import check_request
     from ..loop.decoding import run as generate
@@ -174,6 +175,7 @@ def run(
         result = run_lines(m, prompts, lines, reading, *settled, batch_size, processes, screen, t)
     else:
         check_request(len(ids), asked.max_new_tokens, m.context_length)
+        m = loop.compiled(m, ids, out)
         screen.show(out.fed(model, m, ids, prompt, reading))
         screen.show(settings_line(sampling, origins, t, loop.kv_cache))
         with LiveSteps(screen, [model], t) as live:
@@ -239,11 +241,12 @@ def verify(
     if require not in LEVELS:
         raise ValueError(f"--require {require!r:.60}: choose one of {', '.join(LEVELS)}")
     console = out.console
-    m = how.load(model)
-    loop.check(m)
+    m = loop.prepared(how.load(model))
     out.remarks(*m.notices)
     sampling, _ = asked.settings(m)
     m, ids = out.read(m, prompt, reading)
+    if loop.compile:  # beside the loop as it is, whose verdict is on the model's own parts
+        m = replace(m, compiled=loop.compiled(m, ids, out).compiled)
     with busy(out.t("comparing …", "сравнение …")):
         from ..compare.verifying import verify as compare
 

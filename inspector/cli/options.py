@@ -313,6 +313,36 @@ class LoopOptions:
         bool, typer.Option("--kv-cache", help="Read only the new token at every step, as generate() does by default; else all of them.")
     ] = False
 
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile backbone and head by torch.compile; its warm-up is told apart. Differs by rounding.")
+    ] = False
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="With --kv-cache: a native model's step as one captured CUDA graph.")] = (
+        False
+    )
+
+    def __post_init__(self):
+        if self.compile and self.kv_cache:
+            raise ValueError("--compile and --kv-cache contradict each other: the loop that is compiled reads all tokens: give one")
+        if self.cuda_graph and not self.kv_cache:
+            raise ValueError("--cuda-graph captures the step that reads one token: add --kv-cache")
+
+    def prepared(self, m):
+        """The model as the loop is to run it. Raises ``ValueError`` where it cannot."""
+        m = replace(m, cuda_graph=self.cuda_graph)
+        self.check(m)
+        return m
+
+    def compiled(self, m, ids: Sequence[int], out: "Output"):
+        """The model whose parts run compiled, where that was asked for, with what it took. Raises ``ValueError``."""
+        if not self.compile:
+            return m
+        with busy(out.t("compiling …", "компиляция …")):
+            from ..loop.compiling import compiled
+
+            m, _ = compiled(m, m.prompt(ids))
+        out.remarks(m.notices[-1])
+        return m
+
     def check(self, *models) -> None:
         """Refuses models that cannot read so. Raises ``ValueError``."""
         if self.kv_cache:

@@ -44,6 +44,7 @@ class Loaded:
         vocab_size: the number of token ids that it reads: the rows of its embedding, whatever its configuration says.
         unused: names of weights in the checkpoint for which the model has no place.
         compiled: ids [B, T] → logits [B, T, V] of the compiled model that was given; None for one that was not compiled.
+        cuda_graph: whether the loop with a cache captures its step (``loop.graphs``).
         notices: what to know of it before anything is concluded: from loading, then what its split and its settings say.
     """
 
@@ -59,6 +60,7 @@ class Loaded:
     unused: tuple[str, ...] = ()
     compiled: Callable[[Tensor], Tensor] | None = None
     notices: tuple[Notice, ...] = ()
+    cuda_graph: bool = False
 
     def encode(self, prompt: str, system: str | None = None, raw: bool = False) -> list[int]:
         """The ids that are fed for a prompt: through the chat template if the tokenizer has one and ``raw`` is off.

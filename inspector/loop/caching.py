@@ -83,6 +83,10 @@ def cached(m: Loaded | LanguageModel, max_length: int) -> CachedBackbone:
         CacheError: the model cannot read with a cache, or it is not known how; some show it in the first call.
     """
     model = m if isinstance(m, nn.Module) else m.model
+    if getattr(m, "cuda_graph", False):
+        from .graphs import GraphCached  # which builds on this file
+
+        return GraphCached(model, max_length)
     if isinstance(model, (LanguageModel, NativeForCausalLM)):
         return NativeCached(model, max_length)
     if hasattr(model, "_prepare_cache_for_generation"):
