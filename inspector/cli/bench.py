@@ -285,6 +285,44 @@ def bench_lines(model: ModelArgument, *, how: ModelOptions, out: Output) -> None
     out.write(dict(model=model) | result)
 
 
+@bench.command("compile")
+@grouped(model="names-expert")
+def bench_compile(
+    model: ModelArgument,
+    tokens: Annotated[int, typer.Option(help="Length of the context, of random tokens; or what the model reads.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 5,
+    *,
+    how: ModelOptions,
+    out: Output,
+) -> None:
+    """What torch.compile, and on CUDA a captured graph, save of a step, and how long they take before the first."""
+    at_least_one(tokens=tokens, rounds=rounds)
+    m, t = how.load(model), out.t
+    with busy(t("measuring …", "измерение …")) as say:
+        from ..bench.compiling import measure
+
+        rows = measure(m, tokens, rounds, in_language(say, t))
+    ways = {
+        "plain": t("as it is", "как есть"),
+        "compiled": t("compiled", "скомпилирован"),
+        "cached": t("KV-cache", "KV-кэш"),
+        "graph": t("KV-cache, CUDA graph", "KV-кэш, граф CUDA"),
+    }
+    heads = t("tokens", "токенов"), t("ms", "мс"), t("to plain*", "к исходному*"), t("warm-up, s", "прогрев, с")
+    result = table(t("loop", "цикл"), *heads, numbers=range(1, 5))
+    for row in rows:
+        numbers = str(row["tokens"]), f"{row['ms']:.2f}", f"{row['to_plain']:.3f}", f"{row['warm_up']:.1f}"
+        result.add_row(ways[row["way"]], *numbers)
+    out.header(model)
+    out.console.print(result)
+    explained = t(
+        "a time is the median of rounds after a warm-up; * the median of the ratios within rounds, of a graph to the cache without",
+        "время — медиана раундов после прогрева; * медиана отношений внутри раундов, у графа — к кэшу без него",
+    )
+    out.console.print(Text(explained, "dim"))
+    out.write(dict(model=model, threads=threads_now(), rows=rows))
+
+
 @bench.command("mtp")
 @grouped(max_new_tokens=40)
 def bench_mtp(

@@ -28,6 +28,7 @@ from ..records.generation import Origin
 from ..records.notices import Notice
 from .adapters import Adapter, alone, beside, not_applied
 from .adapters import apply as put_on
+from .attending import attend_by
 from .factories import from_file, is_factory
 from .finding import (
     DEFAULT,
@@ -72,6 +73,7 @@ def load(
     finite: bool = True,
     built: Callable[[nn.Module], None] = lambda model: None,
     native: bool = False,
+    attn_implementation: str | None = None,
 ) -> Loaded:
     """Loads a causal language model and splits it, with the proof.
 
@@ -93,6 +95,7 @@ def load(
         built: is called with the model before the first pass through it, that of the proof; not with a function's.
         native: put the weights of a published checkpoint into our own modules (``models.families``), at the peak of hardly more
             memory than they take in the dtype that runs. Models that are native anyway load as ever.
+        attn_implementation: which code computes attention, of ``attending.CHOICES``; None is the checkpoint's, or torch's choice.
 
     Raises:
         LoadError: the model cannot be had, or is not whole, or has no ``native`` form. Without network this takes at most three seconds.
@@ -104,6 +107,7 @@ def load(
         if native:
             raise LoadError(f"{name}: a model of your own has no native form: leave --native out")
         pick_dtype(dtype, torch.device("cpu"))
+        attend_by(name, attn_implementation, pick_device(device), transformers=False)
         return from_file(name, pick_device(device), dtype, finite)
     if max_memory is not None and device_map is None:
         device_map = "auto"
@@ -111,6 +115,8 @@ def load(
     named = set(max_memory or (device_map.values() if isinstance(device_map, dict) else ()))
     as_dtype = pick_dtype(dtype, pick_device("cpu" if named and named <= {"cpu", "disk"} else device))
     where = located(name, trust_remote_code)
+    by_transformers = not (native or is_native(where.config))
+    attention = attend_by(name, attn_implementation, pick_device("cpu" if device_map is not None else device), by_transformers)
     if native and not is_native(where.config):
         if device_map is not None:
             raise LoadError(f"{name}: the native form lies in one place: leave --device-map and --max-memory out")
@@ -129,6 +135,8 @@ def load(
     how = dict(dtype=as_dtype, output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
     if own_settings is not None:
         how["generation_config"] = own_settings
+    if attention is not None:
+        how["attn_implementation"] = attention
     with ExitStack() as until_loaded:
         spread = {}
         if device_map is not None:
