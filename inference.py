@@ -64,7 +64,7 @@ def one_step(m, ids, sampling, max_new_tokens=20):
     return int((logits_V.softmax(-1) / q_V).argmax()), stages
 
 
-@options.grouped()
+@options.grouped(without=["compile", "cuda_graph"])
 def main(
     model: Annotated[str | None, typer.Option(help=f"{options.MODEL_HELP} By default Qwen2.5-0.5B-Instruct if it can be had.")] = None,
     expert: Annotated[str, typer.Option(help="The native model beside it.")] = "names-expert",

@@ -35,7 +35,12 @@ def imports_of(model: str, native: bool = False) -> str:
 
 
 def measure(
-    model: str, prompt: str, native: bool = False, rounds: int = 1, said: Callable[[str, str], None] = lambda *words: None
+    model: str,
+    prompt: str,
+    native: bool = False,
+    threads: int | None = None,
+    rounds: int = 1,
+    said: Callable[[str, str], None] = lambda *words: None,
 ) -> list[dict]:
     """Seconds of whole processes, one after another in each round: the medians of the rounds, a row for each command.
 
@@ -48,7 +53,8 @@ def measure(
     check_repeats(rounds=rounds)
     needed = imports_of(model, native)
     how = [model, *(["--native"] if native else [])]
-    commands = {"--help": ["--help"], "tree": ["tree", *how], "run": ["run", *how, prompt, "--max-new-tokens", "8"]}
+    run = ["run", *how, prompt, "--max-new-tokens", "8", *(["--threads", str(threads)] if threads else [])]
+    commands = {"--help": ["--help"], "tree": ["tree", *how], "run": run}
     programs = {"import torch": ["-c", "import torch"], needed: ["-c", needed]}
     programs |= {name: ["-m", "inspector", *words] for name, words in commands.items()}
     seconds: dict[str, list[float]] = {name: [] for name in programs}

@@ -242,17 +242,19 @@ def bench_startup(
     prompt: PromptArgument = "Анна",
     rounds: Annotated[int, typer.Option(help="Rounds in which all commands take turns.")] = 1,
     native: Native = False,
+    threads: Threads = None,
     *,
     out: Output,
 ) -> None:
     """Seconds until a command has answered, beside the imports that it cannot do without and the work that it does."""
     at_least_one(rounds=rounds)
+    check_threads(threads)
     t = out.t
     with busy(t("measuring …", "измерение …")) as say:
         with importing():
             from ..bench.startup import measure
 
-        rows = measure(model, prompt, native, rounds, said=in_language(say, t))
+        rows = measure(model, prompt, native, threads, rounds, said=in_language(say, t))
     heads = t("imports, s", "импорты, с"), t("work, s", "работа, с"), t("to both*", "к сумме*")
     result = table(t("process", "процесс"), t("s", "с"), *heads, numbers=range(1, 5), wide=[0])
     for row in rows:

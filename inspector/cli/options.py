@@ -172,11 +172,11 @@ class ModelOptions:
     dtype: Dtype = "auto"
     trust_remote_code: TrustRemoteCode = False
     native: Native = False
+    threads: Threads = None
     attn_implementation: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="What computes attention: eager, sdpa, sdpa-math, …; a wrong one lists all."),
     ] = None
-    threads: Threads = None
 
     def __post_init__(self):
         check_threads(self.threads)
