@@ -180,6 +180,9 @@ class LightForCausalLM(NativeForCausalLM):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.backbone.embed_tokens.weight
 
+    def __reduce__(self):
+        return unpickled, (self.config.variant,), self.__dict__
+
     def __getattr__(self, name: str):
         return getattr(whole(self), name) if name in OF_WHOLE else super().__getattr__(name)
 
@@ -197,6 +200,11 @@ class LightForCausalLM(NativeForCausalLM):
     def all_tied_weights_keys(self) -> dict[str, str]:
         """Name of a tied weight → that of its source."""
         return dict(self._tied_weights_keys) if self.config.tie_word_embeddings else {}
+
+
+def unpickled(variant: str) -> LightForCausalLM:
+    """A light adapter that pickle fills: classes of the same name in ``pretrained`` stand where it looks for classes."""
+    return LIGHT[variant].__new__(LIGHT[variant])
 
 
 def pretrained_class(config_class: type[NativeConfig]) -> type[NativeForCausalLM]:

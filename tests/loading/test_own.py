@@ -1,6 +1,8 @@
 """Native checkpoints without transformers' modelling code: the same model as transformers' Auto classes make, or left to them."""
 
+import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -62,6 +64,14 @@ def test_the_whole_adapter_shares_modules_settings_and_mode():
     before = torch.get_rng_state()
     whole(model)
     assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn for weights that are there
+
+
+@pytest.mark.parametrize("copied", [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy], ids=["pickled", "deep"])
+def test_a_light_adapter_can_be_copied(copied):
+    model = inspector.load("gpt-mtp").model
+    again = copied(model)
+    assert type(again) is type(model) and again.lm_head.weight is again.backbone.embed_tokens.weight is not model.lm_head.weight
+    assert torch.equal(again(IDS).logits, model(IDS).logits) and again.config.to_dict() == model.config.to_dict()
 
 
 def without_a_weight(state):
