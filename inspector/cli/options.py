@@ -333,7 +333,7 @@ class LoopOptions:
     def prepared(self, m):
         """The model as the loop is to run it. Raises ``ValueError`` where it cannot."""
         m = replace(m, cuda_graph=self.cuda_graph)
-        self.check(m)
+        self.checked(m)
         return m
 
     def compiled(self, m, ids: Sequence[int], out: "Output"):
@@ -347,13 +347,14 @@ class LoopOptions:
         out.remarks(m.notices[-1])
         return m
 
-    def check(self, *models) -> None:
-        """Refuses models that cannot read so. Raises ``ValueError``."""
+    def checked(self, *models) -> list:
+        """The models, which can be read so. Raises ``ValueError`` where one cannot."""
         if self.kv_cache:
             from ..loop.caching import check_cached
 
             for m in models:
                 check_cached(m)
+        return list(models)
 
 
 class SamplingFlags:
