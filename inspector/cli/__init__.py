@@ -37,6 +37,7 @@ from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
     Dtype,
     ModelArgument,
+    Native,
     Output,
     PromptArgument,
     PromptOptions,
@@ -73,6 +74,7 @@ def tree(
     ] = None,
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    native: Native = False,
     *,
     out: Output,
 ) -> None:
@@ -87,7 +89,7 @@ def tree(
         trees, notices = [], []
         for name in (model, diff) if diff is not None else (model,):
             say(t(f"building {visible(name)} …", f"сборка {visible(name)} …"))
-            skeleton, parts, said = outlined(name, dtype, trust_remote_code)
+            skeleton, parts, said = outlined(name, dtype, trust_remote_code, native)
             notices.append(said)
             trees.append(measured(skeleton, parts, context))
     out.remarks(*(one for said in notices for one in said))
