@@ -7,11 +7,12 @@ Shape letters: B batch, T tokens, D hidden.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMode
@@ -23,9 +24,16 @@ from ..models.adapter import NativeForCausalLM
 from ..models.backbone import hidden_of
 from ..models.cache import Cache
 from ..models.language_model import LanguageModel
+from ..parts.errors import in_a_line
 from ..parts.heads import hidden_states
 from ..parts.splitting import Split
 from ..parts.tail import Stopped
+
+REMEDY = "leave --kv-cache (kv_cache=True) out"
+
+
+class CacheError(ValueError):
+    """A model that cannot read with a KV-cache, or of which it is not known how."""
 
 
 class CachedBackbone(ABC):
@@ -81,17 +89,33 @@ def cached(m: Loaded | LanguageModel, max_length: int) -> CachedBackbone:
     """A model's backbone with an empty cache, for one generation in which it reads at most ``max_length`` tokens.
 
     Raises:
-        ValueError: the model cannot read with a cache, or it is not known how.
+        CacheError: the model cannot read with a cache, or it is not known how; some show it in the first call.
     """
     model = m if isinstance(m, nn.Module) else m.model
     if isinstance(model, (LanguageModel, NativeForCausalLM)):
         return NativeCached(model, max_length)
     if isinstance(model, PreTrainedModel) and isinstance(model, GenerationMixin):
         return TransformersCached(model, m.split, max_length)
-    raise ValueError(f"{type(model).__name__} is neither transformers' nor native, so how it would use a KV-cache is not known: {REMEDY}")
+    raise CacheError(f"{type(model).__name__} is neither transformers' nor native, so how it would use a KV-cache is not known: {REMEDY}")
 
 
-REMEDY = "leave --kv-cache (kv_cache=True) out"
+def logits_after(backbone: CachedBackbone, split: Split, rows_T: Sequence[Tensor]) -> Tensor:
+    """Raw logits [B, V] in float32 for the token after each row, of which only what the backbone has not read is read.
+
+    In the first call rows may differ in length: shorter ones are padded on the left, as ``generate()`` has them. Afterwards each is
+    one token longer than it was.
+    """
+    if backbone.length:
+        ids_BT, mask_BT = torch.stack([row_T[-1:] for row_T in rows_T]), None
+    else:
+        ids_BT = pad_sequence(list(rows_T), batch_first=True, padding_side="left")
+        lengths_B1 = ids_BT.new_tensor([[len(row_T)] for row_T in rows_T])
+        mask_BT = torch.arange(ids_BT.shape[1], 0, -1, device=ids_BT.device) <= lengths_B1
+        if len({len(row_T) for row_T in rows_T}) == 1:
+            mask_BT = None
+    hidden_BTD = backbone(ids_BT, mask_BT)
+    with torch.no_grad():
+        return split.head(hidden_BTD[:, -1:] if split.last_alone else hidden_BTD)[:, -1].float().to(ids_BT.device)
 
 
 class NativeCached(CachedBackbone):
@@ -140,11 +164,20 @@ class TransformersCached(CachedBackbone):
         self.model, self.max_length = model, max_length
         self.backbone = dict(model.named_modules()).get(split.backbone_name) if split.backbone_name else None
         if self.backbone is None:
-            raise ValueError(f"the backbone of {type(model).__name__} is no module of it that could be run with a KV-cache: {REMEDY}")
+            raise CacheError(f"the backbone of {type(model).__name__} is no module of it that could be run with a KV-cache: {REMEDY}")
         self.kept: dict = {}
         self.ids_BT: Tensor | None = None
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        try:
+            return self.step(ids_BT, mask_BT)
+        except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:  # transformers' own generate() fails alike
+            if isinstance(error, CacheError):
+                raise
+            raise CacheError(f"{type(self.model).__name__} does not read with a KV-cache ({in_a_line(error)}): {REMEDY}") from error
+
+    def step(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """One step of ``generate()``, as far as the end of the backbone."""
         first = self.ids_BT is None
         if first:
             self.ids_BT = ids_BT
@@ -158,7 +191,7 @@ class TransformersCached(CachedBackbone):
         output = self.stopped(given)
         self.extend(output if isinstance(output, ModelOutput) else ModelOutput(), 1)
         if first and not self.nbytes:
-            raise ValueError(f"{type(self.model).__name__} keeps no cache of what it has read: {REMEDY}")
+            raise CacheError(f"{type(self.model).__name__} keeps no cache of what it has read: {REMEDY}")
         return hidden_states(output)[:, -ids_BT.shape[1] :]
 
     def begin(self, mask_BT: Tensor | None) -> None:
@@ -192,7 +225,7 @@ class TransformersCached(CachedBackbone):
             return stopped.hidden
         finally:
             hook.remove()
-        raise ValueError(f"{type(self.model).__name__} does not call its backbone in a step of generate(): {REMEDY}")
+        raise CacheError(f"{type(self.model).__name__} does not call its backbone in a step of generate(): {REMEDY}")
 
     @property
     def nbytes(self) -> int:
