@@ -89,7 +89,7 @@ def bench_loop(
 
 
 @bench.command("limits")
-@grouped(without=["dtype", "trust_remote_code", "native"])
+@grouped(without=["dtype", "trust_remote_code", "native", "fast"])
 def bench_limits(
     compile: Annotated[bool, typer.Option("--compile", help="Time a compiled product too: it wants a C++ compiler.")] = False,
     *,
