@@ -18,7 +18,7 @@ from ..parts.limits import context_length, vocabulary
 from ..parts.splitting import Split, evaluating
 from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
-from .sampling import GREEDY, Filtered, bounds_of, fetch, new_generator, race, remover, run_filters
+from .sampling import GREEDY, Filtered, bounds_of, fetch, largest, new_generator, race, remover, run_filters
 
 LISTED = 10
 
@@ -235,7 +235,7 @@ def runner_up(choice: Choice) -> Tensor:
     scores_V = choice.filtered.scores_V
     race_V = scores_V if choice.q_V is None else choice.p_V / choice.q_V
     out_V = (scores_V == -torch.inf).index_fill(0, choice.token_1, True)
-    return race_V.masked_fill(out_V, -torch.inf).argmax().view(1)
+    return largest(race_V.masked_fill(out_V, -torch.inf))
 
 
 def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: Sampling, texts: Texts, listed: int) -> dict:
