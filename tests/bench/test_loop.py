@@ -67,8 +67,8 @@ def test_every_way_computes_the_same_tokens_and_the_caches_are_as_large_as_told(
     monkeypatch.setattr(bench, "SAMPLING", Sampling(temperature=0.0))
     by_hand = bench.steps_by_hand
     monkeypatch.setattr(bench, "steps_by_hand", lambda *a, **k: made.append(by_hand(*a, **k)) or made[-1])
-    native = bench.native_twin(m)
-    ways = bench.measure(m, lengths=(8,), rounds=1, steps=3, native=native)["ways"]
+    native, fast = bench.twins(m)
+    ways = bench.measure(m, lengths=(8,), rounds=1, steps=3, native=native, fast=fast)["ways"]
     assert [row["way"] for row in ways] == list(bench.WAYS[2:])
     assert len(made) == 2 * 6 and len({tuple(step.token.id for step in steps) for steps in made}) == 1
     assert (
@@ -78,15 +78,22 @@ def test_every_way_computes_the_same_tokens_and_the_caches_are_as_large_as_told(
     )
 
 
-def test_a_native_twin_shares_its_weights_and_only_it_is_fast(tiny):
+def test_a_native_twin_shares_its_weights_and_a_fast_one_has_its_own(tiny):
     m = tiny("qwen2")
-    twin = bench.native_twin(m)
-    theirs = {weight.data_ptr() for weight in m.model.parameters()}
-    assert {weight.data_ptr() for weight in twin.model.parameters()} == theirs
-    assert any(isinstance(module, FastLinear) for module in twin.model.modules())
-    assert not any(isinstance(module, FastLinear) for module in m.model.modules())
+    native, fast = bench.twins(m)
+    theirs, ours, quick = ({weight.data_ptr() for weight in own.model.parameters()} for own in (m, native, fast))
+    matrices = {weight.data_ptr() for name, weight in fast.model.named_parameters() if weight.dim() == 2 and "embed" not in name}
+    assert ours == theirs and not matrices & theirs and quick - matrices <= theirs
+    kinds = [any(isinstance(module, FastLinear) for module in own.model.modules()) for own in (m, native, fast)]
+    assert kinds == [False, False, True]
+
+
+def test_what_has_no_such_form_has_no_twin(tiny):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=26, n_embd=16, n_layer=1, n_head=2, n_positions=48)).eval()
-    assert bench.native_twin(attach(gpt2)) is None
+    assert bench.twins(attach(gpt2)) == (None, None)
+    native, fast = bench.twins(tiny("gpt"))  # it is native itself
+    assert native is None and fast is not None
+    assert bench.twins(attach(tiny("gpt").model.bfloat16())) == (None, None)
 
 
 def test_the_bytes_that_a_step_reads_are_those_of_the_weights_without_norms_and_biases(tiny):
