@@ -16,7 +16,7 @@ from ..loading.native import native_config
 from ..loading.texts import check_repeats
 from ..loop.caching import cached
 from ..loop.decoding import LISTED, loop
-from ..models.adapter import ADAPTERS, NativeConfig, NativeForCausalLM
+from ..models.adapter import NativeConfig, NativeForCausalLM, to_transformers
 from ..models.families import native_weights
 from ..models.fast import make_fast
 from ..parts.costs import MULTIPLY_ADD, Work, kv_numbers_per_token, work_per_token
@@ -224,11 +224,11 @@ def native_twin(m: Loaded) -> Loaded | None:
 def with_weights(config: NativeConfig, state: dict[str, torch.Tensor]) -> NativeForCausalLM:
     """A native model around weights that are there."""
     with torch.device("meta"):
-        model = ADAPTERS[config.variant](config).eval()
+        model = config.build().eval()
     model.load_state_dict(state, strict=False, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.backbone.embed_tokens.weight
-    return model
+    return to_transformers(model)
 
 
 def flops_per_step(m, length: int) -> float:
