@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from ..models.fast import make_fast
 from ..parts.dataflow import building
 from ..parts.limits import vocabulary
 from ..parts.splitting import Split, SplitError
@@ -73,6 +74,7 @@ def load(
     finite: bool = True,
     built: Callable[[nn.Module], None] = lambda model: None,
     native: bool = False,
+    fast: bool = False,
     attn_implementation: str | None = None,
 ) -> Loaded:
     """Loads a causal language model and splits it, with the proof.
@@ -95,6 +97,7 @@ def load(
         built: is called with the model before the first pass through it, that of the proof; not with a function's.
         native: put the weights of a published checkpoint into our own modules (``models.families``), at the peak of hardly more
             memory than they take in the dtype that runs. Models that are native anyway load as ever.
+        fast: other kernels for the products of a native model, which round otherwise (``models.fast``).
         attn_implementation: which code computes attention, of ``attending.CHOICES``; None is the checkpoint's, or torch's choice.
 
     Raises:
@@ -106,6 +109,8 @@ def load(
             raise LoadError(f"{name}: a model of your own stays where your function puts it: leave --device-map and --max-memory out")
         if native:
             raise LoadError(f"{name}: a model of your own has no native form: leave --native out")
+        if fast:
+            raise LoadError(f"{name}: fast products are for native models: leave --fast out")
         pick_dtype(dtype, torch.device("cpu"))
         attend_by(name, attn_implementation, pick_device(device), transformers=False)
         return from_file(name, pick_device(device), dtype, finite)
@@ -120,9 +125,14 @@ def load(
     if native and not is_native(where.config):
         if device_map is not None:
             raise LoadError(f"{name}: the native form lies in one place: leave --device-map and --max-memory out")
-        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", trust_remote_code, finite, built)
+        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", trust_remote_code, finite, built, fast)
+    if fast and not is_native(where.config):
+        raise LoadError(f"{name}: fast products are for native models: add --native, or leave --fast out")
+    if fast and device_map is not None:
+        raise LoadError(f"{name}: fast products are for a model in one place: leave --device-map and --max-memory out")
     check_quantization(name, where.config)
-    if device_map is None and where.adapter is None and where.offline and (found := load_own(name, where, as_dtype, device, finite, built)):
+    plain = device_map is None and where.adapter is None and where.offline
+    if plain and (found := load_own(name, where, as_dtype, device, finite, built, fast)):
         return found
     if trust_remote_code:
         with quiet(bars=where.offline), suppress(Exception):  # of code that breaks off loading tells why
@@ -166,6 +176,7 @@ def load(
         with quiet(bars=where.offline):
             put_on(name, where.adapter, model)
     model.eval()
+    said += quickened(name, model) if fast else ()
     built(model)
     if spread:
         name_ties(model)
@@ -182,7 +193,7 @@ def load(
 
 
 def load_own(
-    name: str, where: "Where", dtype: torch.dtype | str, device: str, finite: bool, built: Callable[[nn.Module], None]
+    name: str, where: "Where", dtype: torch.dtype | str, device: str, finite: bool, built: Callable[[nn.Module], None], fast: bool
 ) -> Loaded | None:
     """``load`` of a checkpoint of our own models; None where transformers' way is needed. ``dtype`` as for ``from_pretrained``."""
     if (model := own_model(where.config, where.folder, dtype, pick_device(device))) is None:
@@ -191,6 +202,7 @@ def load_own(
     if own_settings is not None or (Path(where.source) / "generation_config.json").is_file():
         model.generation_config = own_settings or GenerationConfig.from_pretrained(where.source, local_files_only=True)
     tokenizer, told = tokenizer_of(name, where, dict(trust_remote_code=False, local_files_only=True))
+    said += quickened(name, model) if fast else ()
     built(model)
     loaded = attach(model, tokenizer, where.origin, finite=finite)
     return replace(loaded, notices=(*where.said, *said, *told, *where.notices(), *loaded.notices))
@@ -205,6 +217,7 @@ def load_native(
     trust_remote_code: bool,
     finite: bool,
     built: Callable[[nn.Module], None],
+    fast: bool,
 ) -> Loaded:
     """``load`` of a published checkpoint into our own modules. ``dtype`` was ``chosen`` here, and not asked for.
 
@@ -221,9 +234,25 @@ def load_native(
         raise LoadError(f"{name}: {error}") from error
     form.model.generation_config = shipped_settings(where, own_settings)
     tokenizer, told = tokenizer_of(name, where, dict(trust_remote_code=trust_remote_code, local_files_only=where.offline))
+    said = (*said, *(quickened(name, form.model) if fast else ()))
     built(form.model)
     loaded = attach(form.model, tokenizer, where.origin, finite=finite)
     return replace(loaded, unused=form.unused, notices=(*where.said, *said, *told, *form.notices, *where.notices(), *loaded.notices))
+
+
+def quickened(name: str, model: nn.Module) -> tuple[Notice, ...]:
+    """Gives a native model fast products, and says so. Raises ``LoadError``."""
+    try:
+        make_fast(model)
+    except ValueError as error:
+        raise LoadError(f"{name}: {error}") from error
+    return (
+        Notice(
+            "fast",
+            "Its products run in other kernels (--fast, oneDNN's), which round otherwise than generate() does",
+            "Произведения в ней считают другие ядра (--fast, oneDNN): они округляют иначе, чем generate()",
+        ),
+    )
 
 
 def shipped_settings(where: "Where", own: GenerationConfig | None) -> GenerationConfig:
