@@ -46,6 +46,7 @@ COMMANDS = (
     "bench trace --rounds 1 --tokens 16",
     "bench agreement --samples 2",
     f"bench names {TRAINING} --models gpt --parameters 60000",
+    "bench lines",
     "bench mtp gpt-mtp --samples 1 --rounds 1 --max-new-tokens 5",
 )
 

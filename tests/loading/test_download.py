@@ -95,5 +95,4 @@ def test_the_default_is_fetched_with_a_bar_and_found_in_the_cache_without_networ
 def test_a_checkpoint_is_fetched_into_our_own_modules_too(hub, tmp_path):
     fetched = lesson(tmp_path, hub, "--native")
     assert fetched.returncode == 0, fetched.stderr
-    assert "model.safetensors" in fetched.stderr and "our own modules" in fetched.stderr
     assert json.loads(fetched.stdout)["runs"][0]["model"] == DEFAULT
