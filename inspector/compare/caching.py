@@ -363,11 +363,7 @@ def record(
         rms = float(pair.outputs[worst][role][0].double().square().mean().sqrt())
         in64 = max(row[k] for row in drift64) if exact else None
         layers_drift.append(LayerDrift(role, drift[worst][k], worst, rms, in64))
-    errors = (
-        [max(largest_difference(a[side], b[side]) for a, b in zip(pair.logits, exact.logits, strict=True)) for side in (0, 1)]
-        if exact
-        else (None, None)
-    )
+    errors = own_errors(pair, exact) if exact else (None, None)
     level, margin, observed = verdict(m, ids_1T, sampling, max_new_tokens, pair, errors)
     return CacheLesson(
         model=m.origin.name,
@@ -392,6 +388,13 @@ def record(
         stop_reason=stop,
         notices=m.notices,
     )
+
+
+def own_errors(pair: Pair, exact: Pair) -> tuple[float, float]:
+    """How far the logits of each side, without and with the cache, are from its own in float64, at most."""
+    both = list(zip(pair.logits, exact.logits, strict=True))
+    without, with_cache = (max(largest_difference(own[side], in64[side]) for own, in64 in both) for side in (0, 1))
+    return without, with_cache
 
 
 def verdict(

@@ -232,11 +232,11 @@ class CacheLesson:
     def pace(self) -> tuple[float, float]:
         """Seconds that a step takes however little is computed, and seconds per FLOP.
 
-        From two measured points: the shortest text with the cache, and the longest without. All others are foretold by them.
+        From two measured points, those of the longest text. All others are foretold by them.
         """
-        short, long = self.points[0].cached, self.points[-1].uncached
-        per_flop = max(0.0, (long.seconds - short.seconds) / max(1, long.flops - short.flops))
-        return short.seconds - per_flop * short.flops, per_flop
+        least, most = self.points[-1].cached, self.points[-1].uncached
+        per_flop = max(0.0, (most.seconds - least.seconds) / max(1, most.flops - least.flops))
+        return least.seconds - per_flop * least.flops, per_flop
 
     def foretold(self, flops: float) -> float:
         """Seconds of a step by ``pace``."""
