@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def cache(
         pair, stop = chosen(m, ids_1T, sampling, max_new_tokens)
         said("once more in float64", "ещё раз в float64")
         exact, no_float64 = in_float64(m, ids_1T, pair)
-        cause = None if not any(map(any, pair.drift())) else why(m, ids_1T, pair)
+        cause = why(m, ids_1T, pair) if any(map(any, pair.drift)) else None
         said("measuring the costs", "измерение цены")
         most = max(max_length(ids_1T, max_new_tokens, m) - 1, 2)
         points = measured(m, costs, filled(m, extended(ids_1T, pair.tokens), most))
@@ -84,7 +85,8 @@ class Pair:
     Attributes:
         tokens, tokens_cached: what the logits of each lead to.
         logits: (without, with) raw logits [V] of each step.
-        outputs: of each step, role → (without, with) what a component gave.
+        drift: of each step the largest differences, of the logits and then of each component in ``roles``.
+        rms: of each step, of each component's output without a cache.
         read: tokens that the side with the cache read in each step.
         nbytes: what it then kept.
     """
@@ -93,16 +95,31 @@ class Pair:
         self.tokens: list[int] = []
         self.tokens_cached: list[int] = []
         self.logits: list[tuple[Tensor, Tensor]] = []
-        self.outputs: list[dict[str, tuple[Tensor, Tensor]]] = []
+        self.roles: list[str] = []
+        self.drift: list[list[float]] = []
+        self.rms: list[list[float]] = []
         self.read: list[int] = []
         self.nbytes: list[int] = []
 
-    def drift(self) -> list[list[float]]:
-        """For each step the largest differences: of the logits, then of each component."""
-        return [
-            [largest_difference(*logits), *(largest_difference(*outputs) for outputs in seen.values())]
-            for logits, seen in zip(self.logits, self.outputs, strict=True)
-        ]
+
+class Exact(NamedTuple):
+    """What the same steps gave in float64: ``drift`` as in ``Pair``, and how far each side's logits are from its own here, at most."""
+
+    drift: list[list[float]]
+    errors: list[float]
+
+
+class Seen(NamedTuple):
+    """One step of each side at the newest token, (without a cache, with one): logits [V], each component's output, tokens read with."""
+
+    logits: tuple[Tensor, Tensor]
+    outputs: dict[str, tuple[Tensor, Tensor]]
+    read: int
+
+    @property
+    def drift(self) -> list[float]:
+        """The largest differences: of the logits, then of each component."""
+        return [largest_difference(*self.logits), *(largest_difference(*both) for both in self.outputs.values())]
 
 
 def newest(output: object) -> Tensor | None:
@@ -118,25 +135,24 @@ def shown_parts(m: Loaded) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def stepped(m: Loaded, ids_1T: Tensor, backbone: CachedBackbone, parts: dict[str, nn.Module], new: int) -> tuple[Tensor, ...]:
-    """One step of each side: logits [V] without and with the cache, and role → what each component gave at the newest token."""
-    found: list[dict[str, Tensor]] = []
-
-    def run(read: Callable[[Tensor], Tensor], fed_1T: Tensor) -> Tensor:
+def stepped(m: Loaded, ids_1T: Tensor, backbone: CachedBackbone, parts: dict[str, nn.Module], new: int) -> Seen:
+    """One step of both sides: without the cache over all tokens, with it over the ``new`` ones."""
+    found: list[tuple[Tensor, dict[str, Tensor], int]] = []
+    for read, fed_1T in ((m.split.backbone, ids_1T), (backbone, ids_1T[:, -new:])):
         seen: dict[str, Tensor] = {}
+        rows = [fed_1T.shape[1]]
 
-        def keep(call: Call) -> None:
+        def keep(call: Call, seen=seen, rows=rows) -> None:
             if (row := newest(call.output)) is not None:
                 seen[call.name] = row
+                rows.append(first_numbers(call.output).shape[1])
 
         with Watch(parts, after=keep):
             hidden_1TD = read(fed_1T)
-        found.append(seen)
-        return m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)[0, -1]
-
-    logits = run(m.split.backbone, ids_1T), run(backbone, ids_1T[:, -new:])
-    without, with_cache = found
-    return *logits, {role: (row, with_cache[role]) for role, row in without.items() if role in with_cache}
+        logits_V = m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)[0, -1]
+        found.append((logits_V, seen, max(rows)))
+    (logits_V, outputs, _), (cached_V, with_cache, read_rows) = found
+    return Seen((logits_V, cached_V), {role: (row, with_cache[role]) for role, row in outputs.items() if role in with_cache}, read_rows)
 
 
 def chosen(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> tuple[Pair, str]:
@@ -146,17 +162,18 @@ def chosen(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -
     generators = [new_generator(sampling.seed, ids_1T.device) for _ in range(2)]
     pair, parts, reason, new = Pair(), shown_parts(m), None, ids_1T.shape[1]
     while reason is None:
-        *logits, outputs = stepped(m, ids_1T, backbone, parts, new)
-        logits = [logits_V.float() for logits_V in logits]
-        tokens = []
+        seen = stepped(m, ids_1T, backbone, parts, new)
+        logits, tokens = [logits_V.float() for logits_V in seen.logits], []
         for logits_V, generator in zip(logits, generators, strict=True):
             filtered = run_filters(logits_V.to(ids_1T.device), ids_1T[0], sampling, bounds)
             tokens.append(draw(filtered.scores_V, sampling, generator)[0])
         pair.tokens.append(tokens[0])
         pair.tokens_cached.append(tokens[1])
         pair.logits.append(tuple(logits))
-        pair.outputs.append(outputs)
-        pair.read.append(new)
+        pair.roles = pair.roles or [*seen.outputs]
+        pair.drift.append(seen.drift)
+        pair.rms.append([float(row.double().square().mean().sqrt()) for row, _ in seen.outputs.values()])
+        pair.read.append(seen.read)
         pair.nbytes.append(kept_bytes(backbone))
         ids_1T, new = extended(ids_1T, tokens[:1]), 1
         reason = stop_reason(tokens[0], m.stop_ids, len(pair.tokens), max_new_tokens, ids_1T.shape[1], m.context_length)
@@ -175,16 +192,17 @@ def max_length(ids_1T: Tensor, max_new_tokens: int, m: Loaded) -> int:
     return longest if m.context_length is None else min(longest, m.context_length + 1)
 
 
-def in_float64(m: Loaded, ids_1T: Tensor, pair: Pair) -> tuple[Pair | None, str | None]:
+def in_float64(m: Loaded, ids_1T: Tensor, pair: Pair) -> tuple[Exact | None, str | None]:
     """Both sides in float64 over the same tokens, or why there are none."""
-    exact = Pair()
+    exact = Exact([], [0.0, 0.0])
     try:
         with in_dtype(m.model, torch.float64), plain_experts(m.model), LiftedCasts():
             backbone, parts, new = cached(m, ids_1T.shape[1] + len(pair.tokens)), shown_parts(m), ids_1T.shape[1]
-            for token in pair.tokens:
-                *logits, outputs = stepped(m, ids_1T, backbone, parts, new)
-                exact.logits.append(tuple(logits))
-                exact.outputs.append(outputs)
+            for token, logits in zip(pair.tokens, pair.logits, strict=True):
+                seen = stepped(m, ids_1T, backbone, parts, new)
+                exact.drift.append(seen.drift)
+                for side, (own_V, exact_V) in enumerate(zip(logits, seen.logits, strict=True)):
+                    exact.errors[side] = max(exact.errors[side], largest_difference(own_V, exact_V))
                 ids_1T, new = extended(ids_1T, [token]), 1
     except Exception as error:  # a model need not be written for float64, nor fit the memory in it
         return None, f"{type(error).__name__}: {error}"
@@ -194,7 +212,7 @@ def in_float64(m: Loaded, ids_1T: Tensor, pair: Pair) -> tuple[Pair | None, str 
 @torch.no_grad()
 def why(m: Loaded, ids_1T: Tensor, pair: Pair) -> DriftCause | None:
     """The smallest component that first gives two results for one input; None where none is seen, as where functions alone act."""
-    step = next(i for i, row in enumerate(pair.drift()) if any(row))
+    step = next(i for i, row in enumerate(pair.drift) if any(row))
     known = {role: part for role, part in m.components.items() if role != "head"}
     backbone, text_1T = cached(m, ids_1T.shape[1] + step), extended(ids_1T, pair.tokens[:step])
     if step:
@@ -334,7 +352,7 @@ def record(
     max_new_tokens: int,
     costs: CacheCosts,
     pair: Pair,
-    exact: Pair | None,
+    exact: Exact | None,
     no_float64: str | None,
     cause: DriftCause | None,
     points: Sequence[CostPoint],
@@ -343,7 +361,7 @@ def record(
 ) -> CacheLesson:
     """All of it as a record, with the verdict."""
     prompt = ids_1T.shape[1]
-    drift, drift64 = pair.drift(), exact.drift() if exact else [[None] * len(row) for row in pair.drift()]
+    drift, drift64 = pair.drift, exact.drift if exact else [[None] * len(row) for row in pair.drift]
     steps = tuple(
         CachedStep(
             context_length=prompt + i,
@@ -358,12 +376,11 @@ def record(
         for i in range(len(drift))
     )
     layers_drift = []
-    for k, role in enumerate(pair.outputs[0], 1):
+    for k, role in enumerate(pair.roles, 1):
         worst = max(range(len(drift)), key=lambda i: drift[i][k])
-        rms = float(pair.outputs[worst][role][0].double().square().mean().sqrt())
         in64 = max(row[k] for row in drift64) if exact else None
-        layers_drift.append(LayerDrift(role, drift[worst][k], worst, rms, in64))
-    errors = own_errors(pair, exact) if exact else (None, None)
+        layers_drift.append(LayerDrift(role, drift[worst][k], worst, pair.rms[worst][k - 1], in64))
+    errors = exact.errors if exact else (None, None)
     level, margin, observed = verdict(m, ids_1T, sampling, max_new_tokens, pair, errors)
     return CacheLesson(
         model=m.origin.name,
@@ -388,13 +405,6 @@ def record(
         stop_reason=stop,
         notices=m.notices,
     )
-
-
-def own_errors(pair: Pair, exact: Pair) -> tuple[float, float]:
-    """How far the logits of each side, without and with the cache, are from its own in float64, at most."""
-    both = list(zip(pair.logits, exact.logits, strict=True))
-    without, with_cache = (max(largest_difference(own[side], in64[side]) for own, in64 in both) for side in (0, 1))
-    return without, with_cache
 
 
 def verdict(

@@ -46,7 +46,7 @@ def lesson_view(lesson: CacheLesson, width: int, t: Translate) -> RenderableType
 
 def number(value: float | None) -> str:
     """A difference, short."""
-    return "–" if value is None else "0" if value == 0 else f"{value:.1e}"
+    return "–" if value is None else "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:.2g}"
 
 
 def verdict_line(lesson: CacheLesson, t: Translate) -> Text:
@@ -168,6 +168,15 @@ def cause_said(cause: DriftCause | None, t: Translate) -> list[str]:
             f"({cause.rows:,}) и с ним ({cause.rows_cached:,}), она даёт результаты врозь на {number(cause.difference)}.",
         )
     ]
+    if cause.rows == cause.rows_cached:
+        lines.append(
+            t(
+                "With a cache it computes the same in another way, so that it adds in another order: latent attention, say, looks at the "
+                "latents themselves and makes no keys and values of them.",
+                "С кэшем она считает то же иначе и складывает в другом порядке: латентное внимание, например, смотрит на сами латентные "
+                "векторы и не делает из них ключей и значений.",
+            )
+        )
     if cause.alone:
         lines.append(
             t(
@@ -349,9 +358,9 @@ def bytes_said(lesson: CacheLesson, t: Translate) -> str:
     per = [f"{cost.flops / cost.bytes:.2g}" for cost in (last.uncached, last.cached)]
     return t(
         f"Bytes are {fewer} times as many without it: {weights} of weights are read in every step either way. FLOPs per byte: {per[0]} "
-        f"without, {per[1]} with the cache: fewer than a processor computes while it reads one, so a step with it waits for the memory.",
+        f"without, {per[1]} with the cache, fewer than a processor computes while it reads one: weights too large for its own caches are waited for.",
         f"Байтов без него больше в {fewer} раза: {weights} весов читаются в каждом шаге и так, и так. FLOPs на байт: {per[0]} без кэша, "
-        f"{per[1]} с ним: меньше, чем процессор считает, пока читает байт, так что шаг с кэшем ждёт памяти.",
+        f"{per[1]} с ним, меньше, чем процессор считает, пока читает байт: весов, которые не помещаются в его собственные кэши, он ждёт.",
     )
 
 
@@ -436,7 +445,7 @@ def traps_view(traps: Sequence[Trap], t: Translate) -> list[RenderableType]:
 def trap_words(trap: Trap, t: Translate) -> tuple[str, str, str, str]:
     """A trap in words: its name, what is right, what is wrong, and why."""
     kind = trap.model.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    own = t(" This model has it.", " У этой модели он есть.") if trap.own else ""
+    own = t(" The model above has it.", " У модели выше это есть.") if trap.own else ""
     if trap.kind == "longrope":
         return (
             "LongRoPE",
