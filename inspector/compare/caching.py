@@ -31,7 +31,7 @@ from .cache_traps import traps
 from .sides import Side, extended
 from .verifying import decision, is_rounding
 
-POINTS = 9  # lengths of the text whose costs are measured
+POINTS = 7  # lengths of the text whose costs are measured
 ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 3, 25, 0.4
 
 

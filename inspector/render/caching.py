@@ -358,9 +358,9 @@ def bytes_said(lesson: CacheLesson, t: Translate) -> str:
     per = [f"{cost.flops / cost.bytes:.2g}" for cost in (last.uncached, last.cached)]
     return t(
         f"Bytes are {fewer} times as many without it: {weights} of weights are read in every step either way. FLOPs per byte: {per[0]} "
-        f"without, {per[1]} with the cache, fewer than a processor computes while it reads one: weights too large for its own caches are waited for.",
+        f"without, {per[1]} with the cache. A processor computes more than that while a byte comes from memory, and waits.",
         f"Байтов без него больше в {fewer} раза: {weights} весов читаются в каждом шаге и так, и так. FLOPs на байт: {per[0]} без кэша, "
-        f"{per[1]} с ним, меньше, чем процессор считает, пока читает байт: весов, которые не помещаются в его собственные кэши, он ждёт.",
+        f"{per[1]} с ним. Процессор считает больше, пока байт приходит из памяти, и ждёт.",
     )
 
 
