@@ -104,18 +104,20 @@ class CacheCosts:
         """What the cache keeps of a text of so many tokens, in the model's precision; None where it is not told."""
         return None if self.kept is None else self.item * sum(own.after(tokens) for own in self.kept)
 
-    def flops(self, new: int, past: int = 0) -> int:
-        """FLOPs of reading ``new`` tokens behind ``past`` that the cache holds, the head for the last alone where the split does so.
+    def flops(self, new: int, past: int | None = None) -> int:
+        """FLOPs of reading ``new`` tokens behind ``past`` that a cache holds, the head for the last alone where the split does so.
+
+        Without ``past`` there is no cache.
 
         Attention is counted as eager attention computes it: every new token against all that are kept and all new ones.
         """
         total = 0
         for name, own in self.work.items():
             of_head = name in self.split.head_names and self.split.last_alone
-            rows, seen = 1 if of_head else new, new + past
-            if (window := self.windows.get(name)) is not None:
+            rows, seen = 1 if of_head else new, new + (past or 0)
+            if past and (window := self.windows.get(name)) is not None:
                 seen = new + min(past, window - 1)
-            own = self.cached_work(name, own) if past else own
+            own = own if past is None else self.cached_work(name, own)
             if past and self.roles.get(name, "").endswith(".attn.kv_b") and not self.is_native_latent(name.rpartition(".")[0]):
                 rows = seen  # transformers makes the keys and values of all latents anew
             total += rows * own.flops(seen)
@@ -137,8 +139,8 @@ class CacheCosts:
         """Of the weights that one token is multiplied with."""
         return self.item * sum(own.numbers for own in self.work.values())
 
-    def bytes(self, new: int, past: int = 0) -> int:
-        """Bytes that reading ``new`` tokens behind ``past`` has to move at least.
+    def bytes(self, new: int, past: int | None = None) -> int:
+        """Bytes that reading ``new`` tokens behind ``past`` has to move at least; without ``past`` there is no cache.
 
         Every weight that multiplies once, of experts all that the tokens can choose; what modules give, once written and once read;
         and the cache, once read where it holds something. What is computed between modules, such as attention's weights, is not in it.
