@@ -11,6 +11,7 @@ from torch import nn
 from ..models.latent_attention import MultiHeadLatentAttention
 from ..records.caching import KeptPart
 from .costs import Work, attention_widths, kept_width, kv_numbers_per_token, recurrent, text_config, unknown, work_per_token
+from .precision import dtype_of
 from .roles import roles, spans
 from .splitting import Split, input_device
 from .structure import Running
@@ -69,7 +70,7 @@ class CacheCosts:
         self.left_out = len(strangers)
         told = not strangers and kv_numbers_per_token(model, self.roles, self.runs) is not None
         self.kept = tuple(self.kept_by_layer()) if told else None
-        self.item = next(model.parameters()).element_size()
+        self.item = dtype_of(model).itemsize
         self.given = numbers_given(model)
 
     def kept_by_layer(self):
