@@ -1,7 +1,9 @@
 """``inspector cache`` as a command: its files, its exit codes, its refusals."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,8 @@ from inspector.cli import main
 from inspector.compare import caching
 from inspector.records.as_json import from_json
 from inspector.records.caching import CacheLesson
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,15 @@ def test_it_writes_the_record_and_the_picture(monkeypatch, capsys, tmp_path):
     assert "curves.png" in out.replace("\n", "")
     code, out, _ = run(monkeypatch, capsys, "names-qwen2", "Крас", "--max-new-tokens", "3", "--top-k", "3", "--seed", "1", "--json", "-")
     assert code == 0 and json.loads(out)["sampling"]["temperature"] == 1.0  # a setting that acts on draws alone asks for draws
+
+
+@pytest.mark.parametrize(("page", "language"), [("docs/cache.md", "en"), ("docs/ru/cache.md", "ru")])
+def test_the_curves_are_those_that_the_page_shows(page, language, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(monkeypatch, capsys, "names-qwen2", "Крас", "--max-new-tokens", "60", "--lang", language)
+    [excerpt] = re.findall(r"```text\n(.*?)```", (ROOT / page).read_text(encoding="utf8"), re.DOTALL)
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert len(excerpt.splitlines()) == 12 and set(excerpt.splitlines()[1:]) <= set(lines)
 
 
 def test_it_ends_with_1_where_the_cache_changes_more_than_rounding(monkeypatch, capsys):
