@@ -337,11 +337,14 @@ def step(m: Loaded, read: Callable[[Tensor], Tensor], fed_1T: Tensor) -> Tensor:
     return m.split.head(hidden_1TD[:, -1:] if m.split.last_alone else hidden_1TD)
 
 
-def count(m: Loaded, read: Callable[[Tensor], Tensor], fed_1T: Tensor) -> int:
-    """FLOPs of a step as torch counts them, by kernels that it knows: attention and experts as plain products."""
+def count(m: Loaded, read: Callable[[Tensor], Tensor], fed_1T: Tensor) -> int | None:
+    """FLOPs of a step as torch counts them, by kernels that it knows: attention and experts as plain products. None where it cannot."""
     on_cpu = sdpa_kernel(SDPBackend.MATH) if m.device.type == "cpu" else nullcontext()
-    with plain_experts(m.model), on_cpu, FlopCounterMode(display=False) as counter:
-        step(m, read, fed_1T)
+    try:
+        with plain_experts(m.model), on_cpu, FlopCounterMode(display=False) as counter:
+            step(m, read, fed_1T)
+    except AssertionError:  # its own hooks, in a model that asks for gradients meanwhile
+        return None
     return counter.get_total_flops()
 
 

@@ -13,6 +13,7 @@ from ..records.caching import KeptPart
 from .costs import Work, attention_widths, kept_width, kv_numbers_per_token, recurrent, text_config, unknown, work_per_token
 from .precision import dtype_of
 from .roles import roles, spans
+from .shapes import within_name
 from .splitting import Split, input_device
 from .structure import Running
 from .watching import Watch, first_numbers, submodules
@@ -56,7 +57,7 @@ class CacheCosts:
         split: its backbone and head.
 
     Attributes:
-        kept: one for each layer's attention and mixer; None where keys and values are not recognised.
+        kept: one for each layer's attention and mixer; None where keys and values, or the size of a state, are not recognised.
         left_out: how many modules there are in the layers whose cost is not told.
     """
 
@@ -69,7 +70,9 @@ class CacheCosts:
         strangers = unknown(model, self.roles)
         self.left_out = len(strangers)
         told = not strangers and kv_numbers_per_token(model, self.roles, self.runs) is not None
-        self.kept = tuple(self.kept_by_layer()) if told else None
+        kept = tuple(self.kept_by_layer()) if told else ()
+        indexed = any(name.endswith(".indexer") for name, _ in model.named_modules())  # which keeps keys of its own
+        self.kept = kept if kept and all(own.numbers for own in kept) and not indexed else None
         self.item = dtype_of(model).itemsize
         self.given = numbers_given(model)
 
@@ -114,7 +117,7 @@ class CacheCosts:
         """
         total = 0
         for name, own in self.work.items():
-            of_head = name in self.split.head_names and self.split.last_alone
+            of_head = self.split.last_alone and any(within_name(name, head) for head in self.split.head_names)
             rows, seen = 1 if of_head else new, new + (past or 0)
             if past and (window := self.windows.get(name)) is not None:
                 seen = new + min(past, window - 1)

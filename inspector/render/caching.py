@@ -24,6 +24,7 @@ WIDEST = 120  # columns that the charts take at most
 CHART_HEIGHT = 9
 MARKS = {"uncached": ("○", "red"), "cached": ("●", "green")}
 CHARTS = (("flops", "step"), ("flops", "in all"), ("seconds", "step"), ("seconds", "in all"))  # what, of which
+NO_ROUNDING = 100.0  # float64 makes rounding smaller by more than that, from whatever precision
 EPSILONS = 2.0**29  # float32's over float64's
 
 
@@ -152,8 +153,10 @@ def cause_said(cause: DriftCause | None, t: Translate) -> list[str]:
     if cause is None:
         return [
             t(
-                "It begins in a function between the components: attention's products over one row and over many add in another order.",
-                "Оно начинается в функции между частями: произведения внимания для одной строки и для многих складываются по-разному.",
+                "No component gives two results for one input: it begins between them. Attention's products over one row add in another "
+                "order than over many; other positions, or another mask, would show here too.",
+                "Ни одна часть не даёт двух результатов для одного входа: оно начинается между ними. Произведения внимания для одной "
+                "строки складываются в другом порядке, чем для многих; другие позиции или маска тоже проявились бы здесь.",
             )
         ]
     if cause.step == 0:
@@ -210,6 +213,13 @@ def float64_said(lesson: CacheLesson, t: Translate) -> list[str]:
     if not lesson.difference:
         return []
     own, exact = number(lesson.difference), number(lesson.in_float64)
+    if lesson.in_float64 > lesson.difference / NO_ROUNDING:
+        return [
+            t(
+                f"In float64 the logits are {exact} apart too: that is no rounding, the two ways compute different things.",
+                f"Во float64 логиты тоже расходятся, на {exact}: это не округление, два способа считают разное.",
+            )
+        ]
     fell = f"{lesson.difference / lesson.in_float64:.1e}" if lesson.in_float64 else "∞"
     expected = t(f"; one step of float32 is {EPSILONS:.1e} times one of float64", f"; шаг float32 больше шага float64 в {EPSILONS:.1e} раз")
     return [
@@ -233,6 +243,8 @@ def kept_view(lesson: CacheLesson, t: Translate) -> list[RenderableType]:
         untold = t("; the configuration does not tell how many they should be", "; из конфигурации неизвестно, сколько должно быть")
         return [Text(measured + untold + ".")]
     told = t(f"; told from the configuration: {last.cache_bytes_told:,}.", f"; по конфигурации: {last.cache_bytes_told:,}.")
+    if last.cache_bytes_told != last.cache_bytes:
+        told += t(" Some layers keep something else than it tells.", " Некоторые слои хранят не то, что по ней видно.")
     heads = t("layers", "слои"), t("what", "что"), t("numbers", "чисел"), t("of all heads'", "от всех голов")
     result = table(*heads, numbers=(2, 3))
     for part in lesson.kept:

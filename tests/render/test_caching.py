@@ -106,6 +106,10 @@ def test_what_went_otherwise_is_said():
     text = " ".join(shown(unknown, 120).split())
     assert "There is no run in float64 to tell rounding by: RuntimeError: no kernel" in text and unknown.holds
     assert "the configuration does not tell" in text and "Of 2 modules the cost is not told" in text
+    other = replace(LESSON, level="tokens", steps=tuple(replace(s, in_float64=1e-6, cache_bytes_told=7) for s in LESSON.steps))
+    text = " ".join(shown(other, 120).split())
+    assert "In float64 the logits are 1.0e-06 apart too: that is no rounding" in text and not other.holds
+    assert "Some layers keep something else" in text
     assert not replace(unknown, no_float64=None).holds  # a float64 run that does not show rounding
 
 
