@@ -311,13 +311,14 @@ class LoopOptions:
         bool, typer.Option("--kv-cache", help="Read only the new token at every step, as generate() does by default; else all of them.")
     ] = False
 
-    def check(self, *models) -> None:
-        """Refuses models that cannot read so. Raises ``ValueError``."""
+    def checked(self, *models) -> list:
+        """The models, which can be read so. Raises ``ValueError`` where one cannot."""
         if self.kv_cache:
             from ..loop.caching import check_cached
 
             for m in models:
                 check_cached(m)
+        return list(models)
 
 
 class SamplingFlags:

@@ -4,6 +4,7 @@ Shape letters: B batch, T tokens, D hidden.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from inspect import signature
 
 import torch
@@ -62,7 +63,8 @@ class TransformersCached(CachedBackbone):
         for (module, name), tensor in self.inside.items():
             setattr(module, name, tensor)
         before = plain_tensors(self.model) if first else {}
-        output = self.stopped(given)
+        with nullcontext() if first else self.model._optimize_model_for_decode():  # on accelerators other products of experts
+            output = self.stopped(given)
         if first:
             self.inside = {place: tensor for place, tensor in plain_tensors(self.model).items() if before.get(place) is not tensor}
         self.inside = {(module, name): getattr(module, name) for module, name in self.inside}

@@ -1,5 +1,6 @@
 """Reading with a cache: bit for bit what ``generate(use_cache=True)`` does, and up to rounding what reading anew gives."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -113,6 +114,20 @@ def test_a_native_model_is_bitwise_its_adapter_in_generate_with_a_cache(kind):
     for settings in (dict(temperature=0), dict(seed=3, top_k=9), dict(num_beams=3)):
         ids_BT = torch.cat([IDS, IDS.flip(1)])
         assert torch.equal(model.generate(ids_BT, NEW, **settings, kv_cache=True), model.generate(ids_BT, NEW, **settings))
+
+
+def test_later_steps_run_in_the_mode_in_which_generate_runs_them(tiny, monkeypatch):
+    """Which on accelerators takes other products for a mixture of experts: never in the first step."""
+    m, entered = tiny("qwen2"), []
+
+    @contextmanager
+    def noting():
+        entered.append(len(entered))
+        yield
+
+    monkeypatch.setattr(m.model, "_optimize_model_for_decode", noting)
+    list(decode(m, m.encode("абв"), GREEDY, 4, kv_cache=True))
+    assert len(entered) == 3
 
 
 def test_the_loop_the_run_and_the_verdict_with_a_cache(tiny):
