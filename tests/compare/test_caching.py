@@ -13,6 +13,7 @@ from inspector.compare.cache_traps import STEPS, SWITCH, WINDOW, traps
 from inspector.compare.caching import Pair, cache, lengths_up_to, verdict
 from inspector.loading.loaded import attach
 from inspector.loop.caching import cached
+from inspector.models import VARIANTS
 from inspector.records.as_json import from_json, to_json
 from inspector.records.caching import CacheLesson
 from inspector.records.generation import Sampling
@@ -65,6 +66,15 @@ def test_native_models_differ_by_rounding_only(variant, no_traps):
     run = inspector.run(m, m.encode("Анна"), Sampling(temperature=0.9, seed=4), 6)
     assert [step.token for step in lesson.steps] == [step.token for step in run.steps] and lesson.stop_reason == run.steps[-1].stop_reason
     assert all(cost.flops == cost.counted for point in lesson.points for cost in (point.uncached, point.cached))
+
+
+def test_a_bare_native_model_can_be_asked(no_traps):
+    lesson = cache(attach(VARIANTS["gpt"](40, d_model=32, n_layers=2, n_heads=4, max_seq_len=48).eval()), PROMPT, max_new_tokens=3)
+    assert lesson.holds and [step.cache_bytes for step in lesson.steps] == [step.cache_bytes_told for step in lesson.steps] == [
+        1024,
+        1280,
+        1536,
+    ]
 
 
 class Uneven(nn.Linear):
