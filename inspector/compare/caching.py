@@ -131,7 +131,8 @@ def newest(output: object) -> Tensor | None:
 def shown_parts(m: Loaded) -> dict[str, nn.Module]:
     """Role → component whose drift is shown: embedding, blocks, final norm."""
     known = m.components
-    return {role: part for role, part in known.items() if role in ("embed", "final_norm") or role in layers(known)}
+    shown = {"embed", "final_norm", *layers(known)}
+    return {role: part for role, part in known.items() if role in shown}
 
 
 @torch.no_grad()

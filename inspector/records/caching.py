@@ -2,13 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .as_json import SCHEMA
-from .comparison import LEVELS
 from .generation import Sampling, Token
 from .notices import Notice
-
-WAYS = ("uncached", "cached")
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class CacheLesson:
         threads: of the CPU.
         prompt: the tokens fed.
         sampling: the settings of both sides.
-        level: as in ``Verdict``.
+        level: one of ``records.comparison.LEVELS``.
         steps: one for each new token.
         layers: in the order in which they run.
         cause: where the difference begins; None where there is none, or no component shows it.
@@ -225,8 +223,7 @@ class CacheLesson:
     @property
     def holds(self) -> bool:
         """Whether the cache changes nothing but rounding: nothing is known that speaks against it."""
-        within = LEVELS[: LEVELS.index("rounding") + 1]
-        return self.level in (*within, "near-tie") or (self.level == "tokens" and self.no_float64 is not None)
+        return self.level in ("bitwise", "rounding", "near-tie") or (self.level == "tokens" and self.no_float64 is not None)
 
     @property
     def pace(self) -> tuple[float, float]:
@@ -248,16 +245,26 @@ class CacheLesson:
 
         Between two measured lengths the cost of a token is taken to change evenly.
         """
-        return sum(self.at(way, n, what) for n in range(1, length + 1))
+        known = self.known(way, what)
+        total = known[0][1]
+        for (before, low), (after, high) in pairwise(known):
+            count = min(after, length) - before
+            if count > 0:
+                total += count * low + (high - low) / (after - before) * count * (count + 1) / 2
+        return total
 
     def at(self, way: str, length: float, what: str) -> float:
         """The cost of token number ``length``, likewise."""
-        known = [(point.length, self.value(getattr(point, way), what)) for point in self.points]
+        known = self.known(way, what)
         before = max((pair for pair in known if pair[0] <= length), default=known[0])
         after = min((pair for pair in known if pair[0] >= length), default=known[-1])
         if before[0] == after[0]:
             return before[1]
         return before[1] + (after[1] - before[1]) * (length - before[0]) / (after[0] - before[0])
+
+    def known(self, way: str, what: str) -> list[tuple[int, float]]:
+        """The measured lengths, from 1 up, and the costs there."""
+        return [(point.length, self.value(getattr(point, way), what)) for point in self.points]
 
     def value(self, cost: Cost, what: str) -> float:
         """A number of a cost; NaN where it is not known."""
