@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from transformers import PretrainedConfig
 
 from ..compare.sides import StepClock, explicit_settings, with_generate, without_checkpoint_settings
 from ..loading.finding import LoadError
-from ..loading.loaded import Loaded, attach
+from ..loading.loaded import Loaded
 from ..loading.native import native_config
 from ..loading.texts import check_repeats
 from ..loop.caching import cached
@@ -20,7 +21,9 @@ from ..models.adapter import NativeConfig, NativeForCausalLM, to_transformers
 from ..models.families import native_weights
 from ..models.fast import make_fast
 from ..parts.costs import MULTIPLY_ADD, Work, kv_numbers_per_token, work_per_token
+from ..parts.heads import hidden_states
 from ..parts.roles import roles
+from ..parts.splitting import Split
 from ..parts.structure import Running
 from ..records.generation import Sampling, Step, median_step
 from .limits import QWEN_HEAD, QWEN_LAYER, QWEN_LAYERS, bytes_per_second, flops_per_second, timed
@@ -208,7 +211,7 @@ def twins(m: Loaded) -> tuple[Loaded | None, Loaded | None]:
         make_fast(quick)
     except ValueError:
         return shared, None
-    return shared, attach(quick, m.tokenizer, m.origin)
+    return shared, around(m, quick)
 
 
 def native_twin(m: Loaded) -> Loaded | None:
@@ -218,7 +221,12 @@ def native_twin(m: Loaded) -> Loaded | None:
         made = native_config(m.origin.name, config if isinstance(config, PretrainedConfig) else PretrainedConfig())
     except LoadError:
         return None
-    return attach(with_weights(made, dict(native_weights(config, m.model.state_dict().items()))), m.tokenizer, m.origin)
+    return around(m, with_weights(made, dict(native_weights(config, m.model.state_dict().items()))))
+
+
+def around(m: Loaded, model: NativeForCausalLM) -> Loaded:
+    """``m`` with a native model in the place of its own. Its parts are known: they need no proof, which takes many passes."""
+    return replace(m, model=model, split=Split(lambda ids_BT: hidden_states(model.backbone(ids_BT)), model.lm_head))
 
 
 def with_weights(config: NativeConfig, state: dict[str, torch.Tensor]) -> NativeForCausalLM:

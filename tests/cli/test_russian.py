@@ -19,6 +19,7 @@ ALLOWED = re.findall(
     embed layers attn mlp gate act up down head norm logits mtp block model BACKBONE
     names-qwen2 names-expert gpt gpt-moe gpt-mla gpt-mtp granite bert items txt norm-order
     context hand limit recording percent
+    kv-cache native fast linear transposed onednn prepacked compiled sum True GFLOP
     """,
 )
 NAMES = re.compile(r"«.*?»|\d[\d.]*e-\d+|[A-Z]\w*[a-z]\w*[A-Z]\w*|Linear|Embedding|\w*_\w+|\w+(?:\.\w+)+")  # tokens, numbers, modules
@@ -42,6 +43,7 @@ COMMANDS = (
     "diverge names-qwen2 names-qwen2 Крас --dtype-b bfloat16",
     "mutate names-expert norm-order",
     "bench gender --pairs 2 --samples 1",
+    "bench limits",
     "bench loop --rounds 1",
     "bench trace --rounds 1 --tokens 16",
     "bench agreement --samples 2",
@@ -63,6 +65,8 @@ def test_a_screen_in_russian_is_russian(command, tmp_path, monkeypatch, capfd):
     Path("items.txt").write_text("альфа\nбета\nгамма\nдельта\nйота\nкаппа\nлямбда\nмю\nню\nомега\n", "utf8")
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setattr(sys, "argv", ["inspector", *command.split(), "--lang", "ru"])
+    monkeypatch.setattr("inspector.bench.limits.LARGER_THAN_CACHES", 2**22)
+    monkeypatch.setattr("inspector.bench.limits.SHAPES", ((896, 128),))
     said = []  # what moves on a terminal while a verb computes
     monkeypatch.setattr("rich.status.Status.update", lambda self, text: said.append(str(text)))
     code = main_code()
