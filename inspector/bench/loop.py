@@ -15,29 +15,17 @@ from ..parts.costs import MULTIPLY_ADD, work_per_token
 from ..parts.roles import roles
 from ..parts.structure import Running
 from ..records.generation import Sampling, Step, median_step
+from .limits import QWEN_HEAD, QWEN_LAYER, QWEN_LAYERS, flops_per_second, timed
 
 LENGTHS = (32, 128, 512)
 SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=0)  # as Qwen2.5 ships, without its penalty
 MOST_TURNS = 25
-# Qwen2.5-0.5B: (in, out) of a layer's q, k, v, o, gate, up and down, and of the head
-QWEN_LAYERS = 24
-QWEN_LAYER = ((896, 896), (896, 128), (896, 128), (896, 896), (896, 4864), (896, 4864), (4864, 896))
-QWEN_HEAD = (896, 151_936)
 
 
 def probe_ids(m, length: int) -> torch.Tensor:
     """A prompt [1, length] of random tokens, always the same ones."""
     vocabulary = m.vocab_size
     return torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(length)).to(m.device)
-
-
-def timed(call) -> float:
-    """Seconds of one call, an accelerator's queue included."""
-    started = time.perf_counter()
-    call()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter() - started
 
 
 def turns(least: int) -> Iterator[int]:
@@ -91,7 +79,7 @@ def measure(
         hand = [[step.seconds for step in one] for one in made["hand"][1:]]
         generate = made["generate"][1:]
         records = [[step.recording_seconds / step.seconds for step in one] for one in made["hand"][1:]]
-        limit = flops_per_step(m, length) / flops_per_second(m)
+        limit = flops_per_step(m, length) / flops_per_second(m.device, m.dtype)
         rows.append(
             dict(
                 context=length,
@@ -127,13 +115,6 @@ def flops_per_step(m, length: int) -> float:
     work = work_per_token(m.model, found, Running(m.model).counts)
     head = sum(own.numbers for name, own in work.items() if name.startswith(m.split.head_names))
     return MULTIPLY_ADD * ((sum(own.numbers for own in work.values()) - head) * length + head)
-
-
-def flops_per_second(m, size: int = 1024) -> float:
-    """The speed of a square matrix product in the model's dtype, the best of three: a practical limit of this machine."""
-    a = torch.randn(size, size, device=m.device, dtype=m.dtype)
-    a @ a
-    return 2 * size**3 / min(timed(lambda: a @ a) for _ in range(3))
 
 
 def estimate_qwen(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, float]:

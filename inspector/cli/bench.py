@@ -13,10 +13,12 @@ from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.names import agreement_view, names_view
+from ..render.speed import limits_view
 from ..render.tables import table
 from ..render.text import Translate
 from ..render.verdicts import loop_table
 from .options import (
+    SMALL,
     ModelArgument,
     ModelOptions,
     Output,
@@ -84,6 +86,28 @@ def bench_loop(
     out.header(model)
     out.console.print(loop_table(rows, out.t))
     out.write(dict(model=model, threads=threads_now(), rows=rows))
+
+
+@bench.command("limits")
+@grouped(without=["dtype", "trust_remote_code", "native"])
+def bench_limits(
+    compile: Annotated[bool, typer.Option("--compile", help="Time a compiled product too: it wants a C++ compiler.")] = False,
+    *,
+    how: ModelOptions,
+    out: Output,
+) -> None:
+    """What the machine can do at most: reading memory, matrix products in several ways, starting an operation."""
+    t = out.t
+    with busy(t("loading torch …", "загрузка torch …")) as say:
+        with importing():
+            from ..bench.limits import measure
+            from ..loading.loading import pick_device
+
+        settle_threads(how.threads, SMALL)
+        result = measure(pick_device(how.device), compile, in_language(say, t))
+    out.header()
+    out.console.print(limits_view(result, t))
+    out.write(dict(threads=threads_now()) | result)
 
 
 @bench.command("trace")

@@ -63,6 +63,10 @@ class Cache:
             raise ValueError(f"length={length}: the cache holds {self.length} tokens, give a number from 0 to that")
         self.length = length
 
+    def select(self, rows_B: Tensor) -> None:
+        """Goes on with these rows, by their numbers [B]: some of them, in another order, one several times."""
+        self.tensors = tuple(kept.index_select(0, rows_B) for kept in self.tensors)
+
 
 def past_length(caches: Sequence[Cache] | None) -> int:
     """How many tokens the layers' caches hold; 0 without caches."""

@@ -83,7 +83,7 @@ def test_ratios_are_by_hand_to_the_other_and_within_a_round(tiny, monkeypatch):
     monkeypatch.setattr(
         bench, "clocked", lambda reference, ids, count: [s for (s,) in steps("generate", [(70,), (4,), (4,), (8,)][:count])]
     )
-    monkeypatch.setattr(bench, "flops_per_second", lambda m: 1e9)
+    monkeypatch.setattr(bench, "flops_per_second", lambda device, dtype: 1e9)
     monkeypatch.setattr(bench, "flops_per_step", lambda m, length: 0.5e9)
     row = bench.measure(tiny("qwen2"), lengths=(8,), rounds=3, steps=3)[0]
     # By hand 1 3 2, 2 6 4, 5 15 10; generate 4 4 8, 8 8 16, 20 20 40: medians 4 and 8, within a round 2/4, 4/8, 10/20.
