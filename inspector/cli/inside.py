@@ -222,7 +222,7 @@ def interventions(
     return [what.checked() for what in wanted]
 
 
-@grouped(without=["dtype", "native"])
+@grouped(without=["dtype", "native", "fast"])
 def diverge(
     a: Annotated[str, typer.Argument(metavar="A", help="The model that counts as right. " + MODEL_HELP)],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one: another implementation, precision or checkpoint.")],

@@ -48,6 +48,7 @@ Threads = Annotated[
     int | None, typer.Option(help="CPU threads. By default one for models of less than 10 million parameters, else as many as torch takes.")
 ]
 Native = Annotated[bool, typer.Option("--native", help="Put the weights of a published checkpoint into our own modules.")]
+Fast = Annotated[bool, typer.Option("--fast", help="Faster products for a native model, which round otherwise.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint. Read it first.")]
 JsonPath = Annotated[Path | None, typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - is the standard output.")]
 
@@ -172,6 +173,7 @@ class ModelOptions:
     dtype: Dtype = "auto"
     trust_remote_code: TrustRemoteCode = False
     native: Native = False
+    fast: Fast = False
     threads: Threads = None
 
     def __post_init__(self):

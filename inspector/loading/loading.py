@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.quantizers.auto import AutoHfQuantizer, get_hf_quantizer
 from transformers.utils import cached_file
 
+from ..models.fast import make_fast
 from ..parts.dataflow import building
 from ..parts.limits import vocabulary
 from ..parts.splitting import Split, SplitError
@@ -72,6 +73,7 @@ def load(
     finite: bool = True,
     built: Callable[[nn.Module], None] = lambda model: None,
     native: bool = False,
+    fast: bool = False,
 ) -> Loaded:
     """Loads a causal language model and splits it, with the proof.
 
@@ -93,6 +95,7 @@ def load(
         built: is called with the model before the first pass through it, that of the proof; not with a function's.
         native: put the weights of a published checkpoint into our own modules (``models.families``), at the peak of hardly more
             memory than they take in the dtype that runs. Models that are native anyway load as ever.
+        fast: other kernels for the products of a native model, which round otherwise (``models.fast``).
 
     Raises:
         LoadError: the model cannot be had, or is not whole, or has no ``native`` form. Without network this takes at most three seconds.
@@ -103,6 +106,8 @@ def load(
             raise LoadError(f"{name}: a model of your own stays where your function puts it: leave --device-map and --max-memory out")
         if native:
             raise LoadError(f"{name}: a model of your own has no native form: leave --native out")
+        if fast:
+            raise LoadError(f"{name}: fast products are for native models: leave --fast out")
         pick_dtype(dtype, torch.device("cpu"))
         return from_file(name, pick_device(device), dtype, finite)
     if max_memory is not None and device_map is None:
@@ -114,7 +119,11 @@ def load(
     if native and not is_native(where.config):
         if device_map is not None:
             raise LoadError(f"{name}: the native form lies in one place: leave --device-map and --max-memory out")
-        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", finite, built)
+        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", finite, built, fast)
+    if fast and not is_native(where.config):
+        raise LoadError(f"{name}: fast products are for native models: add --native, or leave --fast out")
+    if fast and device_map is not None:
+        raise LoadError(f"{name}: fast products are for a model in one place: leave --device-map and --max-memory out")
     check_quantization(name, where.config)
     if trust_remote_code:
         with quiet(bars=where.offline), suppress(Exception):  # of code that breaks off loading tells why
@@ -156,6 +165,7 @@ def load(
         with quiet(bars=where.offline):
             put_on(name, where.adapter, model)
     model.eval()
+    said += quickened(name, model) if fast else ()
     built(model)
     if spread:
         name_ties(model)
@@ -179,6 +189,7 @@ def load_native(
     chosen: bool,
     finite: bool,
     built: Callable[[nn.Module], None],
+    fast: bool,
 ) -> Loaded:
     """``load`` of a published checkpoint into our own modules. ``dtype`` was ``chosen`` here, and not asked for."""
     own_settings, said = generation_settings(name, where)
@@ -192,9 +203,25 @@ def load_native(
         raise LoadError(f"{name}: {error}") from error
     form.model.generation_config = shipped_settings(where, own_settings)
     tokenizer, told = tokenizer_of(name, where, dict(local_files_only=where.offline))
+    said = (*said, *(quickened(name, form.model) if fast else ()))
     built(form.model)
     loaded = attach(form.model, tokenizer, where.origin, finite=finite)
     return replace(loaded, unused=form.unused, notices=(*where.said, *said, *told, *form.notices, *where.notices(), *loaded.notices))
+
+
+def quickened(name: str, model: nn.Module) -> tuple[Notice, ...]:
+    """Gives a native model fast products, and says so. Raises ``LoadError``."""
+    try:
+        make_fast(model)
+    except ValueError as error:
+        raise LoadError(f"{name}: {error}") from error
+    return (
+        Notice(
+            "fast",
+            "Its products run in other kernels (--fast, oneDNN's), which round otherwise than generate() does",
+            "Произведения в ней считают другие ядра (--fast, oneDNN): они округляют иначе, чем generate()",
+        ),
+    )
 
 
 def shipped_settings(where: "Where", own: GenerationConfig | None) -> GenerationConfig:

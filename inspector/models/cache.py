@@ -68,6 +68,22 @@ class Cache:
         self.tensors = tuple(kept.index_select(0, rows_B) for kept in self.tensors)
 
 
+class LayerOfTransformers:
+    """One layer of a cache of transformers, as attention asks a ``Cache`` for it: what ``generate()`` gives the adapter."""
+
+    def __init__(self, cache, layer: int):
+        self.cache, self.layer = cache, layer
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+        return self.cache.get_seq_length(self.layer)
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """As ``Cache.append``, of two tensors."""
+        return self.cache.update(*new, self.layer)
+
+
 def past_length(caches: Sequence[Cache] | None) -> int:
     """How many tokens the layers' caches hold; 0 without caches."""
     return caches[0].length if caches else 0

@@ -87,4 +87,4 @@ def plain_products(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            layer.plain = False
+            del layer.plain

@@ -35,6 +35,32 @@ def limits_view(result: dict, t: Translate) -> RenderableType:
     return Group(memory, Text(said[0]), Text(f"\n{said[1]}"), one, Text(f"\n{said[2]}"), many, *(Text(line, "dim") for line in said[3:]))
 
 
+def ways_view(ways: list[dict], t: Translate) -> RenderableType:
+    """What ``inspector bench loop`` measured beside the uncached loop."""
+    words = {
+        "cached": t("by hand, --kv-cache", "вручную, --kv-cache"),
+        "generate_cached": "generate(use_cache=True)",
+        "native": "--native",
+        "native_cached": "--native --kv-cache",
+        "fast": "--native --fast",
+        "fast_cached": "--native --fast --kv-cache",
+    }
+    heads = t("context", "контекст"), t("way", "способ"), t("ms", "мс"), t("to generate*", "к generate*"), t("limit, ms", "предел, мс")
+    result = table(*heads, t("to limit", "к пределу"), t("cache, kB", "кэш, кБ"), t("told, kB", "по формам"), numbers=(0, 2, 3, 4, 5, 6, 7))
+    for row in ways:
+        ratio = "–" if row["to_generate"] is None else f"{row['to_generate']:.2f}"
+        kept = ["–" if row[name] is None else f"{row[name] / 1000:,.1f}" for name in ("cache_bytes", "cache_told")]
+        shown = f"{row['ms']:.2f}", ratio, f"{row['limit_ms']:.2f}", f"{row['to_limit']:.2f}"
+        result.add_row(str(row["context"]), words[row["way"]], *shown, *kept)
+    meaning = t(
+        "* to generate() with a cache where the way has one, else without: the median of the rounds' ratios. The limit with a cache: "
+        "every weight read once, and the cache",
+        "* к generate() с кэшем, если он есть у способа, иначе без него: медиана отношений по раундам. Предел с кэшем: каждый вес и "
+        "кэш читаются один раз",
+    )
+    return Group(result, Text(meaning, "dim"))
+
+
 def by_way(rows: list[tuple[str, dict[str, float]]], head: str) -> RenderableType:
     """Numbers of several ways, a row each; the best of a row is bold, ``sum`` apart."""
     names = list(dict.fromkeys(name for _, numbers in rows for name in numbers))

@@ -51,7 +51,7 @@ def test_flops_are_those_that_torch_counts_in_the_linear_layers(tiny):
 
 def test_a_measurement_has_a_row_per_length_that_fits(tiny):
     m = tiny("qwen2", context=48)
-    rows = bench.measure(m, lengths=(8, 16, 512), rounds=2, steps=2)
+    rows = bench.measure(m, lengths=(8, 16, 512), rounds=2, steps=2)["rows"]
     assert [row["context"] for row in rows] == [8, 16]
     assert all(row["hand_ms"] > 0 and row["generate_ms"] > 0 and row["hand_to_limit"] > 0 for row in rows)
     assert m.model.generation_config.use_cache is not False  # what the checkpoint said is back
@@ -85,7 +85,7 @@ def test_ratios_are_by_hand_to_the_other_and_within_a_round(tiny, monkeypatch):
     )
     monkeypatch.setattr(bench, "flops_per_second", lambda device, dtype: 1e9)
     monkeypatch.setattr(bench, "flops_per_step", lambda m, length: 0.5e9)
-    row = bench.measure(tiny("qwen2"), lengths=(8,), rounds=3, steps=3)[0]
+    row = bench.measure(tiny("qwen2"), lengths=(8,), rounds=3, steps=3)["rows"][0]
     # By hand 1 3 2, 2 6 4, 5 15 10; generate 4 4 8, 8 8 16, 20 20 40: medians 4 and 8, within a round 2/4, 4/8, 10/20.
     expected = dict(context=8, hand_ms=4000.0, generate_ms=8000.0, hand_to_generate=0.5, recording_percent=10.0, limit_ms=500.0)
     assert row == expected | dict(hand_to_limit=8.0)
