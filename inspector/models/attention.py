@@ -73,10 +73,13 @@ def positions_of(mask: Tensor | None, input_ids: Tensor, past: int = 0) -> Tenso
 def attend(
     q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, allowed: Allowed = None, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """softmax(q·kᵀ/√K)·v [B, H, T, V] in one fused call; ``scale`` stands in for 1/√K, ``dropout`` drops weights."""
+    """softmax(q·kᵀ/√K)·v [B, H, T, V] in one fused call; ``scale`` stands in for 1/√K, ``dropout`` drops weights.
+
+    Keys and values of fewer heads, G that divides H, serve as many neighbouring queries' heads each.
+    """
     causal = isinstance(allowed, str)
-    mask = None if causal else allowed
-    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scale)
+    how = dict(attn_mask=None if causal else allowed, is_causal=causal, dropout_p=dropout, scale=scale)
+    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, **how, enable_gqa=q_BHTK.shape[1] != k_BHSK.shape[1])
 
 
 def masked(scores_BHTS: Tensor, allowed: Allowed) -> Tensor:
@@ -212,10 +215,12 @@ class GroupedQueryAttention(nn.Module):
         # 2. The cache keeps keys already turned, and only those of the groups.
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(k_BGSK, v_BGSK)
-        # 3. Every query head of a group looks at the group's key and takes the group's value.
-        k_BHSK, v_BHSK = self.to_all_heads(k_BGSK), self.to_all_heads(v_BGSK)
+        # 3. Every query head of a group looks at the group's key and takes the group's value. Without a cache each gets a copy, for
+        #    which gradients add up in one order; what a cache holds would be copied whole for every token, with the same outcome.
+        if cache is None:
+            k_BGSK, v_BGSK = self.to_all_heads(k_BGSK), self.to_all_heads(v_BGSK)
         dropout = self.dropout if self.training else 0.0
-        out_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, allowed, dropout)
+        out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, allowed, dropout)
         # 4. Put the heads side by side again and mix them.
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
