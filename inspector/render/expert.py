@@ -11,26 +11,25 @@ def sides(t: Translate) -> dict[str, str]:
     """What the measured ways are called."""
     return dict(
         expert="ExpertModel",
-        fast=t("ExpertModel, fast products", "ExpertModel, быстрые произведения"),
-        gpt2=t("GPT-2, generate()", "GPT-2, generate()"),
-        gpt2_linear=t("GPT-2 with nn.Linear, generate()", "GPT-2 с nn.Linear, generate()"),
+        fast=t("ExpertModel, fast", "ExpertModel, fast"),
+        gpt2="GPT-2",
+        gpt2_linear=t("GPT-2 with nn.Linear", "GPT-2 с nn.Linear"),
     )
 
 
 def expert_view(result: dict, t: Translate) -> RenderableType:
     """Forward passes beside GPT-2 and the documents, and decoding beside ``generate()`` and the products alone."""
     words = sides(t)
-    speed = t("tokens/s", "токенов/с")
-    heads = t("rows", "строк"), t("way", "способ"), speed, t("GPT-2", "GPT-2"), t("× GPT-2*", "× GPT-2*"), t("documents", "документы")
-    forward = table(*heads, t("× documents", "× документы"), t("limit", "предел"), numbers=(0, 2, 3, 4, 5, 6, 7))
+    speed, to_gpt2 = t("tokens/s", "токенов/с"), t("× GPT-2*", "× GPT-2*")
+    heads = t("rows", "строк"), t("documents", "документы"), t("way", "способ"), speed, t("× documents", "× документы")
+    forward = table(*heads, to_gpt2, t("% of limit", "% предела"), numbers=(0, 1, 3, 4, 5, 6))
     for row in result["forward"]:
-        for way in row["to_gpt2"]:
-            own = row["tokens_per_s"]
-            numbers = f"{own[way]:,.0f}", f"{own['gpt2']:,.0f}", f"{row['to_gpt2'][way]:.2f}", f"{row['documented']:.1f}"
-            forward.add_row(str(row["rows"]), words[way], *numbers, f"{row['to_documented'][way]:.1f}", f"{row['limit']:,.0f}")
-    heads = t("way", "способ"), speed, t("× GPT-2*", "× GPT-2*"), t("× GPT-2 with nn.Linear*", "× GPT-2 с nn.Linear*")
-    shares = t("% of the best products", "% от лучших произведений"), t("% of reading", "% от чтения")
-    decoding = table(*heads, *shares, numbers=range(1, 6))
+        for way, own in row["tokens_per_s"].items():
+            to = f"{row['to_documented'][way]:.1f}", f"{row['to_gpt2'][way]:.2f}" if way in row["to_gpt2"] else ""
+            share = f"{100 * own / row['limit']:.0f}"
+            forward.add_row(str(row["rows"]), f"{row['documented']:.1f}", words[way], f"{own:,.0f}", *to, share)
+    heads = t("way", "способ"), speed, to_gpt2, t("× with nn.Linear*", "× с nn.Linear*")
+    decoding = table(*heads, t("% of products", "% произведений"), t("% of reading", "% чтения"), numbers=range(1, 6))
     for row in result["decoding"]:
         ratios = f"{row['to_gpt2']:.2f}", f"{row['to_gpt2_linear']:.2f}"
         shares = f"{100 * row['of_best']:.0f}", f"{100 * row['of_sum']:.0f}"
@@ -47,12 +46,14 @@ def expert_view(result: dict, t: Translate) -> RenderableType:
         t("forward passes of rows of 50 tokens:", "прямые проходы, в строке 50 токенов:"),
         t("greedy decoding with a KV-cache, 32 tokens after 10:", "жадная генерация с KV-кэшем, 32 токена после 10:"),
         t(
-            "* the median of the ratios within rounds. Limit: the weights' products at the speed of a large matrix product. Below: what "
-            "all products of one token allow, nothing between them, in each way of bench limits. GPT-2 stores its weights transposed: "
-            "with nn.Linear it calls the same products as ExpertModel",
-            "* медиана отношений внутри раундов. Предел: произведения с весами со скоростью большого матричного произведения. Ниже: что "
-            "допускают все произведения одного токена, если между ними ничего нет, каждым из способов bench limits. GPT-2 хранит веса "
-            "транспонированными: с nn.Linear она вызывает те же произведения, что ExpertModel",
+            "* the median of the ratios within rounds; fast: oneDNN's products on the same weights. Limit: the weights' products at the "
+            "speed of a large matrix product. % of products: of what all products of one token allow in their fastest way, nothing between "
+            "them; below, each way of bench limits. GPT-2 stores its weights transposed: with nn.Linear it calls the products that "
+            "ExpertModel calls. It decodes by generate(use_cache=True)",
+            "* медиана отношений внутри раундов; fast — произведения oneDNN с теми же весами. Предел: произведения с весами со скоростью "
+            "большого матричного произведения. % произведений: от того, что допускают все произведения одного токена самым быстрым "
+            "способом, если между ними ничего нет; ниже — каждым из способов bench limits. GPT-2 хранит веса транспонированными: с "
+            "nn.Linear она вызывает те же произведения, что ExpertModel. Генерирует она через generate(use_cache=True)",
         ),
     ]
     first, of_forward, of_decoding, explained = said
