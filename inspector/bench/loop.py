@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +10,15 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..compare.sides import StepClock, explicit_settings, with_generate, without_checkpoint_settings
+from ..loading.finding import LoadError
 from ..loading.loaded import Loaded, attach
 from ..loading.native import native_config
 from ..loading.texts import check_repeats
 from ..loop.caching import cached
 from ..loop.decoding import LISTED, loop
-from ..models.adapter import ADAPTERS, NativeForCausalLM
+from ..models.adapter import NativeConfig, NativeForCausalLM, to_transformers
 from ..models.families import native_weights
-from ..models.fast import make_fast, plain_products
+from ..models.fast import make_fast
 from ..parts.costs import MULTIPLY_ADD, Work, kv_numbers_per_token, work_per_token
 from ..parts.roles import roles
 from ..parts.structure import Running
@@ -67,12 +67,13 @@ def measure(
     steps: int = 4,
     said: Callable[[str, str], None] = lambda *words: None,
     native: Loaded | None = None,
+    fast: Loaded | None = None,
 ) -> dict:
     """Milliseconds of a step in several ways, see ``median_step``: ``rows`` and ``ways``, as they are written as JSON.
 
     ``rows`` have for each context length a step by hand and one of ``generate(use_cache=False)``. ``ways`` have the loop with a cache
-    beside ``generate(use_cache=True)``, and where there is a ``native`` model with fast products it as well, with the library's
-    products and with its own, each with and without a cache. Fast products of ``m`` itself are not used.
+    beside ``generate(use_cache=True)``, and where there is a ``native`` model and one with ``fast`` products these as well, each with
+    and without a cache.
 
     All take turns in every round, after one that does not count; what is said to another is the median of the rounds' ratios, so
     that a machine whose speed drifts does not favour one. ``recording_percent`` is what a step's record takes beside the step, the
@@ -86,7 +87,7 @@ def measure(
     for length in lengths:
         if m.context_length is not None and length + steps > m.context_length:
             continue
-        made, kept = taking_turns(m, reference, native, length, rounds, steps, said)
+        made, kept = taking_turns(m, reference, native, fast, length, rounds, steps, said)
         limit = flops_per_step(m, length) / flops_per_second(m.device, m.dtype)
         hand = [seconds_of(one) for one in made["hand"]]
         records = [[step.recording_seconds / step.seconds for step in one] for one in made["hand"]]
@@ -125,7 +126,14 @@ def measure(
 
 
 def taking_turns(
-    m, reference: nn.Module, native: Loaded | None, length: int, rounds: int, steps: int, said: Callable[[str, str], None]
+    m,
+    reference: nn.Module,
+    native: Loaded | None,
+    fast: Loaded | None,
+    length: int,
+    rounds: int,
+    steps: int,
+    said: Callable[[str, str], None],
 ) -> tuple[dict[str, list], dict[str, int]]:
     """Way → what each round that counts made of it; and of ways with a cache the bytes that it held in the end.
 
@@ -133,28 +141,19 @@ def taking_turns(
     """
     ids, kept = probe_ids(m, length), {}
 
-    def by_hand(own: Loaded, way: str, plain: bool = True) -> list[Step]:
-        with plain_products(own.model) if plain else nullcontext():
-            if not way.endswith("cached"):
-                return steps_by_hand(own, ids, steps + 1)
-            backbone = cached(own, length + steps)
-            made = steps_by_hand(own, ids, steps + 1, backbone=backbone)
-            kept[way] = backbone.nbytes
-            return made
+    def with_cache(own: Loaded, way: str) -> list[Step]:
+        backbone = cached(own, length + steps)
+        made = steps_by_hand(own, ids, steps + 1, backbone=backbone)
+        kept[way] = backbone.nbytes
+        return made
 
-    def by_generate(**how) -> tuple[float, ...]:
-        with plain_products(m.model):
-            return clocked(reference, ids, steps + 1, **how)
-
-    ways = dict(
-        hand=lambda: by_hand(m, "hand"),
-        generate=by_generate,
-        cached=lambda: by_hand(m, "cached"),
-        generate_cached=lambda: by_generate(kv_cache=True),
-    )
-    if native is not None:
-        ways |= {way: lambda way=way: by_hand(native, way) for way in ("native", "native_cached") if native is not m}
-        ways |= {way: lambda way=way: by_hand(native, way, plain=False) for way in ("fast", "fast_cached")}
+    ways = dict(generate=lambda: clocked(reference, ids, steps + 1), generate_cached=lambda: clocked(reference, ids, steps + 1, True))
+    for way, own in dict(hand=m, native=native, fast=fast).items():
+        if own is not None:
+            name = "cached" if own is m else f"{way}_cached"
+            ways[way] = lambda own=own: steps_by_hand(own, ids, steps + 1)
+            ways[name] = lambda own=own, name=name: with_cache(own, name)
+    ways = {way: ways[way] for way in WAYS if way in ways}
     made: dict[str, list] = {way: [] for way in ways}
     with without_checkpoint_settings(reference):
         for turn in range(rounds + 1):
@@ -195,24 +194,41 @@ def clocked(reference: nn.Module, ids: torch.Tensor, steps: int, kv_cache: bool 
     return clock.seconds
 
 
-def native_twin(m: Loaded) -> Loaded | None:
-    """``m``'s own weights in our modules, with fast products: ``m`` itself where it is native, shared with it where it has a native form.
+def twins(m: Loaded) -> tuple[Loaded | None, Loaded | None]:
+    """``m``'s own weights in our modules, and in our modules with fast products; None where there is no such form.
 
-    None where it has none, or fast products are not for its dtype, its device or this torch.
+    The first shares them with ``m``, and there is none where ``m`` is native itself; the second has a copy, but of what is looked up.
     """
-    model = m.model
+    shared = None if isinstance(m.model, NativeForCausalLM) else native_twin(m)
+    own = m if isinstance(m.model, NativeForCausalLM) else shared
+    if own is None:
+        return None, None
+    quick = with_weights(own.model.config, own.model.state_dict())
     try:
-        if not isinstance(model, NativeForCausalLM):
-            made = native_config(m.origin.name, getattr(model, "config", None) or PretrainedConfig())
-            with torch.device("meta"):
-                model = ADAPTERS[made.variant](made).eval()
-            model.load_state_dict(dict(native_weights(m.model.config, m.model.state_dict().items())), strict=False, assign=True)
-            if made.tie_word_embeddings:
-                model.lm_head.weight = model.backbone.embed_tokens.weight
-        make_fast(model)
+        make_fast(quick)
     except ValueError:
+        return shared, None
+    return shared, attach(quick, m.tokenizer, m.origin)
+
+
+def native_twin(m: Loaded) -> Loaded | None:
+    """The weights of a published model in our modules, shared with it; None where it has no native form."""
+    config = getattr(m.model, "config", None)
+    try:
+        made = native_config(m.origin.name, config if isinstance(config, PretrainedConfig) else PretrainedConfig())
+    except LoadError:
         return None
-    return m if model is m.model else attach(model, m.tokenizer, m.origin)
+    return attach(with_weights(made, dict(native_weights(config, m.model.state_dict().items()))), m.tokenizer, m.origin)
+
+
+def with_weights(config: NativeConfig, state: dict[str, torch.Tensor]) -> NativeForCausalLM:
+    """A native model around weights that are there."""
+    with torch.device("meta"):
+        model = config.build().eval()
+    model.load_state_dict(state, strict=False, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.backbone.embed_tokens.weight
+    return to_transformers(model)
 
 
 def flops_per_step(m, length: int) -> float:

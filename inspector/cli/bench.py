@@ -67,7 +67,7 @@ def bench_gender(
 
 
 @bench.command("loop")
-@grouped(model="names-qwen2")
+@grouped(model="names-qwen2", without=["fast"])
 def bench_loop(
     model: ModelArgument,
     rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 5,
@@ -80,10 +80,10 @@ def bench_loop(
     at_least_one(rounds=rounds, tokens=tokens)
     m = how.load(model)
     with busy(out.t("measuring …", "измерение …")) as say:
-        from ..bench.loop import LENGTHS, measure, native_twin
+        from ..bench.loop import LENGTHS, measure, twins
 
         lengths = LENGTHS if tokens is None else (tokens,)
-        result = measure(m, lengths, rounds, said=in_language(say, out.t), native=native_twin(m))
+        result = measure(m, lengths, rounds, 4, in_language(say, out.t), *twins(m))
     if not result["rows"]:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
     out.header(model)
