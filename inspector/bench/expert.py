@@ -38,7 +38,7 @@ def ratio(of: list[float], to: list[float]) -> float:
 
 
 def fast_form(model: ExpertModel) -> ExpertModel:
-    """The same model with the same weights, nothing copied, and the fast products."""
+    """The same model with the fast products; the weights of the one that is given stay as they lie."""
     with torch.device("meta"):
         fast = type(model)(**model.config)
     fast.load_state_dict(model.state_dict(), assign=True)
