@@ -395,3 +395,20 @@ def test_every_text_is_counted_once():
     model = tiny_mtp(seed=1, vocab_size=4, d_model=8)
     expected = exact(model, [0], Sampling(), 2, ())
     assert set(expected) == set(product(range(4), repeat=2)) and sum(expected.values()) == pytest.approx(1)
+
+
+def test_angles_are_computed_once_for_a_reading_and_greedy_guesses_bring_no_distribution(monkeypatch):
+    model, places, drafts = tiny_mtp(), [], []
+    rope, own = type(model.backbone.rope), drafted
+
+    def angles(self, positions_BT, dtype, forward=rope.forward):
+        places.append(positions_BT.tolist())
+        return forward(self, positions_BT, dtype)
+
+    monkeypatch.setattr(rope, "forward", angles)
+    monkeypatch.setattr(speculation, "drafted", lambda *given: drafts.extend(made := own(*given)) or made)
+    list(rounds(model, torch.tensor([1, 2, 3]), GREEDY, 8))
+    assert places == [[list(range(10))]]  # of all that is read: the last token is not
+    assert drafts and all(draft.probability_V is None for draft in drafts)
+    list(rounds(model, torch.tensor([1, 2, 3]), Sampling(seed=0), 8))
+    assert any(draft.probability_V is not None for draft in drafts)

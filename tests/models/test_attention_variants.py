@@ -8,7 +8,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from inspector.models import Cache, GroupedQueryAttention, MultiHeadLatentAttention, RMSNorm, RotaryEmbedding, SwiGLU
-from inspector.models.attention import causal_mask, softmax_weights
+from inspector.models.attention import MultiHeadAttention, attend, attendable, causal_mask, softmax_weights
 from inspector.models.positions import apply_rotary_pos_emb
 
 # transformers computes RMSNorm and RoPE in float32 whatever the dtype: a few units of its rounding, 6e-8, on numbers of size 1.
@@ -259,3 +259,36 @@ def test_softmax_weights_hide_what_is_not_allowed():
     q, k = torch.randn(2, 1, 1, 3, 4)
     weights = softmax_weights(q, k, causal_mask(3))
     assert weights[0, 0, 0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_mask_is_made_only_where_causality_must_be_said_number_by_number():
+    one, several, padding = torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
+    assert attendable(None, one) is None and attendable(None, one, past=4) is None
+    assert attendable(None, several) == "causal"
+    # after a cache the fused call would take the first new token for the first of all
+    assert attendable(None, several, past=2)[0, 0].tolist() == [[True] * 3 + [False] * 2, [True] * 4 + [False], [True] * 5]
+    assert torch.equal(attendable(padding, several), causal_mask(3).expand(2, 1, 3, 3))
+
+
+@pytest.mark.parametrize("kind", [*ATTENTIONS, "multi-head"])
+@pytest.mark.parametrize("length", [1, 2, 7, 40])
+def test_causal_without_a_mask_is_the_mask_bit_for_bit(kind, length):
+    attn = shaken(ATTENTIONS[kind]() if kind in ATTENTIONS else MultiHeadAttention(D, H))
+    x, turned = torch.randn(B, length, D), rotation(RANKS["qk_rope_head_dim"], places=torch.arange(length)[None])
+    found = []
+    for allowed in ("causal", causal_mask(length)[None, None]):
+        given = x.clone().requires_grad_()
+        out = attn(given, allowed, turned)
+        found.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    weights = attn.weights(x, "causal", turned)
+    assert torch.equal(weights, attn.weights(x, causal_mask(length), turned)) and not weights.triu(1).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_keys_of_a_group_serve_its_heads_bit_for_bit_as_copies_do(dtype):
+    for new, all_ in ((1, 30), (3, 30), (9, 9)):
+        q, k, v = (torch.randn(2, heads, length, 16, dtype=dtype) for heads, length in ((6, new), (2, all_), (2, all_)))
+        allowed = attendable(None, torch.zeros(2, new, dtype=torch.long), all_ - new)
+        copies = [x.repeat_interleave(3, dim=1) for x in (k, v)]
+        assert torch.equal(attend(q, k, v, allowed), attend(q, *copies, allowed))

@@ -108,6 +108,9 @@ def test_weights_ties_and_what_is_saved_stay(tmp_path):
     assert dict(model.named_parameters()) == parameters  # the same objects
     assert model.lm_head.weight is model.backbone.embed_tokens.weight and model.lm_head.weight.is_contiguous()
     assert model.backbone.layers[0].mlp.up_proj.weight.T.is_contiguous()
+    wide = nn.Linear(16, 512)  # rows of 2 KiB, were it stored the other way round
+    make_fast(wide)
+    assert wide.weight.is_contiguous()
     assert sum(w.untyped_storage().nbytes() for w in parameters.values()) == sum(4 * w.numel() for w in parameters.values())
     save_checkpoint(model, tmp_path / "saved")
     assert "lm_head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")  # tied: stored once
