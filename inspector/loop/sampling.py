@@ -72,6 +72,29 @@ def largest(numbers_V: Tensor) -> Tensor:
     return numbers_V.argmax().view(1)
 
 
+def is_in(scores_V: Tensor) -> Tensor:
+    """Which tokens are not removed, a mask [V]; NumPy compares ten times as fast here."""
+    return torch.from_numpy(scores_V.detach().numpy() != -np.inf) if at_hand(scores_V) else scores_V != -math.inf
+
+
+def kth_largest(numbers_V: Tensor, k: int) -> Tensor:
+    """The k-th largest number, or the smallest where they are fewer; NumPy finds it several times as fast as ``topk`` here."""
+    k = min(k, numbers_V.numel())
+    if at_hand(numbers_V):
+        return torch.as_tensor(np.partition(numbers_V.detach().numpy(), -k)[-k])
+    return torch.topk(numbers_V, k).values[-1]
+
+
+def best(numbers_V: Tensor, k: int) -> Tensor:
+    """The places [K] of the k largest numbers, the largest first, as ``topk`` gives them; it is asked where some are equal."""
+    k = min(k, numbers_V.numel())
+    if k and at_hand(numbers_V):
+        places_K = (numbers_V >= kth_largest(numbers_V, k)).nonzero()[:, 0]
+        if len(places_K) == k and numbers_V[places_K].unique().numel() == k:
+            return places_K[numbers_V[places_K].argsort(descending=True)]
+    return numbers_V.topk(k).indices
+
+
 @lru_cache(maxsize=64)
 def constant(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Token ids as a tensor. Bringing them to an accelerator waits for it, so those of the settings are brought once."""
@@ -189,8 +212,7 @@ def temperature(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds:
 
 def top_k(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Removes every token below the k-th best; all that tie with it stay. ``TopKLogitsWarper``."""
-    kth = torch.topk(logits_V, min(sampling.top_k, logits_V.numel())).values[-1]
-    return logits_V.masked_fill(logits_V < kth, -math.inf)
+    return logits_V.masked_fill(logits_V < kth_largest(logits_V, sampling.top_k), -math.inf)
 
 
 def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -215,9 +237,9 @@ def outside_nucleus(logits_V: Tensor, p: float) -> Tensor | None:
     where others that stay or go have that very value do their places decide.
     """
     ascending_V = torch.from_numpy(np.sort(logits_V.detach().numpy()))
-    count = int((ascending_V.softmax(-1).cumsum(-1) <= 1 - p)[:-1].sum())
+    count = int((ascending_V.softmax(-1).cumsum(-1) <= 1 - p)[:-1].count_nonzero())
     gone_V = logits_V < ascending_V[count]
-    return gone_V if int(gone_V.sum()) == count else None
+    return gone_V if int(gone_V.count_nonzero()) == count else None
 
 
 def min_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -262,7 +284,7 @@ def largest_typical_distance(logits_V: Tensor, distance_V: Tensor, p: float) -> 
     mass_V = p_V.cumsum(-1)
     # Each of the two orders has a sum of its own; the rest is for what is of second order, and for partial sums that are added up.
     error = 2.1 * float(p_V.clamp(max=UNIT).sum(dtype=torch.float64)) + 100 * UNIT
-    last = min(int((mass_V < p).sum()), len(mass_V) - 1)
+    last = min(int((mass_V < p).count_nonzero()), len(mass_V) - 1)
     most = ascending_V[last]
     begin, end = torch.searchsorted(ascending_V, most).item(), torch.searchsorted(ascending_V, most, right=True).item()
     enough = end == len(mass_V) or mass_V[end - 1] >= p + error
@@ -316,17 +338,19 @@ class Filtered:
     def counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """How many tokens there were before the filters and after each of them, [1 + F]; how many each removed, [F], and their mass
         in the softmax of the scores that it was given, [F]."""
-        in_V = self.course[0] != -math.inf
-        kept, taken, mass_FV = [in_V.sum()], [], self.scores_V.new_zeros(len(self.stages), len(in_V))
-        for mass_V, (given_V, left_V) in zip(mass_FV, pairwise(self.course), strict=True):
-            before_V, in_V = in_V, left_V != -math.inf
+        in_V = is_in(self.course[0])
+        kept, taken, mass = [in_V.count_nonzero()], [], []
+        for given_V, left_V in pairwise(self.course):
+            before_V, in_V = in_V, is_in(left_V)
             taken_V = before_V & ~in_V
-            kept.append(in_V.sum())
-            taken.append(taken_V.sum())
-            if not at_hand(left_V) or taken[-1]:
-                # Where nothing was left for a forced token's filter the softmax is NaN, and nothing is taken.
-                mass_V.copy_(given_V.softmax(-1).where(taken_V, 0.0))
-        return torch.stack(kept), torch.stack(taken) if taken else kept[0].new_zeros(0), mass_FV.sum(-1)
+            kept.append(in_V.count_nonzero())
+            taken.append(taken_V.count_nonzero())
+            if at_hand(left_V) and not taken[-1]:
+                mass.append(left_V.new_zeros(()))
+            else:  # where nothing was left for a forced token's filter the softmax is NaN, and nothing is taken
+                mass.append(given_V.softmax(-1).where(taken_V, 0.0).sum())
+        nothing = kept[0].new_zeros(0)
+        return torch.stack(kept), torch.stack(taken) if taken else nothing, torch.stack(mass) if mass else nothing
 
     @property
     def extremes(self) -> tuple[Tensor, Tensor]:
