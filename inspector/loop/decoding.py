@@ -18,7 +18,7 @@ from ..parts.limits import context_length, vocabulary
 from ..parts.splitting import Split, evaluating
 from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
-from .sampling import GREEDY, Filtered, best, bounds_of, fetch, is_in, largest, new_generator, race, remover, run_filters
+from .sampling import GREEDY, Filtered, best, bounds_of, fetch, is_in, largest, new_generator, number_above, race, remover, run_filters
 
 LISTED = 10
 
@@ -225,7 +225,7 @@ def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]
     after_C = (ids_C == token_1).float() if sampling.greedy else choice.p_V[ids_C]
     draws_C = torch.full_like(after_C, torch.nan) if sampling.greedy else choice.q_V[ids_C]
     entropy = -(before_V * log_p_V).nansum()
-    ahead = (scores_V > scores_V[token_1]).count_nonzero()
+    ahead = number_above(scores_V, token_1)
     listed_C = torch.stack([logits_V[ids_C], before_V[ids_C], after_C, draws_C])
     return ids_C, listed_C, choice.filtered.gone(ids_C), *choice.filtered.counts(), entropy, ahead
 

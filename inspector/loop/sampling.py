@@ -57,42 +57,51 @@ def fetch(tensors: Sequence[Tensor]) -> list:
     return [piece.clone().view(tensor.dtype).view(tensor.shape).tolist() for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
-LARGE = 4096  # tokens of a vocabulary whose full sort is worth avoiding
+LARGE = 4096  # tokens of a vocabulary from which on a look at the numbers saves more than it takes
 
 
 def at_hand(numbers_V: Tensor) -> bool:
-    """Whether NumPy can read the numbers where they are, no accelerator is waited for, and they are so many that it saves work."""
-    return numbers_V.is_cpu and numbers_V.dtype == torch.float32 and numbers_V.numel() >= LARGE
+    """Whether NumPy is to do the work: it finds, compares, counts and sorts values several times as fast as torch does on the CPU.
+
+    Its results have no gradients. No accelerator is waited for, and the numbers are many.
+    """
+    numpy_can = numbers_V.is_cpu and not numbers_V.requires_grad and numbers_V.dtype in (torch.float32, torch.bool)
+    return numpy_can and numbers_V.numel() >= LARGE
 
 
 def largest(numbers_V: Tensor) -> Tensor:
-    """The place [1] of the largest number, of the first where several are; NumPy finds it ten times as fast as ``argmax`` here."""
+    """The place [1] of the largest number, of the first where several are."""
     if at_hand(numbers_V):
-        return torch.from_numpy(np.argmax(numbers_V.detach().numpy(), keepdims=True))
+        return torch.from_numpy(np.argmax(numbers_V.numpy(), keepdims=True))
     return numbers_V.argmax().view(1)
-
-
-def is_in(scores_V: Tensor) -> Tensor:
-    """Which tokens are not removed, a mask [V]; NumPy compares ten times as fast here."""
-    return torch.from_numpy(scores_V.detach().numpy() != -np.inf) if at_hand(scores_V) else scores_V != -math.inf
-
-
-def kth_largest(numbers_V: Tensor, k: int) -> Tensor:
-    """The k-th largest number, or the smallest where they are fewer; NumPy finds it several times as fast as ``topk`` here."""
-    k = min(k, numbers_V.numel())
-    if at_hand(numbers_V):
-        return torch.as_tensor(np.partition(numbers_V.detach().numpy(), -k)[-k])
-    return torch.topk(numbers_V, k).values[-1]
 
 
 def best(numbers_V: Tensor, k: int) -> Tensor:
     """The places [K] of the k largest numbers, the largest first, as ``topk`` gives them; it is asked where some are equal."""
     k = min(k, numbers_V.numel())
     if k and at_hand(numbers_V):
-        places_K = (numbers_V >= kth_largest(numbers_V, k)).nonzero()[:, 0]
-        if len(places_K) == k and numbers_V[places_K].unique().numel() == k:
-            return places_K[numbers_V[places_K].argsort(descending=True)]
+        numbers = numbers_V.numpy()
+        places = np.flatnonzero(numbers >= np.partition(numbers, -k)[-k])
+        if len(places) == k == len(np.unique(numbers[places])):
+            return torch.from_numpy(places[np.argsort(-numbers[places])])
     return numbers_V.topk(k).indices
+
+
+def is_in(scores_V: Tensor) -> Tensor:
+    """Which tokens are not removed, a mask [V]."""
+    return torch.from_numpy(scores_V.numpy() != -np.inf) if at_hand(scores_V) else scores_V != -math.inf
+
+
+def count(mask_V: Tensor) -> Tensor:
+    """How many tokens a mask has."""
+    return torch.tensor(np.count_nonzero(mask_V.numpy())) if at_hand(mask_V) else mask_V.count_nonzero()
+
+
+def number_above(scores_V: Tensor, token_1: Tensor) -> Tensor:
+    """How many tokens have a larger score than this one."""
+    if at_hand(scores_V):
+        return torch.tensor(np.count_nonzero(scores_V.numpy() > scores_V[token_1].numpy()))
+    return (scores_V > scores_V[token_1]).count_nonzero()
 
 
 @lru_cache(maxsize=64)
@@ -212,7 +221,17 @@ def temperature(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds:
 
 def top_k(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Removes every token below the k-th best; all that tie with it stay. ``TopKLogitsWarper``."""
-    return logits_V.masked_fill(logits_V < kth_largest(logits_V, sampling.top_k), -math.inf)
+    k = min(sampling.top_k, logits_V.numel())
+    if at_hand(logits_V):
+        return from_up(logits_V, np.partition(logits_V.numpy(), -k)[-k])
+    kth = torch.topk(logits_V, k).values[-1]
+    return logits_V.masked_fill(logits_V < kth, -math.inf)
+
+
+def from_up(logits_V: Tensor, least: np.float32) -> Tensor:
+    """The logits from ``least`` up, all others removed."""
+    logits = logits_V.numpy()
+    return torch.from_numpy(np.where(logits < least, np.float32(-np.inf), logits))
 
 
 def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -221,25 +240,26 @@ def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bound
     Counted from the tail as ``TopPLogitsWarper`` does, so that both round alike: a token goes when it and all less
     probable ones together have at most 1 − p. Source: Holtzman et al. 2019 (arXiv 1904.09751), section 3.1.
     """
-    if at_hand(logits_V) and (gone_V := outside_nucleus(logits_V, sampling.top_p)) is not None:
-        return logits_V.masked_fill(gone_V, -math.inf)
+    if at_hand(logits_V) and (least := least_of_nucleus(logits_V, sampling.top_p)) is not None:
+        return from_up(logits_V, least)
     ascending_V, indices_V = torch.sort(logits_V)
     remove_V = ascending_V.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
     remove_V[-1] = False
     return logits_V.masked_fill(remove_V.scatter(0, indices_V, remove_V), -math.inf)
 
 
-def outside_nucleus(logits_V: Tensor, p: float) -> Tensor | None:
-    """What ``top_p`` removes, a mask [V], where the values alone tell it; None where they do not.
+def least_of_nucleus(logits_V: Tensor, p: float) -> np.float32 | None:
+    """The smallest logit that ``top_p`` keeps, where the values alone tell it; None where they do not.
 
     NumPy sorts values without their places, 30 times as fast here as ``torch.sort`` sorts both. The same values in the same order
     have the same sums, bit for bit, and so the same number of tokens goes: those below the value that is the first to stay. Only
     where others that stay or go have that very value do their places decide.
     """
-    ascending_V = torch.from_numpy(np.sort(logits_V.detach().numpy()))
-    count = int((ascending_V.softmax(-1).cumsum(-1) <= 1 - p)[:-1].count_nonzero())
-    gone_V = logits_V < ascending_V[count]
-    return gone_V if int(gone_V.count_nonzero()) == count else None
+    ascending = np.sort(logits_V.numpy())
+    mass = torch.from_numpy(ascending).softmax(-1).cumsum(-1).numpy()
+    gone = np.count_nonzero(mass[:-1] <= np.float32(1 - p))
+    least = ascending[gone]
+    return least if np.count_nonzero(logits_V.numpy() < least) == gone else None
 
 
 def min_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -270,7 +290,7 @@ def typical_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: B
 UNIT = 2.0**-24  # what rounding a float32 changes at most, as a share of it
 
 
-def largest_typical_distance(logits_V: Tensor, distance_V: Tensor, p: float) -> Tensor | None:
+def largest_typical_distance(logits_V: Tensor, distance_V: Tensor, p: float) -> float | None:
     """The distance up to which ``typical_p`` keeps tokens, where pairs of numbers, sorted without their places, prove it; else None.
 
     Tokens at one distance may have two logits, and ``torch.sort`` puts them in an order of its own. That changes the sums only
@@ -278,17 +298,16 @@ def largest_typical_distance(logits_V: Tensor, distance_V: Tensor, p: float) -> 
     however many partial sums, each addition adds an error of at most UNIT, and of at most the smaller number: Σ min(UNIT, p_i).
     """
     pairs_V = distance_V.view(torch.int32).long() << 32 | logits_V.view(torch.int32).long() & 0xFFFFFFFF  # distances are not negative
-    pairs_V = torch.from_numpy(np.sort(pairs_V.detach().numpy()))
-    ascending_V, logits_V = (pairs_V >> 32).int().view(torch.float32), pairs_V.int().view(torch.float32)
+    pairs_V = torch.from_numpy(np.sort(pairs_V.numpy()))
+    distances, logits_V = (pairs_V >> 32).int().view(torch.float32).numpy(), pairs_V.int().view(torch.float32)
     p_V = logits_V.softmax(-1)
-    mass_V = p_V.cumsum(-1)
+    mass = p_V.cumsum(-1).numpy()
     # Each of the two orders has a sum of its own; the rest is for what is of second order, and for partial sums that are added up.
     error = 2.1 * float(p_V.clamp(max=UNIT).sum(dtype=torch.float64)) + 100 * UNIT
-    last = min(int((mass_V < p).count_nonzero()), len(mass_V) - 1)
-    most = ascending_V[last]
-    begin, end = torch.searchsorted(ascending_V, most).item(), torch.searchsorted(ascending_V, most, right=True).item()
-    enough = end == len(mass_V) or mass_V[end - 1] >= p + error
-    return most if enough and (begin == 0 or mass_V[begin - 1] < p - error) else None
+    most = distances[min(np.count_nonzero(mass < p), len(mass) - 1)]
+    begin, end = np.searchsorted(distances, most), np.searchsorted(distances, most, side="right")  # of those at this very distance
+    sure = (begin == 0 or mass[begin - 1] < p - error) and (end == len(mass) or mass[end - 1] >= p + error)
+    return float(most) if sure else None
 
 
 Filter = Callable[[Tensor, Tensor, Sampling, Bounds], Tensor]
@@ -339,12 +358,12 @@ class Filtered:
         """How many tokens there were before the filters and after each of them, [1 + F]; how many each removed, [F], and their mass
         in the softmax of the scores that it was given, [F]."""
         in_V = is_in(self.course[0])
-        kept, taken, mass = [in_V.count_nonzero()], [], []
+        kept, taken, mass = [count(in_V)], [], []
         for given_V, left_V in pairwise(self.course):
             before_V, in_V = in_V, is_in(left_V)
             taken_V = before_V & ~in_V
-            kept.append(in_V.count_nonzero())
-            taken.append(taken_V.count_nonzero())
+            kept.append(count(in_V))
+            taken.append(count(taken_V))
             if at_hand(left_V) and not taken[-1]:
                 mass.append(left_V.new_zeros(()))
             else:  # where nothing was left for a forced token's filter the softmax is NaN, and nothing is taken

@@ -19,7 +19,7 @@ from transformers import (
 from inspector.loading.texts import Texts
 from inspector.loop import sampling as rooms
 from inspector.loop.decoding import ledger, loop
-from inspector.loop.sampling import FILTERS, Bounds, Filtered, bounds_of, largest_typical_distance, outside_nucleus
+from inspector.loop.sampling import FILTERS, Bounds, Filtered, bounds_of, largest_typical_distance, least_of_nucleus
 from inspector.parts.splitting import Split
 from inspector.records.generation import Sampling, Step
 
@@ -179,9 +179,9 @@ def test_with_two_threads_only_the_removed_mass_differs_and_by_rounding(name):
 
 def test_the_nucleus_is_told_by_values_alone_unless_tokens_tie_at_its_edge():
     logits_V = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1]).log()
-    assert outside_nucleus(logits_V, 0.75) is None  # one of the three goes or stays, and only a sort says which
-    assert outside_nucleus(logits_V, 0.6).tolist() == [False, False, True, True, True]
-    assert outside_nucleus(torch.zeros(8), 0.5) is None
+    assert least_of_nucleus(logits_V, 0.75) is None  # one of the three goes or stays, and only a sort says which
+    assert least_of_nucleus(logits_V, 0.6) == logits_V[1]
+    assert least_of_nucleus(torch.zeros(8), 0.5) is None
 
 
 def test_what_is_typical_is_told_only_where_rounding_cannot_matter():
