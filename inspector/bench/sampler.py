@@ -87,7 +87,8 @@ def measure(
     rows = []
     for kind, logits_V in logits.items():
         for name, sampling in SETTINGS.items():
-            said(f"{kind} logits: {name}", f"логиты {kind}: {name}")
+            number, of = len(rows) + 1, len(logits) * len(SETTINGS)
+            said(f"measuring: {number} of {of}", f"измерение: {number} из {of}")
             context = torch.randint(len(logits_V), (CONTEXT,), generator=torch.Generator().manual_seed(0)).tolist()
             ours, theirs, random = by_hand(logits_V, context, sampling, rounds + 1), [], []
             generator, steps = new_generator(sampling.seed, logits_V.device), []
@@ -123,7 +124,8 @@ def warped(logits_V: Tensor, context: Sequence[int], sampling: Sampling, generat
     """The token that transformers' warpers and ``torch.multinomial`` choose; greedy the best one."""
     on = [name for name in WARPERS if sampling.is_on(name)]
     warpers = LogitsProcessorList(WARPERS[name](getattr(sampling, name)) for name in on)
-    scores_1V = warpers(torch.tensor([context], device=logits_V.device), logits_V[None])
+    copied_1V = logits_V[None].to(copy=True, dtype=torch.float32)  # as ``generate()`` does, and the loop by hand
+    scores_1V = warpers(torch.tensor([context], device=logits_V.device), copied_1V)
     if sampling.greedy:
         return int(scores_1V.argmax(-1))
     return int(torch.multinomial(scores_1V.softmax(-1), 1, generator=generator))

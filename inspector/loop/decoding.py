@@ -224,9 +224,9 @@ def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]
     # Greedy is the limit of temperature → 0: all the mass on the best token.
     after_C = (ids_C == token_1).float() if sampling.greedy else choice.p_V[ids_C]
     draws_C = torch.full_like(after_C, torch.nan) if sampling.greedy else choice.q_V[ids_C]
-    entropy = -(before_V * log_p_V).nansum()
+    before_C, entropy = before_V[ids_C], -before_V.mul_(log_p_V).nansum()
     ahead = number_above(scores_V, token_1)
-    listed_C = torch.stack([logits_V[ids_C], before_V[ids_C], after_C, draws_C])
+    listed_C = torch.stack([logits_V[ids_C], before_C, after_C, draws_C])
     return ids_C, listed_C, choice.filtered.gone(ids_C), *choice.filtered.counts(), entropy, ahead
 
 

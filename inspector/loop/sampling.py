@@ -297,13 +297,15 @@ def largest_typical_distance(logits_V: Tensor, distance_V: Tensor, p: float) -> 
     by rounding, and matters only where the mass up to a distance is as near to p as that. To a sum of the p_i, in whichever order and
     however many partial sums, each addition adds an error of at most UNIT, and of at most the smaller number: Σ min(UNIT, p_i).
     """
+    p_V = logits_V.softmax(-1)
+    # Each of the two orders has a sum of its own; the rest is for what is of second order, and for partial sums that are added up.
+    error = 2.1 * float(p_V.clamp(max=UNIT).sum(dtype=torch.float64)) + 100 * UNIT
+    if p_V.max() < 2 * error:  # so flat that no token is likely to have more mass than that
+        return None
     pairs_V = distance_V.view(torch.int32).long() << 32 | logits_V.view(torch.int32).long() & 0xFFFFFFFF  # distances are not negative
     pairs_V = torch.from_numpy(np.sort(pairs_V.numpy()))
     distances, logits_V = (pairs_V >> 32).int().view(torch.float32).numpy(), pairs_V.int().view(torch.float32)
-    p_V = logits_V.softmax(-1)
-    mass = p_V.cumsum(-1).numpy()
-    # Each of the two orders has a sum of its own; the rest is for what is of second order, and for partial sums that are added up.
-    error = 2.1 * float(p_V.clamp(max=UNIT).sum(dtype=torch.float64)) + 100 * UNIT
+    mass = logits_V.softmax(-1).cumsum(-1).numpy()
     most = distances[min(np.count_nonzero(mass < p), len(mass) - 1)]
     begin, end = np.searchsorted(distances, most), np.searchsorted(distances, most, side="right")  # of those at this very distance
     sure = (begin == 0 or mass[begin - 1] < p - error) and (end == len(mass) or mass[end - 1] >= p + error)
@@ -374,7 +376,8 @@ class Filtered:
     @property
     def extremes(self) -> tuple[Tensor, Tensor]:
         """The largest logit and the largest score, for ``check``. Where any is NaN, so is the maximum."""
-        return self.logits_V.max(), self.scores_V.max()
+        best = self.logits_V.max()
+        return best, self.scores_V.max() if self.stages else best
 
     def check(self, sampling: Sampling, best: float, left: float) -> None:
         """Refuses what cannot be drawn from; ``best`` and ``left`` are the numbers of ``extremes``.

@@ -21,7 +21,7 @@ def sampler_view(rows: Sequence[dict], step_seconds: float | None, t: Translate)
         t("by hand to\ntransformers*", "вручную к\ntransformers*"),
     ]
     kinds = {"peaked": t("peaked", "острые"), "flat": t("flat", "ровные"), "of the model": t("of the model", "модели")}
-    settings = {"greedy": t("greedy", "жадно"), "temperature 0.7": t("temperature 0.7", "температура 0,7")}
+    settings = {"greedy": t("greedy", "жадно"), "temperature 0.7": t("temperature 0.7", "температура 0.7")}
     result = table(*heads, *([] if step_seconds is None else [t("% of a\nstep", "% от\nшага")]), numbers=range(2, 8))
     for row in rows:
         times = (f"{row[name]:.2f}" for name in ("hand_ms", "ledger_ms", "random_ms", "transformers_ms", "to_transformers"))

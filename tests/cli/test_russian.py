@@ -43,6 +43,7 @@ COMMANDS = (
     "mutate names-expert norm-order",
     "bench gender --pairs 2 --samples 1",
     "bench loop --rounds 1",
+    "bench sampler --vocabulary 300 --rounds 1 --step-ms 70",
     "bench trace --rounds 1 --tokens 16",
     "bench agreement --samples 2",
     f"bench names {TRAINING} --models gpt --parameters 60000",
