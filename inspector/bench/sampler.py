@@ -33,7 +33,7 @@ SETTINGS = {
     "top-p 0.9": Sampling(top_p=0.9, seed=0),
     "temperature 0.7": Sampling(temperature=0.7, seed=0),
     "min-p 0.05": Sampling(min_p=0.05, seed=0),
-    "typical 0.9": Sampling(typical_p=0.9, seed=0),
+    "typical-p 0.9": Sampling(typical_p=0.9, seed=0),
 }
 WARPERS: dict[str, Callable[[float], LogitsProcessor]] = {  # in the order of ``generate()``
     "repetition_penalty": RepetitionPenaltyLogitsProcessor,

@@ -21,12 +21,11 @@ def sampler_view(rows: Sequence[dict], step_seconds: float | None, t: Translate)
         t("by hand to\ntransformers*", "вручную к\ntransformers*"),
     ]
     kinds = {"peaked": t("peaked", "острые"), "flat": t("flat", "ровные"), "of the model": t("of the model", "модели")}
-    settings = {"greedy": t("greedy", "жадно"), "temperature 0.7": t("temperature 0.7", "температура 0.7")}
     result = table(*heads, *([] if step_seconds is None else [t("% of a\nstep", "% от\nшага")]), numbers=range(2, 8))
     for row in rows:
         times = (f"{row[name]:.2f}" for name in ("hand_ms", "ledger_ms", "random_ms", "transformers_ms", "to_transformers"))
         share = [] if row["percent"] is None else [f"{row['percent']:.2f}"]
-        result.add_row(kinds[row["logits"]], settings.get(row["settings"], row["settings"]), *times, *share)
+        result.add_row(kinds[row["logits"]], t("greedy", "жадно") if row["settings"] == "greedy" else row["settings"], *times, *share)
     meaning = t(
         "by hand: filters and draw; random: the random numbers alone, which both sides draw; medians after a warm-up, * of the ratios "
         "within rounds. Both sides chose the same tokens",
