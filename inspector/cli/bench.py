@@ -16,10 +16,12 @@ from ..render.lesson import lines_table
 from ..render.expert import expert_view, presets_view
 from ..render.names import agreement_view, names_view
 from ..render.speed import limits_view, ways_view
+from ..render.sampler import sampler_view
 from ..render.tables import table
 from ..render.text import Translate, visible
 from ..render.verdicts import loop_table
 from .options import (
+    MODEL_HELP,
     SMALL,
     ModelArgument,
     ModelOptions,
@@ -204,6 +206,40 @@ def bench_trace(
     )
     out.console.print(Text(explained, "dim"))
     out.write(dict(model=model, threads=threads_now(), rows=rows, roles=roles))
+
+
+@bench.command("sampler")
+@grouped()
+def bench_sampler(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=f"{MODEL_HELP} Its logits, and its cached step.")] = None,
+    vocabulary: Annotated[int | None, typer.Option(help="Without a MODEL, the number of made-up logits; 151,936 by default.")] = None,
+    step_ms: Annotated[float | None, typer.Option(help="What a cached step takes, in milliseconds; without it that of MODEL.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 15,
+    *,
+    how: ModelOptions,
+    out: Output,
+) -> None:
+    """Filters, draw and ledger on a large vocabulary, beside transformers' warpers and torch.multinomial, in turn."""
+    at_least_one(vocabulary=vocabulary, rounds=rounds)
+    if model is not None and vocabulary is not None:
+        raise ValueError(f"--vocabulary {vocabulary}: {model} has a vocabulary of its own: leave one of them out")
+    if step_ms is not None and not 0 < step_ms < float("inf"):
+        raise ValueError(f"--step-ms {step_ms}: give a positive number of milliseconds")
+    m = how.load(model) if model is not None else None
+    with busy(out.t("measuring …", "измерение …")) as say:
+        with importing():
+            from ..bench.sampler import VOCABULARY, made_up, measure, of_model
+        if m is None:
+            settle_threads(how.threads, SMALL)
+            logits, seconds = made_up(vocabulary or VOCABULARY), None
+        else:
+            logits, seconds = of_model(m)
+        seconds = seconds if step_ms is None else step_ms / 1e3
+        rows = measure(logits, seconds, rounds, in_language(say, out.t))
+    out.header(*[] if model is None else [model])
+    out.console.print(sampler_view(rows, seconds, out.t))
+    size = len(next(iter(logits.values())))
+    out.write(dict(model=model, threads=threads_now(), vocabulary=size, step_ms=None if seconds is None else 1e3 * seconds, rows=rows))
 
 
 @bench.command("agreement")

@@ -19,7 +19,7 @@ from ..parts.splitting import Split, evaluating
 from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
 from .caching import CachedBackbone, cached, logits_after
-from .sampling import GREEDY, Filtered, bounds_of, fetch, largest, new_generator, race, remover, run_filters
+from .sampling import GREEDY, Filtered, best, bounds_of, fetch, is_in, largest, new_generator, number_above, race, remover, run_filters
 
 LISTED = 10
 
@@ -241,22 +241,21 @@ def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]
     logits_V, scores_V, token_1 = choice.filtered.logits_V, choice.filtered.scores_V, choice.token_1
     log_p_V = logits_V.log_softmax(-1)
     before_V = log_p_V.exp()
-    ids_C = torch.cat([logits_V.topk(min(listed, logits_V.numel())).indices, token_1, runner_up(choice)])
+    ids_C = torch.cat([best(logits_V, listed), token_1, runner_up(choice)])
     # Greedy is the limit of temperature → 0: all the mass on the best token.
     after_C = (ids_C == token_1).float() if sampling.greedy else choice.p_V[ids_C]
     draws_C = torch.full_like(after_C, torch.nan) if sampling.greedy else choice.q_V[ids_C]
-    entropy = -(before_V * log_p_V).nansum()
-    ahead = (scores_V > scores_V[token_1]).sum()
-    listed_C = torch.stack([logits_V[ids_C], before_V[ids_C], after_C, draws_C])
+    before_C, entropy = before_V[ids_C], -before_V.mul_(log_p_V).nansum()
+    ahead = number_above(scores_V, token_1)
+    listed_C = torch.stack([logits_V[ids_C], before_C, after_C, draws_C])
     return ids_C, listed_C, choice.filtered.gone(ids_C), *choice.filtered.counts(), entropy, ahead
 
 
 def runner_up(choice: Choice) -> Tensor:
     """The id [1] of the token that would have been chosen without the chosen one; any token where no other is left."""
     scores_V = choice.filtered.scores_V
-    race_V = scores_V if choice.q_V is None else choice.p_V / choice.q_V
-    out_V = (scores_V == -torch.inf).index_fill(0, choice.token_1, True)
-    return largest(race_V.masked_fill(out_V, -torch.inf))
+    left_V = is_in(scores_V).index_fill(0, choice.token_1, False)
+    return largest((scores_V if choice.q_V is None else choice.p_V / choice.q_V).where(left_V, -torch.inf))
 
 
 def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: Sampling, texts: Texts, listed: int) -> dict:

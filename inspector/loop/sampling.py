@@ -57,19 +57,51 @@ def fetch(tensors: Sequence[Tensor]) -> list:
     return [piece.clone().view(tensor.dtype).view(tensor.shape).tolist() for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
-LARGE = 4096  # tokens of a vocabulary whose full sort is worth avoiding
+LARGE = 4096  # tokens of a vocabulary from which on a look at the numbers saves more than it takes
 
 
 def at_hand(numbers_V: Tensor) -> bool:
-    """Whether NumPy can read the numbers where they are, no accelerator is waited for, and they are so many that it saves work."""
-    return numbers_V.is_cpu and numbers_V.dtype == torch.float32 and numbers_V.numel() >= LARGE
+    """Whether NumPy is to do the work: it finds, compares, counts and sorts values several times as fast as torch does on the CPU.
+
+    Its results have no gradients. No accelerator is waited for, and the numbers are many.
+    """
+    numpy_can = numbers_V.is_cpu and not numbers_V.requires_grad and numbers_V.dtype in (torch.float32, torch.bool)
+    return numpy_can and numbers_V.numel() >= LARGE
 
 
 def largest(numbers_V: Tensor) -> Tensor:
-    """The place [1] of the largest number, of the first where several are; NumPy finds it ten times as fast as ``argmax`` here."""
+    """The place [1] of the largest number, of the first where several are."""
     if at_hand(numbers_V):
-        return torch.from_numpy(np.argmax(numbers_V.detach().numpy(), keepdims=True))
+        return torch.from_numpy(np.argmax(numbers_V.numpy(), keepdims=True))
     return numbers_V.argmax().view(1)
+
+
+def best(numbers_V: Tensor, k: int) -> Tensor:
+    """The places [K] of the k largest numbers, the largest first, as ``topk`` gives them; it is asked where some are equal."""
+    k = min(k, numbers_V.numel())
+    if k and at_hand(numbers_V):
+        numbers = numbers_V.numpy()
+        places = np.flatnonzero(numbers >= np.partition(numbers, -k)[-k])
+        if len(places) == k == len(np.unique(numbers[places])):
+            return torch.from_numpy(places[np.argsort(-numbers[places])])
+    return numbers_V.topk(k).indices
+
+
+def is_in(scores_V: Tensor) -> Tensor:
+    """Which tokens are not removed, a mask [V]."""
+    return torch.from_numpy(scores_V.numpy() != -np.inf) if at_hand(scores_V) else scores_V != -math.inf
+
+
+def count(mask_V: Tensor) -> Tensor:
+    """How many tokens a mask has."""
+    return torch.tensor(np.count_nonzero(mask_V.numpy())) if at_hand(mask_V) else mask_V.count_nonzero()
+
+
+def number_above(scores_V: Tensor, token_1: Tensor) -> Tensor:
+    """How many tokens have a larger score than this one."""
+    if at_hand(scores_V):
+        return torch.tensor(np.count_nonzero(scores_V.numpy() > scores_V[token_1].numpy()))
+    return (scores_V > scores_V[token_1]).count_nonzero()
 
 
 @lru_cache(maxsize=64)
@@ -189,8 +221,17 @@ def temperature(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds:
 
 def top_k(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
     """Removes every token below the k-th best; all that tie with it stay. ``TopKLogitsWarper``."""
-    kth = torch.topk(logits_V, min(sampling.top_k, logits_V.numel())).values[-1]
+    k = min(sampling.top_k, logits_V.numel())
+    if at_hand(logits_V):
+        return from_up(logits_V, np.partition(logits_V.numpy(), -k)[-k])
+    kth = torch.topk(logits_V, k).values[-1]
     return logits_V.masked_fill(logits_V < kth, -math.inf)
+
+
+def from_up(logits_V: Tensor, least: np.float32) -> Tensor:
+    """The logits from ``least`` up, all others removed."""
+    logits = logits_V.numpy()
+    return torch.from_numpy(np.where(logits < least, np.float32(-np.inf), logits))
 
 
 def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -199,25 +240,26 @@ def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bound
     Counted from the tail as ``TopPLogitsWarper`` does, so that both round alike: a token goes when it and all less
     probable ones together have at most 1 − p. Source: Holtzman et al. 2019 (arXiv 1904.09751), section 3.1.
     """
-    if at_hand(logits_V) and (gone_V := outside_nucleus(logits_V, sampling.top_p)) is not None:
-        return logits_V.masked_fill(gone_V, -math.inf)
+    if at_hand(logits_V) and (least := least_of_nucleus(logits_V, sampling.top_p)) is not None:
+        return from_up(logits_V, least)
     ascending_V, indices_V = torch.sort(logits_V)
     remove_V = ascending_V.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
     remove_V[-1] = False
     return logits_V.masked_fill(remove_V.scatter(0, indices_V, remove_V), -math.inf)
 
 
-def outside_nucleus(logits_V: Tensor, p: float) -> Tensor | None:
-    """What ``top_p`` removes, a mask [V], where the values alone tell it; None where they do not.
+def least_of_nucleus(logits_V: Tensor, p: float) -> np.float32 | None:
+    """The smallest logit that ``top_p`` keeps, where the values alone tell it; None where they do not.
 
     NumPy sorts values without their places, 30 times as fast here as ``torch.sort`` sorts both. The same values in the same order
     have the same sums, bit for bit, and so the same number of tokens goes: those below the value that is the first to stay. Only
     where others that stay or go have that very value do their places decide.
     """
-    ascending_V = torch.from_numpy(np.sort(logits_V.detach().numpy()))
-    count = int((ascending_V.softmax(-1).cumsum(-1) <= 1 - p)[:-1].sum())
-    gone_V = logits_V < ascending_V[count]
-    return gone_V if int(gone_V.sum()) == count else None
+    ascending = np.sort(logits_V.numpy())
+    mass = torch.from_numpy(ascending).softmax(-1).cumsum(-1).numpy()
+    gone = np.count_nonzero(mass[:-1] <= np.float32(1 - p))
+    least = ascending[gone]
+    return least if np.count_nonzero(logits_V.numpy() < least) == gone else None
 
 
 def min_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -248,25 +290,26 @@ def typical_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: B
 UNIT = 2.0**-24  # what rounding a float32 changes at most, as a share of it
 
 
-def largest_typical_distance(logits_V: Tensor, distance_V: Tensor, p: float) -> Tensor | None:
+def largest_typical_distance(logits_V: Tensor, distance_V: Tensor, p: float) -> float | None:
     """The distance up to which ``typical_p`` keeps tokens, where pairs of numbers, sorted without their places, prove it; else None.
 
     Tokens at one distance may have two logits, and ``torch.sort`` puts them in an order of its own. That changes the sums only
     by rounding, and matters only where the mass up to a distance is as near to p as that. To a sum of the p_i, in whichever order and
     however many partial sums, each addition adds an error of at most UNIT, and of at most the smaller number: Σ min(UNIT, p_i).
     """
-    pairs_V = distance_V.view(torch.int32).long() << 32 | logits_V.view(torch.int32).long() & 0xFFFFFFFF  # distances are not negative
-    pairs_V = torch.from_numpy(np.sort(pairs_V.detach().numpy()))
-    ascending_V, logits_V = (pairs_V >> 32).int().view(torch.float32), pairs_V.int().view(torch.float32)
     p_V = logits_V.softmax(-1)
-    mass_V = p_V.cumsum(-1)
     # Each of the two orders has a sum of its own; the rest is for what is of second order, and for partial sums that are added up.
     error = 2.1 * float(p_V.clamp(max=UNIT).sum(dtype=torch.float64)) + 100 * UNIT
-    last = min(int((mass_V < p).sum()), len(mass_V) - 1)
-    most = ascending_V[last]
-    begin, end = torch.searchsorted(ascending_V, most).item(), torch.searchsorted(ascending_V, most, right=True).item()
-    enough = end == len(mass_V) or mass_V[end - 1] >= p + error
-    return most if enough and (begin == 0 or mass_V[begin - 1] < p - error) else None
+    if p_V.max() < 2 * error:  # so flat that no token is likely to have more mass than that
+        return None
+    pairs_V = distance_V.view(torch.int32).long() << 32 | logits_V.view(torch.int32).long() & 0xFFFFFFFF  # distances are not negative
+    pairs_V = torch.from_numpy(np.sort(pairs_V.numpy()))
+    distances, logits_V = (pairs_V >> 32).int().view(torch.float32).numpy(), pairs_V.int().view(torch.float32)
+    mass = logits_V.softmax(-1).cumsum(-1).numpy()
+    most = distances[min(np.count_nonzero(mass < p), len(mass) - 1)]
+    begin, end = np.searchsorted(distances, most), np.searchsorted(distances, most, side="right")  # of those at this very distance
+    sure = (begin == 0 or mass[begin - 1] < p - error) and (end == len(mass) or mass[end - 1] >= p + error)
+    return float(most) if sure else None
 
 
 Filter = Callable[[Tensor, Tensor, Sampling, Bounds], Tensor]
@@ -316,22 +359,25 @@ class Filtered:
     def counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """How many tokens there were before the filters and after each of them, [1 + F]; how many each removed, [F], and their mass
         in the softmax of the scores that it was given, [F]."""
-        in_V = self.course[0] != -math.inf
-        kept, taken, mass_FV = [in_V.sum()], [], self.scores_V.new_zeros(len(self.stages), len(in_V))
-        for mass_V, (given_V, left_V) in zip(mass_FV, pairwise(self.course), strict=True):
-            before_V, in_V = in_V, left_V != -math.inf
+        in_V = is_in(self.course[0])
+        kept, taken, mass = [count(in_V)], [], []
+        for given_V, left_V in pairwise(self.course):
+            before_V, in_V = in_V, is_in(left_V)
             taken_V = before_V & ~in_V
-            kept.append(in_V.sum())
-            taken.append(taken_V.sum())
-            if not at_hand(left_V) or taken[-1]:
-                # Where nothing was left for a forced token's filter the softmax is NaN, and nothing is taken.
-                mass_V.copy_(given_V.softmax(-1).where(taken_V, 0.0))
-        return torch.stack(kept), torch.stack(taken) if taken else kept[0].new_zeros(0), mass_FV.sum(-1)
+            kept.append(count(in_V))
+            taken.append(count(taken_V))
+            if at_hand(left_V) and not taken[-1]:
+                mass.append(left_V.new_zeros(()))
+            else:  # where nothing was left for a forced token's filter the softmax is NaN, and nothing is taken
+                mass.append(given_V.softmax(-1).where(taken_V, 0.0).sum())
+        nothing = kept[0].new_zeros(0)
+        return torch.stack(kept), torch.stack(taken) if taken else nothing, torch.stack(mass) if mass else nothing
 
     @property
     def extremes(self) -> tuple[Tensor, Tensor]:
         """The largest logit and the largest score, for ``check``. Where any is NaN, so is the maximum."""
-        return self.logits_V.max(), self.scores_V.max()
+        best = self.logits_V.max()
+        return best, self.scores_V.max() if self.stages else best
 
     def check(self, sampling: Sampling, best: float, left: float) -> None:
         """Refuses what cannot be drawn from; ``best`` and ``left`` are the numbers of ``extremes``.

@@ -125,6 +125,11 @@ assert gc.get_freeze_count() == 0
         (["trace", "names-expert", "К" * 100], "at most 64"),
         (["trace", "names-expert", "К", "--tensors", str(ASSETS)], "is not empty"),
         (["bench", "trace", "--rounds", "0"], "--rounds 0"),
+        (["bench", "sampler", "--vocabulary", "0"], "--vocabulary 0"),
+        (["bench", "sampler", "--rounds", "0"], "--rounds 0"),
+        (["bench", "sampler", "--step-ms", "0"], "--step-ms 0.0: give a positive number of milliseconds"),
+        (["bench", "sampler", "--step-ms", "nan"], "--step-ms nan: give a positive number of milliseconds"),
+        (["bench", "sampler", "names-qwen2", "--vocabulary", "9"], "names-qwen2 has a vocabulary of its own"),
         (["tree", ""], "MODEL ''"),
         (["tree", "names-qwen2", "--depth", "0"], "--depth 0"),
         (["tree", "names-qwen2", "--context", "0"], "--context 0"),
@@ -491,6 +496,15 @@ def test_bench_loop_prints_a_table_or_a_line_of_json(inspector):
     rows = json.loads(inspector("bench", "loop", "names-qwen2", "--rounds", "1", "--json", "-"))["rows"]
     assert [row["context"] for row in rows] == [32]
     assert all(row["hand_ms"] > 0 and row["limit_ms"] > 0 for row in rows)
+
+
+def test_bench_sampler_tells_the_part_of_a_step(inspector):
+    table = " ".join(inspector("bench", "sampler", "--vocabulary", "500", "--rounds", "1").split())
+    assert "Both sides chose the same tokens" in table and "step" not in table
+    result = json.loads(inspector("bench", "sampler", "names-qwen2", "--rounds", "1", "--json", "-"))
+    assert (result["model"], result["vocabulary"], len(result["rows"])) == ("names-qwen2", 65, 6)
+    assert all(row["percent"] == 100 * row["beyond_random_ms"] / result["step_ms"] for row in result["rows"])
+    assert json.loads(inspector("bench", "sampler", "names-qwen2", "--rounds", "1", "--step-ms", "70", "--json", "-"))["step_ms"] == 70
 
 
 @pytest.mark.slow

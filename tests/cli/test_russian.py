@@ -15,7 +15,7 @@ ALLOWED = re.findall(
     rms min max NaN Inf KL softmax dtype backbone residual pre-norm post-norm feed-forward MTP causal eager
     sdpa KV- n- FLOP FLOPs RoPE attention bias tied bitwise gelu
     RMSNorm GELU MLP KV-cache float32 float64 float16 float bfloat16 int8 int4 torch ms python
-    seed penalty temperature top-k top-p min-p generate from inspector run
+    seed penalty temperature top-k top-p min-p typical-p transformers generate from inspector run
     embed layers attn mlp gate act up down head norm logits mtp block model BACKBONE
     names-qwen2 names-expert gpt gpt-moe gpt-mla gpt-mtp granite bert items txt norm-order
     context hand limit recording percent
@@ -45,6 +45,7 @@ COMMANDS = (
     "bench gender --pairs 2 --samples 1",
     "bench limits",
     "bench loop --rounds 1",
+    "bench sampler --vocabulary 300 --rounds 1 --step-ms 70",
     "bench trace --rounds 1 --tokens 16",
     "bench agreement --samples 2",
     f"bench names {TRAINING} --models gpt --parameters 60000",
