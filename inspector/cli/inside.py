@@ -18,6 +18,7 @@ from ..render.text import visible
 from .options import (
     DTYPE_HELP,
     MODEL_HELP,
+    QUANTISE_HELP,
     ModelArgument,
     ModelOptions,
     Output,
@@ -26,6 +27,7 @@ from .options import (
     SpreadOptions,
     at_least_one,
     busy,
+    check_quantise,
     grouped,
     importing,
 )
@@ -222,13 +224,15 @@ def interventions(
     return [what.checked() for what in wanted]
 
 
-@grouped(without=["dtype"])
+@grouped(without=["dtype", "quantise"])
 def diverge(
     a: Annotated[str, typer.Argument(metavar="A", help="The model that counts as right. " + MODEL_HELP)],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one: another implementation, precision or checkpoint.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text that both are fed, as the token ids of A.")],
     dtype_a: Annotated[str, typer.Option(help="Of A: " + DTYPE_HELP)] = "auto",
     dtype_b: Annotated[str, typer.Option(help="Of B: likewise.")] = "auto",
+    quantise_a: Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help="Of A: " + QUANTISE_HELP)] = None,
+    quantise_b: Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help="Of B: likewise.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Greedy steps in which a flipped token is looked for.")] = 20,
     *,
     reading: PromptOptions,
@@ -237,7 +241,9 @@ def diverge(
 ) -> None:
     """Find where two models part: the first component of B that makes something else of A's input; exit code 1 if one does."""
     t = out.t
-    models = [how.load(name, dtype=dtype) for name, dtype in ((a, dtype_a), (b, dtype_b))]
+    check_quantise(quantise_a)
+    check_quantise(quantise_b)
+    models = [how.load(name, dtype=dtype, quantise=kind) for name, dtype, kind in ((a, dtype_a, quantise_a), (b, dtype_b, quantise_b))]
     how.settle(*(m.model for m in models))
     out.remarks(*models[0].notices, *models[1].notices)
     speaks = 1 if models[0].tokenizer is None else 0

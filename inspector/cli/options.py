@@ -48,6 +48,9 @@ Threads = Annotated[
     int | None, typer.Option(help="CPU threads. By default one for models of less than 10 million parameters, else as many as torch takes.")
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint. Read it first.")]
+QUANTISED = ("int8", "int4", "int8-dynamic")  # as in ``parts.quantised``, which loads torch
+QUANTISE_HELP = "Round the linear layers' weights: int8, int4, or int8-dynamic, which rounds what they read too."
+Quantise = Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help=QUANTISE_HELP)]
 JsonPath = Annotated[Path | None, typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - is the standard output.")]
 
 
@@ -171,9 +174,11 @@ class ModelOptions:
     dtype: Dtype = "auto"
     trust_remote_code: TrustRemoteCode = False
     threads: Threads = None
+    quantise: Quantise = None
 
     def __post_init__(self):
         check_threads(self.threads)
+        check_quantise(self.quantise)
 
     def load(self, name: str | None = None, **more):
         """``inspector.load`` with a word on the terminal while torch is imported and weights are read; ``load_default`` without a name."""
@@ -191,7 +196,9 @@ class ModelOptions:
 
     def settle(self, *models) -> None:
         """The number of threads that was asked for, or that fits the largest of these models; of some the weights are buffers."""
-        sizes = (sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in model.buffers()) for model in models)
+        from ..parts.shapes import weights_of
+
+        sizes = (sum(weight.numel() for weight in weights_of(model)) for model in models)
         settle_threads(self.threads, max(sizes))
 
     def arguments(self) -> dict:
@@ -482,6 +489,12 @@ def busy(text: str, moving: bool = True) -> Iterator[Callable[[str], None]]:
         return
     with console.status(Text(text)) as status:
         yield lambda text: status.update(Text(text))
+
+
+def check_quantise(kind: str | None) -> None:
+    """Refuses what is no kind of quantisation, before anything is loaded. Raises ``ValueError``."""
+    if kind is not None and kind not in QUANTISED:
+        raise ValueError(f"--quantise {kind!r:.60}: choose one of {', '.join(QUANTISED)}")
 
 
 def check_threads(threads: int | None) -> None:

@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 
 from ..parts.dataflow import building
 from ..parts.limits import vocabulary
+from ..parts.quantised import check_kind
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
 from ..records.generation import Origin
@@ -48,7 +49,7 @@ from .finding import (
 from .formats import found as other_format
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
-from .notices import settings_notices
+from .notices import quantised, settings_notices
 from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
@@ -69,6 +70,7 @@ def load(
     max_memory: dict[int | str, int] | None = None,
     finite: bool = True,
     built: Callable[[nn.Module], None] = lambda model: None,
+    quantise: str | None = None,
 ) -> Loaded:
     """Loads a causal language model and splits it, with the proof.
 
@@ -88,16 +90,21 @@ def load(
             implies the device map "auto".
         finite: refuse a model that gives NaN; False takes it with parts that are not proved, to trace where it begins.
         built: is called with the model before the first pass through it, that of the proof; not with a function's.
+        quantise: "int8", "int4" or "int8-dynamic": the linear layers' weights are rounded to that (``parts.quantised``).
 
     Raises:
         LoadError: the model cannot be had, or is not whole. Without network this takes at most three seconds.
         SplitError: it cannot be split.
     """
+    if quantise is not None:
+        check_kind(quantise)
+        if device_map is not None or max_memory is not None:
+            raise LoadError(f"{name}: quantise {quantise!r} and a device map contradict each other: leave one of them out")
     if is_factory(name):
         if device_map is not None or max_memory is not None:
             raise LoadError(f"{name}: a model of your own stays where your function puts it: leave --device-map and --max-memory out")
         pick_dtype(dtype, torch.device("cpu"))
-        return from_file(name, pick_device(device), dtype, finite)
+        return from_file(name, pick_device(device), dtype, finite, quantise)
     if max_memory is not None and device_map is None:
         device_map = "auto"
     check_map(device, device_map, max_memory)
@@ -105,6 +112,10 @@ def load(
     as_dtype = pick_dtype(dtype, pick_device("cpu" if named and named <= {"cpu", "disk"} else device))
     where = located(name, trust_remote_code)
     check_quantization(name, where.config)
+    if quantise is not None and quantization(where.config) is not None:
+        raise LoadError(
+            f"{name}: its weights are quantised already: leave quantise {quantise!r} out, or take the checkpoint of whole weights"
+        )
     if trust_remote_code:
         with quiet(bars=where.offline), suppress(Exception):  # of code that breaks off loading tells why
             mend(where.source, where.config, where.offline)
@@ -141,6 +152,7 @@ def load(
     tokenizer, told = tokenizer_of(name, where, options)
     said += told
     check_whole(name, where.config, report, seen.refusal)
+    rounded = () if quantise is None else (quantised(name, model, quantise),)  # before an adapter, which stays as it is
     if where.adapter is not None:
         with quiet(bars=where.offline):
             put_on(name, where.adapter, model)
@@ -151,7 +163,7 @@ def load(
     try:
         loaded = attach(model if spread else model.to(pick_device(device)), tokenizer, where.origin, finite=finite)
         unused = seen.unused if seen else tuple(sorted(report["unexpected_keys"]))
-        return replace(loaded, unused=unused, notices=(*where.said, *said, *seen.notices, *where.notices(), *loaded.notices))
+        return replace(loaded, unused=unused, notices=(*where.said, *said, *seen.notices, *where.notices(), *rounded, *loaded.notices))
     except SplitError as error:
         if found := fault(error.__cause__):
             raise SplitError(f"{name}: {found}") from error

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary, WeakValueDictionary, proxy
 
+import torch
 from torch import Tensor, nn
 
 from .dataflow import IDS, LEARNED, POSITION, Flow, Made, Seen, is_mask, of_library
+from .quantised import QuantisedLinear
 from .residuals import ADD, norm_kind
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "linear_dynamic", "linear_dynamic_fp16"}
@@ -116,7 +118,9 @@ def own_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def packed(module: nn.Module) -> dict[str, Tensor]:
-    """Weights that a module quantised by torch holds in a form of their own, and gives by a method; {} for others."""
+    """Weights that a quantised module, of torch or ours, holds in a form of its own; {} for others. Of ours the shape alone."""
+    if isinstance(module, QuantisedLinear):
+        return {"weight": torch.empty(module.out_features, module.in_features, dtype=torch.int8, device="meta")}
     if not type(module).__module__.startswith("torch.ao.nn.quantized"):
         return {}
     given = {name: own() for name in ("weight", "bias", "get_weight", "get_bias") if callable(own := getattr(module, name, None))}
