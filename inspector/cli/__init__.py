@@ -38,6 +38,7 @@ from .options import (
     Dtype,
     LoopOptions,
     ModelArgument,
+    Native,
     Output,
     PromptArgument,
     PromptOptions,
@@ -74,6 +75,7 @@ def tree(
     ] = None,
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    native: Native = False,
     *,
     out: Output,
 ) -> None:
@@ -88,7 +90,7 @@ def tree(
         trees, notices = [], []
         for name in (model, diff) if diff is not None else (model,):
             say(t(f"building {visible(name)} …", f"сборка {visible(name)} …"))
-            skeleton, parts, said = outlined(name, dtype, trust_remote_code)
+            skeleton, parts, said = outlined(name, dtype, trust_remote_code, native)
             notices.append(said)
             trees.append(measured(skeleton, parts, context))
     out.remarks(*(one for said in notices for one in said))

@@ -224,13 +224,15 @@ def interventions(
     return [what.checked() for what in wanted]
 
 
-@grouped(without=["dtype", "quantise"])
+@grouped(without=["dtype", "native", "fast", "quantise"])
 def diverge(
     a: Annotated[str, typer.Argument(metavar="A", help="The model that counts as right. " + MODEL_HELP)],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one: another implementation, precision or checkpoint.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text that both are fed, as the token ids of A.")],
     dtype_a: Annotated[str, typer.Option(help="Of A: " + DTYPE_HELP)] = "auto",
     dtype_b: Annotated[str, typer.Option(help="Of B: likewise.")] = "auto",
+    native_a: Annotated[bool, typer.Option("--native-a", help="Put the weights of A into our own modules.")] = False,
+    native_b: Annotated[bool, typer.Option("--native-b", help="Of B: likewise.")] = False,
     quantise_a: Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help="Of A: " + QUANTISE_HELP)] = None,
     quantise_b: Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help="Of B: likewise.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Greedy steps in which a flipped token is looked for.")] = 20,
@@ -243,7 +245,8 @@ def diverge(
     t = out.t
     check_quantise(quantise_a)
     check_quantise(quantise_b)
-    models = [how.load(name, dtype=dtype, quantise=kind) for name, dtype, kind in ((a, dtype_a, quantise_a), (b, dtype_b, quantise_b))]
+    sides = (a, dtype_a, native_a, quantise_a), (b, dtype_b, native_b, quantise_b)
+    models = [how.load(name, dtype=dtype, native=native, quantise=kind) for name, dtype, native, kind in sides]
     how.settle(*(m.model for m in models))
     out.remarks(*models[0].notices, *models[1].notices)
     speaks = 1 if models[0].tokenizer is None else 0

@@ -47,6 +47,8 @@ Dtype = Annotated[str, typer.Option(help=DTYPE_HELP)]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads. By default one for models of less than 10 million parameters, else as many as torch takes.")
 ]
+Native = Annotated[bool, typer.Option("--native", help="Put the weights of a published checkpoint into our own modules.")]
+Fast = Annotated[bool, typer.Option("--fast", help="Faster products for a native model, which round otherwise.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint. Read it first.")]
 QUANTISED = ("int8", "int4", "int8-dynamic")  # as in ``parts.quantised``, which loads torch
 QUANTISE_HELP = "Round the linear layers' weights: int8, int4, or int8-dynamic, which rounds what they read too."
@@ -173,6 +175,8 @@ class ModelOptions:
     device: Annotated[str, typer.Option(help="auto, cuda, mps, cpu.")] = "auto"
     dtype: Dtype = "auto"
     trust_remote_code: TrustRemoteCode = False
+    native: Native = False
+    fast: Fast = False
     threads: Threads = None
     quantise: Quantise = None
 

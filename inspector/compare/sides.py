@@ -20,6 +20,7 @@ from ..loop.batches import new_row
 from ..loop.caching import cached
 from ..loop.decoding import read_at_most, side_by_side
 from ..loop.sampling import FILTERS
+from ..models.fast import plain_products
 from ..parts.heads import step_logits
 from ..parts.precision import dtype_of
 from ..parts.splitting import input_device
@@ -139,7 +140,8 @@ class StepClock(BaseStreamer):
 
 
 def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, kv_cache: bool = False) -> Side:
-    """The side of ``model.generate(use_cache=kv_cache)``. The global random state is as before afterwards.
+    """The side of ``model.generate(use_cache=kv_cache)``, of a fast model with the library's products. The global random state is as
+    before afterwards.
 
     Raises:
         ValueError: it fails, or does not return the tokens and logits that it is asked for.
@@ -151,7 +153,8 @@ def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: i
             torch.manual_seed(sampling.seed)
         clock, started = StepClock(), time.perf_counter()
         try:
-            output = m.model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), streamer=clock, **wanted, **settings)
+            with plain_products(m.model):
+                output = m.model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), streamer=clock, **wanted, **settings)
         except Exception as error:  # the method is a stranger's as much as the model
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"generate() of {type(m.model).__name__} fails, so there is nothing to compare with: {reason}") from error

@@ -124,7 +124,10 @@ def needed(function: object) -> list[str]:
 
 
 def as_loaded(name: str, made: object, device: torch.device, dtype: str, finite: bool, quantise: str | None) -> Loaded:
-    """What a factory made, moved to a device and, unless "auto", to a dtype, quantised if asked for, and proved there. Raises ``LoadError``, ``SplitError``."""
+    """What a factory made, moved to a device and, unless "auto", to a dtype, quantised where asked for, and proved there.
+
+    Raises ``LoadError``, ``SplitError``.
+    """
     to = dict(device=device) if dtype == "auto" else dict(device=device, dtype=getattr(torch, dtype))
     if isinstance(made, Loaded):
         if quantise is not None:

@@ -184,6 +184,6 @@ def quantised(name: str, model: nn.Module, kind: str) -> Notice:
         raise ValueError(f"{name}: {error}") from error
     return Notice(
         "quantised",
-        f"Quantised here ({kind}): {packed:,} of {whole:,} weights, those of the linear layers; embedding, norms and biases stay as they are",
-        f"Квантовано здесь ({kind}): {packed:,} весов из {whole:,}, это линейные слои; эмбеддинг, нормы и смещения остались как были",
+        f"Quantised here ({kind}): {packed:,} of {whole:,} weights, those of linear layers; embedding, norms and biases stay as they are",
+        f"Квантовано здесь ({kind}): {packed:,} весов из {whole:,}, это линейные слои; эмбеддинг, нормы и смещения прежние",
     )

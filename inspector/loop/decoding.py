@@ -19,7 +19,7 @@ from ..parts.splitting import Split, evaluating
 from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
 from .caching import CachedBackbone, cached, logits_after
-from .sampling import GREEDY, Filtered, bounds_of, fetch, new_generator, race, remover, run_filters
+from .sampling import GREEDY, Filtered, bounds_of, fetch, largest, new_generator, race, remover, run_filters
 
 LISTED = 10
 
@@ -114,10 +114,12 @@ def steps(split: Split, row: "Row", backbone: CachedBackbone | None = None) -> I
 
 @dataclass(frozen=True)
 class Choice:
-    """A step's decision, still on the accelerator: the filtered logits, the token's id [1], the numbers [V] of its race if one was run."""
+    """A step's decision, still on the accelerator: the filtered logits, the token's id [1], and where it was drawn what ran in its
+    race, the probabilities [V] and the numbers [V]."""
 
     filtered: Filtered
     token_1: Tensor
+    p_V: Tensor | None
     q_V: Tensor | None
 
     @property
@@ -156,9 +158,9 @@ class Row:
     def choose(self, logits_V: Tensor) -> Choice:
         """Chooses the next token from its raw logits [V] and appends it to what the model reads next. Waits for nothing."""
         filtered = run_filters(logits_V, self.ids_T, self.sampling, self.bounds)
-        token_1, q_V = race(filtered.scores_V, self.sampling, self.generator)
+        token_1, p_V, q_V = race(filtered.scores_V, self.sampling, self.generator)
         self.ids_T, self.scores_V = torch.cat([self.ids_T, token_1]), filtered.scores_V
-        return Choice(filtered, token_1, q_V)
+        return Choice(filtered, token_1, p_V, q_V)
 
     def take(self, choice: Choice, decided: Sequence, weighed: Sequence, seconds: float, recording_seconds: float) -> Step:
         """The record of a choice; ``decided`` and ``weighed`` are the numbers of its ``tensors`` and of ``weigh``.
@@ -232,21 +234,20 @@ def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]
     before_V = log_p_V.exp()
     ids_C = torch.cat([logits_V.topk(min(listed, logits_V.numel())).indices, token_1, runner_up(choice)])
     # Greedy is the limit of temperature → 0: all the mass on the best token.
-    after_C = (ids_C == token_1).float() if sampling.greedy else scores_V.softmax(-1)[ids_C]
-    draws_C = torch.full_like(after_C, torch.nan) if choice.q_V is None else choice.q_V[ids_C]
-    gone_FV = choice.filtered.gone
+    after_C = (ids_C == token_1).float() if sampling.greedy else choice.p_V[ids_C]
+    draws_C = torch.full_like(after_C, torch.nan) if sampling.greedy else choice.q_V[ids_C]
     entropy = -(before_V * log_p_V).nansum()
     ahead = (scores_V > scores_V[token_1]).sum()
     listed_C = torch.stack([logits_V[ids_C], before_V[ids_C], after_C, draws_C])
-    return ids_C, listed_C, gone_FV[:, ids_C].T, (~gone_FV).sum(-1), *choice.filtered.taken, entropy, ahead
+    return ids_C, listed_C, choice.filtered.gone(ids_C), *choice.filtered.counts(), entropy, ahead
 
 
 def runner_up(choice: Choice) -> Tensor:
     """The id [1] of the token that would have been chosen without the chosen one; any token where no other is left."""
     scores_V = choice.filtered.scores_V
-    race_V = scores_V if choice.q_V is None else scores_V.softmax(-1) / choice.q_V
+    race_V = scores_V if choice.q_V is None else choice.p_V / choice.q_V
     out_V = (scores_V == -torch.inf).index_fill(0, choice.token_1, True)
-    return race_V.masked_fill(out_V, -torch.inf).argmax().view(1)
+    return largest(race_V.masked_fill(out_V, -torch.inf))
 
 
 def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: Sampling, texts: Texts, listed: int) -> dict:
