@@ -262,7 +262,7 @@ def diverge(
         raise typer.Exit(1)
 
 
-@grouped(model="names-qwen2")
+@grouped(model="names-qwen2", without=["quantise"])
 def mutate(
     model: ModelArgument,
     names: Annotated[list[str] | None, typer.Argument(metavar="[MUTATION]...", help="Only these; one alone is shown in full.")] = None,

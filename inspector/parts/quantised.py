@@ -58,8 +58,9 @@ class QuantisedLinear(nn.Linear):
         """[…, I] → […, O]. Every row is computed by itself: it has the same bits alone and among others."""
         if x.device.type != "cpu" or x.dtype == torch.float64 or (torch.is_grad_enabled() and x.requires_grad):
             return self.plain(x)
-        made = [self.product(part_MI.float()) for part_MI in x.reshape(-1, self.in_features).split(max(1, AT_ONCE // self.out_features))]
-        y_MO = made[0] if len(made) == 1 else torch.cat(made)
+        x_MI = x.reshape(-1, self.in_features).float()
+        at_once = max(1, AT_ONCE // self.out_features)
+        y_MO = self.product(x_MI) if len(x_MI) <= at_once else torch.cat([self.product(part_MI) for part_MI in x_MI.split(at_once)])
         if self.bias is not None:
             y_MO = y_MO + self.bias
         return y_MO.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -109,9 +110,9 @@ class Int8Linear(QuantisedLinear):
         # Two's complement in signed bytes: what is added carries where a lower byte will count as negative, and is taken out again.
         whole_MI = (x_MI / step_M1).round_().to(torch.int32).add_(0x8080).bitwise_xor_(0x8080)
         digits_DMI = whole_MI.view(torch.int8).unflatten(-1, (-1, 4))[..., : self.DIGITS].permute(2, 0, 1)
-        sums_DMO = torch._int_mm(digits_DMI.reshape(-1, self.in_features), self.q.t()).view(self.DIGITS, -1, self.out_features).float()
-        y_MO = sums_DMO[2].mul_(2**8).add_(sums_DMO[1]).mul_(2**8).add_(sums_DMO[0])
-        return y_MO.mul_(step_M1).mul_(self.scale)
+        sums_DMO = torch._int_mm(digits_DMI.reshape(-1, self.in_features), self.q.t()).view(self.DIGITS, -1, self.out_features)
+        low_MO, middle_MO, high_MO = sums_DMO.float().unbind()
+        return low_MO.add_(middle_MO, alpha=2**8).add_(high_MO, alpha=2**16).mul_(step_M1).mul_(self.scale)
 
 
 class Int8DynamicLinear(Int8Linear):
