@@ -58,19 +58,16 @@ class QuantisedLinear(nn.Linear):
         """[…, I] → […, O]. Every row is computed by itself: it has the same bits alone and among others."""
         if x.device.type != "cpu" or x.dtype == torch.float64 or (torch.is_grad_enabled() and x.requires_grad):
             return self.plain(x)
-        x_MI = x.reshape(-1, self.in_features).float()
-        at_once = max(1, AT_ONCE // self.out_features)
-        y_MO = self.product(x_MI) if len(x_MI) <= at_once else torch.cat([self.product(part_MI) for part_MI in x_MI.split(at_once)])
-        if self.bias is not None:
-            y_MO = y_MO + self.bias
-        return y_MO.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        y = torch.ops.inspector.linear_quantised(x, self.q, self.scale, self.kind)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same by an ordinary product with ``weight``."""
         return F.linear(x, self.weight.to(x.dtype), self.bias)
 
-    def product(self, x_MI: Tensor) -> Tensor:
-        """x·Ŵᵀ [M, O] float32 of rows in float32, on a CPU."""
+    @staticmethod
+    def product(x_MI: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        """x·Ŵᵀ [M, O] float32 of rows in float32, on a CPU, from the layer's codes and scales."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -87,7 +84,6 @@ class Int8Linear(QuantisedLinear):
     """
 
     kind = "int8"
-    DIGITS = 3
 
     def __init__(self, weight_OI: Tensor, bias: nn.Parameter | None):
         super().__init__(weight_OI, bias)
@@ -105,14 +101,15 @@ class Int8Linear(QuantisedLinear):
     def weight(self) -> Tensor:
         return self.q.to(self.scale.dtype) * self.scale[:, None]
 
-    def product(self, x_MI: Tensor) -> Tensor:
+    @staticmethod
+    def product(x_MI: Tensor, q: Tensor, scale: Tensor) -> Tensor:
         step_M1 = x_MI.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / (127 * 2**16)
         # Two's complement in signed bytes: what is added carries where a lower byte will count as negative, and is taken out again.
         whole_MI = (x_MI / step_M1).round_().to(torch.int32).add_(0x8080).bitwise_xor_(0x8080)
-        digits_DMI = whole_MI.view(torch.int8).unflatten(-1, (-1, 4))[..., : self.DIGITS].permute(2, 0, 1)
-        sums_DMO = torch._int_mm(digits_DMI.reshape(-1, self.in_features), self.q.t()).view(self.DIGITS, -1, self.out_features)
-        low_MO, middle_MO, high_MO = sums_DMO.float().unbind()
-        return low_MO.add_(middle_MO, alpha=2**8).add_(high_MO, alpha=2**16).mul_(step_M1).mul_(self.scale)
+        digits_3MI = whole_MI.view(torch.int8).unflatten(-1, (-1, 4))[..., :3].permute(2, 0, 1)
+        sums_3MO = torch._int_mm(digits_3MI.reshape(-1, q.shape[1]), q.t()).view(3, -1, len(q))
+        low_MO, middle_MO, high_MO = sums_3MO.float().unbind()
+        return low_MO.add_(middle_MO, alpha=2**8).add_(high_MO, alpha=2**16).mul_(step_M1).mul_(scale)
 
 
 class Int8DynamicLinear(Int8Linear):
@@ -136,10 +133,11 @@ class Int8DynamicLinear(Int8Linear):
         """t of each row, […, 1]."""
         return x.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
 
-    def product(self, x_MI: Tensor) -> Tensor:
-        step_M1 = self.steps(x_MI)
-        sums_MO = torch._int_mm((x_MI / step_M1).round_().to(torch.int8), self.q.t())
-        return sums_MO.float().mul_(step_M1).mul_(self.scale)
+    @staticmethod
+    def product(x_MI: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        step_M1 = Int8DynamicLinear.steps(x_MI)
+        sums_MO = torch._int_mm((x_MI / step_M1).round_().to(torch.int8), q.t())
+        return sums_MO.float().mul_(step_M1).mul_(scale)
 
 
 class Int4Linear(QuantisedLinear):
@@ -163,7 +161,7 @@ class Int4Linear(QuantisedLinear):
         zero_OG = (low_OG + 8 * scale_OG.float()).bfloat16()
         codes_OGg = ((grouped_OGg - zero_OG[..., None].float()) / scale_OG[..., None].float().clamp(min=1e-30)).round().clamp(-8, 7) + 8
         self.register_buffer("q", torch._convert_weight_to_int4pack_for_cpu(codes_OGg.flatten(1).to(torch.int32), 1))
-        self.register_buffer("scales", torch.stack([scale_OG, zero_OG], -1).transpose(0, 1).contiguous())  # [G, O, 2]
+        self.register_buffer("scale", torch.stack([scale_OG, zero_OG], -1).transpose(0, 1).contiguous())  # [G, O, 2]
 
     @staticmethod
     def fits(out_features: int, in_features: int) -> bool:
@@ -179,15 +177,30 @@ class Int4Linear(QuantisedLinear):
 
     @property
     def weight(self) -> Tensor:
-        scale_OG, zero_OG = self.scales.to(torch.promote_types(self.scales.dtype, torch.float32)).transpose(0, 1).unbind(-1)
+        scale_OG, zero_OG = self.scale.to(torch.promote_types(self.scale.dtype, torch.float32)).transpose(0, 1).unbind(-1)
         whole_OI = (self.codes.unflatten(1, (-1, GROUP)) * scale_OG[..., None] + zero_OG[..., None]).flatten(1)
-        return whole_OI.to(self.precision) if self.scales.dtype == torch.bfloat16 else whole_OI
+        return whole_OI.to(self.precision) if self.scale.dtype == torch.bfloat16 else whole_OI
 
-    def product(self, x_MI: Tensor) -> Tensor:
-        return torch._weight_int4pack_mm_for_cpu(x_MI.bfloat16(), self.q, GROUP, self.scales.bfloat16()).float()
+    @staticmethod
+    def product(x_MI: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        return torch._weight_int4pack_mm_for_cpu(x_MI.bfloat16(), q, GROUP, scale.bfloat16()).float()
 
 
 KINDS: dict[str, type[QuantisedLinear]] = {made.kind: made for made in (Int8Linear, Int4Linear, Int8DynamicLinear)}
+
+
+def linear_quantised(x: Tensor, q: Tensor, scale: Tensor, kind: str) -> Tensor:
+    """[…, I] → […, O] float32: the ``product`` of a kind, as one operation of torch to whatever looks on (the search for a head)."""
+    x_MI = x.reshape(-1, x.shape[-1]).float()
+    product, at_once = KINDS[kind].product, max(1, AT_ONCE // len(q))
+    parts = [x_MI] if len(x_MI) <= at_once else x_MI.split(at_once)
+    made = [product(part_MI, q, scale) for part_MI in parts]
+    return (made[0] if len(made) == 1 else torch.cat(made)).view(*x.shape[:-1], len(q))
+
+
+LIBRARY = torch.library.Library("inspector", "DEF")
+LIBRARY.define("linear_quantised(Tensor x, Tensor q, Tensor scale, str kind) -> Tensor")
+LIBRARY.impl("linear_quantised", linear_quantised, "CPU")
 
 
 def check_kind(kind: str) -> None:

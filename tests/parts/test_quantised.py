@@ -52,7 +52,7 @@ def test_int8_weights_are_within_half_a_scale(dtype):
 def test_int4_weights_are_within_half_a_scale_or_the_rounding_of_scale_and_zero():
     plain = linear(96, 48)
     kept = made(Int4Linear, plain)
-    scale_GO, zero_GO = kept.scales.double().unbind(-1)
+    scale_GO, zero_GO = kept.scale.double().unbind(-1)
     error_OGg = (plain.weight.double() - kept.weight.double()).abs().unflatten(1, (-1, GROUP))
     bound_OG = torch.maximum(scale_GO / 2, (15 * scale_GO + zero_GO.abs()) / 2**9).t()
     assert bool((error_OGg.amax(-1) <= bound_OG * (1 + 1e-6)).all())
@@ -60,8 +60,8 @@ def test_int4_weights_are_within_half_a_scale_or_the_rounding_of_scale_and_zero(
     assert torch.equal(
         kept.weight,
         (
-            kept.codes.unflatten(1, (-1, GROUP)) * kept.scales.float().transpose(0, 1)[..., :1]
-            + kept.scales.float().transpose(0, 1)[..., 1:]
+            kept.codes.unflatten(1, (-1, GROUP)) * kept.scale.float().transpose(0, 1)[..., :1]
+            + kept.scale.float().transpose(0, 1)[..., 1:]
         ).flatten(1),
     )
 
