@@ -243,8 +243,7 @@ def diverge(
 ) -> None:
     """Find where two models part: the first component of B that makes something else of A's input; exit code 1 if one does."""
     t = out.t
-    check_quantise(quantise_a)
-    check_quantise(quantise_b)
+    check_quantise(quantise_a=quantise_a, quantise_b=quantise_b)
     sides = (a, dtype_a, native_a, quantise_a), (b, dtype_b, native_b, quantise_b)
     models = [how.load(name, dtype=dtype, native=native, quantise=kind) for name, dtype, native, kind in sides]
     how.settle(*(m.model for m in models))

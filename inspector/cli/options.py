@@ -182,7 +182,7 @@ class ModelOptions:
 
     def __post_init__(self):
         check_threads(self.threads)
-        check_quantise(self.quantise)
+        check_quantise(quantise=self.quantise)
 
     def load(self, name: str | None = None, **more):
         """``inspector.load`` with a word on the terminal while torch is imported and weights are read; ``load_default`` without a name."""
@@ -512,10 +512,11 @@ def busy(text: str, moving: bool = True) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(Text(text))
 
 
-def check_quantise(kind: str | None) -> None:
-    """Refuses what is no kind of quantisation, before anything is loaded. Raises ``ValueError``."""
-    if kind is not None and kind not in QUANTISED:
-        raise ValueError(f"--quantise {kind!r:.60}: choose one of {', '.join(QUANTISED)}")
+def check_quantise(**kinds: str | None) -> None:
+    """Refuses what is no kind of quantisation, before anything is loaded; ``kinds`` by their options' names. Raises ``ValueError``."""
+    for name, kind in kinds.items():
+        if kind is not None and kind not in QUANTISED:
+            raise ValueError(f"--{name.replace('_', '-')} {kind!r:.60}: choose one of {', '.join(QUANTISED)}")
 
 
 def check_threads(threads: int | None) -> None:

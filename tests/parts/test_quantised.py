@@ -60,8 +60,7 @@ def test_int4_weights_are_within_half_a_scale_or_the_rounding_of_scale_and_zero(
     assert torch.equal(
         kept.weight,
         (
-            kept.codes.unflatten(1, (-1, GROUP)) * kept.scale.float().transpose(0, 1)[..., :1]
-            + kept.scale.float().transpose(0, 1)[..., 1:]
+            kept.codes.unflatten(1, (-1, GROUP)) * kept.scale.float().transpose(0, 1)[..., :1] + kept.scale.float().transpose(0, 1)[..., 1:]
         ).flatten(1),
     )
 
