@@ -119,7 +119,7 @@ def test_every_setting_with_an_option_has_it_where_tokens_are_chosen():
 def test_every_verb_that_computes_has_threads_and_says_so_in_json_and_language():
     assert all("--threads" in options_of(verb) for verb in VERBS if verb != "tree") and "--threads" in lesson_options()
     assert all("--json" in options_of(verb) for verb in VERBS if verb != "train")
-    assert len(VERBS) == 16
+    assert len(VERBS) == 18
 
 
 def test_the_flags_are_arguments_of_sampling_by_name():
@@ -231,10 +231,10 @@ def test_groups_become_options_and_come_back_as_groups():
         taken.append(SimpleNamespace(name=name, how=how, out=out))
 
     parameters = signature(verb).parameters
-    assert list(parameters) == ["name", "device", "trust_remote_code", "threads", "json_path", "language"]
+    assert list(parameters) == ["name", "device", "trust_remote_code", "native", "fast", "threads", "quantise", "json_path", "language"]
     assert (parameters["name"].default, parameters["device"].default) == ("x", "cpu")
     verb(name="y", device="cuda", trust_remote_code=True, threads=2, json_path=None, language="ru")
-    assert taken[0].how == ModelOptions("cuda", "auto", True, 2) and taken[0].out.t("a", "б") == "б" and taken[0].name == "y"
+    assert taken[0].how == ModelOptions("cuda", trust_remote_code=True, threads=2) and taken[0].out.t("a", "б") == "б" and taken[0].name == "y"
     verb()  # what a caller leaves out has the verb's own default, as on the command line
     assert (taken[1].name, taken[1].how, taken[1].out) == ("x", ModelOptions("cpu"), Output())
 
