@@ -18,6 +18,10 @@ from .limits import vocabulary
 
 GROUP = 32  # weights that share a scale in int4
 WIDEST = 2**17  # I · 127 · 128 must be less than 2³¹
+LARGEST = 126 * 2**15  # a row's largest number in whole ones: with CARRY less than 2²²
+CARRY = 0x8080
+WHOLE = torch.tensor([1.5 * 2**23 + CARRY])
+BITS = 0x4B400000  # of 1.5 · 2²³
 AT_ONCE = 2**22  # numbers out that are computed at a time, so that a long prompt's logits do not fill the memory
 
 
@@ -78,8 +82,8 @@ class QuantisedLinear(nn.Linear):
 class Int8Linear(QuantisedLinear):
     """8-bit weights with a scale for each output: Ŵ = s·q, s = max|W_o| / 127, q = round(W / s), so that |W − Ŵ| ≤ s/2.
 
-    Nothing else is rounded more coarsely than in float32: x is written as 24-bit whole numbers of its row's largest, cut into three
-    int8 digits, x = step · Σ d_i·256^i, and each digit is multiplied with the codes exactly.
+    Nothing else is rounded more coarsely than in float32: x is written in whole numbers of 23 bits and a sign, |x| ≤ step·LARGEST with
+    an error of at most 5/8 step, cut into three int8 digits, x = step · Σ d_i·256^i, and each digit is multiplied with the codes exactly.
     Source: absmax quantisation by rows, LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339), section 2.1, of the weights alone.
     """
 
@@ -103,13 +107,16 @@ class Int8Linear(QuantisedLinear):
 
     @staticmethod
     def product(x_MI: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-        step_M1 = x_MI.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / (127 * 2**16)
-        # Two's complement in signed bytes: what is added carries where a lower byte will count as negative, and is taken out again.
-        whole_MI = (x_MI / step_M1).round_().to(torch.int32).add_(0x8080).bitwise_xor_(0x8080)
-        digits_3MI = whole_MI.view(torch.int8).unflatten(-1, (-1, 4))[..., :3].permute(2, 0, 1)
-        sums_3MO = torch._int_mm(digits_3MI.reshape(-1, q.shape[1]), q.t()).view(3, -1, len(q))
-        low_MO, middle_MO, high_MO = sums_3MO.float().unbind()
-        return low_MO.add_(middle_MO, alpha=2**8).add_(high_MO, alpha=2**16).mul_(step_M1).mul_(scale)
+        step_M1 = torch.linalg.vector_norm(x_MI, torch.inf, -1, keepdim=True) / LARGEST  # of a row of zeros 0, and so is its result
+        # Whole numbers by addition: from 2²³ to 2²⁴ float32 has no others, and its last bits are the number's own.
+        whole_MI = torch.addcdiv(WHOLE, x_MI, step_M1).view(torch.int32).sub_(BITS)
+        # Two's complement in signed bytes: what WHOLE adds carries where a lower byte will count as negative; here it goes again.
+        digits_3MI = whole_MI.bitwise_xor_(CARRY).view(torch.int8).view(-1, 4).t()[:3].reshape(3, -1, q.shape[1])
+        if len(x_MI) == 1:  # three products of one row are faster than one of three
+            low_MO, middle_MO, high_MO = (torch._int_mm(digit_MI, q.t()) for digit_MI in digits_3MI.unbind())
+        else:
+            low_MO, middle_MO, high_MO = torch._int_mm(digits_3MI.flatten(0, 1), q.t()).view(3, -1, len(q)).unbind()
+        return low_MO.float().add_(middle_MO, alpha=2**8).add_(high_MO, alpha=2**16).mul_(step_M1).mul_(scale)
 
 
 class Int8DynamicLinear(Int8Linear):

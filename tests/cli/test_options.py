@@ -234,7 +234,9 @@ def test_groups_become_options_and_come_back_as_groups():
     assert list(parameters) == ["name", "device", "trust_remote_code", "native", "fast", "threads", "quantise", "json_path", "language"]
     assert (parameters["name"].default, parameters["device"].default) == ("x", "cpu")
     verb(name="y", device="cuda", trust_remote_code=True, threads=2, json_path=None, language="ru")
-    assert taken[0].how == ModelOptions("cuda", trust_remote_code=True, threads=2) and taken[0].out.t("a", "б") == "б" and taken[0].name == "y"
+    assert (
+        taken[0].how == ModelOptions("cuda", trust_remote_code=True, threads=2) and taken[0].out.t("a", "б") == "б" and taken[0].name == "y"
+    )
     verb()  # what a caller leaves out has the verb's own default, as on the command line
     assert (taken[1].name, taken[1].how, taken[1].out) == ("x", ModelOptions("cpu"), Output())
 
