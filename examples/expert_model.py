@@ -88,6 +88,12 @@ def saving_and_loading() -> None:
             console.print(f"{name}: {again.get_num_params():,} parameters, largest difference of a logit {difference:.10f}")
 
 
+def test_configuration() -> ExpertModel:
+    """29.2 million random weights, as in the measurements: ``inspector bench precision examples/expert_model.py:test_configuration``."""
+    torch.manual_seed(0)
+    return ExpertModel(vocab_size=10_000, d_model=512, n_layers=6, n_heads=8, d_ff=2048, max_seq_len=512).eval()
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     for number, example in enumerate((use, generation, sizes, speed, saving_and_loading), 1):

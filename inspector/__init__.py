@@ -29,6 +29,7 @@ _HOMES = {
     "lens": "inside.lens",
     "load": "loading.loading",
     "patch": "inside.interventions",
+    "quantise": "parts.quantised",
     "run": "loop.decoding",
     "scale": "inside.interventions",
     "speculate": "loop.speculation",

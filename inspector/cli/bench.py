@@ -18,7 +18,7 @@ from ..render.names import agreement_view, names_view
 from ..render.speed import limits_view, ways_view
 from ..render.sampler import sampler_view
 from ..render.tables import table
-from ..render.text import Translate, visible
+from ..render.text import Translate, memory, visible
 from ..render.verdicts import loop_table
 from .options import (
     MODEL_HELP,
@@ -240,6 +240,45 @@ def bench_sampler(
     out.console.print(sampler_view(rows, seconds, out.t))
     size = len(next(iter(logits.values())))
     out.write(dict(model=model, threads=threads_now(), vocabulary=size, step_ms=None if seconds is None else 1e3 * seconds, rows=rows))
+
+
+@bench.command("precision")
+@grouped(model="names-qwen2", without=["dtype", "fast", "quantise"])
+def bench_precision(
+    model: ModelArgument,
+    rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 3,
+    *,
+    how: ModelOptions,
+    out: Output,
+) -> None:
+    """What smaller precisions save and what they cost: size, cached greedy decoding, distance from float32 on held-out text."""
+    at_least_one(rounds=rounds)
+    with busy(out.t("measuring …", "измерение …")) as say:
+        from ..bench.precision import measure
+
+        rows, common = measure(lambda **arguments: how.load(model, **arguments), rounds, in_language(say, out.t))
+    t = out.t
+    heads = (
+        *(t("precision", "точность"), t("weights", "веса"), t("tokens/s", "токенов/с"), t("ratio*", "отн.*")),
+        *(t("of limit", "предела"), t("KL, nats", "KL, нат"), t("same", "тот же")),
+    )
+    result = table(*heads, numbers=range(1, len(heads)))
+    for row in rows:
+        speed = f"{row['tokens_per_s']:.1f}", f"{row['speed_up']:.2f}", f"{100 * row['of_limit']:.0f} %"
+        result.add_row(row["way"], memory(row["bytes"], t), *speed, f"{row['kl']:.2g}", f"{100 * row['agreement']:.1f} %")
+    out.header(model)
+    out.console.print(result)
+    text = t("random ids", "случайные номера") if common["random_ids"] else t("held-out names", "отложенные имена")
+    explained = t(
+        f"greedy decoding with a cache, {common['new_tokens']} steps of one token; * to float32, the median of the ratios within rounds. "
+        f"The limit: the weights that a step reads, at the {common['gb_per_s']:.0f} GB/s at which a sum reads memory. KL to float32, and "
+        f"how often the best next token is the same: {common['held_out_tokens']} tokens, {text}",
+        f"жадное декодирование с кэшем, {common['new_tokens']} шагов по токену; * к float32, медиана отношений внутри раундов. Предел: "
+        f"веса, которые читает шаг, со скоростью {common['gb_per_s']:.0f} ГБ/с, с какой сумма читает память. KL к float32 и как часто "
+        f"лучший следующий токен тот же: {common['held_out_tokens']} токенов, {text}",
+    )
+    out.console.print(Text(explained, "dim"))
+    out.write(dict(model=model, threads=threads_now(), rows=rows) | common)
 
 
 @bench.command("agreement")

@@ -18,6 +18,7 @@ from ..render.text import visible
 from .options import (
     DTYPE_HELP,
     MODEL_HELP,
+    QUANTISE_HELP,
     ModelArgument,
     ModelOptions,
     Output,
@@ -26,6 +27,7 @@ from .options import (
     SpreadOptions,
     at_least_one,
     busy,
+    check_quantise,
     grouped,
     importing,
 )
@@ -222,7 +224,7 @@ def interventions(
     return [what.checked() for what in wanted]
 
 
-@grouped(without=["dtype", "native", "fast"])
+@grouped(without=["dtype", "native", "fast", "quantise"])
 def diverge(
     a: Annotated[str, typer.Argument(metavar="A", help="The model that counts as right. " + MODEL_HELP)],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one: another implementation, precision or checkpoint.")],
@@ -231,6 +233,8 @@ def diverge(
     dtype_b: Annotated[str, typer.Option(help="Of B: likewise.")] = "auto",
     native_a: Annotated[bool, typer.Option("--native-a", help="Put the weights of A into our own modules.")] = False,
     native_b: Annotated[bool, typer.Option("--native-b", help="Of B: likewise.")] = False,
+    quantise_a: Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help="Of A: " + QUANTISE_HELP)] = None,
+    quantise_b: Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help="Of B: likewise.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Greedy steps in which a flipped token is looked for.")] = 20,
     *,
     reading: PromptOptions,
@@ -239,7 +243,9 @@ def diverge(
 ) -> None:
     """Find where two models part: the first component of B that makes something else of A's input; exit code 1 if one does."""
     t = out.t
-    models = [how.load(name, dtype=dtype, native=native) for name, dtype, native in ((a, dtype_a, native_a), (b, dtype_b, native_b))]
+    check_quantise(quantise_a=quantise_a, quantise_b=quantise_b)
+    sides = (a, dtype_a, native_a, quantise_a), (b, dtype_b, native_b, quantise_b)
+    models = [how.load(name, dtype=dtype, native=native, quantise=kind) for name, dtype, native, kind in sides]
     how.settle(*(m.model for m in models))
     out.remarks(*models[0].notices, *models[1].notices)
     speaks = 1 if models[0].tokenizer is None else 0
@@ -255,7 +261,7 @@ def diverge(
         raise typer.Exit(1)
 
 
-@grouped(model="names-qwen2")
+@grouped(model="names-qwen2", without=["quantise"])
 def mutate(
     model: ModelArgument,
     names: Annotated[list[str] | None, typer.Argument(metavar="[MUTATION]...", help="Only these; one alone is shown in full.")] = None,

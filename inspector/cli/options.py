@@ -50,6 +50,9 @@ Threads = Annotated[
 Native = Annotated[bool, typer.Option("--native", help="Put the weights of a published checkpoint into our own modules.")]
 Fast = Annotated[bool, typer.Option("--fast", help="Faster products for a native model, which round otherwise.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint. Read it first.")]
+QUANTISED = ("int8", "int4", "int8-dynamic")  # as in ``parts.quantised``, which loads torch
+QUANTISE_HELP = "Round the linear layers' weights: int8, int4, or int8-dynamic, which rounds what they read too."
+Quantise = Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help=QUANTISE_HELP)]
 JsonPath = Annotated[Path | None, typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - is the standard output.")]
 
 
@@ -175,6 +178,7 @@ class ModelOptions:
     native: Native = False
     fast: Fast = False
     threads: Threads = None
+    quantise: Quantise = None
     attn_implementation: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="What computes attention: eager, sdpa, sdpa-math, …; a wrong one lists all."),
@@ -182,6 +186,7 @@ class ModelOptions:
 
     def __post_init__(self):
         check_threads(self.threads)
+        check_quantise(quantise=self.quantise)
 
     def load(self, name: str | None = None, **more):
         """``inspector.load`` with a word on the terminal while torch is imported and weights are read; ``load_default`` without a name."""
@@ -199,7 +204,9 @@ class ModelOptions:
 
     def settle(self, *models) -> None:
         """The number of threads that was asked for, or that fits the largest of these models; of some the weights are buffers."""
-        sizes = (sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in model.buffers()) for model in models)
+        from ..parts.shapes import weights_of
+
+        sizes = (sum(weight.numel() for weight in weights_of(model)) for model in models)
         settle_threads(self.threads, max(sizes))
 
     def arguments(self) -> dict:
@@ -538,6 +545,13 @@ def busy(text: str, moving: bool = True) -> Iterator[Callable[[str], None]]:
         return
     with console.status(Text(text)) as status:
         yield lambda text: status.update(Text(text))
+
+
+def check_quantise(**kinds: str | None) -> None:
+    """Refuses what is no kind of quantisation, before anything is loaded; ``kinds`` by their options' names. Raises ``ValueError``."""
+    for name, kind in kinds.items():
+        if kind is not None and kind not in QUANTISED:
+            raise ValueError(f"--{name.replace('_', '-')} {kind!r:.60}: choose one of {', '.join(QUANTISED)}")
 
 
 def check_threads(threads: int | None) -> None:

@@ -30,6 +30,7 @@ from ..loop.decoding import next_logits
 from ..parts.errors import whole
 from ..parts.heads import own_logits
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
+from ..parts.quantised import QuantisedLinear
 from ..parts.roles import spans
 from ..parts.watching import Call, Watch, first_numbers, states, substituted, unnamed
 from ..records.comparison import ComponentGap, Divergence, Flip, Gap, Place
@@ -131,8 +132,8 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
     return Divergence(
         a=a.origin.name,
         b=b.origin.name,
-        dtype_a=str(dtypes[0]).removeprefix("torch."),
-        dtype_b=str(dtypes[1]).removeprefix("torch."),
+        dtype_a=precision(a),
+        dtype_b=precision(b),
         tokens=speaker.tokens(ids),
         place=place,
         components=tuple(components),
@@ -151,6 +152,12 @@ def diverge(a: Loaded, b: Loaded, ids: Sequence[int], max_new_tokens: int = 20) 
         notices_a=a.notices,
         notices_b=b.notices,
     )
+
+
+def precision(m: Loaded) -> str:
+    """ "float32", or "float32, int8" of a model whose linear layers are quantised."""
+    kinds = {module.kind for module in m.model.modules() if isinstance(module, QuantisedLinear)}
+    return ", ".join([str(m.dtype).removeprefix("torch."), *sorted(kinds)])
 
 
 def remarks(a: Loaded, b: Loaded) -> Iterator[str]:

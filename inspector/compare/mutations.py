@@ -24,6 +24,7 @@ from ..inside.attention import ChangedAttention
 from ..loading.loaded import Loaded, attach, check_loaded
 from ..models import GroupedQueryAttention, MultiHeadLatentAttention, RotaryEmbedding
 from ..parts.heads import forward, own_logits
+from ..parts.quantised import QuantisedLinear
 from ..parts.splitting import input_embedding, probe_ids
 from ..parts.watching import Watch, copied, first_tensor
 from ..records.comparison import Place, Planted
@@ -456,9 +457,11 @@ def mutate(m: Loaded, ids: Sequence[int] | None = None, names: Sequence[str] = (
     ``ids`` are tokens to feed, by default the probe of the split. The model itself stays as it is, bit for bit.
 
     Raises:
-        ValueError: there is no such mutation, or the prompt is wrong, before anything runs; or as ``diverge`` does.
+        ValueError: there is no such mutation, the prompt is wrong or the model is quantised, before anything runs; or as ``diverge`` does.
     """
     check_loaded(m)
+    if any(isinstance(module, QuantisedLinear) for module in m.model.modules()):
+        raise ValueError(f"{m.origin.name} is quantised, and mistakes are planted in whole weights: leave quantise out")
     if isinstance(names, str):
         raise ValueError(f"names={names!r}: give a list, [{names!r}]")
     if unknown := [name for name in names if name not in MUTATIONS]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded, check_loaded
 from ..parts.errors import InvariantError, NoSumError
 from ..parts.heads import Kind, steps
+from ..parts.quantised import Int8Linear, QuantisedLinear
 from ..parts.shapes import within_name
 from ..parts.splitting import AMPLIFIED, in_a_line, input_embedding, is_tied
 from ..parts.watching import Call, Watch, first_numbers, first_tensor, largest_difference, substituted
@@ -489,6 +490,10 @@ def head_terms(m: Loaded, modules: dict[str, nn.Module], part: Branch) -> dict[s
     if isinstance(columns, ValueError):
         raise columns
     o = exactly(modules[last.role])
+    if isinstance(o, QuantisedLinear) and type(o) is not Int8Linear:
+        raise NoSumError(
+            f"{m.origin.name}: {last.role} is {o.kind}, which rounds what it reads or makes, so that heads do not add up: give int8"
+        )
     apart = last.input.new_zeros(len(columns), len(last.input))
     for h, of_head in enumerate(columns):
         apart[h, of_head] = last.input[of_head]

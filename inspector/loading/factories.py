@@ -22,6 +22,7 @@ from ..parts.splitting import SplitError, evaluating, input_device, probe_ids, p
 from ..records.generation import Origin
 from .finding import LoadError, first_line, place
 from .loaded import Loaded, attach
+from .notices import quantised
 
 FACTORY = re.compile(r"(.+\.py):(\w+(?:\.\w+)*)$")
 NUMBERS = count()  # of the files that were loaded: each has names of its own in sys.modules, another version of it too
@@ -43,14 +44,14 @@ def is_factory(name: str) -> bool:
     return FACTORY.match(name) is not None
 
 
-def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool = True) -> Loaded:
+def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool = True, quantise: str | None = None) -> Loaded:
     """What ``FILE.py:factory`` gives, on a device: a module, a module and a tokenizer, what holds both, or what ``attach`` gives.
 
     ``factory`` is a function or a class that needs no arguments, or what it would return. What the file prints goes to the
     standard error. Files that it opens by a relative name are looked for where the process runs, then beside it. The modules
     that it imports from its own folder get other names afterwards (``of_folder``).
 
-    ``finite`` as in ``attach``.
+    ``finite`` as in ``attach``, ``quantise`` as in ``load``: it acts on what the function has made.
 
     Raises:
         LoadError: there is no such file or function, or it breaks off.
@@ -62,12 +63,12 @@ def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool
     path = path.parent.resolve() / path.name
     try:
         try:
-            return of_file(name, path, function, device, dtype, finite)
+            return of_file(name, path, function, device, dtype, finite, quantise)
         except FileNotFoundError as error:
             if not lies_beside(error, path):
                 raise
             with chdir(path.parent):
-                return of_file(name, path, function, device, dtype, finite)
+                return of_file(name, path, function, device, dtype, finite, quantise)
     except (LoadError, SplitError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever the user's code raises
@@ -75,13 +76,13 @@ def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool
         raise LoadError(f"{name}: {type(error).__name__}: {said}{where_in(path, error)}: correct the function") from error
 
 
-def of_file(name: str, path: Path, function: str, device: torch.device, dtype: str, finite: bool) -> Loaded:
+def of_file(name: str, path: Path, function: str, device: torch.device, dtype: str, finite: bool, quantise: str | None) -> Loaded:
     """``from_file`` for a file that is there. Raises also whatever the file's code raises."""
     with of_folder(path) as module, redirect_stdout(sys.stderr):
         module.__spec__.loader.exec_module(module)
         made = made_by(name, path, module, function)
         try:
-            return as_loaded(name, made, device, dtype, finite)
+            return as_loaded(name, made, device, dtype, finite, quantise)
         except LoadError:
             raise
         except SplitError as error:  # where the model's own forward broke off
@@ -122,10 +123,18 @@ def needed(function: object) -> list[str]:
     return []
 
 
-def as_loaded(name: str, made: object, device: torch.device, dtype: str, finite: bool) -> Loaded:
-    """What a factory made, moved to a device and, unless "auto", to a dtype, and proved there. Raises ``LoadError``, ``SplitError``."""
+def as_loaded(name: str, made: object, device: torch.device, dtype: str, finite: bool, quantise: str | None) -> Loaded:
+    """What a factory made, moved to a device and, unless "auto", to a dtype, quantised where asked for, and proved there.
+
+    Raises ``LoadError``, ``SplitError``.
+    """
     to = dict(device=device) if dtype == "auto" else dict(device=device, dtype=getattr(torch, dtype))
     if isinstance(made, Loaded):
+        if quantise is not None:
+            raise LoadError(
+                f"{name} returned what inspector.attach gave, whose parts are found already: return the module, or call "
+                f"inspector.quantise(model, {quantise!r}) before attach"
+            )
         made.model.to(**to)
         with evaluating(made.model), torch.no_grad():
             split = proved(made.split, made.model, probe_ids(made.model))
@@ -137,7 +146,9 @@ def as_loaded(name: str, made: object, device: torch.device, dtype: str, finite:
     if pair[1] is not None and not isinstance(pair[1], PreTrainedTokenizerBase):
         raise LoadError(f"{name} returned a {type(pair[1]).__name__} for a tokenizer: return one of transformers, or the module alone")
     module.to(**to)
-    return attach(pair[0], pair[1], Origin(name, "python"), finite=finite)
+    rounded = () if quantise is None else (quantised(name, module, quantise),)
+    loaded = attach(pair[0], pair[1], Origin(name, "python"), finite=finite)
+    return replace(loaded, notices=(*rounded, *loaded.notices))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 from ..models.fast import make_fast
 from ..parts.dataflow import building
 from ..parts.limits import vocabulary
+from ..parts.quantised import check_kind
 from ..parts.splitting import Split, SplitError
 from ..process import temporary_folder
 from ..records.generation import Origin
@@ -51,7 +52,7 @@ from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
 from .native import depths_in, fetch, fill, is_native, is_plain, native_config, native_notices, renamed
 from .native import place as place_natively
-from .notices import settings_notices
+from .notices import quantised, settings_notices
 from .own import on_meta, own_model, own_skeleton
 from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
@@ -76,6 +77,7 @@ def load(
     native: bool = False,
     fast: bool = False,
     attn_implementation: str | None = None,
+    quantise: str | None = None,
 ) -> Loaded:
     """Loads a causal language model and splits it, with the proof.
 
@@ -99,11 +101,18 @@ def load(
             memory than they take in the dtype that runs. Models that are native anyway load as ever.
         fast: other kernels for the products of a native model, which round otherwise (``models.fast``).
         attn_implementation: which code computes attention, of ``attending.CHOICES``; None is the checkpoint's, or torch's choice.
+        quantise: "int8", "int4" or "int8-dynamic": the linear layers' weights are rounded to that (``parts.quantised``).
 
     Raises:
         LoadError: the model cannot be had, or is not whole, or has no ``native`` form. Without network this takes at most three seconds.
         SplitError: it cannot be split.
     """
+    if quantise is not None:
+        check_kind(quantise)
+        if device_map is not None or max_memory is not None:
+            raise LoadError(f"{name}: quantise {quantise!r} and a device map contradict each other: leave one of them out")
+        if fast:
+            raise LoadError(f"{name}: quantise {quantise!r} and fast contradict each other, each has products of its own: leave one out")
     if is_factory(name):
         if device_map is not None or max_memory is not None:
             raise LoadError(f"{name}: a model of your own stays where your function puts it: leave --device-map and --max-memory out")
@@ -113,7 +122,7 @@ def load(
             raise LoadError(f"{name}: fast products are for native models: leave --fast out")
         pick_dtype(dtype, torch.device("cpu"))
         attend_by(name, attn_implementation, pick_device(device), transformers=False)
-        return from_file(name, pick_device(device), dtype, finite)
+        return from_file(name, pick_device(device), dtype, finite, quantise)
     if max_memory is not None and device_map is None:
         device_map = "auto"
     check_map(device, device_map, max_memory)
@@ -125,14 +134,18 @@ def load(
     if native and not is_native(where.config):
         if device_map is not None:
             raise LoadError(f"{name}: the native form lies in one place: leave --device-map and --max-memory out")
-        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", trust_remote_code, finite, built, fast)
+        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", trust_remote_code, finite, built, fast, quantise)
     if fast and not is_native(where.config):
         raise LoadError(f"{name}: fast products are for native models: add --native, or leave --fast out")
     if fast and device_map is not None:
         raise LoadError(f"{name}: fast products are for a model in one place: leave --device-map and --max-memory out")
     check_quantization(name, where.config)
+    if quantise is not None and quantization(where.config) is not None:
+        raise LoadError(
+            f"{name}: its weights are quantised already: leave quantise {quantise!r} out, or take the checkpoint of whole weights"
+        )
     plain = device_map is None and where.adapter is None and where.offline
-    if plain and (found := load_own(name, where, as_dtype, device, finite, built, fast)):
+    if plain and (found := load_own(name, where, as_dtype, device, finite, built, fast, quantise)):
         return found
     if trust_remote_code:
         with quiet(bars=where.offline), suppress(Exception):  # of code that breaks off loading tells why
@@ -172,6 +185,7 @@ def load(
     tokenizer, told = tokenizer_of(name, where, options)
     said += told
     check_whole(name, where.config, report, seen.refusal)
+    rounded = () if quantise is None else (quantised(name, model, quantise),)  # before an adapter, which stays as it is
     if where.adapter is not None:
         with quiet(bars=where.offline):
             put_on(name, where.adapter, model)
@@ -183,7 +197,7 @@ def load(
     try:
         loaded = attach(model if spread else model.to(pick_device(device)), tokenizer, where.origin, finite=finite)
         unused = seen.unused if seen else tuple(sorted(report["unexpected_keys"]))
-        return replace(loaded, unused=unused, notices=(*where.said, *said, *seen.notices, *where.notices(), *loaded.notices))
+        return replace(loaded, unused=unused, notices=(*where.said, *said, *seen.notices, *where.notices(), *rounded, *loaded.notices))
     except SplitError as error:
         if found := fault(error.__cause__):
             raise SplitError(f"{name}: {found}") from error
@@ -193,7 +207,14 @@ def load(
 
 
 def load_own(
-    name: str, where: "Where", dtype: torch.dtype | str, device: str, finite: bool, built: Callable[[nn.Module], None], fast: bool
+    name: str,
+    where: "Where",
+    dtype: torch.dtype | str,
+    device: str,
+    finite: bool,
+    built: Callable[[nn.Module], None],
+    fast: bool,
+    quantise: str | None,
 ) -> Loaded | None:
     """``load`` of a checkpoint of our own models; None where transformers' way is needed. ``dtype`` as for ``from_pretrained``."""
     if (model := own_model(where.config, where.folder, dtype, pick_device(device))) is None:
@@ -203,9 +224,10 @@ def load_own(
         model.generation_config = own_settings or GenerationConfig.from_pretrained(where.source, local_files_only=True)
     tokenizer, told = tokenizer_of(name, where, dict(trust_remote_code=False, local_files_only=True))
     said += quickened(name, model) if fast else ()
+    rounded = () if quantise is None else (quantised(name, model, quantise),)
     built(model)
     loaded = attach(model, tokenizer, where.origin, finite=finite)
-    return replace(loaded, notices=(*where.said, *said, *told, *where.notices(), *loaded.notices))
+    return replace(loaded, notices=(*where.said, *said, *told, *where.notices(), *rounded, *loaded.notices))
 
 
 def load_native(
@@ -218,6 +240,7 @@ def load_native(
     finite: bool,
     built: Callable[[nn.Module], None],
     fast: bool,
+    quantise: str | None,
 ) -> Loaded:
     """``load`` of a published checkpoint into our own modules. ``dtype`` was ``chosen`` here, and not asked for.
 
@@ -235,9 +258,12 @@ def load_native(
     form.model.generation_config = shipped_settings(where, own_settings)
     tokenizer, told = tokenizer_of(name, where, dict(trust_remote_code=trust_remote_code, local_files_only=where.offline))
     said = (*said, *(quickened(name, form.model) if fast else ()))
+    rounded = () if quantise is None else (quantised(name, form.model, quantise),)
     built(form.model)
     loaded = attach(form.model, tokenizer, where.origin, finite=finite)
-    return replace(loaded, unused=form.unused, notices=(*where.said, *said, *told, *form.notices, *where.notices(), *loaded.notices))
+    return replace(
+        loaded, unused=form.unused, notices=(*where.said, *said, *told, *form.notices, *where.notices(), *rounded, *loaded.notices)
+    )
 
 
 def quickened(name: str, model: nn.Module) -> tuple[Notice, ...]:

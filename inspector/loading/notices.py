@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from ..parts.quantised import quantise
 from ..parts.roles import roles, unrecognised, unseen
 from ..parts.splitting import Split
 from ..parts.watching import PAST_CALL
@@ -173,3 +174,16 @@ def unnamed_notices(m: "Loaded") -> Iterator[Notice]:
             f"Модули, которые не вызываются, а их веса берут функции: {len(past):,}. Хуки этого не видят: вызывайте модуль",
             tuple(past),
         )
+
+
+def quantised(name: str, model: nn.Module, kind: str) -> Notice:
+    """Quantises a model's linear layers in place (``parts.quantised.quantise``), and says so. Raises ``ValueError`` with the name."""
+    try:
+        packed, whole = quantise(model, kind)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return Notice(
+        "quantised",
+        f"Quantised here ({kind}): {packed:,} of {whole:,} weights, those of linear layers; embedding, norms and biases stay as they are",
+        f"Квантовано здесь ({kind}): {packed:,} весов из {whole:,}, это линейные слои; эмбеддинг, нормы и смещения прежние",
+    )

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary, WeakValueDictionary, proxy
 
+import torch
 from torch import Tensor, nn
 
 from .dataflow import IDS, LEARNED, POSITION, Flow, Made, Seen, is_mask, of_library
+from .quantised import QuantisedLinear
 from .residuals import ADD, norm_kind
 
-PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "linear_dynamic", "linear_dynamic_fp16"}
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "linear_dynamic", "linear_dynamic_fp16", "linear_quantised"}
 NORMS = {"native_layer_norm", "native_batch_norm", "_fused_rms_norm", "native_group_norm"}
 GATHER = {"gather", "index", "index_select", "take_along_dim", "scatter", "index_put", "index_add", "scatter_add", "topk"}
 BENDS = {"silu", "relu", "mish", "hardswish", "elu", "leaky_relu", "gelu", "tanh", "sigmoid", "erf", "softplus", "hardtanh", "clamp_min"}
@@ -116,7 +118,9 @@ def own_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def packed(module: nn.Module) -> dict[str, Tensor]:
-    """Weights that a module quantised by torch holds in a form of their own, and gives by a method; {} for others."""
+    """Weights that a quantised module, of torch or ours, holds in a form of its own; {} for others. Of ours the shape alone."""
+    if isinstance(module, QuantisedLinear):
+        return {"weight": torch.empty(module.out_features, module.in_features, dtype=torch.int8, device="meta")}
     if not type(module).__module__.startswith("torch.ao.nn.quantized"):
         return {}
     given = {name: own() for name in ("weight", "bias", "get_weight", "get_bias") if callable(own := getattr(module, name, None))}
@@ -203,7 +207,7 @@ class Shapes:
             if made.op not in PRODUCTS or not made.from_ids:
                 continue
             x = made.from_ids[-1 if made.op in ("addmm", "baddbmm") else 0]
-            if made.op.startswith("linear_dynamic"):  # its weights are in no tensor
+            if made.op.startswith(("linear_dynamic", "linear_quantised")):  # its weights are in no tensor
                 inner = [seen for seen in self.flow.calls if seen.first <= made.index < seen.last and packed(seen.call.module)]
                 if inner:
                     yield Use(inner[-1].name, (made.shape[-1], x.shape[-1]), x, made, True)

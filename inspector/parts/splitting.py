@@ -17,6 +17,7 @@ from .heads import Kind, Operation, RestOfForward, hidden_states, is_packed, ope
 from .kinds import of_transformers
 from .limits import context_length, vocabulary
 from .outputs import FORMS, OutputError, form_of, forward, gives, reads_sequence_first
+from .quantised import QuantisedLinear
 from .steadiness import unsteady
 from .tail import Begun, Tail, TakenUp, tail_of
 from .watching import Call, Watch, alike, close, largest_difference, submodules
@@ -381,7 +382,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def is_tied(module: nn.Module, embedding: nn.Module | None) -> bool:
     """Whether a module's weight is the embedding's."""
-    return embedding is not None and getattr(module, "weight", None) is embedding.weight
+    if embedding is None or isinstance(module, QuantisedLinear):  # which makes its weight anew
+        return False
+    return getattr(module, "weight", None) is embedding.weight
 
 
 def tie_again(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from .dataflow import Answers, on_meta
 from .errors import shown, whole
 from .heads import forward
 from .limits import context_length
+from .quantised import QuantisedLinear
 from .roles import roles, unseen
 from .shapes import own_weights, shapes_of
 from .splitting import Split, check_module, evaluating, input_device, modules_of_head, split, tie_again
@@ -209,6 +210,8 @@ class Builder:
             else:
                 self.counted[weight] = f"{path}{key}"
                 own, bytes_ = own + weight.numel(), bytes_ + weight.numel() * weight.element_size()
+        if isinstance(module, QuantisedLinear):
+            bytes_ = module.nbytes
         node = ModuleNode(
             name=name,
             type=type(module).__name__,

@@ -221,7 +221,7 @@ class Divergence:
 
     Args:
         a, b: their names.
-        dtype_a, dtype_b: their precisions.
+        dtype_a, dtype_b: their precisions, with the kinds of quantisation ("float32, int8").
         tokens: what both were fed.
         place: where B begins to differ; None where it does nowhere.
         components: what was compared, from the outermost level inwards along the way to ``place``.

@@ -231,10 +231,12 @@ def test_groups_become_options_and_come_back_as_groups():
         taken.append(SimpleNamespace(name=name, how=how, out=out))
 
     parameters = signature(verb).parameters
-    assert list(parameters) == ["name", "device", "trust_remote_code", "native", "threads", "attn_implementation", "json_path", "language"]
+    assert list(parameters) == ["name", "device", "trust_remote_code", "native", "fast", "threads", "quantise", "attn_implementation", "json_path", "language"]
     assert (parameters["name"].default, parameters["device"].default) == ("x", "cpu")
     verb(name="y", device="cuda", trust_remote_code=True, threads=2, json_path=None, language="ru")
-    assert taken[0].how == ModelOptions("cuda", "auto", True, threads=2) and taken[0].out.t("a", "б") == "б" and taken[0].name == "y"
+    assert (
+        taken[0].how == ModelOptions("cuda", trust_remote_code=True, threads=2) and taken[0].out.t("a", "б") == "б" and taken[0].name == "y"
+    )
     verb()  # what a caller leaves out has the verb's own default, as on the command line
     assert (taken[1].name, taken[1].how, taken[1].out) == ("x", ModelOptions("cpu"), Output())
 

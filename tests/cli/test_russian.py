@@ -18,7 +18,7 @@ ALLOWED = re.findall(
     seed penalty temperature top-k top-p min-p typical-p transformers generate from inspector run
     embed layers attn mlp gate act up down head norm logits mtp block model BACKBONE
     names-qwen2 names-expert gpt gpt-moe gpt-mla gpt-mtp granite bert items txt norm-order
-    context hand limit recording percent
+    context hand limit recording percent int8-dynamic
     kv-cache native fast linear transposed onednn prepacked compiled sum True GFLOP
     """,
 )
@@ -41,12 +41,14 @@ COMMANDS = (
     "contributions names-qwen2 Крас --heads --top 8",
     "intervene names-qwen2 Крас --patch layers.3.attn --from Иван --ablate layers.1.mlp --ablate-with mean --scale layers.0.mlp=0.5",
     "diverge names-qwen2 names-qwen2 Крас --dtype-b bfloat16",
+    "diverge names-qwen2 names-qwen2 Крас --quantise-b int8",
     "mutate names-expert norm-order",
     "bench gender --pairs 2 --samples 1",
     "bench limits",
     "bench loop --rounds 1",
     "bench sampler --vocabulary 300 --rounds 1 --step-ms 70",
     "bench trace --rounds 1 --tokens 16",
+    "bench precision --rounds 1",
     "bench agreement --samples 2",
     f"bench names {TRAINING} --models gpt --parameters 60000",
     "bench lines",

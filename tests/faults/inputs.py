@@ -67,6 +67,8 @@ BAD = {  # option → values, in every verb that has it
     "position": ["999", "-999", "9" * 40],
     "dtype-a": ["float3"],
     "dtype-b": [""],
+    "quantise": ["int5", "", LONG],
+    "quantise-b": ["int5"],
     "tensors": ["full", "readonly.json", LONG],
     "corpus": ["no-such.txt", "folder", "empty.txt", "latin.txt", "zero-only.txt", LONG, ""],
     "validation": ["no-such.txt", "folder", "empty.txt", "latin.txt", LONG],
