@@ -49,6 +49,7 @@ from .formats import found as other_format
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
 from .notices import settings_notices
+from .onnx import is_onnx, open_onnx
 from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
@@ -98,6 +99,10 @@ def load(
             raise LoadError(f"{name}: a model of your own stays where your function puts it: leave --device-map and --max-memory out")
         pick_dtype(dtype, torch.device("cpu"))
         return from_file(name, pick_device(device), dtype, finite)
+    if is_onnx(name):
+        if device_map is not None or max_memory is not None or dtype not in ("auto", "float32") or pick_device(device).type != "cpu":
+            raise LoadError(f"{name}: onnxruntime computes it on the CPU in float32: leave --device, --dtype and --device-map out")
+        return open_onnx(name, finite)
     if max_memory is not None and device_map is None:
         device_map = "auto"
     check_map(device, device_map, max_memory)
