@@ -203,13 +203,9 @@ def understood(graph: bytes) -> tuple:
 
 def head_of(proto) -> bytes:
     """The part of a graph from ``hidden`` to ``logits``."""
-    from onnx import TensorProto, helper, utils
+    from onnx.utils import Extractor
 
-    kinds = {own.name: own for own in proto.graph.output}
-    part = utils.Extractor(proto).extract_model(["hidden"], ["logits"])
-    head = helper.make_graph(part.graph.node, "head", [kinds["hidden"]], [kinds["logits"]], part.graph.initializer)
-    assert TensorProto.FLOAT == kinds["logits"].type.tensor_type.elem_type
-    return helper.make_model(head, opset_imports=proto.opset_import, ir_version=proto.ir_version).SerializeToString()
+    return Extractor(proto).extract_model(["hidden"], ["logits"]).SerializeToString()
 
 
 def tokenizer_in(name: str, files: dict[str, str], model: OnnxModel) -> tuple[PreTrainedTokenizerBase | None, tuple[Notice, ...]]:
