@@ -303,6 +303,15 @@ def option(own: Field) -> tuple[str, object, object]:
 WITH_OPTION = [own for own in fields(Sampling) if own.metadata["entry"].help is not None]
 
 
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop reads, and ``generate()`` where it is compared with."""
+
+    kv_cache: Annotated[
+        bool, typer.Option("--kv-cache", help="Read only the new token at every step, as generate() does by default; else all of them.")
+    ] = False
+
+
 class SamplingFlags:
     """What is made of the options of sampling, which are checked before anything is loaded."""
 
