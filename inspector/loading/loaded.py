@@ -93,7 +93,9 @@ class Loaded:
 
     @property
     def components(self) -> dict[str, nn.Module]:
-        """Role → module, for what a forward pass can call."""
+        """Role → module, for what a forward pass can call. Raises ``ValueError`` of a model that nothing can look into."""
+        if (why := getattr(self.model, "opaque", None)) is not None:
+            raise ValueError(f"{self.origin.name}: {why}")
         return components(self.model, self.split.backbone_name, self.split.head_names)
 
     @property

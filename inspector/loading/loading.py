@@ -49,7 +49,7 @@ from .formats import found as other_format
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
 from .notices import settings_notices
-from .onnx import is_onnx, open_onnx
+from .onnx import NOT_INSIDE, is_onnx, open_onnx
 from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
@@ -534,6 +534,8 @@ def outlined(name: str, dtype: str = "auto", trust_remote_code: bool = False) ->
     """
     run = pick_dtype(dtype, pick_device("auto")) if dtype == "auto" else None
     pick_dtype(dtype, torch.device("cpu"))
+    if is_onnx(name):
+        raise LoadError(f"{name}: {NOT_INSIDE}")
     if is_factory(name):
         m = from_file(name, torch.device("cpu"), dtype)
         return m.model, m.split, m.notices

@@ -14,7 +14,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ..models.adapter import NativeForCausalLM, arguments_of, check_arguments, to_native
 from ..models.language_model import LanguageModel
 from ..models.onnx import cache_names, export_onnx, native_arguments
-from ..parts.splitting import split
+from ..parts.heads import own_logits
+from ..parts.splitting import probe_ids, split
 from ..process import temporary_folder
 from ..records.generation import Origin
 from ..records.notices import Notice
@@ -37,7 +38,9 @@ def native_of(m: Loaded) -> LanguageModel:
             f"{m.origin.name} is a {type(m.model).__name__}, and native models are exported: give one, such as names-expert, gpt-moe or gpt-mla"
         )
     if m.dtype != torch.float32:
-        raise ValueError(f"{m.origin.name} is in {str(m.dtype).removeprefix('torch.')}: ONNX files are written in float32: leave --dtype out")
+        raise ValueError(
+            f"{m.origin.name} is in {str(m.dtype).removeprefix('torch.')}: ONNX files are written in float32: leave --dtype out"
+        )
     return m.model if isinstance(m.model, LanguageModel) else to_native(m.model)
 
 
@@ -56,6 +59,13 @@ def export(m: Loaded, path: str | Path, kv_cache: bool = False) -> None:
         "inspector.tokenizer": json.dumps(files_of(m.tokenizer), ensure_ascii=False),
     }
     export_onnx(model, path, kv_cache, metadata)
+
+
+@torch.no_grad()
+def beside(m: Loaded, file: str) -> float:
+    """The largest difference between the logits of a model and of the file that it was exported to, on the split's probe."""
+    ids_1T = probe_ids(m.model)
+    return float((open_onnx(file).model(ids_1T.cpu()) - own_logits(m.model, ids_1T).cpu()).abs().max())
 
 
 def files_of(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str]:
