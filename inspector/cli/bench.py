@@ -289,8 +289,8 @@ def bench_onnx(
         from ..bench.onnx import WAYS, measure
 
         result = measure(m, tokens, rounds, in_language(say, t))
-    heads = t("way", "способ"), t("tokens/s", "токенов/с"), t("to torch*", "к torch*"), t("same tokens", "те же токены")
-    shown = table(*heads, t("largest difference", "наибольшее отличие"), "MiB", numbers=range(1, 6))
+    heads = t("way", "способ"), t("tokens/s", "токенов/с"), t("to torch*", "к torch*"), t("same", "те же")
+    shown = table(*heads, t("differs by", "отличие"), "MiB", numbers=range(1, 6))
     for row in result["rows"]:
         same = t("yes", "да") if row["same_tokens"] else t("no", "нет")
         size = "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.1f}"
@@ -299,8 +299,10 @@ def bench_onnx(
     out.header(model)
     out.console.print(shown)
     explained = t(
-        "greedy; a time is the median of rounds after a warm-up; * speed to torch without a cache, the median of the ratios within rounds",
-        "жадно; время — медиана раундов после прогрева; * скорость к torch без кэша, медиана отношений внутри раундов",
+        "greedy; same: its tokens are torch's; differs by: its logits, at most; a time is the median of rounds after a warm-up; "
+        "* speed to torch without a cache, the median of the ratios within rounds",
+        "жадно; те же: токены как у torch; отличие: логитов, не больше; время — медиана раундов после прогрева; "
+        "* скорость к torch без кэша, медиана отношений внутри раундов",
     )
     out.console.print(Text(explained, "dim"))
     out.write(dict(model=model, threads=threads_now()) | result)

@@ -39,7 +39,7 @@ def export(
     )
     said = t(
         f"{visible(str(onnx))}: {size}; {inputs}, batch and length are free; onnxruntime's logits differ by up to {difference:.1e}",
-        f"{visible(str(onnx))}: {size}; {inputs}, размер батча и длина любые; логиты onnxruntime отличаются не более чем на {difference:.1e}",
+        f"{visible(str(onnx))}: {size}; {inputs}, размер батча и длина любые; логиты onnxruntime отличаются до {difference:.1e}",
     )
     out.console.print(Text(said))
     name = str(onnx if len(onnx.parts) > 1 else f"./{onnx}")

@@ -459,6 +459,7 @@ def mutate(m: Loaded, ids: Sequence[int] | None = None, names: Sequence[str] = (
         ValueError: there is no such mutation, or the prompt is wrong, before anything runs; or as ``diverge`` does.
     """
     check_loaded(m)
+    m.check_open()
     if isinstance(names, str):
         raise ValueError(f"names={names!r}: give a list, [{names!r}]")
     if unknown := [name for name in names if name not in MUTATIONS]:

@@ -34,13 +34,11 @@ def native_of(m: Loaded) -> LanguageModel:
     """The native model of a ``Loaded``, for export. Raises ``ValueError`` for any other, and for a precision that ONNX would change."""
     check_loaded(m)
     if not isinstance(m.model, (LanguageModel, NativeForCausalLM)):
-        raise ValueError(
-            f"{m.origin.name} is a {type(m.model).__name__}, and native models are exported: give one, such as names-expert, gpt-moe or gpt-mla"
-        )
+        kind = type(m.model).__name__
+        raise ValueError(f"{m.origin.name} is a {kind}, and native models are exported: give one, such as names-expert or gpt-moe")
     if m.dtype != torch.float32:
-        raise ValueError(
-            f"{m.origin.name} is in {str(m.dtype).removeprefix('torch.')}: ONNX files are written in float32: leave --dtype out"
-        )
+        dtype = str(m.dtype).removeprefix("torch.")
+        raise ValueError(f"{m.origin.name} is in {dtype}: ONNX files are written in float32: leave --dtype out")
     return m.model if isinstance(m.model, LanguageModel) else to_native(m.model)
 
 
