@@ -19,6 +19,7 @@ import inspector
 from inspector.models import VARIANTS, ExpertModel, RotaryEmbedding, to_native
 from inspector.models.attention import causal_mask
 from inspector.models.backbone import hidden_of
+from inspector.models.positions import apply_rotary_pos_emb
 
 console = Console(highlight=False)
 PROMPT = sys.argv[1] if len(sys.argv) > 1 else "Красотка"
@@ -30,7 +31,8 @@ def rope() -> None:
     turn, q, k = RotaryEmbedding(16), torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
     table = Table("place of the query", "place of the key", "distance", "product", box=None)
     for at_q, at_k in ((12, 10), (32, 30), (62, 60), (12, 1), (32, 21)):
-        product = (turn(q, torch.tensor([[at_q]])) * turn(k, torch.tensor([[at_k]]))).sum()
+        (q_turned, _), (_, k_turned) = (apply_rotary_pos_emb(q, k, *turn(torch.tensor([[place]]), q.dtype)) for place in (at_q, at_k))
+        product = (q_turned * k_turned).sum()
         table.add_row(str(at_q), str(at_k), str(at_q - at_k), f"{float(product):.4f}")
     console.print(table)
 
@@ -69,13 +71,13 @@ def main() -> None:
 
     console.rule("3. From the latent to keys and values")
     x_BTD = model.backbone.layers[0].norm_attn(model.backbone.embed(ids_BT))
-    latent_B1TC, k_B1TR = attention.latents(x_BTD)
+    turned = model.backbone.rotation(torch.arange(ids_BT.shape[1])[None], x_BTD.dtype)
+    q_BHTN, q_BHTR, latent_B1TC, k_B1TR = attention.projected(x_BTD, turned)
     k_BHTK, v_BHTV = attention.keys_and_values(latent_B1TC, k_B1TR)
     console.print(f"latent {list(latent_B1TC.shape)} and shared key {list(k_B1TR.shape)}, which are kept,")
     console.print(f"stand for keys {list(k_BHTK.shape)} and values {list(v_BHTV.shape)}, which are not")
 
     console.rule("4. Two forms of the same attention")
-    q_BHTN, q_BHTR = attention.queries(x_BTD)
     allowed = causal_mask(ids_BT.shape[1])
     naive = attention.naive(q_BHTN, q_BHTR, latent_B1TC, k_B1TR, allowed)
     absorbed = attention.absorbed(q_BHTN, q_BHTR, latent_B1TC, k_B1TR, allowed)

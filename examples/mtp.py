@@ -56,8 +56,8 @@ def main() -> None:
     console.rule("2. The module by hand")
     depth = model.mtp[0]
     joined_BT2D = torch.cat([depth.enorm(model.backbone.embed(ids_BT[:, 1:])), depth.hnorm(hidden_BTD[:, :-1])], dim=-1)
-    places_BT = torch.arange(len(ids) - 1)[None]
-    out_BTD = depth.norm(depth.block(depth.eh_proj(joined_BT2D), causal_mask(len(ids) - 1)[None, None], places_BT))
+    turned = model.backbone.rotation(torch.arange(len(ids) - 1)[None], hidden_BTD.dtype)
+    out_BTD = depth.norm(depth.block(depth.eh_proj(joined_BT2D), causal_mask(len(ids) - 1)[None, None], turned))
     assert torch.equal(model.lm_head(out_BTD), further_BTV)
     console.print("joined from the hidden state of token i and the embedding of token i+1, projected, one block, the model's own head:")
     console.print(f"{list(joined_BT2D.shape)} → {list(out_BTD.shape)} → {list(further_BTV.shape)}, equal to the module's bit for bit")

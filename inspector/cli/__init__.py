@@ -34,6 +34,7 @@ from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict_line
 from .bench import bench
 from .caching import cache
+from .export import export
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
     Dtype,
@@ -294,7 +295,7 @@ def coverage(
         raise typer.Exit(1)
 
 
-for verb in (trace, contributions, intervene, cache, diverge, mutate, train):
+for verb in (trace, contributions, intervene, cache, diverge, mutate, train, export):
     app.command()(verb)
 
 

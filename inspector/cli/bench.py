@@ -508,3 +508,44 @@ def bench_mtp(
     out.write(dict(model=model, threads=threads_now()) | result)
     if not all(row["near_tie"] for row in result["partings"]):
         raise typer.Exit(1)
+
+
+@bench.command("onnx")
+@grouped(model="names-expert")
+def bench_onnx(
+    model: ModelArgument,
+    tokens: Annotated[int, typer.Option(help="New tokens, behind a prompt of 8.")] = 40,
+    rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 5,
+    *,
+    how: ModelOptions,
+    out: Output,
+) -> None:
+    """How fast does onnxruntime decode the exported model beside torch, with and without a cache, and do the two agree?
+
+    Exit code 1 if a token differs, or a logit by more than 1e-4.
+    """
+    at_least_one(tokens=tokens, rounds=rounds)
+    m, t = how.load(model), out.t
+    with busy(t("measuring …", "измерение …")) as say:
+        from ..bench.onnx import WAYS, measure
+
+        result = measure(m, tokens, rounds, in_language(say, t))
+    heads = t("way", "способ"), t("tokens/s", "токенов/с"), t("to torch*", "к torch*"), t("same", "те же")
+    shown = table(*heads, t("differs by", "отличие"), "MiB", numbers=range(1, 6))
+    for row in result["rows"]:
+        same = t("yes", "да") if row["same_tokens"] else t("no", "нет")
+        size = "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.1f}"
+        speed = f"{row['tokens_per_second']:,.0f}"
+        shown.add_row(t(row["way"], WAYS[row["way"]]), speed, f"{row['to_torch']:.2f}", same, f"{row['difference']:.1e}", size)
+    out.header(model)
+    out.console.print(shown)
+    explained = t(
+        "greedy; same: its tokens are torch's; differs by: its logits, at most; a time is the median of rounds after a warm-up; "
+        "* speed to torch without a cache, the median of the ratios within rounds",
+        "жадно; те же: токены как у torch; отличие: логитов, не больше; время — медиана раундов после прогрева; "
+        "* скорость к torch без кэша, медиана отношений внутри раундов",
+    )
+    out.console.print(Text(explained, "dim"))
+    out.write(dict(model=model, threads=threads_now()) | result)
+    if not all(row["same_tokens"] and row["difference"] <= 1e-4 for row in result["rows"]):
+        raise typer.Exit(1)

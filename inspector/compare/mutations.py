@@ -460,6 +460,7 @@ def mutate(m: Loaded, ids: Sequence[int] | None = None, names: Sequence[str] = (
         ValueError: there is no such mutation, the prompt is wrong or the model is quantised, before anything runs; or as ``diverge`` does.
     """
     check_loaded(m)
+    m.check_open()
     if any(isinstance(module, QuantisedLinear) for module in m.model.modules()):
         raise ValueError(f"{m.origin.name} is quantised, and mistakes are planted in whole weights: leave quantise out")
     if isinstance(names, str):

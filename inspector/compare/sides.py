@@ -149,6 +149,8 @@ def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: i
     Raises:
         ValueError: it fails, or does not return the tokens and logits that it is asked for.
     """
+    if not hasattr(m.model, "generate"):
+        raise ValueError(f"{type(m.model).__name__} has no generate() that reads with a cache, to compare with: leave --kv-cache out")
     settings = explicit_settings(sampling, max_new_tokens, m.stop_ids, kv_cache)
     wanted = dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
     with without_checkpoint_settings(m.model), torch.random.fork_rng(device_type=m.device.type if m.device.type != "cpu" else "cuda"):

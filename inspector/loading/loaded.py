@@ -88,6 +88,11 @@ class Loaded:
         """What to know of a prompt that ``encode`` takes: where what is fed is not what was given."""
         return () if self.tokenizer is None else tuple(remarks(self.tokenizer, prompt, system, raw))
 
+    def check_open(self) -> None:
+        """Refuses a model that nothing can look into, such as a graph that another runtime computes. Raises ``ValueError``."""
+        if (why := getattr(self.model, "opaque", None)) is not None:
+            raise ValueError(f"{self.origin.name}: {why}")
+
     @property
     def modules(self) -> dict[str, nn.Module]:
         """Role → module, lists of layers included (``parts.roles``)."""
@@ -95,7 +100,8 @@ class Loaded:
 
     @property
     def components(self) -> dict[str, nn.Module]:
-        """Role → module, for what a forward pass can call."""
+        """Role → module, for what a forward pass can call. Raises ``ValueError`` of a model that nothing can look into."""
+        self.check_open()
         return components(self.model, self.split.backbone_name, self.split.head_names)
 
     @property

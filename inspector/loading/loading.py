@@ -54,6 +54,7 @@ from .native import depths_in, fetch, fill, is_native, is_plain, native_config, 
 from .native import place as place_natively
 from .notices import quantised, settings_notices
 from .own import on_meta, own_model, own_skeleton
+from .onnx import NOT_INSIDE, is_onnx, open_onnx
 from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
@@ -123,6 +124,12 @@ def load(
         pick_dtype(dtype, torch.device("cpu"))
         attend_by(name, attn_implementation, pick_device(device), transformers=False)
         return from_file(name, pick_device(device), dtype, finite, quantise)
+    if is_onnx(name):
+        if device_map is not None or max_memory is not None or dtype not in ("auto", "float32") or pick_device(device).type != "cpu":
+            raise LoadError(f"{name}: onnxruntime computes it on the CPU in float32: leave --device, --dtype and --device-map out")
+        if native or fast or quantise is not None or attn_implementation is not None:
+            raise LoadError(f"{name}: onnxruntime computes it as it was exported: leave --native, --fast, --quantise and the like out")
+        return open_onnx(name, finite)
     if max_memory is not None and device_map is None:
         device_map = "auto"
     check_map(device, device_map, max_memory)
@@ -756,6 +763,8 @@ def outlined(
     """
     run = pick_dtype(dtype, pick_device("auto")) if dtype == "auto" else None
     pick_dtype(dtype, torch.device("cpu"))
+    if is_onnx(name):
+        raise LoadError(f"{name}: {NOT_INSIDE}")
     if is_factory(name):
         if native:
             raise LoadError(f"{name}: a model of your own has no native form: leave --native out")

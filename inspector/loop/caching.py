@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..loading.loaded import Loaded
+from ..loading.onnx import OnnxModel
 from ..models.adapter import NativeForCausalLM
 from ..models.backbone import hidden_of
 from ..models.cache import Cache
@@ -89,6 +90,8 @@ def cached(m: Loaded | LanguageModel, max_length: int) -> CachedBackbone:
         return GraphCached(model, max_length)
     if isinstance(model, (LanguageModel, NativeForCausalLM)):
         return NativeCached(model, max_length)
+    if isinstance(model, OnnxModel):
+        return OnnxCached(model)
     if hasattr(model, "_prepare_cache_for_generation"):
         from .caching_theirs import TransformersCached  # here, because native models run without transformers' modelling code
 
@@ -151,4 +154,33 @@ class NativeCached(CachedBackbone):
         for cache in self.caches:
             cache.truncate(length)
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[:, :length]
+        self.length = length
+
+
+class OnnxCached(CachedBackbone):
+    """The backbone in an ONNX file that was exported with a cache: what is kept goes in and comes out."""
+
+    def __init__(self, model: OnnxModel):
+        super().__init__()
+        if not model.backbone.kept:
+            raise CacheError("the ONNX file was exported without a KV-cache: export it again with --kv-cache, or leave --kv-cache out")
+        self.backbone = model.backbone
+        self.kept: dict[str, Tensor] = {}
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        if mask_BT is not None:
+            raise CacheError("an ONNX file reads no padding: give prompts of one length, or leave --kv-cache out")
+        hidden_BTD, self.kept = self.backbone.read_on(ids_BT, self.kept or self.backbone.empty(len(ids_BT)))
+        return hidden_BTD
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.kept.values())
+
+    def select(self, rows_B: Tensor) -> None:
+        self.kept = {name: tensor[rows_B] for name, tensor in self.kept.items()}
+
+    def truncate(self, length: int) -> None:
+        self.check_length(length)
+        self.kept = {name: tensor[:, :, :length] for name, tensor in self.kept.items()}
         self.length = length

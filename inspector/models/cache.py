@@ -84,6 +84,27 @@ class LayerOfTransformers:
         return self.cache.update(*new, self.layer)
 
 
+class Kept:
+    """The same without memory of its own: what is kept is handed in, and a new tensor comes out. For graphs, which change nothing in place.
+
+    Args:
+        tensors: of S tokens, [B, H, S, W] each, as ``Cache.append`` returns them.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, ...]):
+        self.tensors = tensors
+
+    @property
+    def length(self) -> int:
+        """How many tokens are kept."""
+        return self.tensors[0].shape[2]
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """As ``Cache.append``."""
+        self.tensors = tuple(torch.cat([kept, part], dim=2) for kept, part in zip(self.tensors, new, strict=True))
+        return self.tensors
+
+
 def past_length(caches: Sequence[Cache] | None) -> int:
     """How many tokens the layers' caches hold; 0 without caches."""
     return caches[0].length if caches else 0

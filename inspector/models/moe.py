@@ -193,7 +193,8 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """[B, T, D] → [B, T, D], and where the tokens went."""
         routing = self.gate(x_BTD)
-        dispatch = self.everywhere if x_BTD.is_meta else self.sorted_by_expert  # how many go where needs numbers
+        dense = x_BTD.is_meta or torch.compiler.is_exporting()  # how many go where needs numbers
+        dispatch = self.everywhere if dense else self.sorted_by_expert
         out_BTD = dispatch(x_BTD.flatten(0, 1), routing).view_as(x_BTD)
         return (out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)), routing
 

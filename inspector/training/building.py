@@ -25,7 +25,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_seq_len:
     check_size(recipe, len(tokenizer), max_seq_len)
     torch.manual_seed(recipe.seed)
     ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    if recipe.model in BUILDERS:
+    if recipe.model != "qwen2":  # which is transformers' own
         model = native_model(recipe, len(tokenizer), max_seq_len)
         model.generation_config = GenerationConfig(**ids, use_cache=False)
         return model

@@ -83,6 +83,8 @@ def test_the_names_of_the_classes_are_those_that_checkpoints_were_saved_with():
         "gpt-mla": "GPTMLAForCausalLM",
         "gpt-mtp": "GPTMTPForCausalLM",
         "gpt-moe-mla-mtp": "GPTMoEMLAMTPForCausalLM",
+        "qwen2": "NativeQwen2ForCausalLM",
+        "deepseek-v3": "NativeDeepseekV3ForCausalLM",
     }
 
 
@@ -101,7 +103,7 @@ def test_a_configuration_takes_what_the_builder_takes_with_its_defaults(name):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_configuration_answers_to_the_usual_names_of_what_it_has(name):
     config, arguments = ADAPTERS[name].config_class(), arguments_of(name)
-    assert config.max_position_embeddings == 2048
+    assert config.max_position_embeddings == arguments["max_seq_len"].default
     assert hasattr(config, "num_key_value_heads") == ("n_kv_heads" in arguments)
     assert hasattr(config, "num_experts") == hasattr(config, "num_experts_per_tok") == ("n_experts" in arguments)
 

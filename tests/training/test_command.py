@@ -13,7 +13,7 @@ import pytest
 from inspector.cli import main
 from inspector.cli.train import train as command
 from inspector.models import VARIANTS
-from inspector.models.adapter import BUILDERS, arguments_of
+from inspector.models.adapter import arguments_of
 from inspector.training.folder import METRICS, PICTURE
 from inspector.training.recipe import MODELS, NEEDED, PRECISIONS, Recipe
 
@@ -54,7 +54,9 @@ def test_a_setting_of_some_models_is_refused_by_all_others(setting):
     """Which models have it follows from the signatures of their builders."""
     value = dict(gate="balanced", bias_speed=0.1, n_experts=3).get(setting, 1)
     gate = dict(gate="balanced") if setting == "bias_speed" else {}
-    having = {name for name in BUILDERS if NEEDED[setting] in arguments_of(name)} | ({"qwen2"} if setting == "n_kv_heads" else set())
+    having = {name for name in ("expert", *VARIANTS) if NEEDED[setting] in arguments_of(name)} | (
+        {"qwen2"} if setting == "n_kv_heads" else set()
+    )
     assert having and having < set(MODELS)
     for model in MODELS:
         if model in having:
