@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..compare.verifying import verify
 from ..loading.finding import first_line, quiet
 from ..loading.loaded import Loaded, attach
+from ..loop.caching import REMEDY, CacheError
 from ..parts.costs import costs, kv_numbers_per_token
 from ..parts.heads import forward
 from ..parts.roles import roles, unrecognised
@@ -40,10 +41,11 @@ class Coverage:
         head: what the head does; empty where there is no split.
         split: "proved", "refused" or "not built".
         greedy, sampled: levels of the verdicts against ``generate(use_cache=False)``.
+        cached: that of the sampled one with a KV-cache, against ``generate(use_cache=True)``; "refused" where it cannot read with one.
         roles: every module of its layers that holds weights has a role.
         flops: FLOPs told from shapes, divided by those that torch counts; None where torch's counter breaks off.
         cache: numbers in the KV-cache told from shapes equal those that transformers keeps; None where it keeps another kind.
-        reason: why it was refused or not built, or what makes a verdict less than bitwise.
+        reason: why it was refused or not built, or what makes a verdict less than bitwise; why there is no cached one.
     """
 
     model_type: str
@@ -51,6 +53,7 @@ class Coverage:
     split: str = "proved"
     greedy: str = ""
     sampled: str = ""
+    cached: str = ""
     roles: bool = False
     flops: float | None = None
     cache: bool | None = None
@@ -59,7 +62,8 @@ class Coverage:
     @property
     def wrong(self) -> bool:
         """Whether its split was proved and the loop still differs from ``generate()``, for no reason that is known."""
-        return self.split == "proved" and {self.greedy, self.sampled} != {"bitwise"} and not self.reason
+        levels = {self.greedy, self.sampled, "bitwise" if self.cached == "refused" else self.cached}
+        return self.split == "proved" and levels != {"bitwise"} and not self.reason
 
 
 def coverage(names: list[str] | None = None, threads: int = 1) -> Iterator[Coverage]:
@@ -108,6 +112,8 @@ def examine(model_type: str) -> Coverage:
         except SplitError as error:
             return Coverage(model_type, split="refused", reason=str(error))
         verdicts = [verify(m, PROMPT, sampling, STEPS) for sampling in SAMPLINGS]
+        known = next(filter(None, (v.cause for v in verdicts)), "") or ("" if m.split.causal else "reads its whole context both ways")
+        cached, refusal = with_cache(m)
         found = roles(model, m.split.backbone_name, m.split.head_names)
         runs = Running(model).counts
         return Coverage(
@@ -115,11 +121,20 @@ def examine(model_type: str) -> Coverage:
             head=m.split.describe(),
             greedy=verdicts[0].level,
             sampled=verdicts[1].level,
+            cached=cached,
             roles="layers.0" in found.values() and not any(unrecognised(model, found)),
             flops=flops_ratio(model, found, runs),
             cache=cache_agrees(m, found, runs),
-            reason=next(filter(None, (v.cause for v in verdicts)), "") or ("" if m.split.causal else "reads its whole context both ways"),
+            reason="; ".join(filter(None, [known, refusal])),
         )
+
+
+def with_cache(m: Loaded) -> tuple[str, str]:
+    """The level of the verdict with a KV-cache; or "refused", and why the model cannot read with one."""
+    try:
+        return verify(m, PROMPT, SAMPLINGS[1], STEPS, kv_cache=True).level, ""
+    except CacheError as error:
+        return "refused", str(error).removesuffix(f": {REMEDY}")
 
 
 def flops_ratio(model: nn.Module, found: dict[str, str], runs: Counter) -> float | None:
@@ -161,6 +176,8 @@ def totals(rows: list[Coverage]) -> dict[str, int]:
         "proved": len(proved),
         "refused": len(built) - len(proved),
         "bitwise, greedy and sampled": sum({row.greedy, row.sampled} == {"bitwise"} for row in proved),
+        "cached, bitwise": sum(row.cached == "bitwise" for row in proved),
+        "cached, refused": sum(row.cached == "refused" for row in proved),
         "other, for a known reason": sum({row.greedy, row.sampled} != {"bitwise"} and not row.wrong for row in proved),
         "wrong": sum(row.wrong for row in rows),
         "every layer role recognised": sum(row.roles for row in rows),
@@ -175,9 +192,10 @@ HEADS = (  # in English and Russian
     ("split", "разделение"),
     ("greedy", "жадно"),
     ("sampled", "сэмплирование"),
+    ("cached", "с кэшем"),
     ("roles", "роли"),
     ("FLOPs", "FLOP"),
-    ("cache", "кэш"),
+    ("kept", "в кэше"),
     ("reason", "причина"),
 )
 FIGURES = {  # of ``totals``, in Russian
@@ -186,6 +204,8 @@ FIGURES = {  # of ``totals``, in Russian
     "proved": "доказано",
     "refused": "отклонено",
     "bitwise, greedy and sampled": "бит в бит, жадно и с сэмплированием",
+    "cached, bitwise": "с кэшем, бит в бит",
+    "cached, refused": "с кэшем, отклонено",
     "other, for a known reason": "иначе, по известной причине",
     "wrong": "неверно",
     "every layer role recognised": "у всего в слоях есть роль",
@@ -199,8 +219,11 @@ def cells(row: Coverage, t: Callable[[str, str], str]) -> tuple[str, ...]:
     words = {True: t("yes", "да"), False: t("no", "нет"), None: "–"}
     splits = {"proved": t("proved", "доказано"), "refused": t("refused", "отклонено"), "not built": t("not built", "не построено")}
     told = row.split == "proved"
+    cached = t("refused", "отклонено") if row.cached == "refused" else row.cached
     figures = [words[row.roles] if told else "–", "–" if row.flops is None else f"{row.flops:.3f}", words[row.cache]]
-    return tuple(cell or "–" for cell in (row.model_type, row.head, splits[row.split], row.greedy, row.sampled, *figures, row.reason))
+    return tuple(
+        cell or "–" for cell in (row.model_type, row.head, splits[row.split], row.greedy, row.sampled, cached, *figures, row.reason)
+    )
 
 
 def markdown(rows: list[Coverage]) -> str:
@@ -225,12 +248,14 @@ steps of the manual loop are held against `generate(use_cache=False)`, greedy an
 - **head**: everything that the model does after its backbone, in order.
 - **split**: proved (`head(backbone(ids))` equals `model(ids).logits` bit for bit), refused, or not built.
 - **greedy**, **sampled**: levels of the verdicts.
+- **cached**: level of the sampled one with a KV-cache, of the loop with `--kv-cache` against `generate(use_cache=True)`; refused where
+  a model cannot read with one.
 - **roles**: every module with weights in its layers has a role (`attn.q`, `mlp.down`, `norm_attn` …).
 - **FLOPs**: FLOPs per token told from shapes, divided by what torch's `FlopCounterMode` counts with eager attention and eager
   experts; – where the counter breaks off. Off by more than a per cent are: recurrent layers, told by the formula of one step where
   transformers runs them in chunks of a sequence; layers that search for the tokens to attend to (DeepSeek's indexer and its kin),
   whose search is not told; Llama 4, which computes all experts and chooses afterwards; CPM-Ant, which puts a prompt of its own
   before the tokens; attention with other products than q·kᵀ and p·v (DiffLlama, Inkling); and layers without a role.
-- **cache**: the numbers in the KV-cache told from shapes are those that transformers keeps; – where it keeps no such cache, or breaks
+- **kept**: the numbers in the KV-cache told from shapes are those that transformers keeps; – where it keeps no such cache, or breaks
   off without arguments of its own.
 """

@@ -11,7 +11,7 @@ from ..loop.decoding import Row, loop, next_logits
 from ..loop.sampling import fetch, new_generator
 from ..loop.speculation import native, plain, rounds, speculate
 from ..records.generation import Sampling
-from .loop import timed
+from .limits import timed
 
 BEGINNING = 4  # tokens of a prompt that the model makes up
 WAYS = dict(speculation="спекуляция", cached="с кэшем", uncached="без кэша")  # in Russian

@@ -11,7 +11,8 @@ from ..inside.tracing import fetched, numbers
 from ..loading.texts import check_repeats
 from ..parts.roles import BLOCKS, chosen
 from ..parts.watching import Call, Clock, by_hand, first_numbers
-from .loop import probe_ids, timed
+from .limits import timed
+from .loop import probe_ids
 
 LENGTH = 128
 EVERY = ("**",)

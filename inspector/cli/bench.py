@@ -13,10 +13,12 @@ from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.names import agreement_view, names_view
+from ..render.speed import limits_view, ways_view
 from ..render.tables import table
 from ..render.text import Translate
 from ..render.verdicts import loop_table
 from .options import (
+    SMALL,
     ModelArgument,
     ModelOptions,
     Output,
@@ -64,26 +66,51 @@ def bench_gender(
 
 
 @bench.command("loop")
-@grouped(model="names-qwen2")
+@grouped(model="names-qwen2", without=["fast"])
 def bench_loop(
     model: ModelArgument,
     rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 5,
+    tokens: Annotated[int | None, typer.Option(help="Length of the context; without it several.")] = None,
     *,
     how: ModelOptions,
     out: Output,
 ) -> None:
-    """Milliseconds per step by hand and through generate(use_cache=False), in turn, at several context lengths."""
-    at_least_one(rounds=rounds)
+    """Milliseconds per step by hand and through generate(), with and without a KV-cache, of our own modules too, in turn."""
+    at_least_one(rounds=rounds, tokens=tokens)
     m = how.load(model)
     with busy(out.t("measuring …", "измерение …")) as say:
-        from ..bench.loop import measure
+        from ..bench.loop import LENGTHS, measure, twins
 
-        rows = measure(m, rounds=rounds, said=in_language(say, out.t))
-    if not rows:
+        lengths = LENGTHS if tokens is None else (tokens,)
+        result = measure(m, lengths, rounds, 4, in_language(say, out.t), *twins(m))
+    if not result["rows"]:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
     out.header(model)
-    out.console.print(loop_table(rows, out.t))
-    out.write(dict(model=model, threads=threads_now(), rows=rows))
+    out.console.print(loop_table(result["rows"], out.t))
+    out.console.print(ways_view(result["ways"], out.t))
+    out.write(dict(model=model, threads=threads_now()) | result)
+
+
+@bench.command("limits")
+@grouped(without=["dtype", "trust_remote_code", "native", "fast"])
+def bench_limits(
+    compile: Annotated[bool, typer.Option("--compile", help="Time a compiled product too: it wants a C++ compiler.")] = False,
+    *,
+    how: ModelOptions,
+    out: Output,
+) -> None:
+    """What the machine can do at most: reading memory, matrix products in several ways, starting an operation."""
+    t = out.t
+    with busy(t("loading torch …", "загрузка torch …")) as say:
+        with importing():
+            from ..bench.limits import measure
+            from ..loading.loading import pick_device
+
+        settle_threads(how.threads, SMALL)
+        result = measure(pick_device(how.device), compile, in_language(say, t))
+    out.header()
+    out.console.print(limits_view(result, t))
+    out.write(dict(threads=threads_now()) | result)
 
 
 @bench.command("trace")

@@ -222,13 +222,15 @@ def interventions(
     return [what.checked() for what in wanted]
 
 
-@grouped(without=["dtype"])
+@grouped(without=["dtype", "native", "fast"])
 def diverge(
     a: Annotated[str, typer.Argument(metavar="A", help="The model that counts as right. " + MODEL_HELP)],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one: another implementation, precision or checkpoint.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text that both are fed, as the token ids of A.")],
     dtype_a: Annotated[str, typer.Option(help="Of A: " + DTYPE_HELP)] = "auto",
     dtype_b: Annotated[str, typer.Option(help="Of B: likewise.")] = "auto",
+    native_a: Annotated[bool, typer.Option("--native-a", help="Put the weights of A into our own modules.")] = False,
+    native_b: Annotated[bool, typer.Option("--native-b", help="Of B: likewise.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Greedy steps in which a flipped token is looked for.")] = 20,
     *,
     reading: PromptOptions,
@@ -237,7 +239,7 @@ def diverge(
 ) -> None:
     """Find where two models part: the first component of B that makes something else of A's input; exit code 1 if one does."""
     t = out.t
-    models = [how.load(name, dtype=dtype) for name, dtype in ((a, dtype_a), (b, dtype_b))]
+    models = [how.load(name, dtype=dtype, native=native) for name, dtype, native in ((a, dtype_a, native_a), (b, dtype_b, native_b))]
     how.settle(*(m.model for m in models))
     out.remarks(*models[0].notices, *models[1].notices)
     speaks = 1 if models[0].tokenizer is None else 0

@@ -47,6 +47,8 @@ Dtype = Annotated[str, typer.Option(help=DTYPE_HELP)]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads. By default one for models of less than 10 million parameters, else as many as torch takes.")
 ]
+Native = Annotated[bool, typer.Option("--native", help="Put the weights of a published checkpoint into our own modules.")]
+Fast = Annotated[bool, typer.Option("--fast", help="Faster products for a native model, which round otherwise.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint. Read it first.")]
 JsonPath = Annotated[Path | None, typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - is the standard output.")]
 
@@ -170,6 +172,8 @@ class ModelOptions:
     device: Annotated[str, typer.Option(help="auto, cuda, mps, cpu.")] = "auto"
     dtype: Dtype = "auto"
     trust_remote_code: TrustRemoteCode = False
+    native: Native = False
+    fast: Fast = False
     threads: Threads = None
 
     def __post_init__(self):
@@ -301,6 +305,15 @@ def option(own: Field) -> tuple[str, object, object]:
 
 
 WITH_OPTION = [own for own in fields(Sampling) if own.metadata["entry"].help is not None]
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop reads, and ``generate()`` where it is compared with."""
+
+    kv_cache: Annotated[
+        bool, typer.Option("--kv-cache", help="Read only the new token at every step, as generate() does by default; else all of them.")
+    ] = False
 
 
 class SamplingFlags:

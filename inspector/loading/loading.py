@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.quantizers.auto import AutoHfQuantizer, get_hf_quantizer
 from transformers.utils import cached_file
 
+from ..models.fast import make_fast
 from ..parts.dataflow import building
 from ..parts.limits import vocabulary
 from ..parts.splitting import Split, SplitError
@@ -48,13 +49,15 @@ from .finding import (
 from .formats import found as other_format
 from .formats import gguf_of, no_weights
 from .loaded import Loaded, attach
+from .native import depths_in, fetch, fill, is_native, is_plain, native_config, native_notices, renamed
+from .native import place as place_natively
 from .notices import settings_notices
 from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules
 from .tokenizers import Words, place_of, read_otherwise, tokenizer_at, tokenizer_notice
 from .weight_notices import refusal, shapes_said, weights_notices
-from .weights import fit, plural, stored, weight_files
+from .weights import Fit, Stored, fit, plural, stored, weight_files
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -69,6 +72,8 @@ def load(
     max_memory: dict[int | str, int] | None = None,
     finite: bool = True,
     built: Callable[[nn.Module], None] = lambda model: None,
+    native: bool = False,
+    fast: bool = False,
 ) -> Loaded:
     """Loads a causal language model and splits it, with the proof.
 
@@ -88,14 +93,21 @@ def load(
             implies the device map "auto".
         finite: refuse a model that gives NaN; False takes it with parts that are not proved, to trace where it begins.
         built: is called with the model before the first pass through it, that of the proof; not with a function's.
+        native: put the weights of a published checkpoint into our own modules (``models.families``), at the peak of hardly more
+            memory than they take in the dtype that runs. Models that are native anyway load as ever.
+        fast: other kernels for the products of a native model, which round otherwise (``models.fast``).
 
     Raises:
-        LoadError: the model cannot be had, or is not whole. Without network this takes at most three seconds.
+        LoadError: the model cannot be had, or is not whole, or has no ``native`` form. Without network this takes at most three seconds.
         SplitError: it cannot be split.
     """
     if is_factory(name):
         if device_map is not None or max_memory is not None:
             raise LoadError(f"{name}: a model of your own stays where your function puts it: leave --device-map and --max-memory out")
+        if native:
+            raise LoadError(f"{name}: a model of your own has no native form: leave --native out")
+        if fast:
+            raise LoadError(f"{name}: fast products are for native models: leave --fast out")
         pick_dtype(dtype, torch.device("cpu"))
         return from_file(name, pick_device(device), dtype, finite)
     if max_memory is not None and device_map is None:
@@ -104,6 +116,14 @@ def load(
     named = set(max_memory or (device_map.values() if isinstance(device_map, dict) else ()))
     as_dtype = pick_dtype(dtype, pick_device("cpu" if named and named <= {"cpu", "disk"} else device))
     where = located(name, trust_remote_code)
+    if native and not is_native(where.config):
+        if device_map is not None:
+            raise LoadError(f"{name}: the native form lies in one place: leave --device-map and --max-memory out")
+        return load_native(name, where, pick_device(device), as_dtype, dtype == "auto", finite, built, fast)
+    if fast and not is_native(where.config):
+        raise LoadError(f"{name}: fast products are for native models: add --native, or leave --fast out")
+    if fast and device_map is not None:
+        raise LoadError(f"{name}: fast products are for a model in one place: leave --device-map and --max-memory out")
     check_quantization(name, where.config)
     if trust_remote_code:
         with quiet(bars=where.offline), suppress(Exception):  # of code that breaks off loading tells why
@@ -145,6 +165,7 @@ def load(
         with quiet(bars=where.offline):
             put_on(name, where.adapter, model)
     model.eval()
+    said += quickened(name, model) if fast else ()
     built(model)
     if spread:
         name_ties(model)
@@ -158,6 +179,134 @@ def load(
         if not spread:
             raise
         raise SplitError(f"{error} (with its weights spread as asked, which not every model of transformers bears)") from error
+
+
+def load_native(
+    name: str,
+    where: "Where",
+    device: torch.device,
+    dtype: torch.dtype | str,
+    chosen: bool,
+    finite: bool,
+    built: Callable[[nn.Module], None],
+    fast: bool,
+) -> Loaded:
+    """``load`` of a published checkpoint into our own modules. ``dtype`` was ``chosen`` here, and not asked for."""
+    own_settings, said = generation_settings(name, where)
+    if not where.offline and where.gguf is None:
+        with quiet(bars=False), suppress(Exception):  # what is not there is told below
+            fetch(where.source)
+    form = native_form(name, where, dtype, chosen, fits=True)
+    try:
+        fill(form.model, where.config, form.held, form.names, device, None if dtype == "auto" else dtype)
+    except LoadError as error:
+        raise LoadError(f"{name}: {error}") from error
+    form.model.generation_config = shipped_settings(where, own_settings)
+    tokenizer, told = tokenizer_of(name, where, dict(local_files_only=where.offline))
+    said = (*said, *(quickened(name, form.model) if fast else ()))
+    built(form.model)
+    loaded = attach(form.model, tokenizer, where.origin, finite=finite)
+    return replace(loaded, unused=form.unused, notices=(*where.said, *said, *told, *form.notices, *where.notices(), *loaded.notices))
+
+
+def quickened(name: str, model: nn.Module) -> tuple[Notice, ...]:
+    """Gives a native model fast products, and says so. Raises ``LoadError``."""
+    try:
+        make_fast(model)
+    except ValueError as error:
+        raise LoadError(f"{name}: {error}") from error
+    return (
+        Notice(
+            "fast",
+            "Its products run in other kernels (--fast, oneDNN's), which round otherwise than generate() does",
+            "Произведения в ней считают другие ядра (--fast, oneDNN): они округляют иначе, чем generate()",
+        ),
+    )
+
+
+def shipped_settings(where: "Where", own: GenerationConfig | None) -> GenerationConfig:
+    """The generation settings of a checkpoint, ``own`` where they are read otherwise than transformers would; without a cache."""
+    if own is None:
+        try:
+            own = GenerationConfig.from_pretrained(where.source, local_files_only=where.offline)
+        except OSError:  # there are none: those of the configuration act, as in transformers' model
+            own = GenerationConfig.from_model_config(where.config)
+    own.use_cache = False
+    return own
+
+
+@dataclass(frozen=True)
+class NativeForm:
+    """A published checkpoint as our own modules, without numbers.
+
+    Args:
+        model: on the meta device.
+        held: its weights, by the names that published checkpoints have; None where there are no files.
+        names: of each the name in the file, where it is another one.
+        unused: names of weights in the file for which there is no place.
+        notices: what to know of it.
+    """
+
+    model: nn.Module
+    held: Stored | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+
+def native_form(name: str, where: "Where", dtype: torch.dtype | str, chosen: bool, fits: bool, weights: bool = True) -> NativeForm:
+    """A published checkpoint as our own modules on the meta device, and where its weights go.
+
+    Where all is as it should be, no code of transformers' models is needed. Where not, what is wrong with the weights, or to be
+    known of them, is told as of transformers' model: it is the same file.
+
+    Args:
+        dtype, chosen: as in ``load_native``.
+        fits: refuse what is more than the memory.
+        weights: there are files of weights.
+
+    Raises:
+        LoadError: it has no native form, or its weights are not the model's.
+    """
+    if where.adapter is not None:
+        raise LoadError(f"{name}: an adapter has no native form: merge it first (merge_and_unload), or leave --native out")
+    if where.gguf is not None:
+        raise LoadError(f"{name}: a GGUF file has no native form: take the same model as safetensors, or leave --native out")
+    native_config(name, where.config)  # before any file is looked at
+    held, names, unused, notices = None, {}, (), ()
+    run = dtype if chosen and isinstance(dtype, torch.dtype) else None
+    if weights:
+        try:
+            folder = where.folder
+            held = None if folder is None else stored(folder, where.config)
+            if held is None:
+                raise LoadError("no weights are there: fetch them" if folder is None else no_weights(folder))
+        except LoadError as error:
+            raise LoadError(f"{name}: {error}") from error
+    depths = 0 if held is None else depths_in(where.config, held.weights)
+    model = native_skeleton(name, where.config, depths, dtype, fits)
+    if held is not None:
+        found = place_natively(model, where.config, held)
+        if is_plain(found, where.config, held):
+            unused = tuple(sorted(held.weights.keys() - found.taken.keys()))
+            notices = tuple(weights_notices(model, held, found, run))
+        else:
+            seen = look(name, where, built_on_meta(name, where.config, "auto", False), run)
+            if wrong := seen.reshaped or seen.refusal:
+                raise LoadError(f"{name}: {wrong.english}")
+            held, names = renamed(seen.fit, held)
+            unused, notices = seen.unused, seen.notices
+            model = native_skeleton(name, where.config, 0, dtype, fits)  # ``look`` may have untied the head
+            held = replace(held, weights={own: held.weights[own] for own in place_natively(model, where.config, held).taken})
+    return NativeForm(model, held, names, unused, (*notices, *native_notices(where.config, model.config)))
+
+
+def native_skeleton(name: str, config: PretrainedConfig, depths: int, dtype: torch.dtype | str, fits: bool) -> nn.Module:
+    """The native model of a published configuration on the meta device. Raises ``LoadError``."""
+    own = native_config(name, config, depths)
+    own.dtype = getattr(config, "dtype", None) if dtype == "auto" else dtype
+    model = skeleton_of(name, own, "auto", False, fits) if fits else None
+    return built_on_meta(name, own, "auto", False) if model is None else model.eval()
 
 
 @dataclass(frozen=True)
@@ -288,6 +437,7 @@ class Seen:
         reshaped: why they cannot be, by their shapes, which transformers finds by itself when it reads them.
         options: what ``from_pretrained`` is told, so that it reads them as they were seen.
         looked: whether there was something to look at.
+        fit: what of them the model takes.
     """
 
     notices: tuple[Notice, ...] = ()
@@ -296,6 +446,7 @@ class Seen:
     reshaped: Notice | None = None
     options: dict = field(default_factory=dict)
     looked: bool = False
+    fit: Fit | None = None
 
     def __bool__(self) -> bool:
         return self.looked
@@ -329,6 +480,7 @@ def look(name: str, where: Where, model: nn.Module, run: torch.dtype | str | Non
         shapes_said(where.config, found.reshaped) if found.reshaped else None,
         options,
         True,
+        found,
     )
 
 
@@ -522,17 +674,25 @@ def outline(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> 
     return outlined(name, dtype, trust_remote_code)[:2]
 
 
-def outlined(name: str, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[nn.Module, Split | None, tuple[Notice, ...]]:
+def outlined(
+    name: str, dtype: str = "auto", trust_remote_code: bool = False, native: bool = False
+) -> tuple[nn.Module, Split | None, tuple[Notice, ...]]:
     """``outline``, and what is to be known of the model before anything is concluded, as loading says it.
 
-    That is told by the configuration and by the headers of the files of weights, where there are any. Raises ``LoadError``.
+    That is told by the configuration and by the headers of the files of weights, where there are any. ``native`` as in ``load``.
+    Raises ``LoadError``.
     """
     run = pick_dtype(dtype, pick_device("auto")) if dtype == "auto" else None
     pick_dtype(dtype, torch.device("cpu"))
     if is_factory(name):
+        if native:
+            raise LoadError(f"{name}: a model of your own has no native form: leave --native out")
         m = from_file(name, torch.device("cpu"), dtype)
         return m.model, m.split, m.notices
     where = located(name, trust_remote_code, config_alone=True)
+    if native and not is_native(where.config):
+        form = native_form(name, where, dtype if dtype == "auto" else getattr(torch, dtype), run is not None, False, is_complete(where))
+        return form.model, None, (*where.said, *form.notices, *where.notices())
     model = built_on_meta(name, where.config, dtype, trust_remote_code)
     seen, said, beside = Seen(), (), ()
     try:

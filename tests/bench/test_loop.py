@@ -6,11 +6,15 @@ from types import SimpleNamespace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from inspector.bench import loop as bench
 from inspector.bench.mtp import bare_loop
 from inspector.compare.sides import without_checkpoint_settings
+from inspector.loading.loaded import attach
 from inspector.loop.decoding import next_logits
+from inspector.models.fast import FastLinear
+from inspector.records.generation import Sampling
 from inspector.render.verdicts import LOOP_COLUMNS
 
 
@@ -51,10 +55,52 @@ def test_flops_are_those_that_torch_counts_in_the_linear_layers(tiny):
 
 def test_a_measurement_has_a_row_per_length_that_fits(tiny):
     m = tiny("qwen2", context=48)
-    rows = bench.measure(m, lengths=(8, 16, 512), rounds=2, steps=2)
+    rows = bench.measure(m, lengths=(8, 16, 512), rounds=2, steps=2)["rows"]
     assert [row["context"] for row in rows] == [8, 16]
     assert all(row["hand_ms"] > 0 and row["generate_ms"] > 0 and row["hand_to_limit"] > 0 for row in rows)
     assert m.model.generation_config.use_cache is not False  # what the checkpoint said is back
+
+
+def test_every_way_computes_the_same_tokens_and_the_caches_are_as_large_as_told(tiny, monkeypatch):
+    """Greedily: no two logits of this model are so close that other kernels' rounding would choose another token."""
+    m, made = tiny("qwen2", context=48), []
+    monkeypatch.setattr(bench, "SAMPLING", Sampling(temperature=0.0))
+    by_hand = bench.steps_by_hand
+    monkeypatch.setattr(bench, "steps_by_hand", lambda *a, **k: made.append(by_hand(*a, **k)) or made[-1])
+    native, fast = bench.twins(m)
+    ways = bench.measure(m, lengths=(8,), rounds=1, steps=3, native=native, fast=fast)["ways"]
+    assert [row["way"] for row in ways] == list(bench.WAYS[2:])
+    assert len(made) == 2 * 6 and len({tuple(step.token.id for step in steps) for steps in made}) == 1
+    assert (
+        {row["cache_bytes"] for row in ways if row["cache_bytes"]}
+        == {bench.bytes_per_token(m) * 11}
+        == {row["cache_told"] for row in ways if row["cache_told"]}
+    )
+
+
+def test_a_native_twin_shares_its_weights_and_a_fast_one_has_its_own(tiny):
+    m = tiny("qwen2")
+    native, fast = bench.twins(m)
+    theirs, ours, quick = ({weight.data_ptr() for weight in own.model.parameters()} for own in (m, native, fast))
+    matrices = {weight.data_ptr() for name, weight in fast.model.named_parameters() if weight.dim() == 2 and "embed" not in name}
+    assert ours == theirs and not matrices & theirs and quick - matrices <= theirs
+    kinds = [any(isinstance(module, FastLinear) for module in own.model.modules()) for own in (m, native, fast)]
+    assert kinds == [False, False, True]
+
+
+def test_what_has_no_such_form_has_no_twin(tiny):
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=26, n_embd=16, n_layer=1, n_head=2, n_positions=48)).eval()
+    assert bench.twins(attach(gpt2)) == (None, None)
+    native, fast = bench.twins(tiny("gpt"))  # it is native itself
+    assert native is None and fast is not None
+    assert bench.twins(attach(tiny("gpt").model.bfloat16())) == (None, None)
+
+
+def test_the_bytes_that_a_step_reads_are_those_of_the_weights_without_norms_and_biases(tiny):
+    m = tiny("qwen2")
+    matrices = sum(weight.numel() for name, weight in m.model.named_parameters() if weight.dim() == 2 and "embed_tokens" not in name)
+    head = 0 if "lm_head.weight" in dict(m.model.named_parameters()) else m.model.lm_head.weight.numel()
+    assert bench.weights_read(m) == 4 * (matrices + head)
 
 
 def test_step_times_leave_out_what_the_context_does_not_hold(tiny):
@@ -76,19 +122,27 @@ def test_ratios_are_by_hand_to_the_other_and_within_a_round(tiny, monkeypatch):
         turn[way] += 1
         return [tuple(slowness[turn[way] - 1] * number for number in pair) for pair in numbers]
 
-    def by_hand(m, ids, count):
+    def by_hand(m, ids, count, backbone=None):
+        if backbone is not None:
+            raise ValueError("no cache")
         return [SimpleNamespace(seconds=s, recording_seconds=r) for s, r in steps("hand", [(90, 90), (1, 0.5), (3, 0.3), (2, 0.2)][:count])]
 
     monkeypatch.setattr(bench, "steps_by_hand", by_hand)
-    monkeypatch.setattr(
-        bench, "clocked", lambda reference, ids, count: [s for (s,) in steps("generate", [(70,), (4,), (4,), (8,)][:count])]
-    )
-    monkeypatch.setattr(bench, "flops_per_second", lambda m: 1e9)
+
+    def by_generate(reference, ids, count, kv_cache=False):
+        if kv_cache:
+            raise ValueError("no cache")
+        return [s for (s,) in steps("generate", [(70,), (4,), (4,), (8,)][:count])]
+
+    monkeypatch.setattr(bench, "clocked", by_generate)
+    monkeypatch.setattr(bench, "flops_per_second", lambda device, dtype: 1e9)
     monkeypatch.setattr(bench, "flops_per_step", lambda m, length: 0.5e9)
-    row = bench.measure(tiny("qwen2"), lengths=(8,), rounds=3, steps=3)[0]
+    result = bench.measure(tiny("qwen2"), lengths=(8,), rounds=3, steps=3)
+    row, ways = result["rows"][0], result["ways"]
     # By hand 1 3 2, 2 6 4, 5 15 10; generate 4 4 8, 8 8 16, 20 20 40: medians 4 and 8, within a round 2/4, 4/8, 10/20.
     expected = dict(context=8, hand_ms=4000.0, generate_ms=8000.0, hand_to_generate=0.5, recording_percent=10.0, limit_ms=500.0)
     assert row == expected | dict(hand_to_limit=8.0)
+    assert ways == []  # what has no cache is left out
     assert list(row) == list(LOOP_COLUMNS) and turn == dict(hand=4, generate=4)
 
 

@@ -9,11 +9,13 @@ import torch
 import inspector
 from inspector.compare.mutations import mutate
 from inspector.inside.interventions import effect
+from inspector.loading.finding import LoadError
 from inspector.loading.loaded import Loaded, attach
 from inspector.loop.batches import run_prompts
 from inspector.loop.beam_search import Beams
 from inspector.loop.decoding import decode_with_logits, search
 from inspector.models import ExpertModel
+from inspector.models.fast import FastLinear
 from inspector.records.effects import Intervention
 
 ENTRIES = {
@@ -323,3 +325,22 @@ def test_what_views_by_role_leave_out_is_noticed():
     model.hidden = lambda ids: model.extra.forward(model.model.backbone(ids))
     again = attach(model, split=inspector.split(model, backbone=model.hidden, head=model.model.lm_head))
     assert not any("extra" in notice.names for notice in again.notices if "use their weights" in notice.english)  # watched by its forward
+
+
+def test_a_fast_model_is_said_to_be_one_and_others_are_refused_by_name(tmp_path):
+    m = inspector.load("names-expert", device="cpu", fast=True)
+    assert [notice.kind for notice in m.notices].count("fast") == 1
+    assert any(isinstance(module, FastLinear) for module in m.model.modules())
+    assert any(
+        isinstance(module, FastLinear) for module in inspector.load("names-qwen2", device="cpu", native=True, fast=True).model.modules()
+    )
+    own = tmp_path / "own.py"
+    own.write_text("def model(): raise AssertionError('not called')\n", encoding="utf8")
+    for name, how, why in (
+        ("names-qwen2", {}, "names-qwen2: fast products are for native models: add --native, or leave --fast out"),
+        ("names-expert", dict(dtype="bfloat16"), "the model is bfloat16 on cpu: give --device cpu --dtype float32"),
+        ("names-expert", dict(device_map="auto"), "leave --device-map and --max-memory out"),
+        (f"{own}:model", {}, "fast products are for native models: leave --fast out"),
+    ):
+        with pytest.raises(LoadError, match=re.escape(why)):
+            inspector.load(name, fast=True, **how)
