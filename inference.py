@@ -93,6 +93,7 @@ def main(
     from inspector.parts.structure import measured, shapes, trait_differences
 
     how.settle(*(m.model for m in models))
+    loop.check(*models)
     names = [m.origin.name for m in models]
     default = QWEN_PROMPT if getattr(models[0].tokenizer, "chat_template", None) and not reading.raw else NAMES_PROMPT
     prompts = [default if prompt is None else prompt, expert_prompt]

@@ -151,6 +151,7 @@ def run(
         processes = join_processes(how.device, how.threads)
         screen.console.quiet |= processes.rank > 0  # one of them speaks and writes
     m = how.load(model)
+    loop.check(m)
     out.remarks(*m.notices)
     from ..loading.texts import check_request
     from ..loop.decoding import run as generate
@@ -239,6 +240,7 @@ def verify(
         raise ValueError(f"--require {require!r:.60}: choose one of {', '.join(LEVELS)}")
     console = out.console
     m = how.load(model)
+    loop.check(m)
     out.remarks(*m.notices)
     sampling, _ = asked.settings(m)
     m, ids = out.read(m, prompt, reading)

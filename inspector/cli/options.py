@@ -315,6 +315,14 @@ class LoopOptions:
         bool, typer.Option("--kv-cache", help="Read only the new token at every step, as generate() does by default; else all of them.")
     ] = False
 
+    def check(self, *models) -> None:
+        """Refuses models that cannot read so. Raises ``ValueError``."""
+        if self.kv_cache:
+            from ..loop.caching import check_cached
+
+            for m in models:
+                check_cached(m)
+
 
 class SamplingFlags:
     """What is made of the options of sampling, which are checked before anything is loaded."""

@@ -92,6 +92,11 @@ def cached(m: Loaded | LanguageModel, max_length: int) -> CachedBackbone:
     raise CacheError(f"{type(model).__name__} is neither transformers' nor native, so how it would use a KV-cache is not known: {REMEDY}")
 
 
+def check_cached(m: Loaded) -> None:
+    """Refuses a model that cannot read with a cache, before anything is shown of it: it reads one token. Raises ``CacheError``."""
+    cached(m, 1)(torch.zeros(1, 1, dtype=torch.long, device=m.device))
+
+
 def logits_after(backbone: CachedBackbone, split: Split, rows_T: Sequence[Tensor]) -> Tensor:
     """Raw logits [B, V] in float32 for the token after each row, of which only what the backbone has not read is read.
 
