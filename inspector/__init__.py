@@ -18,6 +18,7 @@ _HOMES = {
     "ablate": "inside.interventions",
     "attach": "loading.loaded",
     "attention": "inside.attention",
+    "cache": "compare.caching",
     "contributions": "inside.contributions",
     "decode": "loop.decoding",
     "diverge": "compare.divergence",

@@ -33,6 +33,7 @@ from ..render.text import visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict_line
 from .bench import bench
+from .caching import cache
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
     Dtype,
@@ -290,7 +291,7 @@ def coverage(
         raise typer.Exit(1)
 
 
-for verb in (trace, contributions, intervene, diverge, mutate, train):
+for verb in (trace, contributions, intervene, cache, diverge, mutate, train):
     app.command()(verb)
 
 

@@ -115,7 +115,7 @@ def spelled(own: Parameter) -> str:
 
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
-WRITTEN = ("json_path", "save_screen", "markdown", "tensors", "out", "folder")
+WRITTEN = ("json_path", "save_screen", "markdown", "tensors", "png", "out", "folder")
 READ = ("model", "expert", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
 

@@ -194,17 +194,20 @@ def kv_numbers_per_token(model: nn.Module, roles: dict[str, str], runs: Counter 
     for name, role in roles.items():
         if not role.endswith(".attn") or role.startswith("mtp.") or recurrent(config, role):
             continue
-        width = {
-            part: sum(outputs(model.get_submodule(n)) for n in parts(name, roles, model, part)) for part in ("k", "v", "kv", "qkv", "kv_a")
-        }
-        count = 1 if runs is None else runs[name]
-        if width["qkv"]:  # o_proj reads as much as the queries are wide
-            total += count * (width["qkv"] - attention_widths(name, roles, model)[1])
-        elif width["kv_a"]:  # latent attention keeps the latents
-            total += count * width["kv_a"]
-        else:
-            total += count * (width["k"] + (width["v"] or width["k"]) + width["kv"])
+        total += (1 if runs is None else runs[name]) * kept_width(name, roles, model)
     return None if total == 0 and any(role.endswith(".attn") for role in roles.values()) else total
+
+
+def kept_width(name: str, roles: dict[str, str], model: nn.Module) -> int:
+    """Numbers that an attention module's cache keeps for each token; 0 where its keys and values are not recognised."""
+    width = {
+        part: sum(outputs(model.get_submodule(n)) for n in parts(name, roles, model, part)) for part in ("k", "v", "kv", "qkv", "kv_a")
+    }
+    if width["qkv"]:  # o_proj reads as much as the queries are wide
+        return width["qkv"] - attention_widths(name, roles, model)[1]
+    if width["kv_a"]:  # latent attention keeps the latents
+        return width["kv_a"]
+    return width["k"] + (width["v"] or width["k"]) + width["kv"]
 
 
 def window(config) -> int | None:
