@@ -1,6 +1,7 @@
 """How many passes and how much time does multi-token prediction save when it drafts for its own model?"""
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from ..loading.texts import check_repeats
 from ..loop.decoding import Row, loop, next_logits
 from ..loop.sampling import fetch, new_generator
 from ..loop.speculation import native, plain, rounds, speculate
+from ..models import LanguageModel
 from ..records.generation import Sampling
 from .limits import timed
 
@@ -49,6 +51,8 @@ def measure(
     Prompt i draws with the seed ``sampling.seed + i``. The three ways compute as many tokens, record nothing and take turns, after one
     prompt of each that warms up. A pass gives several tokens, so the time of a token is that of all over their number: its median over
     the turns. ``speed_up`` is the median of the turns' ratios, so that a machine whose speed drifts does not favour one.
+    ``needed_tokens_per_pass`` is what a pass of speculation, drafts included, costs in steps of the plain loop with a cache: with more
+    tokens per pass drafting is faster.
     ``identical`` is None for draws: they use the random numbers otherwise, and only their distribution is the same.
     ``said`` is told what runs, in English and Russian.
 
@@ -76,6 +80,10 @@ def measure(
         for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
             said(f"round {turn + 1} of {turns}: {way}", f"раунд {turn + 1} из {turns}: {WAYS[way]}")
             times[way].append(timed(lambda run=ways[way]: [run(*job) for job in jobs]))
+    speed_up = {
+        way: statistics.median(other / own for other, own in zip(times[way], times["speculation"], strict=True))
+        for way in ("cached", "uncached")
+    }
     tokens, passes = sum(len(r.tokens) for r in records), sum(len(r.rounds) for r in records)
     partings = [r.parting for r in records if r.parting is not None]
     return dict(
@@ -87,10 +95,8 @@ def measure(
         passes=passes,
         tokens_per_pass=tokens / passes,
         ms_per_token={way: 1e3 * statistics.median(times[way]) / tokens for way in ways},
-        speed_up={
-            way: statistics.median(other / own for other, own in zip(times[way], times["speculation"], strict=True))
-            for way in ("cached", "uncached")
-        },
+        needed_tokens_per_pass=tokens / passes / speed_up["cached"],
+        speed_up=speed_up,
         identical=not partings if sampling.greedy else None,
         partings=[
             dict(sample=i, step=r.parting.step, margin=r.parting.margin, error=r.parting.observed_error, near_tie=r.parting.near_tie)
@@ -108,6 +114,27 @@ def bare_loop(m, ids_1T: torch.Tensor, sampling: Sampling, steps: int) -> torch.
         best, left, _ = fetch(choice.tensors)
         choice.filtered.check(sampling, best, left)
     return row.ids_T[None]
+
+
+def pass_costs(model: LanguageModel, ids_T: torch.Tensor, new: int, turns: int) -> dict:
+    """What drafting costs a model, whatever its drafts are worth, so that random weights tell it: greedy, ``new`` tokens.
+
+    ``plain_ms`` of a step of the plain loop with a cache; ``pass_ms`` of a pass of speculation, drafts included; medians of ``turns``
+    in which both take part, the reading of the prompt left out. ``needed_tokens_per_pass`` is the median of their ratios: with more
+    tokens per pass drafting is faster, at one depth from that minus 1 as the rate of acceptance on.
+    """
+    ways = dict(plain_ms=plain, pass_ms=rounds)
+    milliseconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(turns + 1):
+        for way in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
+            passes = ways[way](model, ids_T, Sampling(temperature=0), new)
+            next(passes)  # the prompt
+            started = time.perf_counter()
+            count = sum(1 for _ in passes)
+            if turn:
+                milliseconds[way].append(1e3 * (time.perf_counter() - started) / count)
+    needed = statistics.median(one / step for one, step in zip(milliseconds["pass_ms"], milliseconds["plain_ms"], strict=True))
+    return {way: statistics.median(own) for way, own in milliseconds.items()} | dict(needed_tokens_per_pass=needed)
 
 
 def acceptance(records) -> list[dict]:

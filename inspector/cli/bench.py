@@ -12,6 +12,7 @@ from ..files import check_folder
 from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
+from ..render.expert import expert_view, presets_view
 from ..render.names import agreement_view, names_view
 from ..render.speed import limits_view, ways_view
 from ..render.tables import table
@@ -111,6 +112,51 @@ def bench_limits(
     out.header()
     out.console.print(limits_view(result, t))
     out.write(dict(threads=threads_now()) | result)
+
+
+@bench.command("expert")
+@grouped()
+def bench_expert(
+    rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 3,
+    threads: Threads = None,
+    *,
+    out: Output,
+) -> None:
+    """ExpertModel in its test configuration: forward and decoding speed beside GPT-2, the model's documents and the machine's limits."""
+    at_least_one(rounds=rounds)
+    check_threads(threads)
+    with busy(out.t("loading torch …", "загрузка torch …")) as say:
+        with importing():
+            from ..bench.expert import measure
+
+        settle_threads(threads, SMALL)
+        result = measure(rounds, said=in_language(say, out.t))
+    out.header("ExpertModel", "GPT-2")
+    out.console.print(expert_view(result, out.t))
+    out.write(dict(threads=threads_now()) | result)
+
+
+@bench.command("presets")
+@grouped()
+def bench_presets(
+    presets: Annotated[str, typer.Option(metavar="NAME,…", help="Of tiny, small, medium, large.")] = "tiny,small,medium,large",
+    rounds: Annotated[int, typer.Option(help="Rounds in which all ways take turns.")] = 3,
+    threads: Threads = None,
+    *,
+    out: Output,
+) -> None:
+    """The presets of ExpertModel: parameters, memory, tokens per second beside the documents' estimates, and what drafting costs."""
+    at_least_one(rounds=rounds)
+    check_threads(threads)
+    with busy(out.t("loading torch …", "загрузка torch …")) as say:
+        with importing():
+            from ..bench.presets import measure
+
+        settle_threads(threads, SMALL)
+        rows = measure([name.strip() for name in presets.split(",")], rounds, in_language(say, out.t))
+    out.header("ExpertModel", "gpt-mtp")
+    out.console.print(presets_view(rows, out.t))
+    out.write(dict(threads=threads_now(), rows=rows))
 
 
 @bench.command("trace")

@@ -162,6 +162,19 @@ class Row:
         self.ids_T, self.scores_V = torch.cat([self.ids_T, token_1]), filtered.scores_V
         return Choice(filtered, token_1, p_V, q_V)
 
+    def settle(self, choice: Choice, decided: Sequence) -> int:
+        """The chosen token's id, and whether it ends the sequence; ``decided`` are the numbers of the choice's ``tensors``.
+
+        Raises:
+            ValueError: there was nothing to choose from.
+        """
+        best, left, [token_id] = decided
+        choice.filtered.check(self.sampling, best, left)
+        max_new_tokens, stop_ids, context_length = self.limits
+        self.new_ids.append(token_id)
+        self.reason = stop_reason(token_id, stop_ids, len(self.new_ids), max_new_tokens, len(self.ids_T), context_length)
+        return token_id
+
     def take(self, choice: Choice, decided: Sequence, weighed: Sequence, seconds: float, recording_seconds: float) -> Step:
         """The record of a choice; ``decided`` and ``weighed`` are the numbers of its ``tensors`` and of ``weigh``.
 
@@ -171,11 +184,7 @@ class Row:
             ValueError: there was nothing to choose from.
         """
         started = time.perf_counter()
-        best, left, [token_id] = decided
-        choice.filtered.check(self.sampling, best, left)
-        max_new_tokens, stop_ids, context_length = self.limits
-        self.new_ids.append(token_id)
-        self.reason = stop_reason(token_id, stop_ids, len(self.new_ids), max_new_tokens, len(self.ids_T), context_length)
+        token_id = self.settle(choice, decided)
         now = self.texts.whole(self.new_ids, self.prompt)
         text = newly_readable(self.readable, now, last=self.reason is not None)
         self.readable += text
@@ -362,6 +371,15 @@ def make_run(
     )
 
 
+def unrecorded(split: Split, row: Row, backbone: CachedBackbone | None = None) -> list[int]:
+    """Generates a row to its end as ``loop`` does, and writes nothing down: its new ids."""
+    while row.reason is None:
+        logits_V = next_logits(split, row.ids_T[None]) if backbone is None else logits_after(backbone, split, [row.ids_T])[0]
+        choice = row.choose(logits_V)
+        row.settle(choice, fetch(choice.tensors))
+    return row.new_ids
+
+
 def generate(
     model: nn.Module,
     ids_BT: Tensor,
@@ -396,8 +414,10 @@ def generate(
             if width.num_beams > 1:
                 new_ids = search(parts, row_T, settings, max_new_tokens, width, **limits, backbone=backbone)[0].ids
             else:
-                steps = loop(parts, row_T[None], settings, max_new_tokens, **limits, generator=generator, listed=0, backbone=backbone)
-                new_ids = [step.token.id for step, _ in steps]
+                check_sampling(settings)
+                check_request(len(row_T), max_new_tokens, limits["context_length"])
+                row = Row(row_T, settings, max_new_tokens, stop_ids, limits["context_length"], Texts(), generator, listed=0)
+                new_ids = unrecorded(parts, row, backbone)
             rows.append(torch.cat([row_T, row_T.new_tensor(new_ids)]))
     return pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
 

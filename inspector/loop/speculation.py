@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import check_ids, check_request, one_prompt
 from ..models.adapter import NativeForCausalLM, to_native
-from ..models.attention import attendable, positions_of
+from ..models.attention import Rotation, attendable
 from ..models.backbone import hidden_of
 from ..models.language_model import LanguageModel
 from ..parts.precision import in_dtype
@@ -29,10 +29,10 @@ from .sampling import Bounds, apply_filters, bounds_of, draw, new_generator
 
 @dataclass(frozen=True)
 class Draft:
-    """A guess, and the distribution [V] that it was drawn from."""
+    """A guess, and the distribution [V] that it was drawn from; None where it was the best one."""
 
     token: int
-    probability_V: Tensor
+    probability_V: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,23 @@ class Reader:
         self.depths = list(getattr(model, "mtp", ()))
         self.depth_caches = [model.new_cache(depth.block, 1, max_len) for depth in self.depths]
         weight = model.backbone.embed_tokens.weight
+        # RoPE's angles of every place, once: [1, S, K] each, or None
+        self.rotations = model.backbone.rotation(torch.arange(max_len, device=weight.device)[None], weight.dtype)
         # h^k of every place that is still right, for k = 0 (the backbone's) to D−1: depth k+1 may read it rounds later
         self.hidden = [weight.new_zeros(1, max_len, weight.shape[1]) for _ in self.depths]
 
     def read(self, ids_T: Tensor, keep: int) -> Tensor:
         """The main model reads the tokens it has not yet read; logits [keep, V] after the last ``keep`` of them."""
         start = self.caches[0].length
-        hidden_1TD, _ = hidden_of(self.model.backbone(ids_T[None, start:], caches=self.caches))
+        rotation = self.rotation(start, len(ids_T))
+        hidden_1TD, _ = hidden_of(self.model.backbone(ids_T[None, start:], caches=self.caches, rotation=rotation))
         if self.hidden:
             self.hidden[0][:, start : len(ids_T)] = hidden_1TD
         return self.model.lm_head(hidden_1TD[0, -keep:])
+
+    def rotation(self, start: int, end: int) -> Rotation | None:
+        """What turns queries and keys of the places from ``start`` up to ``end``."""
+        return None if self.rotations is None else tuple(angles_1SK[:, start:end] for angles_1SK in self.rotations)
 
     def guess(self, ids_T: Tensor, k: int) -> Tensor:
         """Logits [V] of depth k for the token after ``ids_T``, of which the last k − 1 are guesses themselves."""
@@ -89,13 +96,8 @@ class Reader:
         further_1T = ids_T[None, start + k :]
         # 2. Each joins what is known of a token with the token k places further.
         embedded_1TD = self.model.backbone.embed(further_1T)
-        hidden_1TD, _ = depth(
-            self.hidden[k - 1][:, start:end],
-            embedded_1TD,
-            attendable(None, further_1T, start),
-            self.model.backbone.rotation(positions_of(None, further_1T, start), embedded_1TD.dtype),
-            cache,
-        )
+        allowed = attendable(None, further_1T, start)
+        hidden_1TD, _ = depth(self.hidden[k - 1][:, start:end], embedded_1TD, allowed, self.rotation(start, end), cache)
         # 3. The next depth reads it; the head reads the last.
         if k < len(self.depths):
             self.hidden[k][:, start:end] = hidden_1TD
@@ -123,7 +125,7 @@ def drafted(reader: Reader, ids_T: Tensor, count: int, sampling: Sampling, bound
                 raise
             break
         token, _ = draw(scores_V, sampling, generator)
-        drafts.append(Draft(token, scores_V.double().softmax(-1)))
+        drafts.append(Draft(token, None if sampling.greedy else scores_V.double().softmax(-1)))
         ids_T = torch.cat([ids_T, ids_T.new_full((1,), token)])
     return drafts
 

@@ -4,6 +4,7 @@ Shape letters: B batch, T tokens (new ones, where there is a cache), S all token
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +15,37 @@ from .norms import RMSNorm
 from .positions import apply_rotary_pos_emb
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin of RoPE's angles, [1 or B, T, K] each: what ``RotaryEmbedding`` gives
+# Who may attend to whom: a bool mask that broadcasts to [B, H, T, S], True = may; "causal": each token to itself and those before it,
+# which needs no mask where no others stand before them; None: all to all.
+Allowed = Tensor | Literal["causal"] | None
 
 
-def causal_mask(seq_len: int, device: torch.device | str | None = None) -> Tensor:
-    """Lower triangle [T, T], True where token t (row) may attend to token s (column): s ≤ t."""
-    return torch.ones(seq_len, seq_len, dtype=torch.bool, device=device).tril()
+def causal_mask(seq_len: int, device: torch.device | str | None = None, past: int = 0) -> Tensor:
+    """Lower triangle [T, S], True where token t (row) may attend to token s (column): s ≤ t. ``past`` tokens stand before, S = past + T."""
+    return torch.ones(seq_len, past + seq_len, dtype=torch.bool, device=device).tril(past)
 
 
-def attendable(mask: Tensor | None, input_ids: Tensor, past: int = 0) -> Tensor:
-    """Which token of ``input_ids`` [B, T] may attend to which, [1 or B, 1, T, S] bool: the caller's mask and causality.
+def attendable(mask: Tensor | None, input_ids: Tensor, past: int = 0) -> Allowed:
+    """Which token of ``input_ids`` [B, T] may attend to which: the caller's mask and causality.
 
     S = ``past`` + T: the tokens that caches hold already stand before them. ``mask`` is None, padding [B, S] (True = a
     real token) or anything that broadcasts to [B, 1, T, S]. A row left with nothing to attend to (a padding token)
     attends to itself, so that its values stay finite; no real token sees it.
+
+    Without a ``mask`` none is made where causality goes without saying it number by number: a single new token may attend to all
+    there are, and tokens with none before them are what a fused call means by causal. (After a cache it would be wrong: the call
+    takes the first token of S for the first of T.)
 
     Raises:
         ValueError: the mask is not bool, or of a shape that does not fit.
     """
     batch, seq_len = input_ids.shape
     total = past + seq_len
-    causal_TS = causal_mask(total, input_ids.device)[past:]
+    if mask is None and seq_len == 1:
+        return None
+    if mask is None and past == 0:
+        return "causal"
+    causal_TS = causal_mask(seq_len, input_ids.device, past)
     if mask is None:
         return causal_TS[None, None]
     if mask.dtype != torch.bool:
@@ -58,16 +70,32 @@ def positions_of(mask: Tensor | None, input_ids: Tensor, past: int = 0) -> Tenso
     return torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]
 
 
-def softmax_weights(q_BHTK: Tensor, k_BHSK: Tensor, allowed: Tensor | None, scale: float | None = None) -> Tensor:
-    """softmax(q·kᵀ/√K) [B, H, T, S], zero where ``allowed`` is False: what the fused call computes inside.
+def attend(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, allowed: Allowed = None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """softmax(q·kᵀ/√K)·v [B, H, T, V] in one fused call; ``scale`` stands in for 1/√K, ``dropout`` drops weights.
 
-    ``scale`` stands in for 1/√K.
+    Keys and values of fewer heads, G that divides H, serve as many neighbouring queries' heads each.
     """
+    causal = isinstance(allowed, str)
+    how = dict(attn_mask=None if causal else allowed, is_causal=causal, dropout_p=dropout, scale=scale)
+    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, **how, enable_gqa=q_BHTK.shape[1] != k_BHSK.shape[1])
+
+
+def masked(scores_BHTS: Tensor, allowed: Allowed) -> Tensor:
+    """Scores, −∞ where a token may not attend."""
+    if allowed is None:
+        return scores_BHTS
+    if isinstance(allowed, str):
+        allowed = causal_mask(scores_BHTS.shape[-1], scores_BHTS.device)
+    return scores_BHTS.masked_fill(~allowed, -math.inf)
+
+
+def softmax_weights(q_BHTK: Tensor, k_BHSK: Tensor, allowed: Allowed, scale: float | None = None) -> Tensor:
+    """softmax(q·kᵀ/√K) [B, H, T, S], zero where a token may not attend: what ``attend`` computes inside. ``scale`` as there."""
     scores_BHTS = q_BHTK @ k_BHSK.transpose(-2, -1)
     scores_BHTS = scores_BHTS / math.sqrt(q_BHTK.shape[-1]) if scale is None else scores_BHTS * scale
-    if allowed is not None:
-        scores_BHTS = scores_BHTS.masked_fill(~allowed, -math.inf)
-    return scores_BHTS.softmax(-1)
+    return masked(scores_BHTS, allowed).softmax(-1)
 
 
 class MultiHeadAttention(nn.Module):
@@ -96,11 +124,12 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, d_model)
         self.o_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, allowed: Allowed = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
         """[B, T, D] → [B, T, D].
 
-        ``allowed`` is bool, broadcastable to [B, H, T, S], True = may attend; None: all may. With a ``cache`` the tokens
-        in it stand before these. ``rotation`` is not used.
+        ``allowed`` is a bool mask that broadcasts to [B, H, T, S], True = may attend; "causal": each token to itself and those
+        before it, where there are none in a cache; None: all may. With a ``cache`` the tokens in it stand before these.
+        ``rotation`` is not used.
         """
         # 1. Project to queries, keys and values, and cut the width into heads.
         q_BHTK, k_BHSK, v_BHSK = self.heads(x_BTD)
@@ -109,7 +138,7 @@ class MultiHeadAttention(nn.Module):
             k_BHSK, v_BHSK = cache.append(k_BHSK, v_BHSK)
         # 3. Each token takes the mean of the values it may see, weighted by softmax(q·kᵀ/√K).
         dropout = self.dropout if self.training else 0.0
-        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=allowed, dropout_p=dropout)
+        out_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, allowed, dropout)
         # 4. Put the heads side by side again and mix them.
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
@@ -117,7 +146,7 @@ class MultiHeadAttention(nn.Module):
         """[B, T, D] → queries, keys and values, each [B, H, T, K]."""
         return tuple(proj(x_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
 
-    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
+    def weights(self, x_BTD: Tensor, allowed: Allowed = None, rotation: Rotation | None = None) -> Tensor:
         """[B, T, D] → softmax(q·kᵀ/√K) [B, H, T, T], which ``forward`` computes inside one fused call. Arguments as there."""
         q_BHTK, k_BHTK, _ = self.heads(x_BTD)
         return softmax_weights(q_BHTK, k_BHTK, allowed)
@@ -179,17 +208,19 @@ class GroupedQueryAttention(nn.Module):
         self.k_norm = RMSNorm(width, rms_norm_eps) if qk_norm else None
         self.o_proj = nn.Linear(n_heads * width, d_model, bias=o_bias)
 
-    def forward(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, allowed: Allowed = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
         """[B, T, D] → [B, T, D]. Arguments as in ``MultiHeadAttention.forward``; without ``rotation`` nothing is turned."""
         # 1. Project, and turn queries and keys by their positions. Groups have one key and one value: G heads.
         q_BHTK, k_BGSK, v_BGSK = self.heads(x_BTD, rotation)
         # 2. The cache keeps keys already turned, and only those of the groups.
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(k_BGSK, v_BGSK)
-        # 3. Every query head of a group looks at the group's key and takes the group's value.
-        k_BHSK, v_BHSK = self.to_all_heads(k_BGSK), self.to_all_heads(v_BGSK)
+        # 3. Every query head of a group looks at the group's key and takes the group's value. Without a cache each gets a copy, for
+        #    which gradients add up in one order; what a cache holds would be copied whole for every token, with the same outcome.
+        if cache is None:
+            k_BGSK, v_BGSK = self.to_all_heads(k_BGSK), self.to_all_heads(v_BGSK)
         dropout = self.dropout if self.training else 0.0
-        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=allowed, dropout_p=dropout)
+        out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, allowed, dropout)
         # 4. Put the heads side by side again and mix them.
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
@@ -207,7 +238,7 @@ class GroupedQueryAttention(nn.Module):
         """[B, G, S, K] → [B, H, S, K]: neighbouring heads are of one group."""
         return x_BGSK.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
 
-    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
+    def weights(self, x_BTD: Tensor, allowed: Allowed = None, rotation: Rotation | None = None) -> Tensor:
         """[B, T, D] → softmax(q·kᵀ/√K) [B, H, T, T], which ``forward`` computes inside one fused call. Arguments as there."""
         q_BHTK, k_BGTK, _ = self.heads(x_BTD, rotation)
         return softmax_weights(q_BHTK, self.to_all_heads(k_BGTK), allowed)

@@ -62,7 +62,9 @@ class Backbone(nn.Module):
         self.norm = norm
         self.gradient_checkpointing = False
 
-    def forward(self, input_ids: Tensor, mask: Tensor | None = None, caches: Sequence[Cache] | None = None) -> Tensor | Hidden:
+    def forward(
+        self, input_ids: Tensor, mask: Tensor | None = None, caches: Sequence[Cache] | None = None, rotation: Rotation | None = None
+    ) -> Tensor | Hidden:
         """[B, T] → [B, T, D]; of a model with mixtures of experts ``Hidden``.
 
         Args:
@@ -70,12 +72,14 @@ class Backbone(nn.Module):
             mask: bool, True = may attend: [B, S] marks real tokens (False: padding), or anything that broadcasts to
                 [B, 1, T, S]. It is combined with causality. With a [B, S] mask positions count real tokens.
             caches: one for each layer, from ``LanguageModel.new_caches``; these tokens are added to them.
+            rotation: of these tokens' places, where they are known already; by default they are computed.
         """
         past = past_length(caches)
         allowed = attendable(mask, input_ids, past)
         positions_BT = positions_of(mask, input_ids, past)
         x_BTD = self.placed(self.embed(input_ids), positions_BT, past)
-        rotation = self.rotation(positions_BT, x_BTD.dtype)
+        if rotation is None:
+            rotation = self.rotation(positions_BT, x_BTD.dtype)
         routings = []
         for i, layer in enumerate(self.layers):
             run = self.recomputed(layer) if self.gradient_checkpointing and self.training else layer

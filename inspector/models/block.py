@@ -5,7 +5,7 @@ Shape letters: B batch, T tokens, D hidden.
 
 from torch import Tensor, nn
 
-from .attention import MultiHeadAttention, Rotation
+from .attention import Allowed, MultiHeadAttention, Rotation
 from .cache import Cache
 from .feed_forward import FeedForward
 from .moe import Routing
@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.norm_first = norm_first
 
     def forward(
-        self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None, cache: Cache | None = None
+        self, x_BTD: Tensor, allowed: Allowed = None, rotation: Rotation | None = None, cache: Cache | None = None
     ) -> Tensor | tuple[Tensor, Routing]:
         """[B, T, D] → [B, T, D]; of a mixture of experts the pair of that and its ``Routing``.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Rotation, softmax_weights
+from .attention import Allowed, Rotation, attend, masked, softmax_weights
 from .cache import Cache
 from .norms import RMSNorm
 from .positions import apply_rotary_pos_emb, checked_scaling, magnified
@@ -73,7 +73,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.o_proj = nn.Linear(n_heads * v_head_dim, d_model, bias=False)
         self.scale = attention_scale(qk_nope_head_dim + qk_rope_head_dim, rope_scaling)
 
-    def forward(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, allowed: Allowed = None, rotation: Rotation | None = None, cache: Cache | None = None) -> Tensor:
         """[B, T, D] → [B, T, D]. Arguments as in ``MultiHeadAttention.forward``; without ``rotation`` nothing is turned.
 
         Without a cache keys and values are made (``naive``); with one they are not, since they would be made anew of all
@@ -85,8 +85,8 @@ class MultiHeadLatentAttention(nn.Module):
         if cache is not None:
             latent_B1SC, k_B1SR = cache.append(latent_B1SC, k_B1SR)
         # 3. Each head looks at the tokens it may see.
-        attend = self.naive if cache is None else self.absorbed
-        out_BHTV = attend(q_BHTN, q_BHTR, latent_B1SC, k_B1SR, allowed)
+        look = self.naive if cache is None else self.absorbed
+        out_BHTV = look(q_BHTN, q_BHTR, latent_B1SC, k_B1SR, allowed)
         # 4. Put the heads side by side again and mix them.
         return self.o_proj(out_BHTV.transpose(1, 2).flatten(2))
 
@@ -108,14 +108,14 @@ class MultiHeadLatentAttention(nn.Module):
         k_BHSN, v_BHSV = kv_BHSW.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         return torch.cat([k_BHSN, k_B1SR.expand(-1, self.n_heads, -1, -1)], dim=-1), v_BHSV
 
-    def naive(self, q_BHTN: Tensor, q_BHTR: Tensor, latent_B1SC: Tensor, k_B1SR: Tensor, allowed: Tensor | None) -> Tensor:
+    def naive(self, q_BHTN: Tensor, q_BHTR: Tensor, latent_B1SC: Tensor, k_B1SR: Tensor, allowed: Allowed) -> Tensor:
         """Makes the keys and values, and looks: heads' outputs [B, H, T, V]."""
         k_BHSK, v_BHSV = self.keys_and_values(latent_B1SC, k_B1SR)
         q_BHTK = torch.cat([q_BHTN, q_BHTR], dim=-1)
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, attn_mask=allowed, dropout_p=dropout, scale=self.scale)
+        return attend(q_BHTK, k_BHSK, v_BHSV, allowed, dropout, self.scale)
 
-    def absorbed(self, q_BHTN: Tensor, q_BHTR: Tensor, latent_B1SC: Tensor, k_B1SR: Tensor, allowed: Tensor | None) -> Tensor:
+    def absorbed(self, q_BHTN: Tensor, q_BHTR: Tensor, latent_B1SC: Tensor, k_B1SR: Tensor, allowed: Allowed) -> Tensor:
         """The same without making keys and values: q·(W_UK·c) = (W_UKᵀ·q)·c, and Σ a·(W_UV·c) = W_UV·Σ a·c. Arguments as ``naive``."""
         up_HWC = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
         k_up_HNC, v_up_HVC = up_HWC.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
@@ -124,12 +124,10 @@ class MultiHeadLatentAttention(nn.Module):
             scores_BHTS = scores_BHTS / math.sqrt(self.qk_nope_head_dim + self.qk_rope_head_dim)
         else:
             scores_BHTS = scores_BHTS * self.scale
-        if allowed is not None:
-            scores_BHTS = scores_BHTS.masked_fill(~allowed, -math.inf)
-        weights_BHTS = F.dropout(scores_BHTS.softmax(-1), self.dropout, self.training)
+        weights_BHTS = F.dropout(masked(scores_BHTS, allowed).softmax(-1), self.dropout, self.training)
         return (weights_BHTS @ latent_B1SC) @ v_up_HVC.transpose(-2, -1)
 
-    def weights(self, x_BTD: Tensor, allowed: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
+    def weights(self, x_BTD: Tensor, allowed: Allowed = None, rotation: Rotation | None = None) -> Tensor:
         """[B, T, D] → softmax(q·kᵀ/√(N+R)) [B, H, T, T], which ``forward`` computes inside one fused call. Arguments as there."""
         q_BHTN, q_BHTR, *kept = self.projected(x_BTD, rotation)
         k_BHTK, _ = self.keys_and_values(*kept)

@@ -6,7 +6,7 @@ Shape letters: B batch, T tokens, D hidden, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from .attention import Rotation, attendable, positions_of
+from .attention import Allowed, Rotation, attendable, positions_of
 from .block import Block, apart
 from .cache import Cache
 from .moe import Routing
@@ -35,7 +35,7 @@ class MultiTokenPrediction(nn.Module):
         self.norm = RMSNorm(d_model)
 
     def forward(
-        self, hidden_BTD: Tensor, embedded_BTD: Tensor, allowed: Tensor | None, rotation: Rotation | None, cache: Cache | None = None
+        self, hidden_BTD: Tensor, embedded_BTD: Tensor, allowed: Allowed, rotation: Rotation | None, cache: Cache | None = None
     ) -> tuple[Tensor, Routing | None]:
         """h^{k−1} [B, T, D] and embeddings of the tokens k places further [B, T, D] → h^k [B, T, D], and its experts if it has any.
 

@@ -32,7 +32,12 @@ def mtp_view(result: dict, t: Translate) -> RenderableType:
         f"{result['tokens']:,} tokens in {result['passes']:,} passes of the main model: {result['tokens_per_pass']:.2f} per pass",
         f"токенов {result['tokens']:,}, проходов основной модели {result['passes']:,}: {result['tokens_per_pass']:.2f} на проход",
     )
-    return Group(depths, Text(""), ways, Text(""), Text(passes, "bold"), *map(Text, same(result, t)))
+    needed = f"{result['needed_tokens_per_pass']:.2f}"
+    pays = t(
+        f"such a pass takes as long as {needed} steps of the plain loop with a cache: with more tokens per pass drafting is faster",
+        f"такой проход длится как {needed} шага обычного цикла с кэшем: если токенов на проход больше, спекуляция быстрее",
+    )
+    return Group(depths, Text(""), ways, Text(""), Text(passes, "bold"), Text(pays), *map(Text, same(result, t)))
 
 
 def same(result: dict, t: Translate) -> list[str]:
