@@ -8,12 +8,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..files import check_folder
+from ..files import check_folder, check_writable
 from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
 from ..render.lesson import lines_table
 from ..render.expert import expert_view, presets_view
+from ..render.growth import growth_view, save_picture
 from ..render.names import agreement_view, names_view
 from ..render.speed import limits_view, ways_view
 from ..render.sampler import sampler_view
@@ -549,3 +550,35 @@ def bench_onnx(
     out.write(dict(model=model, threads=threads_now()) | result)
     if not all(row["same_tokens"] and row["difference"] <= 1e-4 for row in result["rows"]):
         raise typer.Exit(1)
+
+
+@bench.command("growth")
+@grouped()
+def bench_growth(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=f"By default a preset with random weights. {MODEL_HELP}")] = None,
+    longest: Annotated[int, typer.Option(help="Longest context, in tokens; shorter where the model reads less.")] = 4096,
+    processes: Annotated[int, typer.Option(help="Train with 1 to so many processes; 1 leaves training out.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Measurements of each size, of which the median counts.")] = 3,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the curves as a picture too.")] = None,
+    *,
+    how: ModelOptions,
+    out: Output,
+) -> None:
+    """How do time and memory grow with context, batch and parameters, and training with processes? The exponents are fitted."""
+    at_least_one(longest=longest, processes=processes, rounds=rounds)
+    check_writable(png)
+    t = out.t
+    m = None if model is None else how.load(model)
+    if model is None:
+        with busy(t("loading torch …", "загрузка torch …")), importing():
+            from ..bench import growth  # noqa: F401
+        settle_threads(how.threads, SMALL)
+    with busy(t("measuring …", "измерение …")) as say:
+        from ..bench.growth import PRESET, measure
+
+        result = measure(m, longest, processes, rounds, in_language(say, t))
+    out.header(model or f"ExpertModel, {PRESET}")
+    out.console.print(growth_view(result, out.console.width, t))
+    if png is not None:
+        save_picture(result, png, t)
+    out.write(dict(model=model, threads=threads_now()) | result)

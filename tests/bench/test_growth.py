@@ -1,0 +1,67 @@
+"""``bench growth``: exponents, the memory that is counted, the points, and training with processes."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import inspector
+from inspector.bench import growth
+from inspector.bench.growth import Living, exponent, measure
+
+
+def test_exponents_are_those_of_powers():
+    sizes = [64, 128, 256, 512]
+    assert exponent(sizes, [3 * x**2 for x in sizes]) == pytest.approx(2)
+    assert exponent(sizes, [5 * x**0.5 for x in sizes]) == pytest.approx(0.5)
+    assert exponent(sizes, [7.0] * 4) == pytest.approx(0)
+    assert exponent([64], [1.0]) is None
+
+
+def test_memory_is_what_lives_at_once():
+    """Of a chain of equal layers the input and the output of one live together; what is kept adds up; a view costs nothing."""
+    layers, x = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(5))), torch.zeros(16, 64)
+    size = 16 * 64 * 4
+    with torch.no_grad(), Living() as seen:
+        layers(x)
+    assert seen.peak == 2 * size  # the given one is not counted: two results, one of which the next layer reads
+    with torch.no_grad(), Living() as seen:
+        kept = [x + 1 for _ in range(4)]
+        views = [own[1:] for own in kept]
+        x.add_(1)
+    assert seen.peak == 4 * size and len(views) == 4
+
+
+@pytest.fixture
+def small(monkeypatch):
+    sizes = dict(vocab_size=50, d_model=16, n_layers=1, n_heads=2, d_ff=32)
+    monkeypatch.setattr(growth, "PRESETS", {"small": sizes, "large": sizes | dict(d_model=32)})
+    monkeypatch.setattr(growth, "BATCHES", (1, 2))
+
+
+def test_points_of_every_axis_with_exponents(small):
+    result = measure(longest=128, processes=1, rounds=1)
+    context, batch, parameters = result["curves"]
+    assert [row["size"] for row in context["points"]] == [64, 128] and [row["size"] for row in batch["points"]] == [1, 2]
+    assert [row["model"] for row in parameters["points"]] == ["small", "large"]
+    assert parameters["points"][0]["size"] < parameters["points"][1]["size"]
+    assert context["points"][0]["cache_bytes"] == 2 * 4 * 16 * (64 + 2)  # keys and values, for what was read and two steps
+    assert batch["exponents"]["bytes"] == pytest.approx(1, abs=0.1)
+    assert result["training"] == []
+
+
+def test_a_model_is_measured_as_far_as_it_reads(small):
+    result = measure(inspector.load("names-qwen2"), processes=1, rounds=1)
+    assert [row["size"] for row in result["curves"][0]["points"]] == [62]  # of 64, with the steps that follow
+    assert "names-qwen2" in [row["model"] for row in result["curves"][2]["points"]]
+
+
+def test_training_is_timed_in_processes_of_its_own(monkeypatch):
+    monkeypatch.setattr(growth, "STEPS", 2)
+    found = growth.training(1, lambda *words: None)
+    assert found["processes"] == 1 and found["tokens_per_second"] > 0
+    json.dumps(found)
+    monkeypatch.setattr(growth, "STEPS", 0)
+    with pytest.raises(ValueError, match="training with 1 processes ended with 2"):
+        growth.training(1, lambda *words: None)
