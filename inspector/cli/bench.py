@@ -12,12 +12,12 @@ from ..files import check_folder, check_writable
 from ..process import temporary_folder
 from ..records.generation import SETTINGS, Sampling
 from ..render import effects, speculation
-from ..render.lesson import lines_table
 from ..render.expert import expert_view, presets_view
 from ..render.growth import growth_view, save_picture
+from ..render.lesson import lines_table
 from ..render.names import agreement_view, names_view
-from ..render.speed import limits_view, ways_view
 from ..render.sampler import sampler_view
+from ..render.speed import limits_view, ways_view
 from ..render.tables import table
 from ..render.text import Translate, memory, visible
 from ..render.verdicts import loop_table

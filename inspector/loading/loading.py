@@ -53,8 +53,8 @@ from .loaded import Loaded, attach
 from .native import depths_in, fetch, fill, is_native, is_plain, native_config, native_notices, renamed
 from .native import place as place_natively
 from .notices import quantised, settings_notices
-from .own import on_meta, own_model, own_skeleton
 from .onnx import NOT_INSIDE, is_onnx, open_onnx
+from .own import on_meta, own_model, own_skeleton
 from .remote_code import absent_import, fault, mend
 from .settings import generation, refused_value, stops
 from .sizes import TooLargeError, check_memory, check_parameters, few_modules

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..models.adapter import NativeForCausalLM, arguments_of, check_arguments, to_native
+from ..models.adapter import NativeForCausalLM, to_native
+from ..models.arguments import arguments_of, check_arguments
 from ..models.language_model import LanguageModel
 from ..models.onnx import cache_names, export_onnx, native_arguments
 from ..parts.heads import own_logits

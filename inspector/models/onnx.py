@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from ..files import replacing
-from .adapter import arguments_of
+from .arguments import arguments_of
 from .backbone import hidden_of
 from .cache import Kept
 from .language_model import LanguageModel
@@ -85,6 +84,8 @@ def export_onnx(model: LanguageModel, path: str | Path, kv_cache: bool = False, 
 
 def exported(graph: Graph, model: LanguageModel, kv_cache: bool) -> torch.onnx.ONNXProgram:
     """The graph, traced once with numbers of ``EXAMPLE``'s sizes."""
+    from torch.export import Dim  # here, because it takes a while to import
+
     weight, B = model.backbone.embed_tokens.weight, EXAMPLE["batch"]
     batch, tokens, before = Dim("batch"), Dim("tokens"), Dim("past")
     ids_BT = torch.zeros(B, EXAMPLE["tokens"], dtype=torch.long, device=weight.device)

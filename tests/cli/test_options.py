@@ -231,7 +231,18 @@ def test_groups_become_options_and_come_back_as_groups():
         taken.append(SimpleNamespace(name=name, how=how, out=out))
 
     parameters = signature(verb).parameters
-    assert list(parameters) == ["name", "device", "trust_remote_code", "native", "fast", "threads", "quantise", "attn_implementation", "json_path", "language"]
+    assert list(parameters) == [
+        "name",
+        "device",
+        "trust_remote_code",
+        "native",
+        "fast",
+        "threads",
+        "quantise",
+        "attn_implementation",
+        "json_path",
+        "language",
+    ]
     assert (parameters["name"].default, parameters["device"].default) == ("x", "cpu")
     verb(name="y", device="cuda", trust_remote_code=True, threads=2, json_path=None, language="ru")
     assert (
