@@ -46,7 +46,7 @@ def one_step(m, ids, sampling, max_new_tokens=20):
 
     ids_1T = torch.tensor([ids], device=m.device)
     with torch.no_grad():
-        # 1. The backbone reads the whole sequence: no cache, every step begins anew.
+        # 1. The backbone reads the whole sequence: no cache, every step begins anew (--kv-cache: the later ones read their token alone).
         hidden_1TD = m.split.backbone(ids_1T)
         # 2. The head turns the last position's hidden state into one logit per token of the vocabulary.
         logits_V = m.split.head(hidden_1TD[:, -1:])[0, -1].float()
@@ -73,6 +73,7 @@ def main(
     save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None,
     *,
     asked: options.SamplingOptions,
+    loop: options.LoopOptions,
     reading: options.PromptOptions,
     how: options.ModelOptions,
     out: options.Output,
@@ -83,7 +84,7 @@ def main(
     screen.show(title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
-    models = [how.load(model) if model is not None else how.load(), how.load(expert)]
+    models = loop.checked(how.load(model) if model is not None else how.load(), how.load(expert))
     from inspector import decode, verify
     from inspector.bench.loop import estimate_qwen, seconds_per_step
     from inspector.compare.sides import by_generate
@@ -97,8 +98,7 @@ def main(
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [reading.encode(models[0], prompts[0]), models[1].encode(prompts[1])]
     settings = [asked.settings(m, DEFAULTS) for m in models]
-    samplings = [sampling for sampling, _ in settings]
-    loops = [decode(m, row, sampling, max_new_tokens) for m, row, sampling in zip(models, ids, samplings, strict=True)]
+    loops = [decode(m, row, s, max_new_tokens, kv_cache=loop.kv_cache) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
     known = notices([*models[0].notices, *models[1].notices, *reading.remarks(models[0], prompts[0])], t)
     screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t), *known)
     if model is None and names[0] != DEFAULT:
@@ -124,7 +124,7 @@ def main(
     # 4. One step by hand, and the proof that the loop does the same.
     screen.show(section(t("4. One step by hand", "4. Один шаг вручную")))
     first, alike = [], settings[0] == settings[1]
-    screen.show(*([settings_line(*settings[0], t)] if alike else []))
+    screen.show(*([settings_line(*settings[0], t, loop.kv_cache)] if alike else []))
     for m, row, (sampling, origins), steps in zip(models, ids, settings, loops, strict=True):
         token_id, stages = one_step(m, row, sampling, max_new_tokens)
         other = OTHER if sampling.temperature != OTHER else 1.5
@@ -132,7 +132,7 @@ def main(
         first.append(next(steps))
         assert token_id == first[-1].token.id, "the step by hand and the loop chose different tokens"
         listed = {name: [float(p_V[c.token.id]) for c in first[-1].candidates] for name, p_V in stages.items()}
-        screen.show(subsection(m.origin.name), *([] if alike else [settings_line(sampling, origins, t)]))
+        screen.show(subsection(m.origin.name), *([] if alike else [settings_line(sampling, origins, t, loop.kv_cache)]))
         best = [(m.texts.token(id), p) for p, id in zip(*(top.tolist() for top in then["temperature"].topk(3)), strict=True)]
         chosen = None if sampling.greedy else m.texts.token(then_id)
         screen.show(candidate_table(first[-1], listed, t), other_temperature(other, best, chosen, t))
@@ -149,12 +149,12 @@ def main(
         screen.show(notice([t("stopped; what there is follows", "остановлено; дальше то, что есть")], "Ctrl-C"))
     for i, m in enumerate(models):
         steps = [row[i] for row in rows if row[i] is not None]
-        runs.append(make_run(m, ids[i], samplings[i], max_new_tokens, steps, settings[i][1]))
+        runs.append(make_run(m, ids[i], settings[i][0], max_new_tokens, steps, settings[i][1], loop.kv_cache))
 
     # 6. Are the parts, run by hand, the model?
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
     with options.busy(t("comparing …", "сравнение …")):
-        verdicts = [verify(m, row, run.sampling, len(run.steps)) for m, row, run in zip(models, ids, runs, strict=True)]
+        verdicts = [verify(m, row, run.sampling, len(run.steps), loop.kv_cache) for m, row, run in zip(models, ids, runs, strict=True)]
     screen.show(*(verdict_line(name, verdict, t) for name, verdict in zip(names, verdicts, strict=True)))
     lines = [lesson.code_lines(getsource(by_generate)), lesson.code_lines(Path(__file__).read_text(encoding="utf8"))]
     screen.show(comparison_table(models[0].split.backbone_name, models[0].split.head_name, verdicts[0], lines, t))
@@ -167,9 +167,9 @@ def main(
         times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
         if nodes[0].parameters != QWEN_PARAMETERS:
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
-    again = [asked.again(samplings[0], DEFAULTS), reading, how]
+    again = [asked.again(runs[0].sampling, DEFAULTS), loop, reading, how]
     command = options.command_arguments("run", names[0], prompts[0], options=again)
-    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.closing(command, t, samplings[0].greedy))
+    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.closing(command, t, runs[0].sampling.greedy))
     screen.close("python inference.py")
     out.write(dict(runs=runs, verdicts=verdicts))
 

@@ -210,3 +210,14 @@ def test_both_languages_have_every_text():
     assert (english("a", "б"), russian("a", "б")) == ("a", "б")
     with pytest.raises(ValueError, match="'de'"):
         translator("de")
+
+
+def test_with_a_cache_the_lesson_says_so_and_chooses_the_same(tmp_path, output):
+    shown = lesson("--lang", "en", "--kv-cache", "--json", str(tmp_path / "out.json"), columns=100).stdout.replace("\u00a0", " ")
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf8"))
+    assert all(one["kv_cache"] for one in (*written["runs"], *written["verdicts"]))
+    assert [verdict["level"] for verdict in written["verdicts"]] == ["bitwise", "bitwise"]
+    assert "with a KV-cache: the " in shown and "; with a KV-cache" in shown and "--kv-cache" in shown
+    assert "with a KV-cache" not in output and "no KV-cache: the " in output
+    for run in written["runs"]:
+        assert f"{run['prompt'][-1]['text']}|{run['text']}" in output

@@ -16,19 +16,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..compare.verifying import verify
 from ..loading.finding import first_line, quiet
 from ..loading.loaded import Loaded, attach
+from ..loop.caching import REMEDY, CacheError, cached, logits_after
+from ..loop.decoding import next_logits
 from ..parts.costs import costs, kv_numbers_per_token
 from ..parts.heads import forward
+from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..parts.roles import roles, unrecognised
 from ..parts.splitting import SplitError
 from ..parts.structure import Running
+from ..parts.watching import largest_difference
 from ..records.generation import Sampling
 from .tiny import NOT_ALONE, tiny_model, types
 
 PROMPT = (5, 17, 29, 41, 53)
+FOLLOWING = (8, 30, 71, 60, 2, 14)  # past the windows of the tiny models
 STEPS = 8
 SAMPLINGS = (Sampling(temperature=0), Sampling(temperature=0.9, top_p=0.95, seed=1))
 COUNTED = 24  # tokens in the forward pass whose FLOPs are counted
 CLOSE = 0.01
+CLOSE_WITH_CACHE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,12 @@ class Coverage:
         head: what the head does; empty where there is no split.
         split: "proved", "refused" or "not built".
         greedy, sampled: levels of the verdicts against ``generate(use_cache=False)``.
+        cached: that of the sampled one with a KV-cache, against ``generate(use_cache=True)``; "refused" where it cannot read with one.
         roles: every module of its layers that holds weights has a role.
         flops: FLOPs told from shapes, divided by those that torch counts; None where torch's counter breaks off.
         cache: numbers in the KV-cache told from shapes equal those that transformers keeps; None where it keeps another kind.
         reason: why it was refused or not built, or what makes a verdict less than bitwise.
+        of_cache: why there is no cached verdict, or what a cache changes by more than rounding.
     """
 
     model_type: str
@@ -51,15 +59,18 @@ class Coverage:
     split: str = "proved"
     greedy: str = ""
     sampled: str = ""
+    cached: str = ""
     roles: bool = False
     flops: float | None = None
     cache: bool | None = None
     reason: str = ""
+    of_cache: str = ""
 
     @property
     def wrong(self) -> bool:
         """Whether its split was proved and the loop still differs from ``generate()``, for no reason that is known."""
-        return self.split == "proved" and {self.greedy, self.sampled} != {"bitwise"} and not self.reason
+        unexplained = {self.greedy, self.sampled} != {"bitwise"} and not self.reason
+        return self.split == "proved" and (unexplained or self.cached not in ("bitwise", "refused"))
 
 
 def coverage(names: list[str] | None = None, threads: int = 1) -> Iterator[Coverage]:
@@ -108,6 +119,7 @@ def examine(model_type: str) -> Coverage:
         except SplitError as error:
             return Coverage(model_type, split="refused", reason=str(error))
         verdicts = [verify(m, PROMPT, sampling, STEPS) for sampling in SAMPLINGS]
+        level, of_cache = with_cache(m)
         found = roles(model, m.split.backbone_name, m.split.head_names)
         runs = Running(model).counts
         return Coverage(
@@ -115,11 +127,37 @@ def examine(model_type: str) -> Coverage:
             head=m.split.describe(),
             greedy=verdicts[0].level,
             sampled=verdicts[1].level,
+            cached=level,
             roles="layers.0" in found.values() and not any(unrecognised(model, found)),
             flops=flops_ratio(model, found, runs),
             cache=cache_agrees(m, found, runs),
             reason=next(filter(None, (v.cause for v in verdicts)), "") or ("" if m.split.causal else "reads its whole context both ways"),
+            of_cache=of_cache,
         )
+
+
+def with_cache(m: Loaded) -> tuple[str, str]:
+    """The level of the verdict with a KV-cache, and what must be known of it; or "refused", and why the model cannot read with one."""
+    try:
+        level = verify(m, PROMPT, SAMPLINGS[1], STEPS, kv_cache=True).level
+    except CacheError as error:
+        return "refused", str(error).removesuffix(f": {REMEDY}")
+    share = drift(m)
+    if share > CLOSE_WITH_CACHE:  # in float64 no rounding is as large
+        with in_dtype(m.model, torch.float64, constants=False), plain_experts(m.model), LiftedCasts():
+            share = drift(m)
+    other = f"with a cache, in generate() too, logits are others than without, by up to {share:.1g} of the largest"
+    return level, other if share > CLOSE_WITH_CACHE else ""
+
+
+def drift(m: Loaded) -> float:
+    """The largest difference of logits that are read with a cache from those without, as a share of the largest, over a few steps."""
+    ids_T = torch.tensor([*PROMPT, *FOLLOWING])
+    rows_T = [ids_T[:length] for length in range(len(PROMPT), len(ids_T) + 1)]
+    backbone = cached(m, len(ids_T))
+    read = [logits_after(backbone, m.split, [row_T])[0] for row_T in rows_T]
+    anew = [next_logits(m.split, row_T[None]) for row_T in rows_T]
+    return max(largest_difference(a_V, b_V) / float(b_V.abs().max()) for a_V, b_V in zip(read, anew, strict=True))
 
 
 def flops_ratio(model: nn.Module, found: dict[str, str], runs: Counter) -> float | None:
@@ -161,6 +199,9 @@ def totals(rows: list[Coverage]) -> dict[str, int]:
         "proved": len(proved),
         "refused": len(built) - len(proved),
         "bitwise, greedy and sampled": sum({row.greedy, row.sampled} == {"bitwise"} for row in proved),
+        "cached, bitwise": sum(row.cached == "bitwise" for row in proved),
+        "cached, other logits than without": sum(row.cached == "bitwise" and row.of_cache != "" for row in proved),
+        "cached, refused": sum(row.cached == "refused" for row in proved),
         "other, for a known reason": sum({row.greedy, row.sampled} != {"bitwise"} and not row.wrong for row in proved),
         "wrong": sum(row.wrong for row in rows),
         "every layer role recognised": sum(row.roles for row in rows),
@@ -175,9 +216,10 @@ HEADS = (  # in English and Russian
     ("split", "разделение"),
     ("greedy", "жадно"),
     ("sampled", "сэмплирование"),
+    ("cached", "с кэшем"),
     ("roles", "роли"),
     ("FLOPs", "FLOP"),
-    ("cache", "кэш"),
+    ("kept", "в кэше"),
     ("reason", "причина"),
 )
 FIGURES = {  # of ``totals``, in Russian
@@ -186,6 +228,9 @@ FIGURES = {  # of ``totals``, in Russian
     "proved": "доказано",
     "refused": "отклонено",
     "bitwise, greedy and sampled": "бит в бит, жадно и с сэмплированием",
+    "cached, bitwise": "с кэшем, бит в бит",
+    "cached, other logits than without": "с кэшем, логиты иные, чем без него",
+    "cached, refused": "с кэшем, отклонено",
     "other, for a known reason": "иначе, по известной причине",
     "wrong": "неверно",
     "every layer role recognised": "у всего в слоях есть роль",
@@ -199,8 +244,10 @@ def cells(row: Coverage, t: Callable[[str, str], str]) -> tuple[str, ...]:
     words = {True: t("yes", "да"), False: t("no", "нет"), None: "–"}
     splits = {"proved": t("proved", "доказано"), "refused": t("refused", "отклонено"), "not built": t("not built", "не построено")}
     told = row.split == "proved"
+    cached = t("refused", "отклонено") if row.cached == "refused" else row.cached
     figures = [words[row.roles] if told else "–", "–" if row.flops is None else f"{row.flops:.3f}", words[row.cache]]
-    return tuple(cell or "–" for cell in (row.model_type, row.head, splits[row.split], row.greedy, row.sampled, *figures, row.reason))
+    levels, reason = (row.greedy, row.sampled, cached), "; ".join(filter(None, [row.reason, row.of_cache]))
+    return tuple(cell or "–" for cell in (row.model_type, row.head, splits[row.split], *levels, *figures, reason))
 
 
 def markdown(rows: list[Coverage]) -> str:
@@ -225,12 +272,15 @@ steps of the manual loop are held against `generate(use_cache=False)`, greedy an
 - **head**: everything that the model does after its backbone, in order.
 - **split**: proved (`head(backbone(ids))` equals `model(ids).logits` bit for bit), refused, or not built.
 - **greedy**, **sampled**: levels of the verdicts.
+- **cached**: level of the sampled one with a KV-cache, of the loop with `--kv-cache` against `generate(use_cache=True)`; refused where
+  a model cannot read with one. What reading with a cache changes by more than rounding, in transformers itself, stands under
+  the reasons: positions that `generate()` counts otherwise, windows, searches, and the one-step formulas of recurrent layers.
 - **roles**: every module with weights in its layers has a role (`attn.q`, `mlp.down`, `norm_attn` …).
 - **FLOPs**: FLOPs per token told from shapes, divided by what torch's `FlopCounterMode` counts with eager attention and eager
   experts; – where the counter breaks off. Off by more than a per cent are: recurrent layers, told by the formula of one step where
   transformers runs them in chunks of a sequence; layers that search for the tokens to attend to (DeepSeek's indexer and its kin),
   whose search is not told; Llama 4, which computes all experts and chooses afterwards; CPM-Ant, which puts a prompt of its own
   before the tokens; attention with other products than q·kᵀ and p·v (DiffLlama, Inkling); and layers without a role.
-- **cache**: the numbers in the KV-cache told from shapes are those that transformers keeps; – where it keeps no such cache, or breaks
+- **kept**: the numbers in the KV-cache told from shapes are those that transformers keeps; – where it keeps no such cache, or breaks
   off without arguments of its own.
 """

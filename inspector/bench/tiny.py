@@ -94,7 +94,7 @@ OF_TYPE: dict[str, dict] = {
     "qwen4_exp": dict(text_config=_INDEXER),
     "qwen4_exp_text": _INDEXER,
     "reformer": dict(axial_pos_shape=(8, 8), axial_pos_embds_dim=(16, 16)),
-    "xlstm": dict(num_heads=2),
+    "xlstm": dict(num_heads=2, hidden_size=128, embedding_dim=128),  # of narrower ones transformers takes the cache for wider
     "xmod": dict(default_language="en_XX"),
     "zamba": dict(layers_block_type=["linear_attention", "hybrid"] * 2),
     "zamba2": dict(layers_block_type=["linear_attention", "hybrid"] * 2, n_mamba_heads=4),

@@ -36,6 +36,7 @@ from .bench import bench
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
     Dtype,
+    LoopOptions,
     ModelArgument,
     Native,
     Output,
@@ -131,6 +132,7 @@ def run(
     explain: Annotated[bool, typer.Option("--explain", help=EXPLAIN_HELP)] = False,
     *,
     asked: SamplingOptions,
+    loop: LoopOptions,
     reading: PromptOptions,
     how: SpreadOptions,
     out: Output,
@@ -149,6 +151,7 @@ def run(
         processes = join_processes(how.device, how.threads)
         screen.console.quiet |= processes.rank > 0  # one of them speaks and writes
     m = how.load(model)
+    loop.checked(m)
     out.remarks(*m.notices)
     from ..loading.texts import check_request
     from ..loop.decoding import run as generate
@@ -162,18 +165,19 @@ def run(
         limits = origins | {"max_new_tokens": limit}
 
         def settings(length: int) -> tuple[Setting, ...]:
-            return tuple(explained(m, length, sampling, asked.max_new_tokens, limits, asked.checkpoint_settings))
+            return tuple(explained(m, length, sampling, asked.max_new_tokens, limits, asked.checkpoint_settings, loop.kv_cache))
 
         rows = settings(len(ids or [0]))
         screen.show(settings_table(rows, t), settings_remarks(rows, t))
     if lines:
-        result = run_lines(m, prompts, lines, reading, sampling, origins, asked.max_new_tokens, batch_size, processes, screen, t)
+        settled = sampling, origins, asked.max_new_tokens, loop.kv_cache
+        result = run_lines(m, prompts, lines, reading, *settled, batch_size, processes, screen, t)
     else:
         check_request(len(ids), asked.max_new_tokens, m.context_length)
         screen.show(out.fed(model, m, ids, prompt, reading))
-        screen.show(settings_line(sampling, origins, t))
+        screen.show(settings_line(sampling, origins, t, loop.kv_cache))
         with LiveSteps(screen, [model], t) as live:
-            result = generate(m, ids, sampling, asked.max_new_tokens, origins, on_step=lambda step: live.add([step]))
+            result = generate(m, ids, sampling, asked.max_new_tokens, origins, lambda step: live.add([step]), loop.kv_cache)
         screen.show(text_panel(prompt or "", result, t))
     if processes is None or processes.rank == 0:
         if explain:  # each run's own: where it ends, and whether a forced beginning acts, depends on its prompt
@@ -182,7 +186,7 @@ def run(
         out.write(result)
 
 
-def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_size, processes, screen, t) -> list:
+def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, kv_cache, batch_size, processes, screen, t) -> list:
     """Runs the prompts of ``file``, (line number, prompt) each, and shows what they became; returns the runs in their order."""
     from ..loop.batches import run_prompts
 
@@ -197,7 +201,7 @@ def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_
     texts = [text for _, text in lines]
     unknown = list(dict.fromkeys(character for text in texts for character in m.unknown(text)))
     screen.show(*notices((one for found in remarks for one in found), t))
-    screen.show(computing_line([m.origin.name], threads_now(), t), settings_line(sampling, origins, t))
+    screen.show(computing_line([m.origin.name], threads_now(), t), settings_line(sampling, origins, t, kv_cache))
     waiting = process.waiting(alone=processes.count == 1)
     with waiting as stop_where_asked, Console(stderr=True, quiet=processes.rank > 0).status("") as status:
 
@@ -207,7 +211,7 @@ def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, batch_
             stop_where_asked()
 
         try:
-            runs = run_prompts(m, ids, sampling, max_new_tokens, batch_size, origins, processes, show)
+            runs = run_prompts(m, ids, sampling, max_new_tokens, batch_size, origins, processes, show, kv_cache)
         except ValueError:
             if processes.rank > 0:  # the first process says it
                 raise typer.Exit(2) from None
@@ -226,6 +230,7 @@ def verify(
     ] = "bitwise",
     *,
     asked: SamplingOptions,
+    loop: LoopOptions,
     reading: PromptOptions,
     how: SpreadOptions,
     out: Output,
@@ -235,13 +240,14 @@ def verify(
         raise ValueError(f"--require {require!r:.60}: choose one of {', '.join(LEVELS)}")
     console = out.console
     m = how.load(model)
+    loop.checked(m)
     out.remarks(*m.notices)
     sampling, _ = asked.settings(m)
     m, ids = out.read(m, prompt, reading)
     with busy(out.t("comparing …", "сравнение …")):
         from ..compare.verifying import verify as compare
 
-        verdict = compare(m, ids, sampling, asked.max_new_tokens)
+        verdict = compare(m, ids, sampling, asked.max_new_tokens, loop.kv_cache)
     console.print(verdict_line(model, verdict, out.t, threads_now()))
     out.write(verdict)
     if not verdict.holds(require):

@@ -305,6 +305,24 @@ def option(own: Field) -> tuple[str, object, object]:
 WITH_OPTION = [own for own in fields(Sampling) if own.metadata["entry"].help is not None]
 
 
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop reads, and ``generate()`` where it is compared with."""
+
+    kv_cache: Annotated[
+        bool, typer.Option("--kv-cache", help="Read only the new token at every step, as generate() does by default; else all of them.")
+    ] = False
+
+    def checked(self, *models) -> list:
+        """The models, which can be read so. Raises ``ValueError`` where one cannot."""
+        if self.kv_cache:
+            from ..loop.caching import check_cached
+
+            for m in models:
+                check_cached(m)
+        return list(models)
+
+
 class SamplingFlags:
     """What is made of the options of sampling, which are checked before anything is loaded."""
 

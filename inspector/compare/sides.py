@@ -16,9 +16,9 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutput
 
 from ..loading.loaded import Loaded
-from ..loading.texts import check_request
 from ..loop.batches import new_row
-from ..loop.decoding import side_by_side
+from ..loop.caching import cached
+from ..loop.decoding import read_at_most, side_by_side
 from ..loop.sampling import FILTERS
 from ..parts.heads import step_logits
 from ..parts.precision import dtype_of
@@ -83,12 +83,12 @@ class WithGenerate(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=step_logits(self.module, input_ids))
 
 
-def by_hand(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
+def by_hand(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, kv_cache: bool = False) -> Side:
     """The manual loop's side."""
-    check_request(ids_1T.shape[1], max_new_tokens, m.context_length)
+    most = read_at_most(ids_1T.shape[1], max_new_tokens, m.context_length)
     row = new_row(m, ids_1T, sampling, max_new_tokens)
     steps, logits, scores = [], [], []
-    for _, step, logits_V in side_by_side(m.split, [row]):
+    for _, step, logits_V in side_by_side(m.split, [row], cached(m, most) if kv_cache else None):
         steps.append(step)
         logits.append(logits_V)
         scores.append(row.scores_V)
@@ -96,12 +96,12 @@ def by_hand(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) 
     return Side(tuple(step.token.id for step in steps), tuple(logits), sum(seconds), seconds, tuple(scores))
 
 
-def explicit_settings(sampling: Sampling, max_new_tokens: int, stop_ids: Sequence[int]) -> dict:
+def explicit_settings(sampling: Sampling, max_new_tokens: int, stop_ids: Sequence[int], kv_cache: bool = False) -> dict:
     """``sampling`` as arguments of transformers' ``generate()``, none left to a default."""
     settings = dict(
         max_new_tokens=max_new_tokens,
         do_sample=not sampling.greedy,
-        use_cache=False,
+        use_cache=kv_cache,
         eos_token_id=list(stop_ids) or None,
         pad_token_id=stop_ids[0] if stop_ids else None,
     )
@@ -138,13 +138,13 @@ class StepClock(BaseStreamer):
         return tuple(after - before for before, after in pairwise(self.times))
 
 
-def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> Side:
-    """The side of ``model.generate(use_cache=False)``. The global random state is as before afterwards.
+def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, kv_cache: bool = False) -> Side:
+    """The side of ``model.generate(use_cache=kv_cache)``. The global random state is as before afterwards.
 
     Raises:
         ValueError: it fails, or does not return the tokens and logits that it is asked for.
     """
-    settings = explicit_settings(sampling, max_new_tokens, m.stop_ids)
+    settings = explicit_settings(sampling, max_new_tokens, m.stop_ids, kv_cache)
     wanted = dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
     with without_checkpoint_settings(m.model), torch.random.fork_rng(device_type=m.device.type if m.device.type != "cpu" else "cuda"):
         if not sampling.greedy:
@@ -196,7 +196,9 @@ def without_checkpoint_settings(model: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
-def watched_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int) -> tuple[Side, list[Call], bool]:
+def watched_generate(
+    m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, kv_cache: bool = False
+) -> tuple[Side, list[Call], bool]:
     """generate() and its calls of the model; and whether it brought a module into training mode for them."""
     calls: list[Call] = []
     before = {module for module in m.model.modules() if module.training}
@@ -208,7 +210,7 @@ def watched_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_toke
         brought |= any(module.training for module in m.model.modules() if module not in before)
 
     with Watch({"": m.model}, before=look):
-        side = by_generate(m, ids_1T, sampling, max_new_tokens)
+        side = by_generate(m, ids_1T, sampling, max_new_tokens, kv_cache)
     return side, calls, brought
 
 

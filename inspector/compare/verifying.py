@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..loading.loaded import Loaded, check_loaded
 from ..loading.texts import check_count
+from ..loop.caching import cached
 from ..loop.sampling import Bounds, bounds_of, draw, new_generator, run_filters
 from ..parts import watching
 from ..parts.heads import own_logits
 from ..parts.precision import LiftedCasts, dtype_of, in_dtype, plain_experts
-from ..parts.splitting import in_a_line
+from ..parts.splitting import Split, in_a_line
 from ..parts.watching import alike, largest_difference
 from ..records.comparison import BehindLogits, BesideCompiled, Verdict, first_difference
 from ..records.generation import Sampling, check_sampling, median_step
@@ -24,8 +25,10 @@ from .causes import fed_otherwise, is_training, others, stamps
 from .sides import Side, by_generate, by_hand, extended, watched_generate, with_generate
 
 
-def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20) -> Verdict:
+def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, kv_cache: bool = False) -> Verdict:
     """Runs ``m`` by hand and through ``model.generate(use_cache=False)`` and compares tokens, logits and scores, step by step.
+
+    With ``kv_cache`` both sides read with a cache: the other one is ``model.generate(use_cache=True)``.
 
     Every setting is given to both sides explicitly, so that none of the checkpoint's own acts silently. A missing seed
     becomes 0. Where the two are not equal bit for bit, each is run once more: one that does not repeat itself has no rounding of
@@ -40,13 +43,13 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
     check_loaded(m)
     check_sampling(sampling)
     check_count(max_new_tokens=max_new_tokens)
-    plain, m = m, with_generate(m)
+    plain, m = m, m if kv_cache else with_generate(m)  # what has no generate() of its own has no cache either
     if sampling.seed is None:
         sampling = replace(sampling, seed=0)
     ids_1T = m.prompt(ids)
     if m.context_length is not None:  # generate() would go on past the end of the context
         max_new_tokens = min(max_new_tokens, max(1, m.context_length + 1 - ids_1T.shape[1]))
-    request = m, ids_1T, sampling, max_new_tokens
+    request = m, ids_1T, sampling, max_new_tokens, kv_cache
     before = stamps(m.model)
     hand, reference = by_hand(*request), by_generate(*request)
 
@@ -55,7 +58,8 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
             torch.manual_seed(torch.initial_seed() ^ 1)
             return by_hand(*request), by_generate(*request)
 
-    verdict = compare(m, ids_1T, sampling, hand, reference, bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids), again)
+    bounds = bounds_of(ids_1T.shape[1], max_new_tokens, m.stop_ids)
+    verdict = compare(m, ids_1T, sampling, hand, reference, bounds, again, kv_cache)
     changed = others(before, stamps(m.model))
     compiled = beside_compiled(plain, extended(ids_1T, hand.tokens[:-1]))
     return replace(verdict, changed=changed, notices=m.notices, compiled=compiled, gives=m.split.gives)
@@ -101,6 +105,7 @@ def compare(
     reference: Side,
     bounds: Bounds = Bounds(),
     again: Callable[[], tuple[Side, Side]] | None = None,
+    kv_cache: bool = False,
 ) -> Verdict:
     """The verdict over two sides of the same prompt and settings, by the ladder of ``records.comparison.LEVELS``.
 
@@ -137,6 +142,7 @@ def compare(
         sampling=sampling,
         scores_compared=bool(reference.scores),
         behind_logits=behind,
+        kv_cache=kv_cache,
     )
     if verdict.first_difference is None:
         return verdict
@@ -155,14 +161,15 @@ def compare(
 
 def weighed(m: Loaded, ids_1T: Tensor, verdict: Verdict, hand: Side, reference: Side, first: int, max_new_tokens: int) -> Verdict:
     """The verdict over logits that differ, from step ``first`` on, of sides that repeat themselves: why, and whether it is rounding."""
-    side, calls, brought = watched_generate(m, ids_1T, verdict.sampling, max_new_tokens)
+    side, calls, brought = watched_generate(m, ids_1T, verdict.sampling, max_new_tokens, verdict.kv_cache)
     call = calls[first] if len(calls) == len(side.tokens) > first else None
     if brought:  # dropout's numbers can be the same each time, and are no rounding
         return replace(verdict, training=True)
-    if cause := fed_otherwise(m, extended(ids_1T, hand.tokens[:first]), call):
+    # With a cache each call is fed the new token alone, and by hand what generate() would give it.
+    if not verdict.kv_cache and (cause := fed_otherwise(m, extended(ids_1T, hand.tokens[:first]), call)):
         verdict = replace(verdict, cause=cause[0], cause_in_russian=cause[1])
     try:
-        errors = own_errors(m, ids_1T, verdict.sampling, hand, reference, verdict.steps, max_new_tokens)
+        errors = own_errors(m, ids_1T, verdict.sampling, hand, reference, verdict.steps, max_new_tokens, verdict.kv_cache)
     except Exception as error:  # a model need not be written for float64, nor fit the memory in it
         return replace(verdict, no_float64=f"{type(error).__name__}: {error}")
     verdict = replace(verdict, **dict(zip(("error_hand", "error_generate", "floor"), errors, strict=True)))
@@ -209,7 +216,14 @@ def decided(side: Side, step: int, ids_1T: Tensor, sampling: Sampling, bounds: B
 
 
 def own_errors(
-    m: Loaded, ids_1T: Tensor, sampling: Sampling, hand: Side, reference: Side, steps: int, max_new_tokens: int
+    m: Loaded,
+    ids_1T: Tensor,
+    sampling: Sampling,
+    hand: Side,
+    reference: Side,
+    steps: int,
+    max_new_tokens: int,
+    kv_cache: bool = False,
 ) -> tuple[float, float, float]:
     """How far each side is from itself in float64 over the compared steps, and how far that float64 run can be trusted.
 
@@ -221,19 +235,28 @@ def own_errors(
     """
     errors_hand, floors = [], []
     with in_dtype(m.model, torch.float64), plain_experts(m.model), torch.no_grad():
+        plain, lifted = (reading(m, ids_1T.shape[1] + steps, kv_cache) for _ in range(2))
         for step in range(steps):
             context_1T = extended(ids_1T, hand.tokens[:step])
-            hand64_V = watching.by_hand(m.split, context_1T).logits_BTV[0, -1]  # not next_logits, which casts to float32
+            hand64_V = watching.by_hand(plain, context_1T).logits_BTV[0, -1]  # not next_logits, which casts to float32
             errors_hand.append(largest_difference(hand.logits[step], hand64_V))
             with LiftedCasts():
-                lifted_V = watching.by_hand(m.split, context_1T).logits_BTV[0, -1]
+                lifted_V = watching.by_hand(lifted, context_1T).logits_BTV[0, -1]
             floors.append(largest_difference(hand64_V, lifted_V))
-        reference64 = by_generate(m, ids_1T, sampling, max_new_tokens)
+        reference64 = by_generate(m, ids_1T, sampling, max_new_tokens, kv_cache)
     parting = first_difference(reference.tokens, reference64.tokens)
     told = steps if parting is None else min(steps, parting + 1)
     pairs = list(zip(reference.logits, reference64.logits, strict=False))[:told]
     errors_generate = [largest_difference(a_V, b_V) for a_V, b_V in pairs]
     return max(errors_hand, default=0.0), max(errors_generate, default=0.0), max(floors, default=0.0)
+
+
+def reading(m: Loaded, max_length: int, kv_cache: bool) -> Split:
+    """The split for one generation by hand; with a cache its backbone, given the whole of a growing sequence, reads what is new of it."""
+    if not kv_cache:
+        return m.split
+    backbone = cached(m, max_length)
+    return replace(m.split, backbone=lambda ids_BT: backbone(ids_BT[:, backbone.length :]))
 
 
 def decision(hand: Side, reference: Side, flip: int, ids_1T: Tensor, sampling: Sampling, bounds: Bounds = Bounds()) -> tuple[float, float]:

@@ -6,6 +6,7 @@ computes something else beside other rows, by more than rounding, gets the rows 
 """
 
 import atexit
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,12 @@ from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..parts.splitting import Split, probe_ids
 from ..parts.watching import alike, close
 from ..records.generation import Run, Sampling, Step, check_sampling
-from .decoding import LISTED, Row, make_run, next_logits, next_logits_of_rows, side_by_side
+from .caching import cached, logits_after
+from .decoding import LISTED, Row, make_run, next_logits, next_logits_of_rows, read_at_most, side_by_side
 from .sampling import bounds_of, new_generator
 
 BATCH_SIZE = 8
+STEPS = 3  # with a cache, in which rows are held against themselves alone
 LENGTHS = 16  # at which a model is asked whether it looks at how much it reads
 
 
@@ -70,12 +73,13 @@ def run_prompts(
     origins: dict[str, str] | None = None,
     processes: Processes = Processes(),
     on_step: Callable[[int, Step], None] = lambda prompt, step: None,
+    kv_cache: bool = False,
 ) -> list[Run]:
     """Generates from many prompts (each a list of ids) by hand; returns their runs in the prompts' order, in every process.
 
     Prompt i draws from its own generator, with the seed ``sampling.seed + i`` (a missing seed becomes 0). The batches are
     prompts 0…N−1, N…2N−1 and so on, dealt out to the processes in turn. Ctrl-C ends all runs early and keeps their steps.
-    ``origins`` is as in ``decoding.run``; ``on_step`` is called with a prompt's index and each step of this process.
+    ``origins`` and ``kv_cache`` are as in ``decoding.run``; ``on_step`` is called with a prompt's index and each step of this process.
 
     A batch runs side by side where its rows are in it what they are alone. That is asked once (``as_alone``), of as many prompts as
     a batch holds, from the shortest to the longest; a last batch of fewer is asked itself, and each batch is where the answer is no.
@@ -103,16 +107,19 @@ def run_prompts(
     steps: dict[int, list[Step]] = {i: [] for batch in own for i in batch}
     failed = {}
     try:
-        together = as_alone(m, spread(prompts_T, batch_size), max_new_tokens)
+        together = as_alone(m, spread(prompts_T, batch_size), max_new_tokens, kv_cache)
         for batch in own:
             whole = together
             if len(batches) > 1 and (not together or len(batch) < batch_size):
-                whole = as_alone(m, [prompts_T[i] for i in batch], max_new_tokens)
+                whole = as_alone(m, [prompts_T[i] for i in batch], max_new_tokens, kv_cache)
+            if kv_cache and padded_length(m, [prompts_T[i] for i in batch], max_new_tokens) > (m.context_length or math.inf):
+                whole = False
             for group in [batch] if whole else [[i] for i in batch]:
                 if not whole:
                     forget(m)
                 rows = [new_row(m, prompts_T[i], samplings[i], max_new_tokens) for i in group]
-                for row, step, _ in side_by_side(m.split, rows):
+                most = padded_length(m, [prompts_T[i] for i in group], max_new_tokens)
+                for row, step, _ in side_by_side(m.split, rows, cached(m, most) if kv_cache else None):
                     steps[group[row]].append(step)
                     on_step(group[row], step)
     except KeyboardInterrupt:
@@ -122,7 +129,13 @@ def run_prompts(
     steps = processes.gather(steps | failed)
     if "error" in steps:
         raise ValueError(steps["error"])
-    return [make_run(m, ids_T, samplings[i], max_new_tokens, steps[i], origins) for i, ids_T in enumerate(prompts_T)]
+    return [make_run(m, ids_T, samplings[i], max_new_tokens, steps[i], origins, kv_cache) for i, ids_T in enumerate(prompts_T)]
+
+
+def padded_length(m: Loaded, rows_T: Sequence[Tensor], max_new_tokens: int) -> int:
+    """How many places a cache needs for these prompts side by side: with padding on the left some rows take more than they read."""
+    longest, reads = max(map(len, rows_T)), [read_at_most(len(row_T), max_new_tokens, m.context_length) for row_T in rows_T]
+    return longest + max(most - len(row_T) for most, row_T in zip(reads, rows_T, strict=True))
 
 
 def spread(prompts_T: Sequence[Tensor], count: int) -> Sequence[Tensor]:
@@ -148,20 +161,29 @@ def between(least: int, most: int) -> list[int]:
 
 
 @torch.no_grad()
-def as_alone(m: Loaded, rows_T: Sequence[Tensor], max_new_tokens: int) -> bool:
+def as_alone(m: Loaded, rows_T: Sequence[Tensor], max_new_tokens: int, kv_cache: bool = False) -> bool:
     """Whether every row reads the same in a batch of these prompts as alone, up to rounding; True of one prompt.
 
     RoPE that depends on the length of what is read (LongRoPE, dynamic NTK), or anything else that looks at padding or at other
     rows, shows in the numbers of ``readings_twice``. What differs by more than rounding usually does is asked again in float64,
-    where rounding is nothing. Where it cannot be asked, the answer is the safe one.
+    where rounding is nothing. Where it cannot be asked, the answer is the safe one. With ``kv_cache`` the same is asked of the first
+    steps with a cache, too, in which shorter rows are padded on the left (``cached_twice``).
     """
-    if len(rows_T) < 2 or not m.split.causal:  # the rows of the latter run one by one anyway
+    if len(rows_T) < 2:
         return True
+    if not m.split.causal:  # without a cache such rows run one by one anyway
+        return not kv_cache
+    if kv_cache and m.split.per_tensor:
+        return False
+
+    def pairs() -> list[tuple[Tensor, Tensor]]:
+        return readings_twice(m, rows_T, max_new_tokens) + (cached_twice(m, rows_T, max_new_tokens) if kv_cache else [])
+
     try:
-        if all(alike(a, b) or close(a, b) for a, b in readings_twice(m, rows_T, max_new_tokens)):
+        if all(alike(a, b) or close(a, b) for a, b in pairs()):
             return True
         with in_dtype(m.model, torch.float64, constants=False), plain_experts(m.model), LiftedCasts():
-            same = all(close(a, b) for a, b in readings_twice(m, rows_T, max_new_tokens))
+            same = all(close(a, b) for a, b in pairs())
     except (IndexError, RuntimeError, TypeError, ValueError):  # of a model that does not read so much, or does not run in float64
         return False
     forget(m)
@@ -201,6 +223,25 @@ def readings_twice(m: Loaded, rows_T: Sequence[Tensor], max_new_tokens: int) -> 
         for (i, length), (hidden_TD, logits_V) in zip(rows, given, strict=True):
             pairs += [(logits_alone[i, length], logits_V), (hidden_TD, widest[i][:length])]
     return pairs
+
+
+def cached_twice(m: Loaded, rows_T: Sequence[Tensor], max_new_tokens: int) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of logits that are equal, but for rounding, where rows read with a cache are in a batch what they are alone.
+
+    The prompts are read, and up to ``STEPS`` tokens behind them one at a time, all rows together and each alone. How long contexts act
+    is seen without a cache (``readings_twice``).
+    """
+    more_T = probe_ids(m.model)[0].to(m.device)
+    steps = more_T[: min(STEPS, *(read_at_most(len(row_T), max_new_tokens, m.context_length) - len(row_T) for row_T in rows_T))]
+
+    def logits(group_T: Sequence[Tensor]) -> list[Tensor]:
+        forget(m)
+        backbone = cached(m, max(map(len, group_T)) + len(steps))
+        longer = [[torch.cat([row_T, steps[:i]]) for row_T in group_T] for i in range(len(steps) + 1)]
+        return [logits_after(backbone, m.split, rows_T).clone() for rows_T in longer]
+
+    together = logits(rows_T)
+    return [(both[i], own[0]) for i, row_T in enumerate(rows_T) for both, own in zip(together, logits([row_T]), strict=True)]
 
 
 def readings(split: Split, rows_T: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -67,11 +67,17 @@ class Hypothesis:
 
 
 def beam_search(
-    next_logits: Callable[[Tensor], Tensor], ids_T: Tensor, beams: Beams, sampling: Sampling, bounds: Bounds
+    next_logits: Callable[[Tensor], Tensor],
+    ids_T: Tensor,
+    beams: Beams,
+    sampling: Sampling,
+    bounds: Bounds,
+    reorder: Callable[[Tensor], None] | None = None,
 ) -> tuple[Hypothesis, ...]:
     """Searches on from the prompt ``ids_T``; the hypotheses, at most ``num_beams``, best first.
 
-    ``next_logits`` gives the raw logits [K, V] after each of K sequences [K, T]. ``bounds`` must have a ``max_length``.
+    ``next_logits`` gives the raw logits [K, V] after each of K sequences [K, T]. ``bounds`` must have a ``max_length``. ``reorder`` is
+    for a cache of what was read: it is told, before every step but the first, which of the last K sequences each of these continues.
 
     Raises:
         ValueError: no prompt, or no place behind it; settings that draw; logits that nothing can be chosen from, before anything
@@ -82,6 +88,8 @@ def beam_search(
         raise ValueError(f"a prompt of {len(ids_T)} tokens and max_length={bounds.max_length}: give at least one, and a longer max_length")
     search = Search(ids_T, beams, without_draws(sampling), bounds)
     while not search.over:
+        if reorder is not None and search.parents_K is not None:
+            reorder(search.parents_K)
         search.take(next_logits(search.ids_KT))
     return search.hypotheses()
 
@@ -101,7 +109,7 @@ def without_draws(sampling: Sampling) -> Sampling:
 class Search:
     """One prompt's search while it runs: the beams ``ids_KT`` with their ``scores_K``, best first, and the hypotheses so far.
 
-    Arguments are as in ``beam_search``.
+    ``parents_K`` are the numbers that the beams' beginnings had a step before; None at first. Arguments are as in ``beam_search``.
     """
 
     def __init__(self, ids_T: Tensor, beams: Beams, sampling: Sampling, bounds: Bounds):
@@ -116,6 +124,7 @@ class Search:
         self.ended_scores_K = torch.full_like(self.scores_K, EMPTY)
         self.ended_K = torch.zeros_like(self.scores_K, dtype=torch.bool)
         self.over = False
+        self.parents_K: Tensor | None = None
 
     def take(self, logits_KV: Tensor) -> None:
         """One step, from the raw logits after each beam; where none of them has a token left, the search is over."""
@@ -123,19 +132,19 @@ class Search:
         if candidates is None:
             self.over = True
             return
-        scores_C, ids_CT = candidates
+        scores_C, ids_CT, parents_C = candidates
         length = ids_CT.shape[1]
         ends_C = torch.isin(ids_CT[:, -1], self.stop_ids) | (length == self.bounds.max_length)
         ended_K = self.set_aside(scores_C, ids_CT, ends_C)
         self.scores_K, kept_K = (scores_C + EMPTY * ends_C).topk(self.beams.num_beams)
-        self.ids_KT = ids_CT[kept_K]
+        self.ids_KT, self.parents_K = ids_CT[kept_K], parents_C[kept_K]
         ended, full, all_end, can_improve = fetch([ended_K, self.ended_K.all(), ends_C.all(), self.can_improve()])
         ids = [*self.ended_ids, *ids_CT]
         self.ended_ids = [ids[i] for i in ended]
         self.over = all_end or (full and (self.beams.early_stopping is True or not can_improve))
 
-    def candidates(self, logits_KV: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The best extensions of all beams by one token: their scores [C], best first, and ids [C, T].
+    def candidates(self, logits_KV: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The best extensions of all beams by one token: their scores [C], best first, ids [C, T], and the beam [C] of each.
 
         The filters act on log-probabilities, whose sum they may change, and it is not made 1 again. There are so many
         candidates that ``num_beams`` of them go on whichever of the beams may end. A beam that the filters leave no token is
@@ -159,8 +168,9 @@ class Search:
         totals = (torch.stack([filtered.scores_V for filtered in filtered_K]) + self.scores_K[:, None]).flatten()
         wanted = num_beams * max(2, 1 + len(self.stop_ids))
         scores_C, index_C = totals.topk(min(wanted, len(totals)))
-        ids_CT = torch.cat([self.ids_KT[index_C // vocab_size], (index_C % vocab_size)[:, None]], dim=1)
-        return scores_C, ids_CT
+        parents_C = index_C // vocab_size
+        ids_CT = torch.cat([self.ids_KT[parents_C], (index_C % vocab_size)[:, None]], dim=1)
+        return scores_C, ids_CT, parents_C
 
     def set_aside(self, scores_C: Tensor, ids_CT: Tensor, ends_C: Tensor) -> Tensor:
         """The candidates that end become hypotheses, where they are better than those there are.

@@ -1,4 +1,4 @@
-"""The manual autoregressive loop: the whole sequence through the backbone at every step, no cache.
+"""The manual autoregressive loop: the whole sequence through the backbone at every step, no cache unless one is asked for.
 
 Shape letters: B batch, T tokens, D hidden, V vocabulary, C candidates, F filters.
 """
@@ -18,6 +18,7 @@ from ..parts.limits import context_length, vocabulary
 from ..parts.splitting import Split, evaluating
 from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
+from .caching import CachedBackbone, cached, logits_after
 from .sampling import GREEDY, Filtered, bounds_of, fetch, new_generator, race, remover, run_filters
 
 LISTED = 10
@@ -85,11 +86,12 @@ def loop(
     generator: torch.Generator | None = None,
     listed: int = LISTED,
     vocab_size: int | None = None,
+    backbone: CachedBackbone | None = None,
 ) -> Iterator[tuple[Step, Tensor]]:
     """Generates token by token from a prompt [1, T]; yields each step's record and its raw logits [V].
 
-    ``listed`` is the number of candidates in a record, ``vocab_size`` that of the ids which the model reads. The last step
-    carries the reason for stopping.
+    ``listed`` is the number of candidates in a record, ``vocab_size`` that of the ids which the model reads. With a ``backbone``
+    only new tokens are read, by it. The last step carries the reason for stopping.
 
     Raises:
         ValueError: no prompt, one that exceeds the context, nothing to generate, logits that cannot be drawn from, or a token
@@ -100,12 +102,13 @@ def loop(
     if not is_id(listed):
         raise ValueError(f"listed={listed!r}: give a whole number, 0 for none")
     generator = generator or new_generator(sampling.seed, ids_1T.device)
-    return steps(split, Row(ids_1T[0], sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed, vocab_size))
+    row = Row(ids_1T[0], sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed, vocab_size)
+    return steps(split, row, backbone)
 
 
-def steps(split: Split, row: "Row") -> Iterator[tuple[Step, Tensor]]:
+def steps(split: Split, row: "Row", backbone: CachedBackbone | None = None) -> Iterator[tuple[Step, Tensor]]:
     """The loop itself; the result as in ``loop``."""
-    for _, step, logits_V in side_by_side(split, [row]):
+    for _, step, logits_V in side_by_side(split, [row], backbone):
         yield step, logits_V
 
 
@@ -186,17 +189,26 @@ class Row:
         )
 
 
-def side_by_side(split: Split, rows: Sequence[Row]) -> Iterator[tuple[int, Step, Tensor]]:
+def side_by_side(split: Split, rows: Sequence[Row], backbone: CachedBackbone | None = None) -> Iterator[tuple[int, Step, Tensor]]:
     """Generates all rows to their ends; yields a row's index, its step's record and its raw logits [V], step by step, row by row.
 
-    A row that has ended drops out of the batch. A step's seconds are its share of the batch's. An accelerator is waited for
-    twice: for all rows' tokens, which ends the step, and for all that is recorded of it.
+    A row that has ended drops out of the batch. With a ``backbone``, which has read nothing yet, only new tokens are read. A step's
+    seconds are its share of the batch's. An accelerator is waited for twice: for all rows' tokens, which ends the step, and for all
+    that is recorded of it.
     """
+    read = rows
     while running := [row for row in rows if row.reason is None]:
         started = time.perf_counter()
         for row in running:
             row.check_readable()
-        logits_BV = next_logits_of_rows(split, [row.ids_T for row in running])
+        ids_BT = [row.ids_T for row in running]
+        if backbone is None:
+            logits_BV = next_logits_of_rows(split, ids_BT)
+        else:
+            if len(running) < len(read):
+                backbone.select(ids_BT[0].new_tensor([i for i, row in enumerate(read) if row.reason is None]))
+            logits_BV = logits_after(backbone, split, ids_BT)
+        read = running
         choices = [row.choose(logits_V) for row, logits_V in zip(running, logits_BV, strict=True)]
         decided = fetch_each([choice.tensors for choice in choices])
         chosen = time.perf_counter()
@@ -265,21 +277,34 @@ def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: S
     )
 
 
-def decode(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, listed: int = LISTED) -> Iterator[Step]:
+def decode(
+    m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, listed: int = LISTED, kv_cache: bool = False
+) -> Iterator[Step]:
     """Runs a loaded model by hand: one ``Step`` per new token.
 
-    ``m`` is what ``inspector.load`` returns; ``ids`` is the prompt, [1, T] or a list of ids. Raises as ``loop`` does.
+    ``m`` is what ``inspector.load`` returns; ``ids`` is the prompt, [1, T] or a list of ids. With ``kv_cache`` a step reads only the
+    token that the step before chose. Raises as ``loop`` does, and ``ValueError`` where the model cannot read with a cache.
     """
-    return (step for step, _ in decode_with_logits(m, ids, sampling, max_new_tokens, listed))
+    return (step for step, _ in decode_with_logits(m, ids, sampling, max_new_tokens, listed, kv_cache))
 
 
-def decode_with_logits(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED) -> Iterator[tuple[Step, Tensor]]:
+def decode_with_logits(
+    m: Loaded, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED, kv_cache: bool = False
+) -> Iterator[tuple[Step, Tensor]]:
     """``decode``, with each step's raw logits [V] beside its record."""
     check_loaded(m)
     check_sampling(sampling)
     sampling.check_vocabulary(m.vocab_size)
     limits = dict(stop_ids=m.stop_ids, context_length=m.context_length, vocab_size=m.vocab_size)
-    return loop(m.split, m.prompt(ids), sampling, max_new_tokens, **limits, texts=m.texts, listed=listed)
+    ids_1T = m.prompt(ids)
+    backbone = cached(m, read_at_most(ids_1T.shape[1], max_new_tokens, m.context_length)) if kv_cache else None
+    return loop(m.split, ids_1T, sampling, max_new_tokens, **limits, texts=m.texts, listed=listed, backbone=backbone)
+
+
+def read_at_most(prompt_length: int, max_new_tokens: int, context_length: int | None) -> int:
+    """How many tokens a generation reads if it goes to its end: all but the last."""
+    check_request(prompt_length, max_new_tokens, context_length)
+    return bounds_of(prompt_length, max_new_tokens, context_length=context_length).max_length - 1
 
 
 def run(
@@ -289,25 +314,35 @@ def run(
     max_new_tokens: int = 20,
     origins: dict[str, str] | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
+    kv_cache: bool = False,
 ) -> Run:
     """Generates to the end and returns the whole run; Ctrl-C ends it early and keeps the steps that there are.
 
-    ``origins`` says where each sampling setting is from; ``on_step`` is called with each step as it comes.
+    ``origins`` says where each sampling setting is from; ``on_step`` is called with each step as it comes; ``kv_cache`` as in
+    ``decode``.
     """
     check_sampling(sampling)
     if sampling.seed is None and not sampling.greedy:
         sampling = replace(sampling, seed=torch.seed() % 2**63)
     steps: list[Step] = []
     try:
-        for step in decode(m, ids, sampling, max_new_tokens):
+        for step in decode(m, ids, sampling, max_new_tokens, kv_cache=kv_cache):
             steps.append(step)
             on_step(step)
     except KeyboardInterrupt:
         pass
-    return make_run(m, ids, sampling, max_new_tokens, steps, origins)
+    return make_run(m, ids, sampling, max_new_tokens, steps, origins, kv_cache)
 
 
-def make_run(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, steps: Sequence[Step], origins: dict[str, str] | None = None) -> Run:
+def make_run(
+    m: Loaded,
+    ids,
+    sampling: Sampling,
+    max_new_tokens: int,
+    steps: Sequence[Step],
+    origins: dict[str, str] | None = None,
+    kv_cache: bool = False,
+) -> Run:
     """The run that ``steps`` make; without a reason on the last one it was interrupted."""
     return Run(
         model=m.origin.name,
@@ -322,6 +357,7 @@ def make_run(m: Loaded, ids, sampling: Sampling, max_new_tokens: int, steps: Seq
         stop_reason=(steps[-1].stop_reason if steps else None) or "interrupted",
         text=m.texts.whole([step.token.id for step in steps], torch.as_tensor(ids).flatten().tolist()),
         notices=m.notices,
+        kv_cache=kv_cache,
     )
 
 
@@ -333,12 +369,14 @@ def generate(
     stop_ids: Sequence[int],
     pad_token_id: int,
     beams: dict | None = None,
+    kv_cache: bool = False,
     **sampling,
 ) -> Tensor:
     """Prompts [B, T] → prompts and continuations, padded on the right: what ``generate`` of the native models returns.
 
     ``sampling`` are the arguments of ``Sampling``; the rows draw from one generator, one after another. ``beams`` are the
-    arguments of ``Beams``; with several, each row is the best hypothesis of a search. The model runs in evaluation mode.
+    arguments of ``Beams``; with several, each row is the best hypothesis of a search. With ``kv_cache`` only new tokens are read. The
+    model runs in evaluation mode.
     Raises as ``loop`` and ``beam_search`` do.
     """
     if ids_BT.dim() != 2:
@@ -353,10 +391,11 @@ def generate(
     rows = []
     with evaluating(model):
         for row_T in ids_BT:
+            backbone = cached(model, read_at_most(len(row_T), max_new_tokens, limits["context_length"])) if kv_cache else None
             if width.num_beams > 1:
-                new_ids = search(parts, row_T, settings, max_new_tokens, width, **limits)[0].ids
+                new_ids = search(parts, row_T, settings, max_new_tokens, width, **limits, backbone=backbone)[0].ids
             else:
-                steps = loop(parts, row_T[None], settings, max_new_tokens, **limits, generator=generator, listed=0)
+                steps = loop(parts, row_T[None], settings, max_new_tokens, **limits, generator=generator, listed=0, backbone=backbone)
                 new_ids = [step.token.id for step, _ in steps]
             rows.append(torch.cat([row_T, row_T.new_tensor(new_ids)]))
     return pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
@@ -371,11 +410,15 @@ def search(
     *,
     stop_ids: Sequence[int] = (),
     context_length: int | None = None,
+    backbone: CachedBackbone | None = None,
 ) -> tuple[Hypothesis, ...]:
     """Beam search from a prompt [T] by hand: the whole of every beam through the backbone at every step.
 
-    Returns and raises as ``beam_search`` does, and raises as ``loop`` does.
+    With a ``backbone``, from ``cached``, that reads only new tokens, and its rows follow the beams. Returns and raises as
+    ``beam_search`` does, and raises as ``loop`` does.
     """
     check_request(len(ids_T), max_new_tokens, context_length)
     bounds = bounds_of(len(ids_T), max_new_tokens, stop_ids, context_length)
-    return beam_search(lambda ids_KT: next_logits_of_rows(split, list(ids_KT)), ids_T, beams, sampling, bounds)
+    if backbone is None:
+        return beam_search(lambda ids_KT: next_logits_of_rows(split, list(ids_KT)), ids_T, beams, sampling, bounds)
+    return beam_search(lambda ids_KT: logits_after(backbone, split, ids_KT), ids_T, beams, sampling, bounds, backbone.select)

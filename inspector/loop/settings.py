@@ -26,11 +26,18 @@ OF_BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_pe
 
 
 def explained(
-    m: Loaded, prompt_length: int, sampling: Sampling, max_new_tokens: int, origins: dict[str, str], taken: bool = False
+    m: Loaded,
+    prompt_length: int,
+    sampling: Sampling,
+    max_new_tokens: int,
+    origins: dict[str, str],
+    taken: bool = False,
+    kv_cache: bool = False,
 ) -> list[Setting]:
     """A row for every setting that changes what is generated or where it ends; first those that a run by hand has, in their order.
 
-    ``origins`` says where each setting of ``sampling``, and ``max_new_tokens``, is from; ``taken``: the checkpoint's are.
+    ``origins`` says where each setting of ``sampling``, and ``max_new_tokens``, is from; ``taken``: the checkpoint's are;
+    ``kv_cache``: the run reads with a cache.
     """
     own = m.generation_config
     alone = taken_by_generate(m, prompt_length)
@@ -39,14 +46,14 @@ def explained(
         max_new_tokens=max_new_tokens,
         max_length=bounds_of(prompt_length, max_new_tokens, context_length=m.context_length).max_length,
         eos_token_id=m.stop_ids or None,
-        use_cache=False,
+        use_cache=kv_cache,
     )
     asked = "default" if not taken else "library" if own.do_sample is None else "checkpoint"
     origins = origins | dict(
         do_sample="flag" if origins["temperature"] == "flag" else asked,
         max_length=origins["max_new_tokens"],
         eos_token_id="checkpoint" if m.stop_ids else "default",
-        use_cache="fixed",
+        use_cache="flag" if kv_cache else "default",
     )
     acting = {name: sampling.is_on(name) for name in SETTINGS} | dict(seed=not sampling.greedy, eos_token_id=bool(m.stop_ids))
     acting["forced_bos_token_id"] &= prompt_length == 1

@@ -6,10 +6,18 @@ from inspect import Parameter, signature
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from .backbone import hidden_of
+from .cache import LayerOfTransformers
 from .expert import ExpertModel
 from .families import FAMILY_BUILDERS
 from .language_model import LanguageModel, init_weights
@@ -100,19 +108,20 @@ class NativeOutput(ModelOutput):
         logits: [B, T, V], or those of the last positions.
         routings: one for each mixture of experts, in the order in which they ran; None without any.
         mtp_logits: one [B, T−k, V] for each depth k of multi-token prediction; None where they were not asked for.
+        past_key_values: the cache, these tokens in it; None where none was asked for.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     routings: tuple[Routing, ...] | None = None
     mtp_logits: tuple[Tensor, ...] | None = None
+    past_key_values: object = None
 
 
 class NativeForCausalLM(PreTrainedModel, GenerationMixin):
     """A native model with transformers' interface: the same children, the same state-dict keys, the same computation.
 
-    It has no cache. transformers' ``generate()`` feeds one token at a time to a model that is said to have one, so the
-    generation config says ``use_cache=False``, and being asked to use a cache is an error.
+    Its cache is transformers', where one is asked for: the generation config says ``use_cache=False``, as the loop by hand does.
     """
 
     base_model_prefix = "backbone"
@@ -158,22 +167,30 @@ class NativeForCausalLM(PreTrainedModel, GenerationMixin):
         """[B, T] → logits [B, T, V], or of the last ``logits_to_keep`` positions when that is not 0.
 
         ``attention_mask`` [B, T] is 1 for real tokens. ``labels`` [B, T] add transformers' usual loss: shifted by one
-        inside, −100 ignored. ``output_mtp`` runs the depths of multi-token prediction too; they change no other output.
+        inside, −100 ignored. ``output_mtp`` runs the depths of multi-token prediction too; they change no other output. With
+        ``past_key_values``, a ``Cache`` of transformers, these tokens follow those in it, and the mask is of all; ``use_cache`` begins
+        an empty one.
 
         Raises:
-            ValueError: a cache is asked for, which would stay empty while ``generate()`` reads single tokens, or one is given.
+            ValueError: a cache and ``output_mtp`` together: the depths read whole sequences.
         """
-        if use_cache or (past_key_values is not None and past_key_values.get_seq_length() > 0):
-            raise ValueError(f"{type(self).__name__} has no cache: pass use_cache=False, as its generation config does")
+        if use_cache and past_key_values is None:
+            from transformers import DynamicCache  # here, because models that run by hand do without
+
+            past_key_values = DynamicCache()
+        if output_mtp and past_key_values is not None:
+            raise ValueError("output_mtp reads whole sequences: pass use_cache=False and no past_key_values")
         mask = attention_mask.bool() if attention_mask is not None else None
-        hidden_BTD, routings = hidden_of(self.backbone(input_ids, mask))
+        layers = range(len(self.backbone.layers))
+        caches = None if past_key_values is None else [LayerOfTransformers(past_key_values, layer) for layer in layers]
+        hidden_BTD, routings = hidden_of(self.backbone(input_ids, mask, caches=caches))
         logits_BTV = self.lm_head(hidden_BTD[:, -logits_to_keep:])
         loss = self.loss_function(logits_BTV, labels, vocab_size=self.config.vocab_size, **kwargs) if labels is not None else None
         further = None
         if output_mtp and hasattr(self, "mtp"):
             further, of_depths = further_logits(self, input_ids, hidden_BTD, mask)
             routings = (*routings, *of_depths)
-        return NativeOutput(loss=loss, logits=logits_BTV, routings=routings or None, mtp_logits=further)
+        return NativeOutput(loss=loss, logits=logits_BTV, routings=routings or None, mtp_logits=further, past_key_values=past_key_values)
 
 
 def adapter_of(variant: str) -> type[NativeForCausalLM]:

@@ -84,6 +84,11 @@ class Backbone(nn.Module):
         hidden_BTD = self.norm(x_BTD)
         return Hidden(hidden_BTD, tuple(routings)) if routings else hidden_BTD
 
+    def new_caches(self, batch_size: int, max_len: int) -> list[Cache]:
+        """An empty cache for each layer, for ``max_len`` tokens of so many rows: ``forward`` fills them."""
+        weight = self.embed_tokens.weight
+        return [Cache(batch_size, max_len, layer.self_attn.cache_shapes(), weight.dtype, weight.device) for layer in self.layers]
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """[B, T] → scaled embeddings [B, T, D], without positions."""
         return self.embed_tokens(input_ids) * self.scale

@@ -63,6 +63,26 @@ class Cache:
             raise ValueError(f"length={length}: the cache holds {self.length} tokens, give a number from 0 to that")
         self.length = length
 
+    def select(self, rows_B: Tensor) -> None:
+        """Goes on with these rows, by their numbers [B]: some of them, in another order, one several times."""
+        self.tensors = tuple(kept.index_select(0, rows_B) for kept in self.tensors)
+
+
+class LayerOfTransformers:
+    """One layer of a cache of transformers, as attention asks a ``Cache`` for it: what ``generate()`` gives the adapter."""
+
+    def __init__(self, cache, layer: int):
+        self.cache, self.layer = cache, layer
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+        return self.cache.get_seq_length(self.layer)
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """As ``Cache.append``, of two tensors."""
+        return self.cache.update(*new, self.layer)
+
 
 def past_length(caches: Sequence[Cache] | None) -> int:
     """How many tokens the layers' caches hold; 0 without caches."""

@@ -60,6 +60,7 @@ class LanguageModel(nn.Module):
         num_beams: int = 1,
         length_penalty: float = 1.0,
         early_stopping: bool | str = False,
+        kv_cache: bool = False,
     ) -> Tensor:
         """Prompts [B, T] → prompts and continuations [B, T + new], in evaluation mode, by the project's one decoding loop.
 
@@ -68,7 +69,8 @@ class LanguageModel(nn.Module):
 
         With ``num_beams`` above 1 each row is the best continuation that a beam search finds. It draws nothing, so the default
         temperature stands for 0 there, and other settings of draws are refused; ``length_penalty`` and ``early_stopping``,
-        which act with beams alone, are explained at ``inspector.loop.beam_search.Beams``.
+        which act with beams alone, are explained at ``inspector.loop.beam_search.Beams``. With ``kv_cache`` a step reads only the
+        token that the step before chose; the logits then differ by rounding.
 
         Raises:
             ValueError: settings that cannot be, or not together, or a prompt longer than ``max_seq_len``.
@@ -87,11 +89,12 @@ class LanguageModel(nn.Module):
             repetition_penalty=repetition_penalty,
             seed=seed,
             beams=dict(num_beams=num_beams, length_penalty=length_penalty, early_stopping=early_stopping),
+            kv_cache=kv_cache,
         )
 
     def new_caches(self, batch_size: int, max_len: int | None = None) -> list[Cache]:
         """An empty cache for each layer, for ``max_len`` tokens (``max_seq_len`` by default): ``backbone(ids, caches=…)`` fills them."""
-        return [self.new_cache(layer, batch_size, max_len) for layer in self.backbone.layers]
+        return self.backbone.new_caches(batch_size, max_len or self.config["max_seq_len"])
 
     def new_cache(self, block: nn.Module, batch_size: int, max_len: int | None = None) -> Cache:
         """An empty cache for one block."""

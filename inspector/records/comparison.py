@@ -80,6 +80,7 @@ class Verdict:
         compiled: how the compiled model compares with the module inside it, which both sides ran; None for one that was not compiled.
         gives: what was compared as logits: "logits", or "log-probabilities" or "probabilities" (their logarithms) of a model with a
             softmax inside.
+        kv_cache: both sides read with a cache.
     """
 
     level: str
@@ -109,6 +110,7 @@ class Verdict:
     notices: tuple[Notice, ...] = ()
     compiled: BesideCompiled | None = None
     gives: str = "logits"
+    kv_cache: bool = False
     schema: int = SCHEMA
 
     @property

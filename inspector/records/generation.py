@@ -337,7 +337,7 @@ class Setting:
     Args:
         name: transformers' name of it; "seed" is not one of its settings, but acts.
         here: the run's value; None where it has none.
-        origin: where that is from, as in ``Run``, or "fixed": it cannot be otherwise here; None where nothing is.
+        origin: where that is from, as in ``Run``; None where nothing is.
         applied: "yes" it acts in this run, "off" it could, "no" this program does not have it.
         alone: the value in ``generate()`` without arguments; None where it has none.
         alone_origin: "checkpoint" or "library"; None where there is no value.
@@ -362,7 +362,7 @@ class Run:
     ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers
     fills in where the checkpoint is silent), "default" (no filter) or "lesson" (what ``inference.py`` has instead of that).
     ``settings`` are all generation settings with those of ``generate()`` beside them, where they were asked for (--explain),
-    else empty. ``notices`` are what to know of the model.
+    else empty. ``notices`` are what to know of the model. ``kv_cache``: a step read only the token that the step before chose.
     """
 
     model: str
@@ -378,6 +378,7 @@ class Run:
     text: str
     settings: tuple[Setting, ...] = ()
     notices: tuple[Notice, ...] = ()
+    kv_cache: bool = False
     schema: int = SCHEMA
 
     @property

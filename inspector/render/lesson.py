@@ -44,8 +44,18 @@ def places(sizes: dict[str, int]) -> RenderableType:
 
 
 def no_cache(run: Run, t: Translate) -> RenderableType:
-    """What the loop of a run cost without a KV-cache, in tokens that were read, and what one would have saved."""
+    """What the loop of a run cost without a KV-cache, in tokens that were read, and what one would have saved; or did save."""
     read = [step.context_length for step in run.steps]
+    if run.kv_cache:
+        return Text(
+            t(
+                f"with a KV-cache: the {len(read)} steps of {visible(run.model)} read {tokens_of(max(read, default=0), t)}, without one "
+                f"{sum(read):,}; the table above is of steps without",
+                f"с KV-cache: шаги {visible(run.model)} ({len(read)}) прочли {tokens_of(max(read, default=0), t)}, без него — "
+                f"{sum(read):,}; таблица выше — о шагах без него",
+            ),
+            "dim",
+        )
     if len(read) < 2:
         return Text(t("no KV-cache: every step reads all N tokens again", "без KV-cache: каждый шаг заново читает все N токенов"), "dim")
     said, steps = f"{read[0]} + {'… + ' * (len(read) > 2)}{read[-1]} = {tokens_of(sum(read), t)}", len(read)

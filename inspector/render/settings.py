@@ -10,8 +10,8 @@ from .tables import table
 from .text import Translate, visible
 
 
-def settings_line(sampling: Sampling, origins: dict[str, str], t: Translate) -> RenderableType:
-    """The sampling settings in the order of the filters, each with where it is from."""
+def settings_line(sampling: Sampling, origins: dict[str, str], t: Translate, kv_cache: bool = False) -> RenderableType:
+    """The sampling settings in the order of the filters, each with where it is from; and that a cache is on."""
     words = origin_words(t)
     off = t("off", "нет")
     always = ("repetition_penalty", "temperature", "top_k", "top_p", "seed")  # the others only where they are asked for
@@ -22,7 +22,8 @@ def settings_line(sampling: Sampling, origins: dict[str, str], t: Translate) -> 
         if name in always or value not in (None, 0):
             origin = t("greedy", "жадно") if idle else words[origins[name]]
             parts.append(f"{FILTER_NAMES.get(name, name)} {off if value is None else setting_text(value)} ({origin})")
-    return Text(" → ".join(parts[:-1]) + "; " + parts[-1], "dim")
+    cache = t("; with a KV-cache", "; с KV-cache") if kv_cache else ""
+    return Text(" → ".join(parts[:-1]) + "; " + parts[-1] + cache, "dim")
 
 
 def origin_words(t: Translate) -> dict[str | None, str]:
@@ -33,7 +34,6 @@ def origin_words(t: Translate) -> dict[str | None, str]:
         "library": t("library", "библиотека"),
         "default": t("default", "умолчание"),
         "lesson": t("lesson default", "умолчание урока"),
-        "fixed": t("always so", "всегда так"),
         None: "",
     }
 

@@ -39,7 +39,8 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
     """A comparison with ``model.generate()``: the level and the numbers it rests on; ``threads`` is what both sides computed with."""
     with_threads = "" if threads is None else f"{threads_of(threads, t)} · "
     level = Text(level_words(verdict.level, t), LEVEL_STYLES[verdict.level])
-    line = Text.assemble(level, f" · {visible(name)} · {sampling_words(verdict.sampling, t)} · {with_threads}")
+    cache = t("with a KV-cache · ", "с KV-cache · ") if verdict.kv_cache else ""
+    line = Text.assemble(level, f" · {visible(name)} · {sampling_words(verdict.sampling, t)} · {cache}{with_threads}")
     if verdict.level == "bitwise":
         n = len(verdict.tokens_hand)
         given = compared_words(verdict, t)
@@ -195,7 +196,7 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
             by_hand,
         ),
         (t("sampling", "сэмплирование"), built_in, own),
-        ("KV-cache", off, t("none", "нет")),
+        ("KV-cache", *(2 * [t("on", "включён")] if verdict.kv_cache else [off, t("none", "нет")])),
         (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
         (t("lines of code", "строк кода"), t(f"{lines[0]}, the call", f"{lines[0]}, вызов"), f"{lines[1]}, inference.py"),
         (

@@ -29,6 +29,8 @@ def test_the_figures_that_are_promised(rows):
     assert totals["built"] >= 150 and totals["refused"] <= 12 and totals["wrong"] == 0
     assert totals["every layer role recognised"] >= 170
     assert totals["FLOPs within 1 % of torch's count"] >= 135
+    assert totals["cached, bitwise"] >= 179 and totals["cached, refused"] <= 2 and totals["cached, other logits than without"] <= 14
+    assert all(row.of_cache for row in rows if row.split == "proved" and row.cached != "bitwise")
     assert all(row.reason for row in rows if row.split != "proved" or {row.greedy, row.sampled} != {"bitwise"})
 
 
@@ -56,6 +58,26 @@ def test_a_loop_that_parts_from_generate_for_no_known_reason_is_wrong(monkeypatc
     monkeypatch.setattr(bench, "attach", broken)
     row = bench.examine("llama")
     assert row.split == "proved" and row.greedy == "tokens" and row.wrong
+
+
+def test_a_cached_loop_that_parts_from_generate_is_wrong_whatever_else_is_known(monkeypatch):
+    from inspector.loop.caching_theirs import TransformersCached
+
+    begin = TransformersCached.begin
+
+    def shifted(self, mask_BT):
+        begin(self, mask_BT)
+        self.kept["position_ids"] = self.kept["position_ids"] * 2
+
+    monkeypatch.setattr(TransformersCached, "begin", shifted)
+    row = bench.examine("moshi")  # which reads something else with a cache in transformers itself
+    assert row.greedy == row.sampled == "bitwise" and row.cached in ("tokens", "different") and row.of_cache and row.wrong
+
+
+@pytest.mark.parametrize(("name", "why"), [("openai-gpt", "keeps no cache"), ("blt", "does not read with a KV-cache")])
+def test_a_type_that_reads_with_no_cache_is_refused_and_not_wrong(name, why):
+    row = bench.examine(name)
+    assert row.cached == "refused" and why in row.of_cache and not row.wrong and "leave" not in row.of_cache
 
 
 def test_a_type_that_is_not_registered_is_named():

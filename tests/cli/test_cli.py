@@ -633,3 +633,35 @@ def test_an_expert_is_patched_by_token_or_the_request_is_refused(inspector):
     assert f"positions changed, of 15: {role} 5\n" in inspector(*anna, role, "--from", "Иван Красновск")
     assert "no token of the prompt that is put in goes to" in inspector(*anna, role, "--from", "", code=2)
     assert "layers.0.mlp.experts.1 5\n" in inspector(*anna, "layers.0.mlp.experts.1", "--from", "Иван Красновск")
+
+
+@pytest.mark.parametrize("model", ["names-qwen2", "gpt-mla"])
+def test_a_run_and_a_verdict_with_a_cache_say_so(inspector, tmp_path, model):
+    asked = [model, "Крас", "--seed", "3", "--max-new-tokens", "6"]
+    without = json.loads(inspector("run", *asked, "--json", "-"))
+    run = json.loads(inspector("run", *asked, "--kv-cache", "--explain", "--json", "-"))
+    assert run["kv_cache"] and not without["kv_cache"] and run["text"] == without["text"]
+    [row] = [row for row in run["settings"] if row["name"] == "use_cache"]
+    assert (row["here"], row["origin"]) == (True, "flag")
+    assert "; with a KV-cache" in inspector("run", *asked, "--kv-cache")
+    assert "; with a KV-cache" not in inspector("run", *asked)
+    assert "; с KV-cache" in inspector("run", *asked, "--kv-cache", "--lang", "ru")
+    assert " · with a KV-cache · " in inspector("verify", *asked, "--kv-cache")
+    verdict = json.loads(inspector("verify", *asked, "--kv-cache", "--json", "-"))
+    assert verdict["kv_cache"] and verdict["level"] == "bitwise"
+    (tmp_path / "prompts.txt").write_text("Крас\nИв\n", encoding="utf8")
+    lines = ["run", model, "--prompts", str(tmp_path / "prompts.txt"), "--greedy", "--json", "-"]
+    with_cache, anew = json.loads(inspector(*lines, "--kv-cache")), json.loads(inspector(*lines))
+    assert [one["text"] for one in with_cache] == [one["text"] for one in anew] and with_cache[1]["kv_cache"]
+
+
+def test_a_model_without_a_cache_is_refused_by_name(inspector, tmp_path):
+    file = tmp_path / "sums.py"
+    file.write_text(
+        "import torch\n\nclass Sums(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.table, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9)\n\n"
+        "    def forward(self, ids):\n        return self.head(self.table(ids).cumsum(1))\n\ndef sums():\n    return Sums()\n"
+    )
+    for verb in ("run", "verify"):
+        refused = inspector(verb, f"{file}:sums", "1 5 7", "--greedy", "--kv-cache", code=2)
+        assert "Sums is neither transformers' nor native" in refused and "leave --kv-cache" in refused

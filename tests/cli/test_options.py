@@ -62,7 +62,7 @@ def one_thread():
         (["run", "names-qwen2", "Крас"], []),
         (["run", "a folder/model", "it's «x» $HOME `ls` \\ \n"], ["--top-k", "5", "--bad-words", "ов", "--bad-words", "a b", "--raw"]),
         (["run", "m", "-x --seed 4"], ["--greedy", "--device", "cpu", "--threads", "2", "--system", "be 'kind'"]),
-        (["verify", "m", ""], ["--force-eos", "3", "--checkpoint-settings", "--trust-remote-code", "--max-new-tokens", "3"]),
+        (["verify", "m", ""], ["--force-eos", "3", "--kv-cache", "--checkpoint-settings", "--trust-remote-code", "--max-new-tokens", "3"]),
     ],
 )
 def test_a_shown_command_is_read_back_as_it_was_given(words, arguments):
@@ -73,7 +73,8 @@ def test_a_shown_command_is_read_back_as_it_was_given(words, arguments):
 
     given = read([words[0], *arguments, "--", *words[1:]])
     groups = [
-        group(**{own.name: given[own.name] for own in fields(group)}) for group in (SamplingOptions, options.PromptOptions, ModelOptions)
+        group(**{own.name: given[own.name] for own in fields(group)})
+        for group in (SamplingOptions, options.LoopOptions, options.PromptOptions, ModelOptions)
     ]
     shown = options.command_arguments(*words, options=groups)
     assert read(shlex.split(shown)) == given

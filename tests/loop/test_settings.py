@@ -81,7 +81,7 @@ def test_qwen_as_it_ships_and_is_not_taken():
     assert (rows["do_sample"].here, rows["do_sample"].origin, rows["do_sample"].notes) == (False, "flag", ("overruled",))
     assert [rows[name].notes for name in ("top_k", "top_p")] == [("not taken",)] * 2
     assert (rows["eos_token_id"].here, rows["eos_token_id"].origin, rows["eos_token_id"].applied) == ((2, 3), "checkpoint", "yes")
-    assert (rows["seed"].applied, rows["temperature"].applied, rows["use_cache"].origin) == ("off", "off", "fixed")
+    assert (rows["seed"].applied, rows["temperature"].applied, rows["use_cache"].origin) == ("off", "off", "default")
 
 
 def test_what_is_taken_needs_no_remark_and_acts():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from inspector.models import ExpertConfig, ExpertForCausalLM, ExpertModel, to_transformers
+from inspector.models import VARIANTS, ExpertConfig, ExpertForCausalLM, ExpertModel, to_transformers
 
 SIZES = dict(vocab_size=50, d_model=8, n_layers=2, n_heads=2, d_ff=16, max_seq_len=32)
 IDS = torch.tensor([[1, 22, 3, 40, 5, 6], [9, 0, 17, 7, 1, 30]])
@@ -118,23 +118,32 @@ def test_sampling_with_a_repetition_penalty_equals_the_native_one(settings, seed
     assert not torch.equal(model.generate(IDS, 20, seed=seed, eos_token_id=7, **settings), expected)
 
 
-def test_generate_with_a_cache_is_refused_or_right():
-    adapter = to_transformers(native())
+def test_generate_with_a_cache_reads_each_token_once():
+    adapter, read = to_transformers(native()), []
     expected = adapter.generate(IDS, max_new_tokens=10, do_sample=False, use_cache=False)
-    try:
-        got = adapter.generate(IDS, max_new_tokens=10, do_sample=False, use_cache=True)
-    except ValueError as error:
-        assert "use_cache=False" in str(error)
-    else:
-        assert torch.equal(got, expected)
+    adapter.backbone.embed_tokens.register_forward_pre_hook(lambda module, args: read.append(args[0].shape[1]))
+    assert torch.equal(adapter.generate(IDS, max_new_tokens=10, do_sample=False, use_cache=True), expected)
+    assert read == [IDS.shape[1]] + [1] * 9
 
 
-def test_cache_that_holds_something_is_an_error():
-    adapter, cache = to_transformers(native()), DynamicCache()
-    assert torch.equal(adapter(IDS, past_key_values=cache).logits, adapter(IDS).logits)
-    cache.update(torch.zeros(2, 2, 3, 4), torch.zeros(2, 2, 3, 4), 0)
-    with pytest.raises(ValueError, match="use_cache=False"):
-        adapter(IDS, past_key_values=cache)
+@pytest.mark.parametrize("given", [dict(use_cache=True), dict(past_key_values=DynamicCache())])
+def test_what_follows_a_cache_is_what_follows_the_tokens_in_it(given):
+    adapter = to_transformers(native())
+    first = adapter(IDS[:, :4], **given)
+    assert torch.equal(first.logits, adapter(IDS[:, :4]).logits) and first.past_key_values.get_seq_length() == 4
+    mask = torch.ones_like(IDS)
+    mask[1, :2] = 0  # two tokens of padding on the left of the second row
+    padded = adapter(IDS[:, :4], attention_mask=mask[:, :4], use_cache=True)
+    for cache, options in ((first.past_key_values, {}), (padded.past_key_values, dict(attention_mask=mask))):
+        rest = adapter(IDS[:, 4:], past_key_values=cache, **options).logits
+        torch.testing.assert_close(rest, adapter(IDS, **options).logits[:, 4:], rtol=1e-5, atol=1e-5)
+    assert adapter(IDS).past_key_values is None
+
+
+def test_depths_of_prediction_read_no_cache():
+    adapter = to_transformers(VARIANTS["gpt-mtp"](50, d_model=16, n_layers=1, n_heads=2, max_seq_len=16))
+    with pytest.raises(ValueError, match="output_mtp reads whole sequences"):
+        adapter(IDS, output_mtp=True, use_cache=True)
 
 
 def test_loss_is_the_shifted_cross_entropy_of_torch():

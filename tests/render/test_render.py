@@ -86,7 +86,7 @@ ROWS = [
     Setting("temperature", 0.0, "flag", "off", 0.7, "checkpoint", idle=True, notes=("idle",)),
     Setting("top_k", 50, "library", "yes", 50, "library", notes=("filled in",)),
     Setting("max_new_tokens", 20, "default", "yes", 7, "checkpoint", notes=("limit",)),
-    Setting("use_cache", False, "fixed", "yes", True, "library"),
+    Setting("use_cache", False, "default", "yes", True, "library"),
     Setting("stop_strings", None, None, "no", (HOSTILE,), "checkpoint", notes=("missing",)),
     Setting("exponential_decay_length_penalty", None, None, "no", None, None),
 ]
