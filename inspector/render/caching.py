@@ -456,7 +456,7 @@ def traps_view(traps: Sequence[Trap], t: Translate) -> list[RenderableType]:
 
 def trap_words(trap: Trap, t: Translate) -> tuple[str, str, str, str]:
     """A trap in words: its name, what is right, what is wrong, and why."""
-    kind = trap.model.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    kind = trap.model
     own = t(" The model above has it.", " У модели выше это есть.") if trap.own else ""
     if trap.kind == "longrope":
         return (

@@ -109,7 +109,7 @@ assert gc.get_freeze_count() == 0
         (["train", "--out", "/tmp/never", "--model", "gpt9"], "gpt9"),
         (["train", "--out", "/tmp/never", "--corpus", "/no/such/file"], "/no/such/file"),
         (["bench", "nothing"], "choose gender, loop, trace, agreement, names or mtp"),
-        (["nothing"], "diverge, mutate, train or bench"),
+        (["nothing"], "cache, diverge, mutate, train or bench"),
         (["bench", "loop", "--rounds", "0"], "--rounds 0"),
         (["bench", "agreement", "--samples", "0"], "--samples 0"),
         (["train", "--out", "/tmp/never", "--evaluate-every", "0"], "--evaluate-every 0"),

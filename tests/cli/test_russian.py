@@ -13,7 +13,7 @@ ALLOWED = re.findall(
     r"\S+",
     """
     rms min max NaN Inf KL softmax dtype backbone residual pre-norm post-norm feed-forward MTP causal eager
-    sdpa KV- n- FLOP FLOPs RoPE attention bias tied bitwise gelu
+    sdpa KV- n- FLOP FLOPs RoPE attention bias tied bitwise rounding gelu
     RMSNorm GELU MLP KV-cache float32 float64 float16 float bfloat16 int8 int4 torch ms python
     seed penalty temperature top-k top-p min-p generate from inspector run
     embed layers attn mlp gate act up down head norm logits mtp block model BACKBONE
@@ -41,6 +41,7 @@ COMMANDS = (
     "intervene names-qwen2 Крас --patch layers.3.attn --from Иван --ablate layers.1.mlp --ablate-with mean --scale layers.0.mlp=0.5",
     "diverge names-qwen2 names-qwen2 Крас --dtype-b bfloat16",
     "mutate names-expert norm-order",
+    "cache names-qwen2 Крас --max-new-tokens 3",
     "bench gender --pairs 2 --samples 1",
     "bench loop --rounds 1",
     "bench trace --rounds 1 --tokens 16",
