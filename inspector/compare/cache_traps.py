@@ -84,7 +84,7 @@ def longrope() -> nn.Module:
     torch.manual_seed(0)
     pairs = WIDTH // HEADS // 2
     factors = dict(short_factor=[1.0] * pairs, long_factor=[4.0] * pairs)
-    rope = dict(rope_type="longrope", rope_theta=10_000.0, original_max_position_embeddings=SWITCH, **factors)
+    rope = dict(rope_type="longrope", rope_theta=10_000.0, factor=64 / SWITCH, original_max_position_embeddings=SWITCH, **factors)
     config = Phi3Config(**SIZES, original_max_position_embeddings=SWITCH, rope_parameters=rope, initializer_range=0.3)
     return Phi3ForCausalLM(config).eval()
 

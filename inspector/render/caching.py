@@ -213,7 +213,7 @@ def float64_said(lesson: CacheLesson, t: Translate) -> list[str]:
     if not lesson.difference:
         return []
     own, exact = number(lesson.difference), number(lesson.in_float64)
-    if lesson.in_float64 > lesson.difference / NO_ROUNDING:
+    if not lesson.holds and lesson.in_float64 > lesson.difference / NO_ROUNDING:
         return [
             t(
                 f"In float64 the logits are {exact} apart too: that is no rounding, the two ways compute different things.",
@@ -456,7 +456,7 @@ def traps_view(traps: Sequence[Trap], t: Translate) -> list[RenderableType]:
 
 def trap_words(trap: Trap, t: Translate) -> tuple[str, str, str, str]:
     """A trap in words: its name, what is right, what is wrong, and why."""
-    kind = trap.model.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    kind = trap.model
     own = t(" The model above has it.", " У модели выше это есть.") if trap.own else ""
     if trap.kind == "longrope":
         return (

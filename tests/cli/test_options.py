@@ -194,6 +194,7 @@ def test_the_library_leaves_torchs_threads_alone():
         ("intervene", "names-qwen2", "К", "--ablate", "embed"),
         ("diverge", "names-qwen2", "names-qwen2", "К"),
         ("mutate", "names-qwen2", "transposed"),
+        ("cache", "names-qwen2", "К", "--max-new-tokens", "2"),
         ("coverage", "gpt2"),
         ("bench", "agreement", "--samples", "1"),
     ],

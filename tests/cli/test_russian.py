@@ -13,7 +13,7 @@ ALLOWED = re.findall(
     r"\S+",
     """
     rms min max NaN Inf KL softmax dtype backbone residual pre-norm post-norm feed-forward MTP causal eager
-    sdpa KV- n- FLOP FLOPs RoPE attention bias tied bitwise gelu
+    sdpa KV- n- FLOP FLOPs RoPE attention bias tied bitwise rounding gelu
     RMSNorm GELU MLP KV-cache float32 float64 float16 float bfloat16 int8 int4 torch ms python
     seed penalty temperature top-k top-p min-p typical-p transformers generate from inspector run
     embed layers attn mlp gate act up down head norm logits mtp block model BACKBONE
@@ -43,6 +43,7 @@ COMMANDS = (
     "diverge names-qwen2 names-qwen2 Крас --dtype-b bfloat16",
     "diverge names-qwen2 names-qwen2 Крас --quantise-b int8",
     "mutate names-expert norm-order",
+    "cache names-qwen2 Крас --max-new-tokens 3",
     "bench gender --pairs 2 --samples 1",
     "bench limits",
     "bench loop --rounds 1",

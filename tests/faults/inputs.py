@@ -19,6 +19,7 @@ VERBS = {
     "trace": ["trace", "names-qwen2", "Крас"],
     "contributions": ["contributions", "names-qwen2", "Крас"],
     "intervene": ["intervene", "names-qwen2", "Крас", "--ablate", "layers.0.mlp"],
+    "cache": ["cache", "names-qwen2", "Крас", "--max-new-tokens", "2"],
     "diverge": ["diverge", "names-qwen2", "names-qwen2", "Крас", "--max-new-tokens", "1"],
     "mutate": ["mutate", "names-qwen2", "rope-base"],
     "train": ["train", "--corpus", "items.txt", "--out", "new", *QUICK],
@@ -57,6 +58,7 @@ BAD = {  # option → values, in every verb that has it
     "diff": ["no/such", "", LONG],
     "require": ["perfect", "", LONG],
     "markdown": ["no/such/folder/x.md", "folder", "readonly.json"],
+    "png": ["no/such/folder/x.png", "folder", "x.jpg"],
     "role": ["layers.99.attn", "nothing", ""],
     "head": ["99.99", "x", "-1.0", "3", ""],
     "token": ["", "QQQQ", "99999999"],
@@ -126,7 +128,7 @@ NAMES = [  # of models, where a verb takes one
     "made.py:text", "made.py:raises", "made.py:ends", "broken.py:f", "[bold]x[/bold]", "\x1b[31mred\x1b[0m", "a\nb", "\u202eabc", LONG,
     "n" * 253, "/dev/null", "/dev/zero", "pipe", "link", "names-qwen3", "-", "https://example.com/x", "C:\\models", "имена",
 ]  # fmt: skip
-VERBS_OF_MODELS = ("tree", "run", "verify", "trace", "contributions", "intervene", "diverge", "mutate", "bench loop")
+VERBS_OF_MODELS = ("tree", "run", "verify", "trace", "contributions", "intervene", "cache", "diverge", "mutate", "bench loop")
 WHOLE = [  # command lines that are wrong as a whole → what the line must name
     ("", None),
     ("runn names-qwen2", "runn"),

@@ -24,6 +24,7 @@ ENTRIES = {
     "run": lambda m, ids: inspector.run(m, ids, GREEDY, max_new_tokens=1),
     "run_prompts": lambda m, ids: run_prompts(m, [[1], ids], GREEDY, max_new_tokens=1),
     "verify": lambda m, ids: inspector.verify(m, ids, max_new_tokens=1),
+    "cache": lambda m, ids: inspector.cache(m, ids, max_new_tokens=1),
     "trace": inspector.trace,
     "lens": inspector.lens,
     "attention": inspector.attention,

@@ -23,6 +23,7 @@ ENTRIES = {
     "decode_with_logits": lambda m, ids: list(decode_with_logits(m, ids, inspector.Sampling(), 1)),
     "run": lambda m, ids: inspector.run(m, ids, inspector.Sampling(temperature=0), max_new_tokens=1),
     "verify": lambda m, ids: inspector.verify(m, ids, max_new_tokens=1),
+    "cache": lambda m, ids: inspector.cache(m, ids, max_new_tokens=1),
     "speculate": lambda m, ids: inspector.speculate(m, ids, max_new_tokens=1),
     "trace": inspector.trace,
     "lens": inspector.lens,
