@@ -90,6 +90,8 @@ def bench_loop(
 
         lengths = LENGTHS if tokens is None else (tokens,)
         result = measure(m, lengths, rounds, 4, in_language(say, out.t), *twins(m))
+    if not result["rows"] and tokens is not None:
+        raise ValueError(f"--tokens {tokens}: {model} reads at most {m.context_length}, of which a measurement adds four: give fewer")
     if not result["rows"]:
         raise ValueError(f"{model} reads at most {m.context_length} tokens: too few for the shortest measurement")
     out.header(model)

@@ -23,8 +23,9 @@ def limits_view(result: dict, t: Translate) -> RenderableType:
             "linear: the library; transposed: on a weight stored the other way round; onednn: on the weight as it lies; prepacked: on a "
             "second copy of it in oneDNN's order; compiled: multiplied and summed; sum: the weights are only read. Float32, medians after "
             "a warm-up",
-            "linear — библиотека; transposed — по весу, записанному наоборот; onednn — по весу, как он лежит; prepacked — по второй его "
-            "копии в порядке oneDNN; compiled — умножить и сложить; sum — веса только читаются. Float32, медианы после прогрева",
+            "linear — произведение из torch; transposed — оно же по весу, записанному наоборот; onednn — другая библиотека, по весу, "
+            "как он лежит; prepacked — по второй его копии в её собственном порядке; compiled — умножить и сложить; sum — веса только "
+            "читаются. Тип float32, медианы после прогрева",
         ),
     ]
     if result["compile_seconds"] is not None:

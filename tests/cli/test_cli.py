@@ -510,6 +510,17 @@ def test_bench_sampler_tells_the_part_of_a_step(inspector):
     assert json.loads(inspector("bench", "sampler", "names-qwen2", "--rounds", "1", "--step-ms", "70", "--json", "-"))["step_ms"] == 70
 
 
+def test_bench_loop_at_a_length_tells_all_ways_and_refuses_what_the_model_does_not_read(inspector):
+    result = json.loads(inspector("bench", "loop", "names-qwen2", "--rounds", "1", "--tokens", "8", "--json", "-"))
+    assert [row["context"] for row in result["rows"]] == [8]
+    ways = ["cached", "generate_cached", "native", "native_cached", "fast", "fast_cached"]
+    assert [row["way"] for row in result["ways"]] == ways
+    done = subprocess.run(
+        [sys.executable, "-m", "inspector", "bench", "loop", "names-qwen2", "--tokens", "61"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "--tokens 61: names-qwen2 reads at most 64, of which a measurement adds four" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["names-expert", "names-qwen2"])
 def test_embedded_models_have_learned_to_agree(inspector, model):

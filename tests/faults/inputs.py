@@ -24,6 +24,7 @@ VERBS = {
     "mutate": ["mutate", "names-qwen2", "rope-base"],
     "train": ["train", "--corpus", "items.txt", "--out", "new", *QUICK],
     "bench gender": ["bench", "gender", "--pairs", "1", "--samples", "1"],
+    "bench limits": ["bench", "limits"],
     "bench loop": ["bench", "loop", "--rounds", "1"],
     "bench trace": ["bench", "trace", "--rounds", "1"],
     "bench agreement": ["bench", "agreement", "--samples", "1"],
