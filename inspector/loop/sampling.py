@@ -97,6 +97,13 @@ def count(mask_V: Tensor) -> Tensor:
     return torch.tensor(np.count_nonzero(mask_V.numpy())) if at_hand(mask_V) else mask_V.count_nonzero()
 
 
+def remove(scores_V: Tensor, gone_V: Tensor) -> Tensor:
+    """The scores with the tokens of a mask removed."""
+    if at_hand(scores_V):
+        return torch.from_numpy(np.where(gone_V.numpy(), np.float32(-np.inf), scores_V.numpy()))
+    return scores_V.masked_fill(gone_V, -math.inf)
+
+
 def number_above(scores_V: Tensor, token_1: Tensor) -> Tensor:
     """How many tokens have a larger score than this one."""
     if at_hand(scores_V):
@@ -225,13 +232,12 @@ def top_k(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bound
     if at_hand(logits_V):
         return from_up(logits_V, np.partition(logits_V.numpy(), -k)[-k])
     kth = torch.topk(logits_V, k).values[-1]
-    return logits_V.masked_fill(logits_V < kth, -math.inf)
+    return remove(logits_V, logits_V < kth)
 
 
 def from_up(logits_V: Tensor, least: np.float32) -> Tensor:
-    """The logits from ``least`` up, all others removed."""
-    logits = logits_V.numpy()
-    return torch.from_numpy(np.where(logits < least, np.float32(-np.inf), logits))
+    """The logits ``at_hand`` from ``least`` up, all others removed."""
+    return remove(logits_V, torch.from_numpy(logits_V.numpy() < least))
 
 
 def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -245,7 +251,7 @@ def top_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bound
     ascending_V, indices_V = torch.sort(logits_V)
     remove_V = ascending_V.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
     remove_V[-1] = False
-    return logits_V.masked_fill(remove_V.scatter(0, indices_V, remove_V), -math.inf)
+    return remove(logits_V, remove_V.scatter(0, indices_V, remove_V))
 
 
 def least_of_nucleus(logits_V: Tensor, p: float) -> np.float32 | None:
@@ -268,7 +274,7 @@ def min_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bound
     Source: Nguyen et al. 2024 (arXiv 2407.01082); ``MinPLogitsWarper``.
     """
     p_V = logits_V.softmax(-1)
-    return logits_V.masked_fill(p_V < sampling.min_p * p_V.max(), -math.inf)
+    return remove(logits_V, p_V < sampling.min_p * p_V.max())
 
 
 def typical_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: Bounds) -> Tensor:
@@ -280,11 +286,11 @@ def typical_p(logits_V: Tensor, context_T: Tensor, sampling: Sampling, bounds: B
     entropy = -(log_p_V * log_p_V.exp()).nansum(-1)
     distance_V = (-log_p_V - entropy).abs()
     if at_hand(logits_V) and (most := largest_typical_distance(logits_V, distance_V, sampling.typical_p)) is not None:
-        return logits_V.masked_fill(distance_V > most, -math.inf)
+        return remove(logits_V, distance_V > most)
     ascending_V, indices_V = torch.sort(distance_V)
     mass_V = logits_V[indices_V].softmax(-1).cumsum(-1)
-    last = (mass_V < sampling.typical_p).sum().clamp(max=logits_V.numel() - 1)
-    return logits_V.masked_fill(distance_V > ascending_V[last[None]], -math.inf)
+    last = count(mass_V < sampling.typical_p).clamp(max=logits_V.numel() - 1)
+    return remove(logits_V, distance_V > ascending_V[last[None]])
 
 
 UNIT = 2.0**-24  # what rounding a float32 changes at most, as a share of it
