@@ -315,6 +315,7 @@ PEAKS = """
 import re, sys, threading, time
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+from transformers import LlamaForCausalLM  # of these weights, all equal, is told what transformers' model tells
 from inspector.loading.loading import load
 load("names-qwen2", native=True)
 for dtype in sys.argv[2:]:
