@@ -315,9 +315,9 @@ PEAKS = """
 import re, sys, threading, time
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-from transformers import LlamaForCausalLM  # of these weights, all equal, is told what transformers' model tells
-from inspector.loading.loading import load
+from inspector.loading.loading import load, outlined
 load("names-qwen2", native=True)
+outlined(sys.argv[1], native=True)  # imports what tells of these weights, which are all equal
 for dtype in sys.argv[2:]:
     before, peak, ended = anonymous(), [0], threading.Event()
     def watch():
