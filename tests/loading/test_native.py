@@ -316,7 +316,7 @@ import re, sys, threading, time
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 from inspector.loading.loading import load
-load("names-qwen2", native=True)
+load(sys.argv[1], dtype=sys.argv[2], native=True)  # what is imported when it is first needed is no memory of the weights
 for dtype in sys.argv[2:]:
     before, peak, ended = anonymous(), [0], threading.Event()
     def watch():
