@@ -356,7 +356,7 @@ def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=names)))
     model.config.save_pretrained(tmp_path)
     kept, cast = peaks(tmp_path, "bfloat16", "float32")
-    assert kept <= 0.15 and 1 <= cast <= 1.15  # those that need no cast stay in the files
+    assert kept <= 0.15 and 0.9 <= cast <= 1.15  # those that need no cast stay in the files
 
 
 @pytest.mark.slow
