@@ -109,7 +109,7 @@ def measure(rounds: int = 3, config: dict = TEST_CONFIGURATION, said: Said = lam
             seconds = in_turn({name: lambda m=m, ids=ids_BT: m(ids) for name, m in (sides | dict(gpt2=gpt2)).items()}, rounds)
         speeds = {way: rows * LENGTH / statistics.median(own) for way, own in seconds.items()}
         to_gpt2 = {way: ratio(seconds["gpt2"], seconds[way]) for way in sides}
-        to_documented = {way: speeds[way] / documented for way in sides}
+        to_documented = {way: speed / documented for way, speed in speeds.items()}
         forward.append(
             dict(rows=rows, documented=documented, tokens_per_s=speeds, to_gpt2=to_gpt2, to_documented=to_documented, limit=limit)
         )

@@ -1,9 +1,11 @@
 """What ``inspector bench expert`` and ``presets`` measure: the same model in every way, exact sizes, ratios within rounds."""
 
 import json
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console
 
 from inspector.bench import expert as bench
 from inspector.bench import mtp, presets
@@ -11,6 +13,8 @@ from inspector.cli import main
 from inspector.loop.speculation import plain, rounds
 from inspector.models import PRESETS, VARIANTS, ExpertModel
 from inspector.models.fast import FastLinear
+from inspector.render.expert import expert_view
+from inspector.render.text import translator
 
 TINY = dict(vocab_size=40, d_model=16, n_layers=2, n_heads=2, d_ff=32, max_seq_len=64)
 COUNTED = dict(tiny=1_676_800, small=8_279_552, medium=51_683_328, large=133_504_512)  # as the model's documents print them
@@ -67,6 +71,11 @@ def test_a_measurement_of_a_tiny_model(tiny):
     row = result["decoding"][0]
     assert row["of_best"] == pytest.approx(row["tokens_per_s"] * 2 * 240e-6) == pytest.approx(2 * row["of_sum"])
     assert json.loads(json.dumps(result)) == result
+    console = Console(width=100, record=True, file=StringIO())
+    for language, word in (("en", "documents"), ("ru", "документы")):
+        console.print(expert_view(result, translator(language)))
+        text = console.export_text()
+        assert word in text and text.count("ExpertModel, fast") == 5 and "GPT-2" in text
 
 
 def test_ways_take_turns_and_ratios_are_within_rounds(monkeypatch):
