@@ -152,6 +152,9 @@ def test_float64_is_the_same_function(kind):
     with in_dtype(kept, torch.float64):
         assert kept.weight.dtype == torch.float64 and torch.equal(kept.weight.float(), weight)
         exact = kept(x.double())
+        step = x.double().abs().amax(-1, keepdim=True) / 127 if kind == "int8-dynamic" else None
+        given = x.double() if step is None else (x.double() / step).round() * step
+        assert torch.allclose(exact, F.linear(given, kept.weight, kept.bias), rtol=1e-13, atol=1e-13)
     error, size = (before.double() - exact).abs(), F.linear(x.abs(), weight.abs(), kept.bias.abs()).double()
     assert bool((error <= (2**-7 if kind == "int4" else 2**-20) * size).all())
     assert torch.equal(kept(x), before)
