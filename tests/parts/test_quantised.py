@@ -258,6 +258,8 @@ def test_native_models_run_with_and_without_a_cache(variant, kind):
     torch.manual_seed(0)
     model = VARIANTS[variant](vocab_size=50, d_model=32, n_layers=2, n_heads=2, max_seq_len=32).eval()
     quantise(model, kind)
+    if variant == "gpt-mla":
+        assert type(model.backbone.layers[0].self_attn.kv_b_proj) is nn.Linear  # with a cache its matrix is read
     ids = torch.arange(12)[None]
     with torch.no_grad():
         caches, whole = model.new_caches(1), model(ids)
