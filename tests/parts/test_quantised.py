@@ -113,8 +113,10 @@ def test_many_rows_are_computed_in_parts(monkeypatch):
     kept = made(Int8Linear, linear(64, 48))
     x = torch.randn(50, 64)
     whole = kept(x)
+    rows, product = [], Int8Linear.product
+    monkeypatch.setattr(Int8Linear, "product", staticmethod(lambda x_MI, *more: [rows.append(len(x_MI)), product(x_MI, *more)][1]))
     monkeypatch.setattr("inspector.parts.quantised.AT_ONCE", 7 * 48)
-    assert torch.equal(kept(x), whole)
+    assert torch.equal(kept(x), whole) and rows == [7] * 7 + [1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
