@@ -111,7 +111,7 @@ class Int8Linear(QuantisedLinear):
         # Whole numbers by addition: from 2²³ to 2²⁴ float32 has no others, and its last bits are the number's own.
         whole_MI = torch.addcdiv(WHOLE, x_MI, step_M1).view(torch.int32).sub_(BITS)
         # Two's complement in signed bytes: what WHOLE adds carries where a lower byte will count as negative; here it goes again.
-        digits_3MI = whole_MI.bitwise_xor_(CARRY).view(torch.int8).view(-1, 4).t()[:3].reshape(3, -1, q.shape[1])
+        digits_3MI = whole_MI.bitwise_xor_(CARRY).view(torch.int8).view(-1, 4).t()[:3].contiguous().view(3, -1, q.shape[1])
         if len(x_MI) == 1:  # three products of one row are faster than one of three
             low_MO, middle_MO, high_MO = (torch._int_mm(digit_MI, q.t()) for digit_MI in digits_3MI.unbind())
         else:

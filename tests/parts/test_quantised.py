@@ -113,8 +113,10 @@ def test_many_rows_are_computed_in_parts(monkeypatch):
     kept = made(Int8Linear, linear(64, 48))
     x = torch.randn(50, 64)
     whole = kept(x)
+    rows, product = [], Int8Linear.product
+    monkeypatch.setattr(Int8Linear, "product", staticmethod(lambda x_MI, *more: [rows.append(len(x_MI)), product(x_MI, *more)][1]))
     monkeypatch.setattr("inspector.parts.quantised.AT_ONCE", 7 * 48)
-    assert torch.equal(kept(x), whole)
+    assert torch.equal(kept(x), whole) and rows == [7] * 7 + [1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,6 +154,9 @@ def test_float64_is_the_same_function(kind):
     with in_dtype(kept, torch.float64):
         assert kept.weight.dtype == torch.float64 and torch.equal(kept.weight.float(), weight)
         exact = kept(x.double())
+        step = x.double().abs().amax(-1, keepdim=True) / 127 if kind == "int8-dynamic" else None
+        given = x.double() if step is None else (x.double() / step).round() * step
+        assert torch.allclose(exact, F.linear(given, kept.weight, kept.bias), rtol=1e-13, atol=1e-13)
     error, size = (before.double() - exact).abs(), F.linear(x.abs(), weight.abs(), kept.bias.abs()).double()
     assert bool((error <= (2**-7 if kind == "int4" else 2**-20) * size).all())
     assert torch.equal(kept(x), before)
@@ -255,6 +260,8 @@ def test_native_models_run_with_and_without_a_cache(variant, kind):
     torch.manual_seed(0)
     model = VARIANTS[variant](vocab_size=50, d_model=32, n_layers=2, n_heads=2, max_seq_len=32).eval()
     quantise(model, kind)
+    if variant == "gpt-mla":
+        assert type(model.backbone.layers[0].self_attn.kv_b_proj) is nn.Linear  # with a cache its matrix is read
     ids = torch.arange(12)[None]
     with torch.no_grad():
         caches, whole = model.new_caches(1), model(ids)

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench.tiny import tiny_model
+from inspector.parts.quantised import quantise
 from inspector.parts.roles import roles, unrecognised, unseen
 from inspector.parts.shapes import shapes_of
 from inspector.parts.splitting import Split
@@ -251,6 +252,14 @@ def test_packed_weights_of_quantised_modules_count():
     _, costs, _ = looked_at(model)
     assert (costs.parameters, costs.flops, costs.cache_bytes) == (plain.parameters, plain.flops, plain.cache_bytes)
     assert by_role(model)["layers.1.mlp.up"] == "trf_blocks.1.ff.layers.0"
+
+
+def test_linear_layers_quantised_here_are_read_as_whole_ones():
+    plain, model = w.made(w.BookGPT), w.made(w.BookGPT)
+    quantise(model, "int8")
+    (_, whole, _), (_, costs, _) = looked_at(plain), looked_at(model)
+    assert (costs.parameters, costs.flops, costs.cache_bytes) == (whole.parameters, whole.flops, whole.cache_bytes)
+    assert by_role(model) == by_role(plain)
 
 
 def test_a_model_of_the_library_needs_no_pass_and_one_that_breaks_off_keeps_its_names():
