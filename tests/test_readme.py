@@ -8,9 +8,11 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import inspector
@@ -43,6 +45,7 @@ COMMANDS = list(dict.fromkeys(command for page in SISTERS for command in command
 EXAMPLES = {f"{page}, {i}": block for page in SISTERS for i, block in enumerate(blocks(TEXTS[page], "python"), 1)}
 FILES = {found[1]: block for block in EXAMPLES.values() if (found := re.match(r"# (\w+\.py): ", block))}  # what FILE.py:factory reads
 ADAPTER = "python examples/adapter.py runs/adapter"  # what other commands of its page read
+EXPORT = "inspector export gpt-moe --onnx moe.onnx --kv-cache"  # likewise
 OTHERWISE = {  # a command that shows how it ends when something does not hold → its exit code
     "inspector diverge names-qwen2 examples/ported.py:faulty Крас": 1,
     "inspector diverge names-qwen2 runs/adapter Крас": 1,
@@ -56,6 +59,13 @@ SHORTER = {
     "inspector bench gender": "--pairs 2 --samples 1",
     "inspector bench names": "--corpus examples/items.txt --models gpt --steps 2 --d-model 32 --n-layers 1 --parameters 60000",
     "inspector bench mtp": "--samples 1 --rounds 1 --max-new-tokens 5",
+    "inspector bench precision": "--rounds 1",
+    "inspector bench sampler": "--rounds 1 --vocabulary 1000",
+    "inspector bench presets": "--presets tiny --rounds 1",
+    "inspector bench expert": "--rounds 1",
+    "inspector bench compile": "--rounds 1",
+    "inspector bench onnx": "--rounds 1 --tokens 4",
+    "inspector bench growth": "--rounds 1 --longest 64 --processes 1",
 }
 
 
@@ -182,6 +192,13 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
     Path("examples").symlink_to(ROOT / "examples")
     if "adapter" in command:
         pytest.importorskip("peft")
+    if command == "inspector bench compile":  # without the C++ compiler, which a machine need not have
+        monkeypatch.setattr("inspector.loop.compiling.check_compiler", lambda device: None)
+        monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))
+    if "moe.onnx" in command and command != EXPORT:
+        monkeypatch.setattr(sys, "argv", EXPORT.split())
+        with pytest.raises(SystemExit):
+            main()
     if "runs/adapter" in command:
         monkeypatch.setattr(sys, "argv", ADAPTER.split()[1:])
         runpy.run_path("examples/adapter.py", run_name="__main__")
@@ -211,7 +228,7 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
 
 
 def test_commands_that_end_otherwise_are_shown():
-    assert {*OTHERWISE, ADAPTER} <= set(COMMANDS) and set(FILES) == {"two.py"}
+    assert {*OTHERWISE, ADAPTER, EXPORT} <= set(COMMANDS) and set(FILES) == {"two.py"}
 
 
 @pytest.mark.parametrize(("page", "language"), [("docs/your_model.md", "en"), ("docs/ru/your_model.md", "ru")])

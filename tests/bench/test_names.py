@@ -21,7 +21,6 @@ from inspector.cli import main
 from inspector.cli.bench import bench_names
 from inspector.files import MANIFEST, NEW, READY, locked
 from inspector.models import load_checkpoint
-from inspector.models.adapter import BUILDERS
 from inspector.render.names import beaten, names_view
 from inspector.render.text import translator
 from inspector.training.corpus import build
@@ -149,7 +148,7 @@ def test_recipes_are_equal_but_for_the_model_and_its_width(measured):
 def test_cache_bytes_are_those_of_the_caches(measured):
     out, result = measured
     for row in result["models"]:
-        if row["model"] in BUILDERS:
+        if row["model"] != "qwen2":  # which is transformers'
             caches = load_checkpoint(out / row["model"]).new_caches(1, 10)
             assert row["cache_bytes_per_token"] * 10 == sum(cache.nbytes for cache in caches)
         else:

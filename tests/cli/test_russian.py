@@ -2,9 +2,11 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from inspector.cli import app, main
 
@@ -20,6 +22,7 @@ ALLOWED = re.findall(
     names-qwen2 names-expert gpt gpt-moe gpt-mla gpt-mtp granite bert items txt norm-order
     context hand limit recording percent int8-dynamic
     kv-cache native fast linear transposed onednn prepacked compiled sum True GFLOP
+    torch.compile onnxruntime ONNX gpt2 tiny small medium large nn.Linear import startup help
     """,
 )
 NAMES = re.compile(r"«.*?»|\d[\d.]*e-\d+|[A-Z]\w*[a-z]\w*[A-Z]\w*|Linear|Embedding|\w*_\w+|\w+(?:\.\w+)+")  # tokens, numbers, modules
@@ -53,6 +56,13 @@ COMMANDS = (
     "bench agreement --samples 2",
     f"bench names {TRAINING} --models gpt --parameters 60000",
     "bench lines",
+    "bench expert --rounds 1",
+    "bench presets --presets small --rounds 1",
+    "bench startup",
+    "bench compile --rounds 1",
+    "bench onnx --tokens 2 --rounds 1",
+    "bench growth --longest 64 --processes 1 --rounds 1",
+    "export gpt-mla --onnx mla.onnx",
     "bench mtp gpt-mtp --samples 1 --rounds 1 --max-new-tokens 5",
 )
 
@@ -71,6 +81,13 @@ def test_a_screen_in_russian_is_russian(command, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["inspector", *command.split(), "--lang", "ru"])
     monkeypatch.setattr("inspector.bench.limits.LARGER_THAN_CACHES", 2**22)
     monkeypatch.setattr("inspector.bench.limits.SHAPES", ((896, 128),))
+    small = dict(vocab_size=50, d_model=32, n_layers=1, n_heads=2, d_ff=64)
+    for module in ("growth", "presets"):
+        monkeypatch.setattr(f"inspector.bench.{module}.PRESETS", dict(small=small))
+    monkeypatch.setattr("inspector.bench.expert.TEST_CONFIGURATION", small)
+    monkeypatch.setattr("inspector.bench.startup.clocked", lambda words: (1.0, "1.0"))
+    monkeypatch.setattr("inspector.loop.compiling.check_compiler", lambda device: None)
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))  # which needs no C++ compiler
     said = []  # what moves on a terminal while a verb computes
     monkeypatch.setattr("rich.status.Status.update", lambda self, text: said.append(str(text)))
     code = main_code()
@@ -94,4 +111,4 @@ def test_every_verb_has_a_screen_here():
 
 
 def test_english_words_are_found():
-    assert english("ошибка sum of «the» layers.3.attn, Qwen2DecoderLayer: 3 cannot") == ["cannot", "of", "sum"]
+    assert english("ошибка that of «the» layers.3.attn, Qwen2DecoderLayer: 3 cannot") == ["cannot", "of", "that"]
