@@ -22,10 +22,10 @@ ALLOWED = re.findall(
     names-qwen2 names-expert gpt gpt-moe gpt-mla gpt-mtp granite bert items txt norm-order
     context hand limit recording percent int8-dynamic
     kv-cache native fast linear transposed onednn prepacked compiled sum True GFLOP
-    torch.compile onnxruntime ONNX gpt2 tiny small medium large nn.Linear import startup help
+    torch.compile onnxruntime ONNX GPT-2 oneDNN tiny small medium large import help bench limits max-new-tokens tree log qwen2
     """,
 )
-NAMES = re.compile(r"«.*?»|\d[\d.]*e-\d+|[A-Z]\w*[a-z]\w*[A-Z]\w*|Linear|Embedding|\w*_\w+|\w+(?:\.\w+)+")  # tokens, numbers, modules
+NAMES = re.compile(r"(?m)^\w+\.py .*$|«.*?»|\d[\d.]*e-\d+|[A-Z]\w*[a-z]\w*[A-Z]\w*|Linear|Embedding|\w*_\w+|\w+(?:\.\w+)+")  # code, tokens, numbers, modules
 TRAINING = "--corpus items.txt --steps 2 --d-model 32 --n-layers 1"
 COMMANDS = (
     "tree names-qwen2",
