@@ -44,7 +44,7 @@ import torch
 import inspector
 from inspector.cli import main
 from inspector.loading import adapters
-from inspector.loading.loading import outlined
+from inspector.loading.outlining import outlined
 from inspector.parts.roles import roles
 from inspector.parts.structure import measured
 from tests.conftest import SHARED

@@ -86,7 +86,7 @@ def tree(
     t, console = out.t, out.console
     with busy("loading torch …") as say:
         with importing():
-            from ..loading.loading import outlined
+            from ..loading.outlining import outlined
             from ..parts.structure import differences, measured, trait_differences
 
         trees, notices = [], []

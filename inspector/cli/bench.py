@@ -113,7 +113,7 @@ def bench_limits(
     with busy(t("loading torch …", "загрузка torch …")) as say:
         with importing():
             from ..bench.limits import measure
-            from ..loading.loading import pick_device
+            from ..loading.request import pick_device
 
         settle_threads(how.threads, SMALL)
         result = measure(pick_device(how.device), compile, in_language(say, t))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..loading.loaded import Loaded, check_loaded
-from ..loading.loading import pick_device
+from ..loading.request import pick_device
 from ..loading.texts import check_count, check_request
 from ..parts.precision import LiftedCasts, in_dtype, plain_experts
 from ..parts.splitting import Split, probe_ids

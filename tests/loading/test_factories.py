@@ -11,7 +11,8 @@ import inspector
 from inspector.compare.mutations import mutate
 from inspector.loading.factories import FACTORY
 from inspector.loading.finding import LoadError
-from inspector.loading.loading import load, outline
+from inspector.loading.loading import load
+from inspector.loading.outlining import outline
 from inspector.parts.splitting import SplitError
 
 GREEDY = inspector.Sampling(temperature=0)

@@ -21,7 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from inspector.compare.verifying import verify
 from inspector.loading import finding, loading
 from inspector.loading.finding import ASSETS, DEFAULT, FALLBACK, LoadError, embedded, find, hub_answers, is_cached
-from inspector.loading.loading import load, load_default, outline, pick_device
+from inspector.loading.loading import load, load_default
+from inspector.loading.outlining import outline
+from inspector.loading.request import pick_device
 from inspector.loop.decoding import run as generate
 from inspector.parts.splitting import SplitError
 from inspector.records.generation import Origin, Sampling

@@ -20,7 +20,8 @@ from inspector.compare.divergence import diverge
 from inspector.compare.original import beside_original
 from inspector.compare.verifying import verify
 from inspector.loading.finding import ASSETS, LoadError
-from inspector.loading.loading import load, outlined
+from inspector.loading.loading import load
+from inspector.loading.outlining import outlined
 from inspector.models import load_checkpoint, save_checkpoint, to_native
 from inspector.models.mtp import further_logits
 from inspector.parts.heads import own_logits

@@ -15,7 +15,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForC
 
 from inspector.cli.options import memory_limits
 from inspector.compare.verifying import verify
-from inspector.loading.loading import LoadError, load
+from inspector.loading.finding import LoadError
+from inspector.loading.loading import load
 from inspector.loop.decoding import decode_with_logits
 from inspector.parts.structure import tree
 from inspector.records.generation import Sampling

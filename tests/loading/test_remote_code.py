@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 import inspector
 from inspector.loading.finding import LoadError
-from inspector.loading.loading import load, outlined
+from inspector.loading.loading import load
+from inspector.loading.outlining import outlined
 from inspector.parts.outputs import forward
 from inspector.parts.splitting import SplitError
 

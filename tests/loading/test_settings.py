@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import inspector
 from inspector.loading.finding import LoadError, first_line
-from inspector.loading.loading import load, outline
+from inspector.loading.loading import load
+from inspector.loading.outlining import outline
 from inspector.loading.settings import understood
 
 

@@ -13,7 +13,8 @@ from transformers import DeepseekV3Config, LlamaConfig
 
 from inspector.loading import sizes
 from inspector.loading.finding import LoadError
-from inspector.loading.loading import load, outline
+from inspector.loading.loading import load
+from inspector.loading.outlining import outline
 from inspector.loading.sizes import memory
 from inspector.training.building import build_model, parameters
 from inspector.training.recipe import MODELS, Recipe

@@ -18,7 +18,8 @@ import inspector
 from inspector.cli import app
 from inspector.loading import adapters
 from inspector.loading.finding import ASSETS, LoadError
-from inspector.loading.loading import load, outlined
+from inspector.loading.loading import load
+from inspector.loading.outlining import outlined
 from inspector.loading.weights import fit, stored
 from tests.conftest import SHARED
 
@@ -819,7 +820,7 @@ def test_a_gguf_file_beside_a_configuration_is_named(tmp_path):
 
 
 def test_without_the_package_a_gguf_file_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("inspector.loading.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("inspector.loading.locating.find_spec", lambda name: None)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert refused(tmp_path / "m.gguf") == "a GGUF file: to read it, the package gguf is needed: pip install gguf"
 

@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inspector.bench.tiny import tiny_config, tiny_model
-from inspector.loading.loading import built_on_meta, outline
+from inspector.loading.outlining import outline
+from inspector.loading.skeletons import built_on_meta
 from inspector.models import VARIANTS, to_transformers
 from inspector.parts.costs import costs, kv_numbers_per_token
 from inspector.parts.heads import forward

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from inspector.bench.tiny import shrunk, tiny_config
-from inspector.loading.loading import outline
+from inspector.loading.outlining import outline
 from inspector.models import ExpertModel
 from inspector.models.adapter import to_transformers
 from inspector.parts.dataflow import is_waves
