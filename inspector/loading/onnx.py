@@ -13,9 +13,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..models.adapter import NativeForCausalLM, to_native
 from ..models.arguments import arguments_of, check_arguments
+from ..models.fast import FastLinear
 from ..models.language_model import LanguageModel
 from ..models.onnx import cache_names, export_onnx, native_arguments
 from ..parts.heads import own_logits
+from ..parts.quantised import QuantisedLinear
 from ..parts.splitting import probe_ids, split
 from ..process import temporary_folder
 from ..records.generation import Origin
@@ -40,6 +42,11 @@ def native_of(m: Loaded) -> LanguageModel:
     if m.dtype != torch.float32:
         dtype = str(m.dtype).removeprefix("torch.")
         raise ValueError(f"{m.origin.name} is in {dtype}: ONNX files are written in float32: leave --dtype out")
+    kinds = {type(module) for module in m.model.modules()}
+    if any(issubclass(kind, QuantisedLinear) for kind in kinds):
+        raise ValueError(f"{m.origin.name} is quantised: ONNX files are written in float32: leave --quantise out")
+    if FastLinear in kinds:
+        raise ValueError(f"{m.origin.name} has products of --fast, and onnxruntime has kernels of its own: leave --fast out")
     return m.model if isinstance(m.model, LanguageModel) else to_native(m.model)
 
 

@@ -151,3 +151,19 @@ def test_models_of_transformers_and_other_precisions_are_not_exported(tmp_path):
     with pytest.raises(ValueError, match="is in bfloat16: ONNX files are written in float32"):
         export(inspector.load("names-expert", dtype="bfloat16"), tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("way", "remedy"),
+    [(dict(quantise="int8"), "is quantised: .* leave --quantise out"), (dict(fast=True), "products of --fast, .* leave --fast out")],
+)
+def test_quantised_and_fast_models_are_not_exported(way, remedy, tmp_path):
+    with pytest.raises(ValueError, match=remedy):
+        export(inspector.load("names-expert", **way), tmp_path / "x.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
+    for name in ("none.onnx", str(tmp_path / "none.onnx")):
+        with pytest.raises(LoadError, match="none.onnx: no such file: give one that inspector export wrote"):
+            inspector.load(name)
