@@ -165,5 +165,5 @@ def test_quantised_and_fast_models_are_not_exported(way, remedy, tmp_path):
 
 def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
     for name in ("none.onnx", str(tmp_path / "none.onnx")):
-        with pytest.raises(LoadError, match="none.onnx: no such file: give one that inspector export wrote"):
+        with pytest.raises(LoadError, match=r"none\.onnx: no such file: give one that inspector export wrote"):
             inspector.load(name)
