@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..models.adapter import NativeForCausalLM, to_native
 from ..models.arguments import arguments_of, check_arguments
+from ..models.families import FAMILIES
 from ..models.fast import FastLinear
 from ..models.language_model import LanguageModel
 from ..models.onnx import cache_names, export_onnx, native_arguments
@@ -38,7 +39,8 @@ def native_of(m: Loaded) -> LanguageModel:
     check_loaded(m)
     if not isinstance(m.model, (LanguageModel, NativeForCausalLM)):
         kind = type(m.model).__name__
-        raise ValueError(f"{m.origin.name} is a {kind}, and native models are exported: give one, such as names-expert or gpt-moe")
+        ours = "add --native, or " if getattr(getattr(m.model, "config", None), "model_type", None) in FAMILIES else ""
+        raise ValueError(f"{m.origin.name} is a {kind}, and native models are exported: {ours}give one, such as names-expert or gpt-moe")
     if m.dtype != torch.float32:
         dtype = str(m.dtype).removeprefix("torch.")
         raise ValueError(f"{m.origin.name} is in {dtype}: ONNX files are written in float32: leave --dtype out")

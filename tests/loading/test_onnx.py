@@ -146,7 +146,7 @@ def test_missing_packages_are_named(file, monkeypatch):
 
 
 def test_models_of_transformers_and_other_precisions_are_not_exported(tmp_path):
-    with pytest.raises(ValueError, match="names-qwen2 is a Qwen2ForCausalLM, and native models are exported"):
+    with pytest.raises(ValueError, match="names-qwen2 is a Qwen2ForCausalLM, and native models are exported: add --native, or give one"):
         export(inspector.load("names-qwen2"), tmp_path / "a.onnx")
     with pytest.raises(ValueError, match="is in bfloat16: ONNX files are written in float32"):
         export(inspector.load("names-expert", dtype="bfloat16"), tmp_path / "a.onnx")
