@@ -37,6 +37,7 @@ NOT_INSIDE = "onnxruntime computes it as a whole, so nothing in it can be watche
 def native_of(m: Loaded) -> LanguageModel:
     """The native model of a ``Loaded``, for export. Raises ``ValueError`` for any other, and for a precision that ONNX would change."""
     check_loaded(m)
+    m.check_open()
     if not isinstance(m.model, (LanguageModel, NativeForCausalLM)):
         kind = type(m.model).__name__
         ours = "add --native, or " if getattr(getattr(m.model, "config", None), "model_type", None) in FAMILIES else ""

@@ -8,10 +8,12 @@ import torch
 from typer.testing import CliRunner
 
 import inspector
+from inspector.bench import precision
 from inspector.cli import app
 from inspector.loading.checking import LoadError
 from inspector.loading.onnx import export, files_of
 from inspector.loop.caching import CacheError, cached
+from inspector.loop.compiling import compiled
 
 GREEDY = inspector.Sampling(temperature=0)
 
@@ -68,6 +70,15 @@ def test_what_looks_inside_refuses_it_by_name(file, verb):
     result = CliRunner().invoke(app, [verb, str(file), *arguments])
     assert isinstance(result.exception, ValueError)
     assert str(result.exception).startswith(f"{file}: onnxruntime computes it as a whole")
+
+
+def test_what_needs_its_modules_refuses_it_by_name(file, tmp_path):
+    m = inspector.load(str(file))
+    for asks in (lambda: export(m, tmp_path / "again.onnx"), lambda: precision.measure(lambda **arguments: m)):
+        with pytest.raises(ValueError, match="give the model that it was exported from"):
+            asks()
+    with pytest.raises(ValueError, match=r"expert\.onnx: another runtime computes it.* leave --compile out"):
+        compiled(m, m.prompt([5, 6]))
 
 
 @pytest.mark.parametrize("settings", [dict(dtype="bfloat16"), dict(device_map="auto")])
