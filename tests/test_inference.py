@@ -205,6 +205,14 @@ def test_with_native_both_trees_and_the_line_that_ours_is_the_model_are_shown(la
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("way", [dict(fast=True), dict(quantise="int8")])
+def test_with_native_faster_products_and_quantised_weights_are_compared_too(way, capsys):
+    how, t = inference.options.ModelOptions(native=True, **way), translator("en")
+    inference.native.show_original(inference.Screen(), how.load("names-qwen2"), how, t)
+    shown = capsys.readouterr().out
+    assert "lines are this model: " in " ".join(shown.split()), shown
+
+
 def test_both_languages_have_every_text():
     english, russian = translator("en"), translator("ru")
     assert (english("a", "б"), russian("a", "б")) == ("a", "б")

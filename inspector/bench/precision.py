@@ -107,6 +107,7 @@ def measure(
     for name, arguments in WAYS.items():
         said(f"loading in {name}", f"загрузка в {name}")
         models[name] = load(**arguments)
+        models[name].check_open()
     whole = models["float32"]
     context = whole.context_length or PROMPT + NEW
     if context < 4:

@@ -534,7 +534,7 @@ def bench_onnx(
 
         result = measure(m, tokens, rounds, in_language(say, t))
     heads = t("way", "способ"), t("tokens/s", "токенов/с"), t("to torch*", "к torch*"), t("same", "те же")
-    shown = table(*heads, t("differs by", "отличие"), "MiB", numbers=range(1, 6))
+    shown = table(*heads, t("differs by", "отличие"), t("MiB", "МиБ"), numbers=range(1, 6))
     for row in result["rows"]:
         same = t("yes", "да") if row["same_tokens"] else t("no", "нет")
         size = "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.1f}"

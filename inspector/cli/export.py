@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..files import check_writable
 from ..render.tables import command
-from ..render.text import visible
+from ..render.text import memory, visible
 from .options import ModelArgument, ModelOptions, Output, busy, command_arguments, grouped
 
 
@@ -33,7 +33,7 @@ def export(
 
         export(m, onnx, kv_cache)
         difference = beside(m, str(onnx))
-    size = f"{onnx.stat().st_size / 2**20:.1f} MiB"
+    size = memory(onnx.stat().st_size, t)
     inputs = (
         t("ids and what the cache keeps go in", "на входе номера и то, что хранит кэш") if kv_cache else t("ids go in", "на входе номера")
     )

@@ -25,7 +25,7 @@ def show_original(screen: Screen, m, how: ModelOptions, t: Translate) -> None:
     from ..compare.original import beside_original
     from ..parts.structure import measured, trait_differences
 
-    original = replace(how, native=False).load(m.origin.name)
+    original = replace(how, native=False, fast=False).load(m.origin.name)
     with busy(t("comparing …", "сравнение …")):
         ids_1T = probe_ids(m, min(TOKENS, m.context_length or TOKENS))
         beside, lines = beside_original(original, m, ids_1T), measure(m)["lines"]["model"]

@@ -171,6 +171,8 @@ def find(name: str) -> tuple[str, Origin, bool]:
         raise LoadError(f"{name} {a_file(path)}")
     if name.strip() and path.exists():
         raise LoadError(f"{name} is a pipe, socket or device: give the folder that holds the checkpoint")
+    if name.endswith(".onnx"):
+        raise LoadError(f"{name}: no such file: give one that inspector export wrote")
     if not is_hub_id(name):
         raise LoadError(f"{name!r:.80}: no such folder, and not a hub id: the embedded models are {', '.join(embedded())}")
     if is_cached(name):

@@ -13,9 +13,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..models.adapter import NativeForCausalLM, to_native
 from ..models.arguments import arguments_of, check_arguments
+from ..models.families import FAMILIES
+from ..models.fast import FastLinear
 from ..models.language_model import LanguageModel
 from ..models.onnx import cache_names, export_onnx, native_arguments
 from ..parts.heads import own_logits
+from ..parts.quantised import QuantisedLinear
 from ..parts.splitting import probe_ids, split
 from ..process import temporary_folder
 from ..records.generation import Origin
@@ -34,12 +37,19 @@ NOT_INSIDE = "onnxruntime computes it as a whole, so nothing in it can be watche
 def native_of(m: Loaded) -> LanguageModel:
     """The native model of a ``Loaded``, for export. Raises ``ValueError`` for any other, and for a precision that ONNX would change."""
     check_loaded(m)
+    m.check_open()
     if not isinstance(m.model, (LanguageModel, NativeForCausalLM)):
         kind = type(m.model).__name__
-        raise ValueError(f"{m.origin.name} is a {kind}, and native models are exported: give one, such as names-expert or gpt-moe")
+        ours = "add --native, or " if getattr(getattr(m.model, "config", None), "model_type", None) in FAMILIES else ""
+        raise ValueError(f"{m.origin.name} is a {kind}, and native models are exported: {ours}give one, such as names-expert or gpt-moe")
     if m.dtype != torch.float32:
         dtype = str(m.dtype).removeprefix("torch.")
         raise ValueError(f"{m.origin.name} is in {dtype}: ONNX files are written in float32: leave --dtype out")
+    kinds = {type(module) for module in m.model.modules()}
+    if any(issubclass(kind, QuantisedLinear) for kind in kinds):
+        raise ValueError(f"{m.origin.name} is quantised: ONNX files are written in float32: leave --quantise out")
+    if FastLinear in kinds:
+        raise ValueError(f"{m.origin.name} has products of --fast, and onnxruntime has kernels of its own: leave --fast out")
     return m.model if isinstance(m.model, LanguageModel) else to_native(m.model)
 
 

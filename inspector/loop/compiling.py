@@ -31,6 +31,8 @@ def compiled(m: Loaded, ids_1T: Tensor) -> tuple[Loaded, float]:
         ValueError: there is no compiler, the model has no module that is its backbone, or the compiler breaks off.
     """
     name = m.origin.name
+    if hasattr(m.model, "opaque"):
+        raise ValueError(f"{name}: another runtime computes it, and --compile compiles modules: {REMEDY}")
     if not m.split.backbone_name or m.split.sequence_first:
         raise ValueError(f"{name} has no module that is its backbone, which --compile compiles: {REMEDY}")
     check_compiler(m.device)

@@ -106,7 +106,7 @@ def save_picture(result: dict, path: Path, t: Translate) -> None:
                 label += "" if b is None else f", ^{b:.2f}"
                 axes[row][column].plot(sizes, [scale * own[key] for own in curve["points"]], marker="o", color=colour, label=label)
             axes[row][column].set(xscale="log", yscale="log", xlabel=axis_name(curve["axis"], t))
-            axes[row][column].set_ylabel("MiB" if row else t("ms/step", "мс/шаг"))
+            axes[row][column].set_ylabel(t("MiB", "МиБ") if row else t("ms/step", "мс/шаг"))
             axes[row][column].grid(alpha=0.3, which="both")
             axes[row][column].legend(fontsize="small", frameon=False)
     with replacing(path) as new:

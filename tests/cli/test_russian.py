@@ -69,7 +69,8 @@ COMMANDS = (
 
 def english(text: str) -> list[str]:
     """The words of a screen in Latin letters that are neither allowed nor the name of something."""
-    words = re.findall(r"[A-Za-z][A-Za-z0-9'-]+", NAMES.sub(" ", text))
+    units = re.findall(r"\b[KMG]iB\b", text)  # which look like the names of classes
+    words = units + re.findall(r"[A-Za-z][A-Za-z0-9'-]+", NAMES.sub(" ", text))
     return sorted({word for word in words if word not in ALLOWED})
 
 
@@ -111,4 +112,5 @@ def test_every_verb_has_a_screen_here():
 
 
 def test_english_words_are_found():
+    assert english("размер: 3.1 MiB") == ["MiB"]
     assert english("ошибка that of «the» layers.3.attn, Qwen2DecoderLayer: 3 cannot") == ["cannot", "of", "that"]

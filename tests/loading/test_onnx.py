@@ -8,10 +8,12 @@ import torch
 from typer.testing import CliRunner
 
 import inspector
+from inspector.bench import precision
 from inspector.cli import app
 from inspector.loading.checking import LoadError
 from inspector.loading.onnx import export, files_of
 from inspector.loop.caching import CacheError, cached
+from inspector.loop.compiling import compiled
 
 GREEDY = inspector.Sampling(temperature=0)
 
@@ -68,6 +70,15 @@ def test_what_looks_inside_refuses_it_by_name(file, verb):
     result = CliRunner().invoke(app, [verb, str(file), *arguments])
     assert isinstance(result.exception, ValueError)
     assert str(result.exception).startswith(f"{file}: onnxruntime computes it as a whole")
+
+
+def test_what_needs_its_modules_refuses_it_by_name(file, tmp_path):
+    m = inspector.load(str(file))
+    for asks in (lambda: export(m, tmp_path / "again.onnx"), lambda: precision.measure(lambda **arguments: m)):
+        with pytest.raises(ValueError, match="give the model that it was exported from"):
+            asks()
+    with pytest.raises(ValueError, match=r"expert\.onnx: another runtime computes it.* leave --compile out"):
+        compiled(m, m.prompt([5, 6]))
 
 
 @pytest.mark.parametrize("settings", [dict(dtype="bfloat16"), dict(device_map="auto")])
@@ -146,8 +157,24 @@ def test_missing_packages_are_named(file, monkeypatch):
 
 
 def test_models_of_transformers_and_other_precisions_are_not_exported(tmp_path):
-    with pytest.raises(ValueError, match="names-qwen2 is a Qwen2ForCausalLM, and native models are exported"):
+    with pytest.raises(ValueError, match="names-qwen2 is a Qwen2ForCausalLM, and native models are exported: add --native, or give one"):
         export(inspector.load("names-qwen2"), tmp_path / "a.onnx")
     with pytest.raises(ValueError, match="is in bfloat16: ONNX files are written in float32"):
         export(inspector.load("names-expert", dtype="bfloat16"), tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("way", "remedy"),
+    [(dict(quantise="int8"), "is quantised: .* leave --quantise out"), (dict(fast=True), "products of --fast, .* leave --fast out")],
+)
+def test_quantised_and_fast_models_are_not_exported(way, remedy, tmp_path):
+    with pytest.raises(ValueError, match=remedy):
+        export(inspector.load("names-expert", **way), tmp_path / "x.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
+    for name in ("none.onnx", str(tmp_path / "none.onnx")):
+        with pytest.raises(LoadError, match=r"none\.onnx: no such file: give one that inspector export wrote"):
+            inspector.load(name)
