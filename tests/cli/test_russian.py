@@ -25,7 +25,9 @@ ALLOWED = re.findall(
     torch.compile onnxruntime ONNX GPT-2 oneDNN tiny small medium large import help bench limits max-new-tokens tree log qwen2
     """,
 )
-NAMES = re.compile(r"(?m)^\w+\.py .*$|«.*?»|\d[\d.]*e-\d+|[A-Z]\w*[a-z]\w*[A-Z]\w*|Linear|Embedding|\w*_\w+|\w+(?:\.\w+)+")  # code, tokens, numbers, modules
+NAMES = re.compile(  # code, tokens, numbers, modules
+    r"(?m)^\w+\.py .*$|«.*?»|\d[\d.]*e-\d+|[A-Z]\w*[a-z]\w*[A-Z]\w*|Linear|Embedding|\w*_\w+|\w+(?:\.\w+)+"
+)
 TRAINING = "--corpus items.txt --steps 2 --d-model 32 --n-layers 1"
 COMMANDS = (
     "tree names-qwen2",
@@ -57,7 +59,7 @@ COMMANDS = (
     f"bench names {TRAINING} --models gpt --parameters 60000",
     "bench lines",
     "bench expert --rounds 1",
-    "bench presets --presets small --rounds 1",
+    "bench presets --presets tiny --rounds 1",
     "bench startup",
     "bench compile --rounds 1",
     "bench onnx --tokens 2 --rounds 1",
@@ -83,8 +85,7 @@ def test_a_screen_in_russian_is_russian(command, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("inspector.bench.limits.LARGER_THAN_CACHES", 2**22)
     monkeypatch.setattr("inspector.bench.limits.SHAPES", ((896, 128),))
     small = dict(vocab_size=50, d_model=32, n_layers=1, n_heads=2, d_ff=64)
-    for module in ("growth", "presets"):
-        monkeypatch.setattr(f"inspector.bench.{module}.PRESETS", dict(small=small))
+    monkeypatch.setattr("inspector.bench.growth.PRESETS", dict(small=small))
     monkeypatch.setattr("inspector.bench.expert.TEST_CONFIGURATION", small)
     monkeypatch.setattr("inspector.bench.startup.clocked", lambda words: (1.0, "1.0"))
     monkeypatch.setattr("inspector.loop.compiling.check_compiler", lambda device: None)
