@@ -76,11 +76,11 @@ def test_a_model_is_measured_as_far_as_it_reads(small):
 
 def test_training_is_timed_in_processes_of_its_own(monkeypatch):
     """Here what the process would be told runs in this one, whose imports are done."""
-    commands = []
+    commands, small = [], ["--d-model", "16", "--n-layers", "1", "--batch-size", "4"]
 
     def here(command, **options):
         commands.append(command)
-        monkeypatch.setattr("sys.argv", ["inspector", *command[command.index("inspector") + 1 :]])
+        monkeypatch.setattr("sys.argv", ["inspector", *command[command.index("inspector") + 1 :], *small])
         with suppress(SystemExit):
             main()
         return subprocess.CompletedProcess(command, 0, "", "")
