@@ -78,6 +78,17 @@ def test_a_measurement_of_a_tiny_model(tiny):
         assert word in text and text.count("ExpertModel, fast") == 5 and "GPT-2" in text
 
 
+def test_ratios_say_how_many_times_as_fast_ours_is(tiny, monkeypatch):
+    seconds = dict(gpt2=3.0, gpt2_linear=6.0)
+    monkeypatch.setattr(bench, "in_turn", lambda ways, rounds: {way: [seconds.get(way, 0.5)] for way in ways})
+    result = bench.measure(rounds=1, config=TINY)
+    row = result["forward"][1]
+    assert row["tokens_per_s"] == dict(expert=200.0, fast=200.0, gpt2=100 / 3) and row["to_gpt2"] == dict(expert=6.0, fast=6.0)
+    assert row["to_documented"]["expert"] == 200 / 834.4
+    row = result["decoding"][1]
+    assert (row["way"], row["tokens_per_s"], row["to_gpt2"], row["to_gpt2_linear"]) == ("fast", 64.0, 6.0, 12.0)
+
+
 def test_ways_take_turns_and_ratios_are_within_rounds(monkeypatch):
     clock, order = iter([9.0, 9.0, 1.0, 3.0, 20.0, 10.0]), []
 

@@ -54,3 +54,12 @@ def test_threads_are_as_before_also_after_an_interruption(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         limits.bytes_per_second(threads=2)
     assert torch.get_num_threads() == before
+
+
+def test_what_is_read_and_multiplied_is_what_is_counted(monkeypatch):
+    read = []
+    monkeypatch.setattr(limits, "LARGER_THAN_CACHES", 4 * 1000)
+    monkeypatch.setattr(limits, "median_seconds", lambda call: read.append(float(call())) or 2.0)
+    assert limits.bytes_per_second() == 2000 and read == [500.0]  # the sum of a thousand halves
+    monkeypatch.setattr(limits, "timed", lambda call: 0.5 if call().shape == (64, 64) else 0.0)
+    assert limits.flops_per_second(size=64) == 2 * 64**3 / 0.5

@@ -85,3 +85,24 @@ def test_a_model_without_a_tokenizer_is_read_random_ids(tiny):
     m = attach(VARIANTS["gpt"](vocab_size=40, d_model=32, n_layers=1, n_heads=2, max_seq_len=32).eval())
     lines = bench.held_out(m)
     assert lines and all(0 <= id < 40 for ids in lines for id in ids) and max(map(len, lines)) <= 32
+
+
+def test_speed_is_told_by_the_counted_rounds_and_beside_reading_the_weights(tiny, monkeypatch):
+    """With seconds that are given: float32 is slow in the round that does not count, and becomes slower."""
+    m, models = tiny("qwen2", context=24), []
+    seconds = {0: [50.0, 4.0, 6.0], 3: [1.0, 2.0, 2.0]}
+    load = loader(m)
+
+    def kept(**arguments):
+        models.append(load(**arguments))
+        return models[-1]
+
+    def continued(own, prompt_1T, new):
+        return seconds.setdefault(next(i for i, model in enumerate(models) if model is own), [1.0] * 3).pop(0)
+
+    monkeypatch.setattr(bench, "continued", continued)
+    monkeypatch.setattr(bench, "bytes_per_second", lambda device: 1e6)
+    rows, common = bench.measure(kept, rounds=2)
+    int8, new = rows[3], common["new_tokens"]
+    assert (rows[0]["tokens_per_s"], int8["tokens_per_s"], int8["speed_up"]) == (new / 5, new / 2, 2.5)
+    assert int8["of_limit"] == pytest.approx(new / 2 * int8["read_bytes"] / 1e6) and int8["read_bytes"] < int8["bytes"]

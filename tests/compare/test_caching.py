@@ -8,7 +8,7 @@ from torch import nn
 
 import inspector
 from inspector.bench.tiny import tiny_model
-from inspector.compare import caching
+from inspector.compare import cache_traps, caching
 from inspector.compare.cache_traps import STEPS, SWITCH, WINDOW, traps
 from inspector.compare.caching import Pair, cache, lengths_up_to, verdict
 from inspector.loading.loaded import attach
@@ -94,6 +94,21 @@ def test_the_component_that_gives_two_results_for_one_input_is_named(no_traps):
     assert cause.exact == pytest.approx(cause.together, abs=1e-5)
 
 
+def test_each_side_has_its_own_error(no_traps, monkeypatch):
+    """With a cache that rounds more coarsely than float32 does."""
+    m = attach(tiny_model("qwen2"))
+
+    def coarse(m, length):
+        own = cached(m, length)
+        read = own.read
+        own.read = lambda ids, mask: read(ids, mask) * (1 + 1e-3 * (m.dtype == torch.float32))
+        return own
+
+    monkeypatch.setattr(caching, "cached", coarse)
+    lesson = cache(m, PROMPT, max_new_tokens=2)
+    assert lesson.error_cached > 1e-4 > 10 * lesson.error_uncached
+
+
 def test_a_cache_that_loses_a_token_does_not_hold(no_traps, monkeypatch):
     m = attach(tiny_model("qwen2"))
 
@@ -169,6 +184,11 @@ def test_traps_are_mistakes_and_no_rounding():
         assert trap.right < 1e-4 and trap.right_in_float64 < 1e-11
         assert trap.wrong > 0.1 and trap.wrong_in_float64 == pytest.approx(trap.wrong, rel=1e-3)
         assert 0 < trap.flipped < trap.steps == STEPS
+
+
+def test_a_trap_says_whether_the_model_has_its_property(monkeypatch):
+    monkeypatch.setattr(cache_traps, "trap", lambda kind, *given, own=False: (kind, own))
+    assert traps(cache_traps.longrope()) == (("longrope", True), ("window", False), ("padding", False))
 
 
 def test_traps_leave_random_numbers_and_the_model_alone():

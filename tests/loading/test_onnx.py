@@ -1,6 +1,7 @@
 """ONNX files that open again as models, and those that do not."""
 
 import json
+import tempfile
 
 import onnx
 import pytest
@@ -55,7 +56,16 @@ def test_its_cache_is_the_loops(file):
     backbone.truncate(2)
     torch.testing.assert_close(backbone(ids_1T[:, 2:]), hidden_1TD[:, 2:], rtol=0, atol=1e-4)
     backbone.select(torch.tensor([0, 0]))
-    assert backbone(torch.tensor([[3], [4]])).shape[0] == 2
+    last_21 = torch.tensor([[3], [4]])
+    both_21D = backbone(last_21)
+    torch.testing.assert_close(both_21D, m.split.backbone(torch.cat([ids_1T.expand(2, -1), last_21], 1))[:, -1:], rtol=0, atol=1e-4)
+    backbone.select(torch.tensor([1, 0]))
+    longer_2T = torch.cat([ids_1T.expand(2, -1), last_21.flip(0), last_21], 1)
+    torch.testing.assert_close(backbone(last_21), m.split.backbone(longer_2T)[:, -1:], rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="length=99: the cache holds"):
+        backbone.truncate(99)
+    with pytest.raises(CacheError, match="reads no padding"):
+        cached(m, 20)(ids_1T, torch.arange(len(ids))[None] > 0)
 
 
 def test_a_file_without_a_cache_says_so(tmp_path):
@@ -144,8 +154,8 @@ def test_files_of_other_names_are_not_written(file, tmp_path, monkeypatch):
     """A tokenizer's files come from the file's metadata, whose names are a stranger's."""
     escaping = json.dumps(files_of(inspector.load("names-expert").tokenizer) | {"../../escaped.txt": "x"})
     (tmp_path / "a.onnx").write_bytes(changed(file, told("inspector.tokenizer", escaping)))
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "a" / "b"))
     (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a" / "b"))  # which Python asks the environment for only once
     assert inspector.load(str(tmp_path / "a.onnx")).tokenizer is not None
     assert not list(tmp_path.rglob("escaped.txt"))
 

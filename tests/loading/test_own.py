@@ -10,11 +10,13 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import inspector
 from inspector.loading.checking import LoadError
 from inspector.loading.finding import ASSETS
+from inspector.loading.own import on_meta, own_model
+from inspector.loading.sizes import TooLargeError
 from inspector.models.adapter import LightForCausalLM, NativeForCausalLM, to_native, whole
 
 NAMES = ("names-expert", "gpt-moe", "gpt-mla", "gpt-mtp")
@@ -100,6 +102,17 @@ def test_a_checkpoint_of_which_something_is_to_be_said_is_left_to_transformers(c
         assert not isinstance(m.model, LightForCausalLM) and isinstance(m.model, NativeForCausalLM)
         assert m.unused == (("extra.weight",) if change is with_another else ())
         assert inspector.verify(m, m.encode("Анна"), max_new_tokens=4).level == "bitwise"
+
+
+def test_sizes_that_nothing_holds_are_refused_before_weights_are_read(folder, monkeypatch):
+    config = AutoConfig.from_pretrained(folder)
+    assert own_model(config, folder, "auto", torch.device("cpu")) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("inspector.loading.sizes.memory", lambda: 1000)
+        assert own_model(config, folder, "auto", torch.device("cpu")) is None
+    monkeypatch.setattr("inspector.loading.sizes.MOST_PARAMETERS", 1000)
+    with pytest.raises(TooLargeError, match="parameters, and at most"):
+        on_meta(config)
 
 
 def test_another_dtype_than_the_files_is_left_to_transformers():

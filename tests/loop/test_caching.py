@@ -12,7 +12,7 @@ import inspector
 from inspector.bench.tiny import tiny_model
 from inspector.compare.verifying import verify
 from inspector.loading.loaded import attach
-from inspector.loop.batches import as_alone, run_prompts
+from inspector.loop.batches import as_alone, padded_length, run_prompts
 from inspector.loop.beam_search import Beams
 from inspector.loop.caching import CacheError, cached, logits_after
 from inspector.loop.decoding import decode, next_logits, run, search
@@ -262,6 +262,13 @@ def test_a_row_that_ends_leaves_the_others_as_they_are():
     made = run_prompts(m, PROMPTS, GREEDY, NEW, batch_size=3, kv_cache=True)
     assert len(made[1].steps) <= 2 and max(len(one.steps) for one in made) == NEW
     assert [one.text for one in made] == [one.text for one in run_prompts(m, PROMPTS, GREEDY, NEW, batch_size=3)]
+
+
+def test_places_for_padding_are_counted_where_rows_end_at_the_context():
+    """Rows of 9 and 2 tokens, of at most 12: both read 11, and the shorter one has 7 places more before it."""
+    m = replace(attach(native("gpt")), context_length=12)
+    assert padded_length(m, [IDS[0], IDS[0, :2]], 10) == 9 + 9
+    assert padded_length(m, [IDS[0], IDS[0, :2]], 3) == 9 + 2
 
 
 def test_rows_whose_padding_does_not_fit_the_context_run_one_by_one():

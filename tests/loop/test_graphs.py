@@ -66,7 +66,22 @@ def test_rows_that_change_places_make_the_step_anew():
         backbone(ids)
         backbone(ids[:, :1])
         backbone.select(torch.tensor([1, 1, 0]))
-    torch.testing.assert_close(static(torch.tensor([[7], [8], [9]])), dynamic(torch.tensor([[7], [8], [9]])), rtol=1e-5, atol=1e-5)
+    last = torch.tensor([[7], [8], [9]])
+    torch.testing.assert_close(static(last), dynamic(last), rtol=1e-5, atol=1e-5)
+    for backbone in (static, dynamic):
+        backbone.select(torch.tensor([2, 0, 1]))  # as many as before, in other memory
+    torch.testing.assert_close(static(last), dynamic(last), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_padded_on_the_left_run_without_the_static_step():
+    """It knows of no padding."""
+    model = built("qwen2")
+    static, dynamic = GraphCached(model, 10, capture=False), cached(model, 10)
+    ids, mask = torch.tensor([[1, 2, 3], [0, 4, 5]]), torch.tensor([[True, True, True], [False, True, True]])
+    for backbone in (static, dynamic):
+        backbone(ids, mask)
+    last = torch.tensor([[6], [7]])
+    assert torch.equal(static(last), dynamic(last)) and static.step_of is None
 
 
 def test_what_cannot_be_captured_is_refused_by_name():

@@ -268,6 +268,8 @@ def test_a_mask_is_made_only_where_causality_must_be_said_number_by_number():
     # after a cache the fused call would take the first new token for the first of all
     assert attendable(None, several, past=2)[0, 0].tolist() == [[True] * 3 + [False] * 2, [True] * 4 + [False], [True] * 5]
     assert torch.equal(attendable(padding, several), causal_mask(3).expand(2, 1, 3, 3))
+    all_padding = torch.zeros(1, 5, dtype=torch.bool)  # after two in a cache each of three sees itself
+    assert torch.equal(attendable(all_padding, several, past=2)[0, 0], torch.eye(5, dtype=torch.bool)[2:])
 
 
 @pytest.mark.parametrize("kind", [*ATTENTIONS, "multi-head"])

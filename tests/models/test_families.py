@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from inspector.models.adapter import BUILDERS, to_transformers
 from inspector.models.attention import positions_of
+from inspector.models.backbone import hidden_of
 from inspector.models.families import FAMILIES, NotOursError, described, native_weights
 from inspector.models.mtp import further_logits
 from inspector.models.positions import RotaryEmbedding, frequencies
@@ -24,6 +25,7 @@ LLAMA3 = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=64,
 )
+HALF = dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)
 YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=64)
 MSCALE = YARN | dict(mscale=1.0, mscale_all_dim=0.7, beta_fast=32, beta_slow=1)
 DEEPSEEK = SIZES | dict(
@@ -135,12 +137,14 @@ def test_gradients_agree(family, tmp_path):
 
 
 @torch.no_grad()
-def test_thirty_cached_steps_are_those_without_a_cache(tmp_path):
-    _, ours = theirs_and_ours(CONFIGS["qwen2"](), tmp_path)
+@pytest.mark.parametrize("family", ["qwen2", "deepseek_v3"])  # the latter with a scale of attention's own
+def test_thirty_cached_steps_are_those_without_a_cache(family, tmp_path):
+    _, ours = theirs_and_ours((CONFIGS | DEEPSEEKS)[family](), tmp_path)
     ours, ids = ours.double(), torch.randint(0, 97, (1, 40))
     caches = ours.new_caches(1, 40)
-    parts = [ours.backbone(ids[:, :10], caches=caches), *(ours.backbone(ids[:, i : i + 1], caches=caches) for i in range(10, 40))]
-    torch.testing.assert_close(torch.cat(parts, 1), ours.backbone(ids), rtol=1e-10, atol=1e-12)
+    parts = [ours.backbone(ids[:, begin:end], caches=caches) for begin, end in ((0, 10), *((i, i + 1) for i in range(10, 40)))]
+    whole, parts = hidden_of(ours.backbone(ids))[0], [hidden_of(part)[0] for part in parts]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-10, atol=1e-12)
 
 
 @torch.no_grad()
@@ -203,6 +207,7 @@ def test_scaled_frequencies_are_transformers(scaling, width):
         (lambda: tf.GPT2Config(), "model_type='gpt2'"),
         (lambda: tf.LlamaConfig(**GROUPED, mlp_bias=True), "mlp_bias=True"),
         (lambda: tf.LlamaConfig(**GROUPED, hidden_act="gelu"), "hidden_act='gelu'"),
+        (lambda: tf.LlamaConfig(**GROUPED, rope_parameters=HALF), "partial_rotary_factor=0.5"),
         (lambda: tf.LlamaConfig(**GROUPED, rope_parameters=dict(rope_type="dynamic", rope_theta=1e4, factor=2.0)), "rope_type='dynamic'"),
         (lambda: tf.LlamaConfig(**GROUPED, quantization_config=dict(quant_method="gptq", bits=4)), "quantization_config"),
         (lambda: tf.DeepseekV3Config(**DEEPSEEK, attention_bias=True), "attention_bias=True"),

@@ -70,6 +70,18 @@ def test_native_caches_and_steps_cost_what_is_told(variant):
     assert costs.flops(1, 10) == cached.get_total_flops()
 
 
+def test_bytes_are_weights_once_outputs_twice_and_the_cache_once():
+    sizes = dict(vocab_size=40, d_model=32, n_layers=3, n_heads=4, max_seq_len=48)
+    costs = CacheCosts(model := VARIANTS["gpt"](**sizes).eval(), split(model))
+    assert costs.bytes(1) == costs.weight_bytes + 2 * 4 * costs.given and costs.bytes(5) == costs.bytes(1) + 4 * 2 * 4 * costs.given
+    assert costs.bytes(1, 10) == costs.bytes(1, 0) + costs.cache_bytes(10) == costs.bytes(1) + 10 * 3 * 32 * 4
+    costs = CacheCosts(model := VARIANTS["gpt-moe"](**sizes, n_experts=4, n_chosen=2).eval(), split(model))
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name and p.dim() > 1)
+    own = 2 * 4 * costs.given
+    assert costs.bytes(2) - costs.bytes(1) - own == 4 * experts // 2  # two tokens may choose all four experts,
+    assert costs.bytes(9) - costs.bytes(2) == 7 * own  # and nine no more
+
+
 def test_parts_name_what_is_kept_and_in_which_layers():
     costs = CacheCosts(model := tiny_model("gemma2"), split(model))
     assert [(part.kind, part.layers, part.numbers, part.all_heads, part.window) for part in costs.parts] == [
