@@ -85,6 +85,7 @@ def measure(
     is what a cache holds after the last step, ``cache_told`` what its shapes say. ``said`` is told what runs, in English and Russian.
     """
     check_repeats(rounds=rounds)
+    m.check_open()
     reference = with_generate(m).model
     rows, others = [], []
     for length in lengths:

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import inspector
-from inspector.bench import precision
+from inspector.bench import loop, precision
 from inspector.cli import app
 from inspector.loading.checking import LoadError
 from inspector.loading.onnx import export, files_of
@@ -84,7 +84,11 @@ def test_what_looks_inside_refuses_it_by_name(file, verb):
 
 def test_what_needs_its_modules_refuses_it_by_name(file, tmp_path):
     m = inspector.load(str(file))
-    for asks in (lambda: export(m, tmp_path / "again.onnx"), lambda: precision.measure(lambda **arguments: m)):
+    for asks in (
+        lambda: export(m, tmp_path / "again.onnx"),
+        lambda: precision.measure(lambda **arguments: m),
+        lambda: loop.measure(m, [16]),
+    ):
         with pytest.raises(ValueError, match="give the model that it was exported from"):
             asks()
     with pytest.raises(ValueError, match=r"expert\.onnx: another runtime computes it.* leave --compile out"):
