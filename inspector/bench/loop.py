@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -222,7 +223,9 @@ def native_twin(m: Loaded) -> Loaded | None:
         made = native_config(m.origin.name, config if isinstance(config, PretrainedConfig) else PretrainedConfig())
     except LoadError:
         return None
-    return around(m, with_weights(made, dict(native_weights(config, m.model.state_dict().items()))))
+    twin = with_weights(made, dict(native_weights(config, m.model.state_dict().items())))
+    whole = not any(tensor.is_meta for tensor in chain(twin.parameters(), twin.buffers()))
+    return around(m, twin) if whole else None  # transformers joins experts' matrices when it reads them: they are not shared
 
 
 def around(m: Loaded, model: NativeForCausalLM) -> Loaded:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from inspector.bench import loop as bench
 from inspector.bench.mtp import bare_loop
@@ -91,6 +91,11 @@ def test_a_native_twin_shares_its_weights_and_a_fast_one_has_its_own(tiny):
 def test_what_has_no_such_form_has_no_twin(tiny):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=26, n_embd=16, n_layer=1, n_head=2, n_positions=48)).eval()
     assert bench.twins(attach(gpt2)) == (None, None)
+    sizes = dict(hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_attention_heads=2, num_hidden_layers=2, vocab_size=26)
+    latent = dict(kv_lora_rank=8, q_lora_rank=12, qk_rope_head_dim=8, v_head_dim=16, qk_nope_head_dim=16, max_position_embeddings=48)
+    experts = dict(first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1, n_shared_experts=1)
+    deepseek = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **latent, **experts)).eval()
+    assert bench.twins(attach(deepseek)) == (None, None)  # its experts' matrices are joined in memory: there is nothing to share
     native, fast = bench.twins(tiny("gpt"))  # it is native itself
     assert native is None and fast is not None
     assert bench.twins(attach(tiny("gpt").model.bfloat16())) == (None, None)
