@@ -22,7 +22,7 @@ ALLOWED = re.findall(
     names-qwen2 names-expert gpt gpt-moe gpt-mla gpt-mtp granite bert items txt norm-order
     context hand limit recording percent int8-dynamic
     kv-cache native fast linear transposed onednn prepacked compiled sum True GFLOP
-    torch.compile onnxruntime ONNX GPT-2 oneDNN tiny small medium large import help bench limits max-new-tokens tree log qwen2
+    torch.compile onnxruntime ONNX GPT-2 oneDNN tiny small medium large import help bench limits CPU max-new-tokens tree log qwen2
     """,
 )
 NAMES = re.compile(  # code, tokens, numbers, modules
