@@ -36,7 +36,8 @@ def test_generated_code_differs_by_rounding():
     fast, _ = compiled(m, m.prompt(ids))
     ids_1T = m.prompt(ids)
     torch.testing.assert_close(fast.compiled(ids_1T), m.model(ids_1T, use_cache=False).logits, rtol=1e-4, atol=1e-4)
-    assert inspector.verify(fast, ids, inspector.Sampling(temperature=0.0), 4).tokens_equal
+    verdict = inspector.verify(fast, ids, inspector.Sampling(temperature=0.0), 4)
+    assert verdict.holds("tokens") and verdict.compiled.level in ("bitwise", "rounding", "tokens")
 
 
 def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch):
