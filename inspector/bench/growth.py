@@ -41,7 +41,7 @@ class Living(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.peak, self.bytes, self.living = 0, 0, {}
+        self.peak, self.living = 0, {}
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         """Runs the operation and looks at what it returns."""

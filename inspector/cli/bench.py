@@ -571,13 +571,11 @@ def bench_growth(
     check_writable(png)
     t = out.t
     m = None if model is None else how.load(model)
-    if model is None:
-        with busy(t("loading torch …", "загрузка torch …")), importing():
-            from ..bench import growth  # noqa: F401
-        settle_threads(how.threads, SMALL)
     with busy(t("measuring …", "измерение …")) as say:
-        from ..bench.growth import PRESET, measure
-
+        with importing():
+            from ..bench.growth import PRESET, measure
+        if m is None:
+            settle_threads(how.threads, SMALL)
         result = measure(m, longest, processes, rounds, in_language(say, t))
     out.header(model or f"ExpertModel, {PRESET}")
     out.console.print(growth_view(result, out.console.width, t))

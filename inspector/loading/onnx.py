@@ -4,6 +4,7 @@ Shape letters: B batch, T tokens, S those before them, D hidden, V vocabulary.
 """
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class Runtime:
         self.graph, self.session = graph, None
 
     def run(self, wanted: list[str], **given: Tensor) -> list[Tensor]:
-        """The outputs of these names for inputs by name; "·" stands for "." in a name, and nothing is computed beyond what is wanted."""
+        """The outputs of these names, for inputs by name; nothing is computed beyond what is wanted."""
         import onnxruntime
 
         if self.session is None:
@@ -184,7 +185,7 @@ def open_onnx(name: str, finite: bool = True) -> Loaded:
         raise LoadError(f"{name}: to open it, {' and '.join(missing)} must be installed: pip install 'transformers-layers-inspector[onnx]'")
     graph = place(name).read_bytes()
     try:
-        proto, told = understood(graph)
+        proto, files, told = understood(graph)
     except Exception as error:  # whatever a foreign or damaged file makes onnx raise
         said = "" if type(error).__name__ == "DecodeError" else f" ({first_line(error)})"
         raise LoadError(f"{name}: no ONNX file that inspector export wrote, or not whole{said}: export it again") from error
@@ -193,14 +194,16 @@ def open_onnx(name: str, finite: bool = True) -> Loaded:
         parts = split(model, backbone=model.backbone, head=model.lm_head, finite=finite)
     except Exception as error:  # of onnxruntime, for a graph that is damaged or asks for operations that it does not know
         raise LoadError(f"{name}: onnxruntime cannot compute it ({first_line(error)}): export it again") from error
-    texts = dict((entry.key, entry.value) for entry in proto.metadata_props)
-    tokenizer, notices = tokenizer_in(name, json.loads(texts["inspector.tokenizer"]), model)
+    tokenizer, notices = tokenizer_in(name, files)
     loaded = attach(model, tokenizer, Origin(name, "onnx"), parts)
-    return Loaded(**vars(loaded) | dict(notices=(*notices, *loaded.notices)))
+    return replace(loaded, notices=(*notices, *loaded.notices))
 
 
 def understood(graph: bytes) -> tuple:
-    """The graph, and what its metadata says: configuration, tensors of the cache, generation settings. Raises whatever it likes."""
+    """The graph, and what its metadata says: the tokenizer's files; configuration, tensors of the cache and generation settings.
+
+    Raises whatever it likes.
+    """
     import onnx
 
     proto = onnx.ModelProto.FromString(graph)
@@ -215,9 +218,10 @@ def understood(graph: bytes) -> tuple:
     check_arguments(variant, config)
     shapes = {own.name: [axis.dim_value for axis in own.type.tensor_type.shape.dim] for own in proto.graph.input}
     kept = {key: (shapes[f"past.{key}"][1], shapes[f"past.{key}"][3]) for key in json.loads(told["inspector.cache"])}
-    if not isinstance(json.loads(told["inspector.tokenizer"]), dict):
+    files = json.loads(told["inspector.tokenizer"])
+    if not isinstance(files, dict):
         raise ValueError("its tokenizer is no object of files")
-    return proto, (config, kept, GenerationConfig(**json.loads(told["inspector.generation"])))
+    return proto, files, (config, kept, GenerationConfig(**json.loads(told["inspector.generation"])))
 
 
 def head_of(proto) -> bytes:
@@ -227,7 +231,7 @@ def head_of(proto) -> bytes:
     return Extractor(proto).extract_model(["hidden"], ["logits"]).SerializeToString()
 
 
-def tokenizer_in(name: str, files: dict[str, str], model: OnnxModel) -> tuple[PreTrainedTokenizerBase | None, tuple[Notice, ...]]:
+def tokenizer_in(name: str, files: dict[str, str]) -> tuple[PreTrainedTokenizerBase | None, tuple[Notice, ...]]:
     """The tokenizer that files make, and what is to be known of it."""
     if not files:
         return None, ()
