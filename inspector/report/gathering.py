@@ -1,9 +1,10 @@
 """One side of a report: a model, its run, and everything that is recorded or measured beside it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ..loading.loaded import Loaded
 from ..parts.limits import vocabulary
+from ..records.comparison import Verdict
 from ..records.generation import Run, Token
 from ..records.report import Report, Side
 
@@ -16,10 +17,29 @@ def recorded(m: Loaded) -> int:
     return SMALL if (vocabulary(m.model) or LARGEST + SMALL) <= SMALL else LARGEST
 
 
-def gather(m: Loaded, run: Run, prompt: str | None = None) -> Side:
-    """The side of a run of ``m``, whose steps have distributions (``recorded``). What a model does not have is left out, and named."""
+def gather(
+    m: Loaded,
+    run: Run,
+    prompt: str | None = None,
+    *,
+    verdict: Verdict | None = None,
+    command: str | None = None,
+    branches: int = 0,
+    measure: bool = True,
+    said: Callable[[str, str], None] = lambda english, russian: None,
+) -> Side:
+    """The side of a run of ``m``, whose steps have distributions (``recorded``). What a model does not have is left out, and named.
+
+    Args:
+        prompt: the text that was asked, where there was one.
+        verdict: on the run, where there is one already.
+        command: that repeats the verdict.
+        branches: how many other tokens of every step are gone on from.
+        measure: whether times are measured.
+        said: told in the two languages what is being done.
+    """
     size = vocabulary(m.model) or 0
-    return Side(run=run, prompt=prompt, tokens=mentioned(m, run), vocabulary=size)
+    return Side(run=run, prompt=prompt, tokens=mentioned(m, run), vocabulary=size, verdict=verdict, command=command)
 
 
 def from_run(run: Run) -> Side:
