@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 
 import inspector
 from inspector.loop.sampling import FILTERS, Bounds, is_in, race, run_filters
+from inspector.records.as_json import to_json
 from inspector.records.generation import Distribution, Sampling
 
 SCRIPTS = Path(inspector.__file__).parent / "render" / "page" / "script"
 
-# What the page does with one case, brought into a form that JSON has: −Infinity is null in it.
+# What the page does with one case, brought into a form that JSON has.
 TRY = """
 return JSON.parse(arguments[0]).map(({ distribution, context, sampling, bounds, extras, fastest }) => {
   const step = Sampler.prepare(distribution, extras ?? []);
@@ -53,9 +54,8 @@ def recorded(logits_V: torch.Tensor, q_V: torch.Tensor | None, count: int | None
 
 
 def as_case(distribution: Distribution, context, sampling: Sampling, bounds: Bounds, **more) -> dict:
-    finite = [logit if math.isfinite(logit) else None for logit in distribution.logits]
     limits = dict(promptLength=bounds.prompt_length, maxLength=bounds.max_length, stopIds=bounds.stop_ids)
-    return dict(distribution=asdict(distribution) | dict(logits=finite), context=context, sampling=asdict(sampling), bounds=limits, **more)
+    return dict(distribution=to_json(distribution), context=context, sampling=to_json(sampling), bounds=limits, **more)
 
 
 def random_logits(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -89,7 +89,7 @@ def random_case(rng: np.random.Generator, size: int) -> tuple[torch.Tensor, list
     context = rng.integers(0, min(size, 12), rng.integers(1, 30)).tolist()
     prompt_length = int(rng.integers(1, len(context) + 1))
     bounds = Bounds(prompt_length, maybe(len(context) + int(rng.integers(1, 4))), ids(2))
-    words = tuple(tuple(context[-n:]) + ids(1) for n in (1, 2)) + (ids(1), ids(3))
+    words = (*((*context[-n:], *ids(1)) for n in (1, 2)), ids(1), ids(3))
     sampling = Sampling(
         temperature=float(rng.choice([0, 0.3, 0.7, 1, 1.5, 3], p=[0.1, 0.1, 0.2, 0.3, 0.2, 0.1])),
         top_k=maybe(int(rng.integers(1, size + 3)), 0.5),
