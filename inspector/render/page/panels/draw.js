@@ -164,7 +164,7 @@ Page.panel({
     function rowOf(one) {
       const name = el("span", { "data-seed": one }, one);
       const recorded = page.side.redraws.find(({ step, seed: of }) => step === page.at && String(of) === one);
-      const mark = (id) => (id === page.step.token.id ? t("the same", "тот же") : t("another", "другой"));
+      const mark = (id) => (id === page.step.token.id ? t("yes", "да") : t("no", "нет"));
       if (recorded) {
         const { token, draw, ratio, loser, loser_ratio: behind } = recorded;
         return [name, tokenName(token), mark(token.id), Draws.digits(draw), Draws.digits(ratio),
@@ -192,7 +192,7 @@ Page.panel({
       others.replaceChildren(
         el("h3", {}, t("This step with other seeds", "Этот шаг с другими seed")),
         grid(
-          ["seed", t("winner", "победитель"), t("beside the run", "рядом с прогоном"), "q", "p/q", t("best loser, p/q", "лучший из проигравших, p/q")],
+          ["seed", t("winner", "победитель"), t("as in the run", "как в прогоне"), "q", "p/q", t("best loser, p/q", "лучший из проигравших, p/q")],
           ids,
           t("The same step drawn with other seeds, its context unchanged", "Тот же шаг с другими seed, контекст прежний"),
           [3, 4],

@@ -179,8 +179,10 @@ Page.panel({
         const place = step.place.get(id);
         if (place !== undefined && !best.includes(place)) best.push(place);
       }
-      const name = (id) => el("span", { class: "whole" }, tokenName(page.token(id)),
-        id === run.steps[at].token.id && ` ${t("recorded", "записан")}`, moved && kind !== "unsure" && id === winner && ` ${t("now", "теперь")}`);
+      const name = (id) => {
+        const marks = [id === run.steps[at].token.id && t("recorded", "записан"), moved && kind !== "unsure" && id === winner && t("now", "теперь")];
+        return el("span", {}, tokenName(page.token(id)), ` ${marks.filter(Boolean).join(", ")}`);
+      };
       const cell = (stage, place, course) => (stage.scores[place] === -Infinity ? Draws.filterName(Sampler.removedBy(course, step.ids[place])) : percent(stage.probabilities[place]));
       const parts = [
         el("h3", {}, t(`Step ${at + 1}`, `Шаг ${at + 1}`)),
