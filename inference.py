@@ -22,7 +22,7 @@ import typer
 
 from inspector.cli import entry, native, options
 from inspector.render import lesson
-from inspector.render.screen import LiveSteps, Screen
+from inspector.render.screen import LiveSteps
 from inspector.render.settings import settings_line
 from inspector.render.steps import candidate_table, other_temperature, text_panel
 from inspector.render.tables import notice, notices, section, subsection, title
@@ -70,17 +70,16 @@ def main(
     expert: Annotated[str, typer.Option(help="The native model beside it.")] = "names-expert",
     prompt: Annotated[str | None, typer.Option(help="For the language model.")] = None,
     expert_prompt: Annotated[str, typer.Option(help="For the native model.")] = NAMES_PROMPT,
-    save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None,
     *,
     asked: options.SamplingOptions,
     loop: options.LoopOptions,
     reading: options.PromptOptions,
     how: options.ModelOptions,
-    out: options.Output,
+    out: options.LessonOutput,
 ) -> None:
     """Take two language models apart, run them by hand, and compare with model.generate()."""
     t, max_new_tokens = out.t, asked.max_new_tokens
-    screen = Screen(save_screen, out.console)
+    screen = out.console
     screen.show(title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
@@ -107,7 +106,7 @@ def main(
     # 1. What they are made of.
     screen.show(section(t("1. The module trees", "1. Деревья модулей")))
     nodes, _, traits = zip(*(measured(m.model, m.split) for m in models), strict=True)
-    screen.show(trees(nodes, names, screen.console.width, t), parts_explained(t, *nodes))
+    screen.show(trees(nodes, names, t), parts_explained(t, *nodes))
     screen.show(architectures(trait_differences(*traits), names, t))
     native.show_original(screen, models[0], how, t)  # with --native
 
@@ -170,7 +169,6 @@ def main(
     again = [asked.again(runs[0].sampling, DEFAULTS), loop, reading, how]
     command = options.command_arguments("run", names[0], prompts[0], options=again)
     screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.closing(command, t, runs[0].sampling.greedy))
-    screen.close("python inference.py")
     out.write(dict(runs=runs, verdicts=verdicts))
 
 
