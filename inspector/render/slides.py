@@ -1,11 +1,10 @@
 """Slides of what a screen showed, 16:9: a section on each, and on further ones what it has no room for."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import RenderableType
 from rich.text import Text
 
 from ..files import check_folder, check_places, filling, locked, manifest, settle
@@ -13,7 +12,7 @@ from .pictures import EXPORT, as_png, draw_lines, line_height, lines_of, recorde
 from .tables import Heading
 
 WIDTH, HEIGHT = 1920, 1080
-SIDE, TOP, BOTTOM = 60, 124, 24  # pixels that are left free; the heading stands above the content
+SIDE, TOP, BOTTOM = 60, 86, 8  # pixels that are left free; the heading stands above the content
 CELLS = range(20, 14, -1)  # pixels that a column may be wide: the font's size, its em, is 33.2 px down to 24.9
 COLUMNS = 108  # at most: two trees stand one under another, each whole
 HEADING = 27  # pixels that a column of the heading is wide: 44.8 px
@@ -101,25 +100,30 @@ def laid_out(section: Sequence[tuple[tuple, dict]], largest: int = CELLS[0]) -> 
 
 def cut_panel(lines: Sequence[Text]) -> bool:
     """Whether a slide begins inside of a panel."""
-    return bool(lines) and lines[0].plain.startswith(("│", "┃"))
+    return bool(lines) and lines[0].plain.startswith(("│", "┃", "╰", "┗"))
 
 
-def blocks(section: Sequence[tuple[tuple, dict]], columns: int) -> list[tuple[list[Text], bool]]:
-    """The lines of each thing that was printed, and whether it is a heading, which stays with what follows."""
-    return [(lines_of(recorded([one], columns)), is_heading(one[0][0])) for one in section]
+def blocks(section: Sequence[tuple[tuple, dict]], columns: int) -> Iterator[list[Text]]:
+    """The lines of each thing that was printed, those of a panel by themselves, and a heading with what follows."""
+    heading: list[Text] = []
+    for one in section:
+        block, begun = heading, False
+        for line in lines_of(recorded([one], columns)):
+            if line.plain.startswith(PANEL) and begun:
+                yield block
+                block = []
+            block.append(line)
+            begun = True
+        heading = block if isinstance(one[0][0], Heading) else []
+        if not heading:
+            yield block
 
 
-def is_heading(shown: RenderableType) -> bool:
-    """Whether what was printed is a line over what follows."""
-    return isinstance(shown, Heading)
-
-
-def pages(blocks: Sequence[tuple[list[Text], bool]], rows: int) -> list[list[Text]]:
+def pages(blocks: Iterable[list[Text]], rows: int) -> list[list[Text]]:
     """The lines of blocks on slides of so many rows. A block that fits on one is on one; a longer one is cut, between rows of a table."""
     made: list[list[Text]] = [[]]
-    for i, (lines, heads) in enumerate(blocks):
-        follows = len(blocks[i + 1][0]) if heads and i + 1 < len(blocks) else 0
-        least = len(lines) + follows if len(lines) + follows <= rows else rows // STARTED
+    for lines in blocks:
+        least = len(lines) if len(lines) <= rows else rows // STARTED
         if made[-1] and len(made[-1]) + least > rows:
             made.append([])
         head = lines[:2] if len(lines) > 2 and set(lines[1].plain.strip()) == {"─"} else []  # of a table
@@ -133,10 +137,7 @@ def pages(blocks: Sequence[tuple[list[Text], bool]], rows: int) -> list[list[Tex
 
 
 def cut_at(lines: Sequence[Text], room: int) -> int:
-    """How many of the lines come before a cut: as many as there is room for, or fewer, so that a panel or a row of a table stays whole."""
-    for cut in range(room, room // 2, -1):
-        if lines[cut].plain.startswith(PANEL):
-            return cut
+    """How many of the lines come before a cut: as many as there is room for, or somewhat fewer, so that a row of a table stays whole."""
     for cut in range(room, max(2, room - 8), -1):
         if not lines[cut].plain.startswith(" "):
             return cut
