@@ -8,7 +8,7 @@ from ..records.comparison import Verdict
 from ..records.generation import Run, Token
 from ..records.report import Report, Side
 
-RECORDED = 512  # logits of every step that a run for a page records: all of a small vocabulary
+SMALL = 512  # tokens of a vocabulary that is shown whole
 
 
 def gather(
@@ -22,7 +22,7 @@ def gather(
     measure: bool = True,
     said: Callable[[str, str], None] = lambda english, russian: None,
 ) -> Side:
-    """The side of a run of ``m``, whose steps have distributions (``RECORDED`` logits). What a model does not have is left out, and named.
+    """The side of a run of ``m``, whose steps have distributions. What a model does not have is left out, and named.
 
     Args:
         prompt: the text that was asked, where there was one.
@@ -40,7 +40,7 @@ def mentioned(m: Loaded, run: Run) -> tuple[Token, ...]:
     """The tokens of a small vocabulary, else those that the run's distributions name, in the order of their ids."""
     size = vocabulary(m.model)
     ids: Iterable[int] = {id for step in run.steps if step.distribution for id in step.distribution.ids}
-    if size is not None and size <= RECORDED:
+    if size is not None and size <= SMALL:
         ids = range(size)
     return m.tokens(sorted(ids))
 
