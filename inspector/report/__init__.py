@@ -1,0 +1,1 @@
+"""What the report page shows: gathered here, drawn by ``inspector.render.page``."""
