@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -16,7 +17,7 @@ from ..loading.texts import Texts, check_ids, check_request
 from ..parts.heads import hidden_states
 from ..parts.limits import context_length, vocabulary
 from ..parts.splitting import Split, evaluating
-from ..records.generation import Candidate, Removal, Run, Sampling, Step, check_sampling, is_id
+from ..records.generation import Candidate, Distribution, Removal, Run, Sampling, Step, check_sampling, is_id
 from .beam_search import Beams, Hypothesis, beam_search
 from .caching import CachedBackbone, cached, logits_after
 from .sampling import GREEDY, Filtered, best, bounds_of, fetch, is_in, largest, new_generator, number_above, race, remover, run_filters
@@ -85,13 +86,15 @@ def loop(
     texts: Texts = Texts(),
     generator: torch.Generator | None = None,
     listed: int = LISTED,
+    recorded: int = 0,
     vocab_size: int | None = None,
     backbone: CachedBackbone | None = None,
 ) -> Iterator[tuple[Step, Tensor]]:
     """Generates token by token from a prompt [1, T]; yields each step's record and its raw logits [V].
 
-    ``listed`` is the number of candidates in a record, ``vocab_size`` that of the ids which the model reads. With a ``backbone``
-    only new tokens are read, by it. The last step carries the reason for stopping.
+    ``listed`` is the number of candidates in a record, ``recorded`` that of the logits in its distribution, 0 for no distribution,
+    ``vocab_size`` that of the ids which the model reads. With a ``backbone`` only new tokens are read, by it. The last step carries the
+    reason for stopping.
 
     Raises:
         ValueError: no prompt, one that exceeds the context, nothing to generate, logits that cannot be drawn from, or a token
@@ -99,10 +102,11 @@ def loop(
     """
     check_sampling(sampling)
     check_request(ids_1T.shape[1], max_new_tokens, context_length)
-    if not is_id(listed):
-        raise ValueError(f"listed={listed!r}: give a whole number, 0 for none")
+    for name, value in dict(listed=listed, recorded=recorded).items():
+        if not is_id(value):
+            raise ValueError(f"{name}={value!r}: give a whole number, 0 for none")
     generator = generator or new_generator(sampling.seed, ids_1T.device)
-    row = Row(ids_1T[0], sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed, vocab_size)
+    row = Row(ids_1T[0], sampling, max_new_tokens, stop_ids, context_length, texts, generator, listed, vocab_size, recorded)
     return steps(split, row, backbone)
 
 
@@ -135,9 +139,19 @@ class Row:
     """
 
     def __init__(
-        self, ids_T: Tensor, sampling: Sampling, max_new_tokens: int, stop_ids, context_length, texts, generator, listed, vocab_size=None
+        self,
+        ids_T: Tensor,
+        sampling: Sampling,
+        max_new_tokens: int,
+        stop_ids,
+        context_length,
+        texts,
+        generator,
+        listed,
+        vocab_size=None,
+        recorded=0,
     ):
-        self.vocab_size = vocab_size
+        self.vocab_size, self.recorded = vocab_size, recorded
         self.ids_T, self.sampling, self.generator, self.texts, self.listed = ids_T, sampling, generator, texts, listed
         self.limits = max_new_tokens, stop_ids, context_length
         self.bounds = bounds_of(len(ids_T), max_new_tokens, stop_ids, context_length)
@@ -193,6 +207,7 @@ class Row:
             index=len(self.new_ids) - 1,
             context_length=len(self.ids_T) - 1,
             **fields,
+            distribution=distribution(choice, self.recorded) if self.recorded else None,
             text=text,
             seconds=seconds,
             stop_reason=self.reason,
@@ -251,6 +266,21 @@ def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]
     return ids_C, listed_C, choice.filtered.gone(ids_C), *choice.filtered.counts(), entropy, ahead
 
 
+def distribution(choice: Choice, recorded: int) -> Distribution:
+    """The largest raw logits of a step, and what ran in its race."""
+    logits_V, q_V = choice.filtered.logits_V.float(), choice.q_V
+    ids_C = best(logits_V, recorded)
+    mass = logits_V.softmax(-1).index_fill(0, ids_C, 0.0).sum()
+    ids, logits, mass, *draws = fetch([ids_C, logits_V[ids_C], mass, *([] if q_V is None else [q_V[ids_C]])])
+    draws = tuple(map(shortest, draws[0])) if draws else None
+    return Distribution(tuple(ids), tuple(map(shortest, logits)), draws, len(logits_V) - len(ids), mass)
+
+
+def shortest(number: float) -> float:
+    """A float32 by the fewest decimals that give it back: as text it is half as long."""
+    return float(str(np.float32(number)))
+
+
 def runner_up(choice: Choice) -> Tensor:
     """The id [1] of the token that would have been chosen without the chosen one; any token where no other is left."""
     scores_V = choice.filtered.scores_V
@@ -287,18 +317,25 @@ def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: S
 
 
 def decode(
-    m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int = 20, listed: int = LISTED, kv_cache: bool = False
+    m: Loaded,
+    ids,
+    sampling: Sampling = Sampling(),
+    max_new_tokens: int = 20,
+    listed: int = LISTED,
+    kv_cache: bool = False,
+    recorded: int = 0,
 ) -> Iterator[Step]:
     """Runs a loaded model by hand: one ``Step`` per new token.
 
     ``m`` is what ``inspector.load`` returns; ``ids`` is the prompt, [1, T] or a list of ids. With ``kv_cache`` a step reads only the
-    token that the step before chose. Raises as ``loop`` does, and ``ValueError`` where the model cannot read with a cache.
+    token that the step before chose; ``recorded`` is the number of raw logits in each step's ``distribution``. Raises as ``loop`` does,
+    and ``ValueError`` where the model cannot read with a cache.
     """
-    return (step for step, _ in decode_with_logits(m, ids, sampling, max_new_tokens, listed, kv_cache))
+    return (step for step, _ in decode_with_logits(m, ids, sampling, max_new_tokens, listed, kv_cache, recorded))
 
 
 def decode_with_logits(
-    m: Loaded, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED, kv_cache: bool = False
+    m: Loaded, ids, sampling: Sampling, max_new_tokens: int, listed: int = LISTED, kv_cache: bool = False, recorded: int = 0
 ) -> Iterator[tuple[Step, Tensor]]:
     """``decode``, with each step's raw logits [V] beside its record."""
     check_loaded(m)
@@ -307,7 +344,7 @@ def decode_with_logits(
     limits = dict(stop_ids=m.stop_ids, context_length=m.context_length, vocab_size=m.vocab_size)
     ids_1T = m.prompt(ids)
     backbone = cached(m, read_at_most(ids_1T.shape[1], max_new_tokens, m.context_length)) if kv_cache else None
-    return loop(m.split, ids_1T, sampling, max_new_tokens, **limits, texts=m.texts, listed=listed, backbone=backbone)
+    return loop(m.split, ids_1T, sampling, max_new_tokens, **limits, texts=m.texts, listed=listed, recorded=recorded, backbone=backbone)
 
 
 def read_at_most(prompt_length: int, max_new_tokens: int, context_length: int | None) -> int:
@@ -324,18 +361,19 @@ def run(
     origins: dict[str, str] | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
     kv_cache: bool = False,
+    recorded: int = 0,
 ) -> Run:
     """Generates to the end and returns the whole run; Ctrl-C ends it early and keeps the steps that there are.
 
-    ``origins`` says where each sampling setting is from; ``on_step`` is called with each step as it comes; ``kv_cache`` as in
-    ``decode``.
+    ``origins`` says where each sampling setting is from; ``on_step`` is called with each step as it comes; ``kv_cache`` and
+    ``recorded`` as in ``decode``.
     """
     check_sampling(sampling)
     if sampling.seed is None and not sampling.greedy:
         sampling = replace(sampling, seed=torch.seed() % 2**63)
     steps: list[Step] = []
     try:
-        for step in decode(m, ids, sampling, max_new_tokens, kv_cache=kv_cache):
+        for step in decode(m, ids, sampling, max_new_tokens, kv_cache=kv_cache, recorded=recorded):
             steps.append(step)
             on_step(step)
     except KeyboardInterrupt:
@@ -367,6 +405,8 @@ def make_run(
         text=m.texts.whole([step.token.id for step in steps], torch.as_tensor(ids).flatten().tolist()),
         notices=m.notices,
         kv_cache=kv_cache,
+        stop_ids=m.stop_ids,
+        context_length=m.context_length,
     )
 
 

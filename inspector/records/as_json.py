@@ -24,6 +24,9 @@ def to_json(record) -> object:
 def from_json(kind, data):
     """The inverse of ``to_json``: a record of the class ``kind``.
 
+    A kind that has grown since its first files says in ``SCHEMAS`` which it reads, the one that it writes last: what those files lack
+    has its default.
+
     Raises:
         ValueError: the data is of another schema, or not a record of this kind.
     """
@@ -31,9 +34,13 @@ def from_json(kind, data):
         if not isinstance(data, dict):
             raise ValueError(f"expected a {kind.__name__}, found {str(data)[:40]!r}: give what --json wrote")
         hints = typing.get_type_hints(kind)
-        if "schema" in hints and (schema := data.get("schema")) != SCHEMA:
-            raise ValueError(f"schema {schema} of {kind.__name__} is not {SCHEMA}: read it with the version that wrote it")
-        if unknown := set(data) - set(hints):
+        known = getattr(kind, "SCHEMAS", (SCHEMA,))
+        if "schema" in hints:
+            if (schema := data.get("schema")) not in known:
+                these = " or ".join(map(str, known))
+                raise ValueError(f"schema {schema} of {kind.__name__} is not {these}: read it with the version that wrote it")
+            data = data | dict(schema=known[-1])
+        if unknown := set(data) - {own.name for own in fields(kind)}:
             raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}: give what --json wrote")
         try:
             return kind(**{name: from_json(hints[name], value) for name, value in data.items()})

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from numbers import Real
+from typing import ClassVar
 
-from .as_json import SCHEMA
 from .notices import Notice
 
 
@@ -279,6 +279,25 @@ class Removal:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """The raw logits of a step, so that other settings can be tried on them later: the largest of them, or all.
+
+    Args:
+        ids: of the tokens, best first.
+        logits: of each, float32 in the shortest decimal that gives it back.
+        draws: of each its number in the exponential race, likewise; None when greedy.
+        rest: how many tokens of the vocabulary are not among them.
+        rest_mass: their share of the raw probability.
+    """
+
+    ids: tuple[int, ...]
+    logits: tuple[float, ...]
+    draws: tuple[float, ...] | None
+    rest: int
+    rest_mass: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One generated token.
 
@@ -298,6 +317,10 @@ class Step:
         removed: what each filter took away, in their order, those that removed nothing left out; empty in files that do not tell.
         runner_up: the best of the tokens that were left beside the chosen one, listed or not: by probability_after / draw, or by
             score when greedy. None where no other was left, and in files that do not tell.
+        distribution: the logits behind it, where they were asked for.
+        forced: the token was named by hand; what the settings would have chosen instead is not recorded.
+        sampling: the settings of this step, where they are not the run's.
+        seeded: the random generator began anew at this step, with the seed of its settings; otherwise it goes on.
     """
 
     index: int
@@ -314,6 +337,10 @@ class Step:
     recording_seconds: float = 0.0
     removed: dict[str, Removal] = field(default_factory=dict)
     runner_up: Candidate | None = None
+    distribution: Distribution | None = None
+    forced: bool = False
+    sampling: Sampling | None = None
+    seeded: bool = False
 
     @property
     def chosen(self) -> Candidate | None:
@@ -363,7 +390,11 @@ class Run:
     fills in where the checkpoint is silent), "default" (no filter) or "lesson" (what ``inference.py`` has instead of that).
     ``settings`` are all generation settings with those of ``generate()`` beside them, where they were asked for (--explain),
     else empty. ``notices`` are what to know of the model. ``kv_cache``: a step read only the token that the step before chose.
+    ``parts`` say where each token of the prompt is from, as ``loading.texts.parts_of`` gives it; empty where they were not asked for.
+    ``stop_ids`` end a generation, and so does a text of more than ``context_length`` tokens.
     """
+
+    SCHEMAS: ClassVar = (1, 2)  # 2 since distributions, forced tokens, and parts of the prompt can be recorded
 
     model: str
     model_type: str
@@ -379,7 +410,10 @@ class Run:
     settings: tuple[Setting, ...] = ()
     notices: tuple[Notice, ...] = ()
     kv_cache: bool = False
-    schema: int = SCHEMA
+    parts: tuple[str | None, ...] = ()
+    stop_ids: Ids = ()
+    context_length: int | None = None
+    schema: int = SCHEMAS[-1]
 
     @property
     def step_seconds(self) -> tuple[float, ...]:

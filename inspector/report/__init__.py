@@ -1,1 +1,1 @@
-"""What the report page shows: gathered here, drawn by ``inspector.render.page``."""
+"""Gathers what the report page shows of models and runs."""

@@ -446,3 +446,26 @@ def test_models_without_a_tokenizer_show_numbers():
     steps = [step for step, _ in loop(scripted([2, 4], 5), torch.tensor([[0]]), GREEDY, 2)]
     assert [step.text for step in steps] == ["2", " 4"]
     assert [step.token.text for step in steps] == ["2", "4"]
+
+
+@pytest.mark.parametrize("recorded", [3, 1000])
+def test_a_distribution_holds_the_largest_logits_and_what_ran_in_the_race(tiny, recorded):
+    m = tiny("qwen2")
+    sampling = Sampling(temperature=0.7, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    for step, logits_V in decode_with_logits(m, [1, 2, 3], sampling, 4, recorded=recorded):
+        had = step.distribution
+        V = len(logits_V)
+        q_V = torch.empty(V).exponential_(1, generator=generator)
+        order = logits_V.argsort(descending=True)[:recorded]
+        assert list(had.ids) == order.tolist()
+        assert torch.equal(torch.tensor(had.logits), logits_V[order]) and torch.equal(torch.tensor(had.draws), q_V[order])
+        left = logits_V.softmax(-1).sum() - logits_V.softmax(-1)[order].sum()
+        assert had.rest == V - len(order) and had.rest_mass == pytest.approx(float(left), abs=1e-6)
+        assert sum(map(len, map(repr, had.logits))) < 12 * len(order)  # the shortest decimals
+
+
+def test_no_distribution_is_recorded_unless_asked_for(tiny):
+    m = tiny("qwen2")
+    assert [step.distribution for step in decode(m, [1, 2], Sampling(temperature=0), 2)] == [None, None]
+    assert next(decode(m, [1, 2], Sampling(temperature=0), 2, recorded=2)).distribution.draws is None
