@@ -140,6 +140,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Idea:
+    """What to try next: what will be seen, and the command that shows it."""
+
+    words: Words
+    command: str
+
+
+@dataclass(frozen=True)
 class Side:
     """One model and its run.
 
@@ -153,6 +161,7 @@ class Side:
         verdict: against ``generate()``.
         commands: the calls that were compared, in code: by hand, and ``generate()``.
         command: the command that repeats the verdict.
+        ideas: what to try next.
         branches, redraws: of the steps.
         inside, measured: see there.
         carried: what the page runs the model with; its weights stand beside the report.
@@ -172,6 +181,7 @@ class Side:
     verdict: Verdict | None = None
     commands: tuple[str, ...] = ()
     command: str | None = None
+    ideas: tuple[Idea, ...] = ()
     branches: tuple[Branch, ...] = ()
     redraws: tuple[Redraw, ...] = ()
     inside: Inside | None = None
