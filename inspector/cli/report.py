@@ -1,7 +1,7 @@
 """``inspector report``: the page, and what else writes one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from rich.text import Text
 from ..files import check_writable, write_whole
 from ..records.as_json import from_json
 from ..records.generation import Run
-from ..records.report import Report, Side
+from ..records.report import Idea, Report, Side
 from ..render.tables import program
 from ..render.text import visible
 from .options import SMALL, LoopOptions, ModelOptions, Output, PromptOptions, SamplingOptions, busy, command_arguments, grouped, importing
@@ -96,7 +96,50 @@ def side(m, name: str, run: Run, prompt: str, *, branches=None, verdict=None, de
     again = [asked.again(run.sampling, defaults), loop, reading, how]
     command = f"{program()} {command_arguments('verify', name, prompt, options=again)}"
     with busy(t("looking inside …", "взгляд внутрь …")) as say:
-        return gather(m, run, prompt, verdict=verdict, command=command, branches=branches, said=lambda *words: say(f"{t(*words)} …"))
+        found = gather(m, run, prompt, verdict=verdict, command=command, branches=branches, said=lambda *words: say(f"{t(*words)} …"))
+    return replace(found, ideas=tuple(ideas(name, prompt, again)))
+
+
+def ideas(name: str, prompt: str, options: Sequence) -> Iterator[Idea]:
+    """What to try next with a model, where ``options`` are those of a run: its sampling first, and how its prompt is read."""
+    asked, loop, reading, how = options
+    drawn = replace(asked, greedy=False, checkpoint_settings=False)
+
+    def call(verb: str, *groups) -> str:
+        return f"{program()} {command_arguments(verb, name, prompt, options=groups)}"
+
+    yield Idea(
+        (
+            "a flatter distribution: top-p keeps more tokens, and the text gets stranger",
+            "распределение ровнее: top-p оставит больше токенов, и текст станет страннее",
+        ),
+        call("run", replace(drawn, temperature=1.5, top_p=0.9, seed=1), loop, reading, how),
+    )
+    yield Idea(
+        ("no draw at all: always the most probable token", "без жребия: всегда самый вероятный токен"),
+        call("run", replace(drawn, greedy=True, temperature=None, top_p=None, seed=None), loop, reading, how),
+    )
+    yield Idea(
+        (
+            "every layer read as if it were the last: where the answer first appears",
+            "каждый слой прочитан как последний: где впервые появляется ответ",
+        ),
+        call("trace", reading, how).replace(" trace ", " trace --lens ", 1),
+    )
+    yield Idea(
+        (
+            "with a cache: the same tokens, fewer rows read at every step, and what rounding makes of it",
+            "с кэшем: те же токены, меньше строк на шаге, и что из этого делает округление",
+        ),
+        call("cache", reading, how),
+    )
+    yield Idea(
+        (
+            "step by step at the keyboard: another temperature, another token, another branch",
+            "по шагам с клавиатуры: другая температура, другой токен, другая ветвь",
+        ),
+        call("step", asked, reading, how),
+    )
 
 
 def write_lesson(place: Path, models: Sequence, found: Sequence[dict], defaults: dict, *, reading, out: Output, **options) -> None:

@@ -264,7 +264,7 @@ const Page = (() => {
     return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   }
 
-  return { page, panel: (spec) => panels.push(spec), begin, play, playing, bytesOf };
+  return { page, panel: (spec) => panels.push(spec), begin, play, playing, jump, bytesOf };
 })();
 
 /** A text in the language of the page. */
