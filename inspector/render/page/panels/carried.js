@@ -66,10 +66,13 @@ Page.panel(
             el("h3", {}, t("Take parts out", "Уберите части")),
             el("p", { class: "quiet" }, field(t("What is pressed is replaced by", "Нажатое заменяется"), way), clear),
             picture(),
-            el("p", { class: "quiet" }, t(
-              "A block is taken out by taking out its attention and its feed-forward: what was there before them goes on. Not done here: patching in what another prompt has (inspector intervene --patch).",
-              "Блок убирается вместе со своими вниманием и слоем прямого распространения: дальше идёт то, что было до них. Здесь нет одного: подстановки того, что даёт другой запрос (inspector intervene --patch).",
-            )),
+            el("p", { class: "quiet" },
+              model.postNorm
+                ? t("Without a block means without its attention and its feed-forward: what came in goes on, through the block's norms.", "Без блока — значит без его внимания и feed-forward: вошедшее идёт дальше, через нормы блока.")
+                : t("Without a block means without its attention and its feed-forward: what came in goes on.", "Без блока — значит без его внимания и feed-forward: вошедшее идёт дальше."),
+              " ",
+              t("Not done here: patching in what another prompt has (inspector intervene --patch).", "Чего здесь нет: подстановки того, что даёт другой запрос (inspector intervene --patch)."),
+            ),
           ),
           next),
         lens, attention, routing, further,
@@ -94,7 +97,7 @@ Page.panel(
               row(null, part([block.attn], t("attention", "внимание"), t(`attention of block ${i}`, `внимание блока ${i}`)),
                 el("span", { class: "quiet" }, t("heads", "головы")),
                 ...block.heads.map((role, h) => part([role], String(h), t(`head ${h} of block ${i}`, `голова ${h} блока ${i}`)))),
-              row(null, part([block.mlp], t("feed-forward", "прямое распр."), t(`feed-forward of block ${i}`, `слой прямого распространения блока ${i}`)),
+              row(null, part([block.mlp], "feed-forward", t(`feed-forward of block ${i}`, `feed-forward блока ${i}`)),
                 block.experts.length > 0 && el("span", { class: "quiet" }, t("experts", "эксперты")),
                 ...block.experts.map((role, e) => part([role], String(e), t(`expert ${e} of block ${i}`, `эксперт ${e} блока ${i}`)))),
             ))),
@@ -195,8 +198,8 @@ Page.panel(
         const moved = changed ? ` KL(${t("before‖after", "до‖после")}) = ${fixed(kl, 3)} ${t("nats", "нат")}.` : "";
         next.replaceChildren(
           el("h3", {}, t("The next token", "Следующий токен"), position() < state.ids.length - 1 ? [t(" behind ", " после "), tokenName(model.token(state.ids[position()]))] : null),
-          el("p", { class: "carried-sentence" }, sentence, moved),
-          bars(rows, [t("token: press to go on with it", "токен: нажмите, чтобы продолжить им"), ...(changed ? [t("as it is", "как есть"), t("with the change", "с изменением")] : [t("probability", "вероятность")])],
+          el("p", {}, sentence, moved, " ", el("span", { class: "quiet" }, full ? t("The context is full.", "Контекст заполнен.") : t("Press a token to go on with it.", "Нажмите токен, чтобы продолжить им."))),
+          bars(rows, [t("token", "токен"), ...(changed ? [t("as it is", "как есть"), t("with the change", "с изменением")] : [t("probability", "вероятность")])],
             t("The next token's probabilities", "Вероятности следующего токена")),
           el("p", {}, el("button", { id: "carried-all", type: "button", "aria-pressed": String(state.all), on: { click: () => ((state.all = !state.all), show()) } }, t(`All ${now.length} tokens`, `Все токены (${now.length})`))),
           proof(before),
@@ -255,19 +258,22 @@ Page.panel(
             "Where each head looks from the chosen position: the token that gets most. Press a head to see the whole of it.",
             "Куда смотрит каждая голова с выбранной позиции: токен, которому досталось больше всех. Нажмите голову, чтобы увидеть её целиком."),
           el("div", { class: "carried-both" },
-            grid(["", ...Array.from({ length: Math.max(...pass.attention.map((one) => one.heads)) }, (_, h) => t(`head ${h}`, `голова ${h}`))],
-              pass.attention.map((one, i) => [t(`block ${i}`, `блок ${i}`), ...Array.from({ length: one.heads }, (_, h) => {
-                const own = rowOf(one, h), key = strongest(own);
-                return el("button", {
-                  id: `carried-head-${i}-${h}`, type: "button", class: "plain", "aria-pressed": String(i === state.layer && h === state.head),
-                  on: { click: () => ((state.layer = i), (state.head = h), show()) },
-                }, tinted(pass.ids[key], own[key]));
-              })]), t("The strongest key of every head", "Сильнейший ключ каждой головы")),
             el("div", {},
-              el("p", {}, t(`Block ${state.layer}, head ${state.head}: rows look at columns.`, `Блок ${state.layer}, голова ${state.head}: строки смотрят на столбцы.`)),
-              map(layer, state.head, T),
+              grid(["", ...Array.from({ length: Math.max(...pass.attention.map((one) => one.heads)) }, (_, h) => t(`head ${h}`, `голова ${h}`))],
+                pass.attention.map((one, i) => [t(`block ${i}`, `блок ${i}`), ...Array.from({ length: one.heads }, (_, h) => {
+                  const own = rowOf(one, h), key = strongest(own);
+                  return el("button", {
+                    id: `carried-head-${i}-${h}`, type: "button", class: "plain", "aria-pressed": String(i === state.layer && h === state.head),
+                    "aria-label": t(`block ${i}, head ${h}: ${quoted(model.token(pass.ids[key]).text)}, ${percent(own[key])}`, `блок ${i}, голова ${h}: ${quoted(model.token(pass.ids[key]).text)}, ${percent(own[key])}`),
+                    on: { click: () => ((state.layer = i), (state.head = h), show()) },
+                  }, tinted(pass.ids[key], own[key]));
+                })]), t("The strongest key of every head", "Сильнейший ключ каждой головы")),
+              el("h4", {}, t(`Block ${state.layer}, head ${state.head}, from `, `Блок ${state.layer}, голова ${state.head}, с `), tokenName(model.token(state.ids[at]))),
               bars(order.map((key) => ({ name: el("span", {}, `${key} `, tokenName(model.token(pass.ids[key]))), values: [row[key]] })),
-                [t("looks at", "смотрит на"), t("weight", "вес")], t("Weights of this head from the chosen position", "Веса этой головы с выбранной позиции")))),
+                [t("looks at", "смотрит на"), t("weight", "вес")], t("Weights of this head from the chosen position", "Веса этой головы с выбранной позиции"))),
+            el("div", {},
+              map(layer, state.head, T),
+              el("p", { class: "quiet" }, t("The whole of this head: each row looks at the columns up to itself; the chosen one is framed.", "Эта голова целиком: каждая строка смотрит на столбцы до себя; выбранная — в рамке.")))),
         );
       }
 
@@ -281,8 +287,8 @@ Page.panel(
               svg("title", {}, `${quoted(model.token(state.ids[query]).text)} → ${quoted(model.token(state.ids[key]).text)}: ${percent(weight)}`)));
           }
         }
-        return svg("svg", { class: "carried-map", viewBox: `-0.1 -0.1 ${T + 0.2} ${T + 0.2}`, role: "img", "aria-label": t("Attention map; the numbers of the chosen row stand beside it", "Карта внимания; числа выбранной строки — рядом") },
-          svg("path", { class: "carried-frame", d: `M0 0V${T}H${T}Z` }), ...squares, svg("rect", { class: "carried-row-frame", x: 0, y: position(), width: position() + 1, height: 1 }));
+        return svg("svg", { class: "carried-map", viewBox: `-0.1 -0.1 ${T + 0.2} ${T + 0.2}`, role: "img", "aria-label": t("Attention map; the numbers of the chosen row stand in the table before it", "Карта внимания; числа выбранной строки — в таблице перед ней") },
+          svg("rect", { class: "carried-frame", width: T, height: T }), ...squares, svg("rect", { class: "carried-row-frame", x: 0, y: position(), width: position() + 1, height: 1 }));
       }
 
       function showRouting(pass) {
@@ -296,7 +302,7 @@ Page.panel(
             "Which experts each token went to in every block, and what their outputs were multiplied with. ≈: the choice was so close that rounding the weights to float16 can turn it around; everything after it may then differ from Python.",
             "К каким экспертам ушёл каждый токен в каждом блоке и на что умножены их выходы. ≈: выбор так близок, что округление весов до float16 может его перевернуть; тогда всё дальнейшее может отличаться от Python."),
           el("div", { class: "wide", tabindex: "0", role: "region", "aria-label": t("Experts", "Эксперты") }, el("table", { class: "grid carried-lens" },
-            el("thead", {}, el("tr", {}, el("th", { scope: "col" }, ""), ...state.ids.map((id, i) => el("th", { scope: "col", class: spot(i) }, tokenName(model.token(id)))))),
+            el("thead", {}, el("tr", {}, el("th", { scope: "col" }, t("in", "в")), ...state.ids.map((id, i) => el("th", { scope: "col", class: spot(i) }, tokenName(model.token(id)))))),
             el("tbody", {}, ...pass.routing.map((one, layer) => el("tr", {}, el("th", { scope: "row" }, t(`block ${layer}`, `блок ${layer}`)),
               ...state.ids.map((_, i) => el("td", { class: spot(i) }, cell(one, i)))))))),
         );

@@ -483,6 +483,7 @@ const Carried = (() => {
       record,
       blocks,
       depths: depths.length,
+      postNorm: blocks.length > 0 && !record.parts["backbone.layers.0"].settings.norm_first,
       encode,
       text,
       token: (id) => ({ id, text: record.texts[id], special: special.has(id), stop: record.stops.includes(id) }),
