@@ -95,7 +95,16 @@ def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop
             run = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache, recorded=RECORDED)
         options = dict(asked=asked, loop=loop, reading=reading, how=how, out=out)
         sides.append(side(m, name, run, prompt, branches=branches, defaults=LESSON, **options))
-    return report(*sides), []
+    sides, weights = with_models(sides, models)
+    return report(*sides), weights
+
+
+def with_models(sides: Sequence[Side], models: Sequence) -> tuple[list[Side], list[bytes]]:
+    """The sides with what the page runs their models with, and the weights for that, side by side."""
+    from ..report.carrying import with_model
+
+    pairs = [with_model(one, m) for one, m in zip(sides, models, strict=True)]
+    return [one for one, _ in pairs], [weights for _, weights in pairs]
 
 
 def side(m, name: str, run: Run, prompt: str, *, branches=None, verdict=None, defaults: dict, asked, loop, reading, how, out) -> Side:
@@ -167,7 +176,8 @@ def write_lesson(
     more = dict(defaults=defaults, asked=asked, loop=loop, how=how, out=out)
     found = zip(models, runs, prompts, verdicts, (reading, PromptOptions()), strict=True)  # the second prompt is for a native model
     sides = [side(m, m.origin.name, run, prompt, verdict=verdict, reading=read, **more) for m, run, prompt, verdict, read in found]
-    write_page(out.html, report(*sides), [], out)
+    sides, weights = with_models(sides, models)
+    write_page(out.html, report(*sides), weights, out)
 
 
 def with_settings(m, run: Run, prompt: str, reading, asked, loop) -> Run:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .carried import Carried
 from .comparison import Verdict
 from .effects import Contributions
 from .generation import Run, Token
@@ -163,6 +164,8 @@ class Side:
         ideas: what to try next.
         branches, redraws: of the steps.
         inside, measured: see there.
+        carried: what the page runs the model with; its weights stand beside the report.
+        not_carried: why it cannot; None where it can, and where there was no model to ask.
         notices: what to know of what is shown.
     """
 
@@ -183,6 +186,8 @@ class Side:
     redraws: tuple[Redraw, ...] = ()
     inside: Inside | None = None
     measured: Measured | None = None
+    carried: Carried | None = None
+    not_carried: Notice | None = None
     notices: tuple[Notice, ...] = ()
 
 
