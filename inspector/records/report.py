@@ -139,6 +139,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Idea:
+    """What to try next: what will be seen, and the command that shows it."""
+
+    words: Words
+    command: str
+
+
+@dataclass(frozen=True)
 class Side:
     """One model and its run.
 
@@ -152,6 +160,7 @@ class Side:
         verdict: against ``generate()``.
         commands: the calls that were compared, in code: by hand, and ``generate()``.
         command: the command that repeats the verdict.
+        ideas: what to try next.
         branches, redraws: of the steps.
         inside, measured: see there.
         notices: what to know of what is shown.
@@ -169,6 +178,7 @@ class Side:
     verdict: Verdict | None = None
     commands: tuple[str, ...] = ()
     command: str | None = None
+    ideas: tuple[Idea, ...] = ()
     branches: tuple[Branch, ...] = ()
     redraws: tuple[Redraw, ...] = ()
     inside: Inside | None = None

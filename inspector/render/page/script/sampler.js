@@ -204,6 +204,9 @@ const Sampler = (() => {
 
   // ---- what is given ----
 
+  /** A recorded logit: what JSON has no number for is a text in it. */
+  const finite = (logit) => (logit === "-inf" ? GONE : Number(logit));
+
   /**
    * A recorded step as the filters take it: its tokens by ascending id, as torch has them.
    * @param {object} distribution a `Distribution` as a Run records it
@@ -214,11 +217,11 @@ const Sampler = (() => {
    */
   function prepare(distribution, extras = []) {
     const { ids, logits, draws, rest, rest_mass: restMass } = distribution;
-    const known = ids.map((id, i) => ({ id, logit: logits[i] ?? GONE, draw: draws ? draws[i] : null }));
+    const known = ids.map((id, i) => ({ id, logit: finite(logits[i]), draw: draws ? draws[i] : null }));
     const step = { size: ids.length + rest, rest, restMass, floor: f32(known.length ? known[known.length - 1].logit : 0) };
     for (const { token, logit, draw, probability_before: p } of extras) {
       if (!step.rest || known.some(({ id }) => id === token.id)) continue;
-      known.push({ id: token.id, logit, draw });
+      known.push({ id: token.id, logit: finite(logit), draw });
       step.rest -= 1;
       step.restMass = Math.max(0, step.restMass - p);
     }
