@@ -60,8 +60,8 @@ def branches(m: Loaded, run: Run, n: int = 3, said: Callable[[int, int], None] =
     Raises:
         ValueError: ``n`` is more than a step has listed; or as ``decode`` does.
     """
-    if type(n) is not int or not 0 <= n < LISTED:
-        raise ValueError(f"branches={n!r}: give a whole number from 0 to {LISTED - 1}, since a step lists {LISTED} tokens")
+    if type(n) is not int or not 0 <= n <= LISTED:
+        raise ValueError(f"branches={n!r}: give a whole number from 0 to {LISTED}: a step lists {LISTED} tokens")
     groups = grouped([step for step in run.steps if others(m, step, n)], max(1, ROWS // max(1, n)))
     most = bounds_of(len(run.prompt), run.max_new_tokens, context_length=m.context_length).max_length - len(run.prompt)
     of, done, found = sum(most - group[0].index for group in groups), 0, []

@@ -50,7 +50,7 @@ def gather(
         verdict=verdict,
         command=command,
         branches=branched(m, run, branches, passes),
-        redraws=redraws(m, run, said=redrawn) if size > SMALL else (),
+        redraws=redraws(m, run, said=redrawn) if size > RECORDED else (),
     )
 
 
