@@ -7,6 +7,8 @@ from ..parts.limits import vocabulary
 from ..records.comparison import Verdict
 from ..records.generation import Run, Token
 from ..records.report import Report, Side
+from .branches import branches as branched
+from .redraws import redraws
 
 SMALL = 512  # tokens of a vocabulary that is shown whole
 
@@ -33,7 +35,23 @@ def gather(
         said: told in the two languages what is being done.
     """
     size = vocabulary(m.model) or 0
-    return Side(run=run, prompt=prompt, tokens=mentioned(m, run), vocabulary=size, verdict=verdict, command=command)
+
+    def passes(done: int, of: int) -> None:
+        said(f"other continuations: pass {done} of at most {of}", f"другие продолжения: проход {done}, всего не больше {of}")
+
+    def redrawn(done: int, of: int) -> None:
+        said(f"draws with other seeds: step {done} of {of}", f"розыгрыши с другими seed: шаг {done} из {of}")
+
+    return Side(
+        run=run,
+        prompt=prompt,
+        tokens=mentioned(m, run),
+        vocabulary=size,
+        verdict=verdict,
+        command=command,
+        branches=branched(m, run, branches, passes),
+        redraws=redraws(m, run, said=redrawn) if size > RECORDED else (),
+    )
 
 
 def mentioned(m: Loaded, run: Run) -> tuple[Token, ...]:
