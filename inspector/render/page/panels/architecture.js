@@ -140,19 +140,19 @@ Page.panel({
     }
 
     /** Gives the boxes their rows, each box one for itself and those of what is in it; returns how many rows there are. */
-    function placed(rows) {
-      let at = 1;
+    function placed(rows, first = 1) {
+      let at = first;
       for (const row of rows) {
-        const inside = placed(aligned(row[0]?.children ?? [], row[1]?.children ?? []));
+        const inside = placed(aligned(row[0]?.children ?? [], row[1]?.children ?? []), 2);
         row.forEach((box, i) => {
           if (!box) return;
-          box.row = at;
+          box.row = at; // in the box around it, whose own head has the first
           box.rows = 1 + inside;
           box.beside = two ? row[1 - i] : undefined; // null: it stands alone
         });
         at += 1 + inside;
       }
-      return at - 1;
+      return at - first;
     }
 
     function diagram() {
@@ -222,7 +222,7 @@ Page.panel({
     /** By how many rows a box stands below the first row of one around it. */
     function offset(outer, box) {
       const child = outer.children.find((other) => other === box || holds(other, box));
-      return child === box ? child.row : child.row + offset(child, box);
+      return child.row - 1 + (child === box ? 0 : offset(child, box));
     }
 
     function holds(outer, box) {
@@ -262,7 +262,7 @@ Page.panel({
       const part = { backbone: "BACKBONE", head: "LM_HEAD", mtp: "MTP" }[node.part];
       const share = node.parameters / Math.max(1, box.side.tree.parameters);
       const chips = two ? named(box) : [];
-      const classes = ["arch-box", node.functional ? "arch-step" : "", box.children.length ? "arch-holds" : "", node.part ? `arch-${node.part}` : "", other ? "arch-other" : ""];
+      const classes = ["arch-box", node.functional ? "arch-step" : "", box.children.length ? "arch-holds" : "", node.part ? `arch-as-${node.part}` : "", other ? "arch-other" : ""];
       const repeated = node.repeat > 1 ? el("b", { class: "arch-times" }, ` × ${whole(node.repeat)}`) : null;
       const button = el(
         "button",
@@ -293,7 +293,7 @@ Page.panel({
     function press(key) {
       memory.chosen = memory.chosen === key ? null : key;
       mark(memory.chosen);
-      if (memory.chosen) page.announce(about.textContent);
+      if (memory.chosen) page.announce([Roles.name(key), Roles.words(key)?.[1]].filter(Boolean).join(": "));
     }
 
     function mark(key) {
@@ -302,6 +302,7 @@ Page.panel({
         button.setAttribute("aria-pressed", String(same));
         button.closest(".arch-box").classList.toggle("arch-chosen", same);
       });
+      about.classList.toggle("arch-open", Boolean(key));
       about.replaceChildren(...(key ? told(key) : [el("p", { class: "quiet" }, t("Nothing is chosen: press a name above.", "Ничего не выбрано: нажмите на имя выше."))]));
     }
 
@@ -325,7 +326,12 @@ Page.panel({
         );
       }
       const words = Roles.words(key);
+      const close = () => {
+        press(key);
+        root.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+      };
       return [
+        el("button", { type: "button", class: "arch-close", "aria-label": t("Close", "Закрыть"), on: { click: close } }, "×"),
         el("h3", {}, Roles.name(key)),
         words ? el("p", {}, words[1]) : null,
         grid(["", ...sides.map(modelName)], rows, t("The component in each model", "Компонент в каждой модели")),

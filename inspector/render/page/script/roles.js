@@ -3,6 +3,10 @@ const Roles = (() => {
   "use strict";
   // role without its layer → [name, what it does], in English and in Russian
   const WORDS = {
+    backbone: [
+      ["backbone", "Everything from token ids to hidden states: a row of numbers for every position."],
+      ["backbone", "Всё от номеров токенов до скрытых состояний: строка чисел для каждой позиции."],
+    ],
     embed: [
       ["embedding", "A table with a row of numbers for every token: the row of its id is what enters the model."],
       ["эмбеддинг", "Таблица, где у каждого токена своя строка чисел: строка его id и входит в модель."],
@@ -98,6 +102,7 @@ const Roles = (() => {
   /** What a node of a tree is known by on both sides: its role, else what it does, else its name. */
   function keyOf(node) {
     if (node.functional) return FUNCTIONAL.find(([pattern]) => pattern.test(node.type))?.[1] ?? `fn ${node.type}`;
+    if (node.part === "backbone") return "backbone";
     return node.role ?? (/rotary/i.test(node.type) ? "rotary" : `name ${node.name}`);
   }
 
