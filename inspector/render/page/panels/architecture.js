@@ -251,6 +251,11 @@ Page.panel({
       return [...differing].filter((trait) => PLACES[trait]?.test(box.key)).map(traitName);
     }
 
+    /** Whether what is in a box runs one after the other; the parts of attention and of feed-forward partly run side by side. */
+    function isFlow(box) {
+      return box.node.part === "backbone" || /^layers\d*\.\*$|\.block$/.test(box.key);
+    }
+
     function drawnBox(box, i) {
       if (box.data) {
         const chip = el("div", { class: "arch-data" }, el("span", {}, box.data), " ", el("code", {}, box.shape));
@@ -262,7 +267,7 @@ Page.panel({
       const part = { backbone: "BACKBONE", head: "LM_HEAD", mtp: "MTP" }[node.part];
       const share = node.parameters / Math.max(1, box.side.tree.parameters);
       const chips = two ? named(box) : [];
-      const classes = ["arch-box", node.functional ? "arch-step" : "", box.children.length ? "arch-holds" : "", node.part ? `arch-as-${node.part}` : "", other ? "arch-other" : ""];
+      const classes = ["arch-box", node.functional ? "arch-step" : "", box.children.length ? "arch-holds" : "", isFlow(box) ? "arch-flow" : "", node.part ? `arch-as-${node.part}` : "", other ? "arch-other" : ""];
       const repeated = node.repeat > 1 ? el("b", { class: "arch-times" }, ` × ${whole(node.repeat)}`) : null;
       const button = el(
         "button",
@@ -280,6 +285,7 @@ Page.panel({
         node.tied_to ? el("span", { class: "arch-same" }, t(" the same matrix as ", " та же матрица, что "), el("code", {}, visible(node.tied_to)), t(", counted there", ", посчитана там")) : null,
         node.unseen ? el("span", { class: "quiet" }, t(" runs without being called", " работает без вызова")) : null,
         node.runs > 1 ? el("span", {}, t(` runs ${node.runs} times`, ` выполняется раз: ${node.runs}`)) : null,
+        node.part === "mtp" ? el("span", { class: "quiet" }, t(" reads the hidden states; a plain pass does not run it", " читает скрытые состояния; обычный проход её не запускает")) : null,
         ...chips.map((name) => el("span", { class: "arch-chip" }, `≠ ${name}`)),
         node.parameters ? el("span", { class: "arch-numbers" }, bar(share), el("span", { class: "number" }, `${short(node.parameters)} · ${percent(share)}`)) : null,
       );
