@@ -141,6 +141,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Idea:
+    """What to try next: what will be seen, and the command that shows it."""
+
+    words: Words
+    command: str
+
+
+@dataclass(frozen=True)
 class Side:
     """One model and its run.
 
@@ -159,6 +167,7 @@ class Side:
         command: the command that repeats the verdict.
         told: setting → what ``generate()`` was told, each explicitly.
         setting_words: remarks on the run's settings.
+        ideas: what to try next.
         branches, redraws: of the steps.
         inside, measured: see there.
         notices: what to know of what is shown.
@@ -181,6 +190,7 @@ class Side:
     command: str | None = None
     told: dict[str, object] = field(default_factory=dict)
     setting_words: tuple[Words, ...] = ()
+    ideas: tuple[Idea, ...] = ()
     branches: tuple[Branch, ...] = ()
     redraws: tuple[Redraw, ...] = ()
     inside: Inside | None = None
