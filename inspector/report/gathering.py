@@ -7,7 +7,11 @@ from ..parts.limits import vocabulary
 from ..records.comparison import Verdict
 from ..records.generation import Run, Token
 from ..records.report import Report, Side
+from .architecture import architecture, compared
 from .branches import branches as branched
+from .costs import measured
+from .prompts import described
+from .proof import proof
 from .redraws import redraws
 
 SMALL = 512  # tokens of a vocabulary that is shown whole
@@ -21,6 +25,7 @@ def gather(
     verdict: Verdict | None = None,
     command: str | None = None,
     branches: int = 0,
+    check: bool = True,
     measure: bool = True,
     said: Callable[[str, str], None] = lambda english, russian: None,
 ) -> Side:
@@ -31,10 +36,12 @@ def gather(
         verdict: on the run, where there is one already.
         command: that repeats the verdict.
         branches: how many other tokens of every step are gone on from.
+        check: whether it is held against ``generate()``, where there is no verdict.
         measure: whether times are measured.
         said: told in the two languages what is being done.
     """
     size = vocabulary(m.model) or 0
+    run = described(m, run, prompt)
 
     def passes(done: int, of: int) -> None:
         said(f"other continuations: pass {done} of at most {of}", f"другие продолжения: проход {done}, всего не больше {of}")
@@ -42,15 +49,19 @@ def gather(
     def redrawn(done: int, of: int) -> None:
         said(f"draws with other seeds: step {done} of {of}", f"розыгрыши с другими seed: шаг {done} из {of}")
 
+    found = architecture(m, run) | proof(m, run, verdict, check)
+    if measure:
+        found |= measured(m, run, said)
     return Side(
         run=run,
         prompt=prompt,
         tokens=mentioned(m, run),
         vocabulary=size,
-        verdict=verdict,
+        unknown=tuple(m.unknown(prompt or "")),
         command=command,
         branches=branched(m, run, branches, passes),
-        redraws=redraws(m, run, said=redrawn) if size > RECORDED else (),
+        redraws=redraws(m, run, said=redrawn) if size > SMALL else (),
+        **found,
     )
 
 
@@ -65,4 +76,4 @@ def mentioned(m: Loaded, run: Run) -> tuple[Token, ...]:
 
 def report(*sides: Side) -> Report:
     """A report of one side or two."""
-    return Report(sides)
+    return Report(sides, **compared(sides))
