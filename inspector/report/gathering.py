@@ -7,6 +7,7 @@ from ..parts.limits import vocabulary
 from ..records.comparison import Verdict
 from ..records.generation import Run, Token
 from ..records.report import Report, Side
+from .inside import inside, mentioned_inside
 
 SMALL = 512  # a vocabulary of at most so many tokens is recorded whole, with all logits of every step
 LARGEST = 300  # logits of a step that are recorded of a larger one
@@ -39,7 +40,10 @@ def gather(
         said: told in the two languages what is being done.
     """
     size = vocabulary(m.model) or 0
-    return Side(run=run, prompt=prompt, tokens=mentioned(m, run), vocabulary=size, verdict=verdict, command=command)
+    said("looking inside", "смотрю внутрь")
+    within = inside(m, run)
+    tokens = mentioned(m, run, mentioned_inside(within))
+    return Side(run=run, prompt=prompt, tokens=tokens, vocabulary=size, verdict=verdict, command=command, inside=within)
 
 
 def from_run(run: Run) -> Side:
@@ -47,10 +51,10 @@ def from_run(run: Run) -> Side:
     return Side(run=run)
 
 
-def mentioned(m: Loaded, run: Run) -> tuple[Token, ...]:
-    """The tokens of a small vocabulary, else those that the run's distributions name, in the order of their ids."""
+def mentioned(m: Loaded, run: Run, others: Iterable[int] = ()) -> tuple[Token, ...]:
+    """The tokens of a small vocabulary, else those that the run's distributions name, and ``others``, in the order of their ids."""
     size = vocabulary(m.model)
-    ids: Iterable[int] = {id for step in run.steps if step.distribution for id in step.distribution.ids}
+    ids: Iterable[int] = {id for step in run.steps if step.distribution for id in step.distribution.ids} | set(others)
     if size is not None and size <= SMALL:
         ids = range(size)
     return m.tokens(sorted(ids))
