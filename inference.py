@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 
 from inspector.cli import entry, native, options
+from inspector.cli.report import check_page, write_lesson
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
 from inspector.render.settings import settings_line
@@ -70,6 +71,7 @@ def main(
     expert: Annotated[str, typer.Option(help="The native model beside it.")] = "names-expert",
     prompt: Annotated[str | None, typer.Option(help="For the language model.")] = None,
     expert_prompt: Annotated[str, typer.Option(help="For the native model.")] = NAMES_PROMPT,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report page too, as FILE.html.")] = None,
     save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None,
     *,
     asked: options.SamplingOptions,
@@ -81,6 +83,7 @@ def main(
     """Take two language models apart, run them by hand, and compare with model.generate()."""
     t, max_new_tokens = out.t, asked.max_new_tokens
     screen = Screen(save_screen, out.console)
+    check_page(html, "--html")
     screen.show(title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
@@ -91,6 +94,7 @@ def main(
     from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
     from inspector.parts.structure import measured, shapes, trait_differences
+    from inspector.report.gathering import RECORDED
 
     how.settle(*(m.model for m in models))
     names = [m.origin.name for m in models]
@@ -98,7 +102,8 @@ def main(
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [reading.encode(models[0], prompts[0]), models[1].encode(prompts[1])]
     settings = [asked.settings(m, DEFAULTS) for m in models]
-    loops = [decode(m, row, s, max_new_tokens, kv_cache=loop.kv_cache) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
+    how_read = dict(kv_cache=loop.kv_cache, recorded=RECORDED if html else 0)
+    loops = [decode(m, row, s, max_new_tokens, **how_read) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
     known = notices([*models[0].notices, *models[1].notices, *reading.remarks(models[0], prompts[0])], t)
     screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t), *known)
     if model is None and names[0] != DEFAULT:
@@ -171,6 +176,9 @@ def main(
     command = options.command_arguments("run", names[0], prompts[0], options=again)
     screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.closing(command, t, runs[0].sampling.greedy))
     screen.close("python inference.py")
+    if html is not None:
+        found = [dict(run=run, prompt=text, verdict=verdict) for run, text, verdict in zip(runs, prompts, verdicts, strict=True)]
+        write_lesson(html, models, found, DEFAULTS, asked=asked, loop=loop, reading=reading, how=how, out=out)
     out.write(dict(runs=runs, verdicts=verdicts))
 
 

@@ -118,8 +118,8 @@ def spelled(own: Parameter) -> str:
 
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
-WRITTEN = ("json_path", "save_screen", "markdown", "tensors", "png", "out", "folder", "onnx")
-READ = ("model", "expert", "diff", "a", "b", "corpus", "validation", "prompts")
+WRITTEN = ("json_path", "html", "save_screen", "markdown", "tensors", "png", "out", "out_file", "folder", "onnx")
+READ = ("model", "expert", "recorded", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
 
 
@@ -251,6 +251,12 @@ class PromptOptions:
         """What to know of a prompt that ``encode`` takes."""
         return m.remarks(prompt or "", self.system, self.raw)
 
+    def parts(self, m, ids: Sequence[int], prompt: str | None) -> tuple[str | None, ...]:
+        """Where each of the ids that ``encode`` gave is from."""
+        from ..loading.texts import parts_of
+
+        return tuple(parts_of(m.tokenizer, ids, prompt or "", self.system, self.raw))
+
 
 @dataclass(frozen=True)
 class Output:
@@ -298,10 +304,7 @@ class Output:
 
     def fed(self, name: str, m, ids: Sequence[int], prompt: str | None, reading: PromptOptions = PromptOptions()) -> RenderableType:
         """The panel of what a model is fed, which also says with how many threads it computes; ``reading`` made the ids of the prompt."""
-        from ..loading.texts import parts_of
-
-        parts = parts_of(m.tokenizer, ids, prompt or "", reading.system, reading.raw)
-        return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), parts)
+        return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), reading.parts(m, ids, prompt))
 
     def write(self, result) -> None:
         """Writes the result as JSON, where that was asked for."""
