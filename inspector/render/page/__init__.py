@@ -14,8 +14,11 @@ from ...records.report import Report
 
 HERE = Path(__file__).parent
 # In the order in which they are joined: libraries first. A panel that is not named here stands behind the others.
-SCRIPTS = ("core", "format", "dom", "slides")
-PANELS = ("steps", "draw", "live", "branches", "carried", "prompt", "architecture", "proof", "cost", "inside")
+SCRIPTS = ("core", "format", "dom", "slides", "cells")
+PANELS = (
+    *("steps", "draw", "live", "branches", "carried", "prompt", "architecture", "proof", "cost"),
+    *("lens", "attention", "contributions", "experts", "latents", "further"),
+)
 
 
 def page(report: Report, lang: str = "en", weights: Sequence[bytes] = ()) -> str:
