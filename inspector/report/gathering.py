@@ -10,6 +10,7 @@ from ..records.report import Report, Side
 from .architecture import architecture, compared
 from .branches import branches as branched
 from .costs import measured
+from .inside import inside, mentioned_inside
 from .prompts import described
 from .proof import proof
 from .redraws import redraws
@@ -52,23 +53,26 @@ def gather(
     found = architecture(m, run) | proof(m, run, verdict, check)
     if measure:
         found |= measured(m, run, said)
+    said("looking inside", "взгляд внутрь")
+    within = inside(m, run)
     return Side(
         run=run,
         prompt=prompt,
-        tokens=mentioned(m, run),
+        tokens=mentioned(m, run, mentioned_inside(within)),
         vocabulary=size,
         unknown=tuple(m.unknown(prompt or "")),
         command=command,
         branches=branched(m, run, branches, passes),
         redraws=redraws(m, run, said=redrawn) if size > SMALL else (),
+        inside=within,
         **found,
     )
 
 
-def mentioned(m: Loaded, run: Run) -> tuple[Token, ...]:
-    """The tokens of a small vocabulary, else those that the run's distributions name, in the order of their ids."""
+def mentioned(m: Loaded, run: Run, others: Iterable[int] = ()) -> tuple[Token, ...]:
+    """The tokens of a small vocabulary, else those that the run's distributions name, and ``others``, in the order of their ids."""
     size = vocabulary(m.model)
-    ids: Iterable[int] = {id for step in run.steps if step.distribution for id in step.distribution.ids}
+    ids: Iterable[int] = {id for step in run.steps if step.distribution for id in step.distribution.ids} | set(others)
     if size is not None and size <= SMALL:
         ids = range(size)
     return m.tokens(sorted(ids))
