@@ -220,7 +220,8 @@ Page.panel({
     }
 
     /** The removed tokens by name, the most probable first. */
-    function names({ removed, count }) {
+    function names({ name, removed, count }) {
+      if (name === "temperature" || name === "repetition_penalty") return t("changes logits, removes none", "меняет логиты, никого не убирает");
       const raw = found[page.at].filtered.stages[0];
       const { place } = found[page.at].filtered.step;
       const first = [...removed].sort((a, b) => raw.scores[place.get(b)] - raw.scores[place.get(a)]).slice(0, NAMED);
