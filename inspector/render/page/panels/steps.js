@@ -25,8 +25,9 @@ Page.panel({
       "aria-label": t("Step", "Шаг"),
       on: {
         input() {
+          const wanted = Number(slider.value) - 1; // what is shown anew sets the slider
           Page.play(false);
-          page.goTo(Number(slider.value) - 1);
+          page.goTo(wanted);
         },
         keydown(event) {
           if (event.key !== " ") return;
