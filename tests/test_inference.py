@@ -16,6 +16,7 @@ from inspector.loading.loading import load
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Verdict
 from inspector.records.generation import Run, Sampling
+from inspector.render.screen import Screen
 from inspector.render.text import translator
 
 ROOT = Path(__file__).parents[1]
@@ -191,7 +192,7 @@ def test_with_native_both_trees_and_the_line_that_ours_is_the_model_are_shown(la
     monkeypatch.setenv("COLUMNS", "120")
     how, t = inference.options.ModelOptions(native=True), translator(language)
     ours = how.load("names-qwen2")
-    inference.native.show_original(inference.Screen(), ours, how, t)
+    inference.native.show_original(Screen(), ours, how, t)
     shown = capsys.readouterr().out
     assert "Qwen2DecoderLayer" in shown and "4 × Block" in shown
     lines = measure(ours)["lines"]["model"]
@@ -199,16 +200,16 @@ def test_with_native_both_trees_and_the_line_that_ours_is_the_model_are_shown(la
     assert line in shown
     with torch.no_grad():
         ours.model.backbone.layers[2].norm_mlp.weight[3] *= 2
-    inference.native.show_original(inference.Screen(), ours, how, t)
+    inference.native.show_original(Screen(), ours, how, t)
     assert t("lines are not this model: different", "строк — не эта модель: различие") in capsys.readouterr().out
-    inference.native.show_original(inference.Screen(), load("names-expert", native=True), how, t)  # native anyway
+    inference.native.show_original(Screen(), load("names-expert", native=True), how, t)  # native anyway
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("way", [dict(fast=True), dict(quantise="int8")])
 def test_with_native_faster_products_and_quantised_weights_are_compared_too(way, capsys):
     how, t = inference.options.ModelOptions(native=True, **way), translator("en")
-    inference.native.show_original(inference.Screen(), how.load("names-qwen2"), how, t)
+    inference.native.show_original(Screen(), how.load("names-qwen2"), how, t)
     shown = capsys.readouterr().out
     assert "lines are this model: " in " ".join(shown.split()), shown
 

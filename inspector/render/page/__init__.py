@@ -13,11 +13,11 @@ from ...records.as_json import to_json
 from ...records.report import Report
 
 HERE = Path(__file__).parent
-# In the order in which they are joined: libraries first. A panel that is not named here stands behind the others.
+# In the order in which they are joined: libraries first, and of the panels what teaches most.
 SCRIPTS = ("core", "format", "dom", "slides", "cells")
 PANELS = (
-    *("steps", "draw", "live", "branches", "carried", "prompt", "architecture", "proof", "cost"),
-    *("lens", "attention", "contributions", "experts", "latents", "further"),
+    *("steps", "entropy", "draw", "live", "branches", "carried", "prompt", "architecture", "proof", "cost"),
+    *("lens", "attention", "contributions", "experts", "latents", "further", "next"),
 )
 
 

@@ -59,6 +59,7 @@ const Page = (() => {
       for (const step of side.run.steps) {
         add(step.token);
         step.candidates.forEach((candidate) => add(candidate.token));
+        add(step.runner_up?.token);
       }
       side.tokens.forEach(add);
       known.set(page.index, found);
@@ -264,7 +265,7 @@ const Page = (() => {
     return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   }
 
-  return { page, panel: (spec) => panels.push(spec), begin, play, playing, bytesOf };
+  return { page, panel: (spec) => panels.push(spec), begin, play, playing, jump, bytesOf };
 })();
 
 /** A text in the language of the page. */
