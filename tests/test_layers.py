@@ -19,6 +19,7 @@ ORDER = (  # bottom to top; a room imports from itself and from earlier lines, a
     {"training", "inside"},
     {"compare"},
     {"bench"},
+    {"report"},
     {"cli"},
 )
 TOP = ("inspector", "inspector.__main__")  # of the package itself

@@ -1,0 +1,206 @@
+"""What the report page shows of one model or two: records of runs and views, and what was measured beside them. The page adds no truth."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from .comparison import Verdict
+from .effects import Contributions
+from .generation import Run, Token
+from .inside import Attention
+from .mechanisms import Experts
+from .notices import Notice
+from .structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
+
+Words = tuple[str, ...]  # the same in English and in Russian
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What would have followed greedily, had another token been taken at a step.
+
+    Args:
+        step: index of the step.
+        tokens: the other token, and the greedy continuation after it.
+        probabilities: raw, of each of them where it stands.
+        text: what they say, behind the prompt and the tokens before.
+        stop_reason: as in ``Step``.
+    """
+
+    step: int
+    tokens: tuple[Token, ...]
+    probabilities: tuple[float, ...]
+    text: str
+    stop_reason: str
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """A step's draw with another seed, its generator begun anew and brought to this step; the context stays the run's.
+
+    Args:
+        step, seed: which.
+        token, draw, ratio: the winner, its q and its p/q.
+        loser, loser_ratio: the best of the others; None where none was left.
+    """
+
+    step: int
+    seed: int
+    token: Token
+    draw: float
+    ratio: float
+    loser: Token | None = None
+    loser_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A split in words: names of backbone and head, and the shapes of ids, hidden states and logits on the run's prompt."""
+
+    backbone: str
+    head: str
+    probe: int
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class LensLayer:
+    """The logit lens of one layer, position by position.
+
+    Args:
+        role: the layer's.
+        ids, probabilities: of each position the most probable tokens, best first.
+        entropy: of each position, in nats.
+        rank: of each position the place of the model's final choice there.
+    """
+
+    role: str
+    ids: tuple[tuple[int, ...], ...]
+    probabilities: tuple[tuple[float, ...], ...]
+    entropy: tuple[float, ...]
+    rank: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """The weights of all heads of one attention, each a share of 255 rounded: bytes in base64, [heads, queries, keys].
+
+    Where a text is long, only the strongest keys of each query: ``keys`` then has their indexes, int16 in base64, [heads, queries, K].
+    """
+
+    role: str
+    heads: int
+    weights: str
+    keys: str | None = None
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One pass over the prompt and all that was generated.
+
+    Args:
+        tokens: what was fed.
+        lens: by layers; empty where the model has none.
+        attention: summary of the heads; None where there is none.
+        weights: of all heads.
+        contributions: to the last token chosen; None where they cannot be told.
+        experts: the routing; None where there are none.
+        missing: why something of these is not there, in the languages.
+    """
+
+    tokens: tuple[Token, ...]
+    lens: tuple[LensLayer, ...] = ()
+    attention: Attention | None = None
+    weights: tuple[AttentionWeights, ...] = ()
+    contributions: Contributions | None = None
+    experts: Experts | None = None
+    missing: tuple[Words, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What steps cost, measured when the page was made.
+
+    Args:
+        uncached, cached: length of the context → seconds of a step; ``cached`` empty where the model reads with none.
+        operations: kind of component, such as "attention" → median seconds in a pass of ``length`` tokens.
+        length: of that pass.
+        threads: of the CPU.
+        flops: length of the context → floating-point operations of a step without a cache.
+        flops_cached: the same of a step with one.
+    """
+
+    uncached: dict[str, float]
+    cached: dict[str, float]
+    operations: dict[str, float]
+    length: int
+    threads: int
+    flops: dict[str, int] = field(default_factory=dict)
+    flops_cached: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Idea:
+    """What to try next: what will be seen, and the command that shows it."""
+
+    words: Words
+    command: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model and its run.
+
+    Args:
+        run: its steps with distributions, where they were recorded.
+        prompt: the text that was asked; None where it is not known.
+        tokens: all that anything here mentions, in the order of their ids; the whole vocabulary where it is small.
+        vocabulary: number of ids that the head gives logits for.
+        tree, sums, traits, costs: as ``inspector tree`` has them.
+        parts: the split.
+        verdict: against ``generate()``.
+        commands: the calls that were compared, in code: by hand, and ``generate()``.
+        command: the command that repeats the verdict.
+        ideas: what to try next.
+        branches, redraws: of the steps.
+        inside, measured: see there.
+        notices: what to know of what is shown.
+    """
+
+    run: Run
+    prompt: str | None = None
+    tokens: tuple[Token, ...] = ()
+    vocabulary: int = 0
+    tree: ModuleNode | None = None
+    sums: dict[str, int] = field(default_factory=dict)
+    traits: Traits | None = None
+    costs: Costs | None = None
+    parts: Parts | None = None
+    verdict: Verdict | None = None
+    commands: tuple[str, ...] = ()
+    command: str | None = None
+    ideas: tuple[Idea, ...] = ()
+    branches: tuple[Branch, ...] = ()
+    redraws: tuple[Redraw, ...] = ()
+    inside: Inside | None = None
+    measured: Measured | None = None
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a page shows: one side, or two with what differs between their architectures.
+
+    Args:
+        sides: the models.
+        roles, traits: of two trees what stands where, and what differs; empty with one side.
+        words: kind and detail of traits → the same in the two languages, for what the page cannot say itself.
+        version: of the program.
+    """
+
+    SCHEMAS: ClassVar = (1,)
+    sides: tuple[Side, ...]
+    roles: tuple[RoleDifference, ...] = ()
+    traits: tuple[TraitDifference, ...] = ()
+    words: dict[str, Words] = field(default_factory=dict)
+    version: str = ""
+    schema: int = SCHEMAS[-1]
