@@ -17,7 +17,9 @@ from .options import ModelArgument, ModelOptions, Output, PromptArgument, Prompt
 def cache(
     model: ModelArgument,
     prompt: PromptArgument = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves of the costs too, smoothly, as FILE.png; --save-png saves the screen.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the curves too, as matplotlib does; --save-png saves the screen.")
+    ] = None,
     *,
     asked: SamplingOptions,
     reading: PromptOptions,
