@@ -29,7 +29,8 @@ from ..records.as_json import to_json
 from ..records.generation import Sampling
 from ..records.notices import Notice
 from ..render import lesson
-from ..render.screen import QuietConsole
+from ..render.screen import Screen
+from ..render.slides import check_slides, write_slides
 from ..render.steps import computing_line, fed_panel
 from ..render.tables import notices
 from ..render.text import Translate, translator, visible
@@ -118,7 +119,7 @@ def spelled(own: Parameter) -> str:
 
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
-WRITTEN = ("json_path", "save_screen", "markdown", "tensors", "png", "out", "folder", "onnx")
+WRITTEN = ("json_path", "save_svg", "save_png", "save_screen", "slides", "markdown", "tensors", "png", "out", "folder", "onnx")
 READ = ("model", "expert", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
 
@@ -146,7 +147,7 @@ def check_places(given: dict, parameters: Sequence[Parameter]) -> None:
         if is_stream(path):
             continue
         for other, place in list(written.items())[:i]:
-            if same_place(path, place) or (other.name == "tensors" and same_place(path.parent, place)):
+            if same_place(path, place) or (other.name in ("tensors", "slides") and same_place(path.parent, place)):
                 raise ValueError(f"{spelled(other)} and {spelled(own)} both write {path}: give each a place of its own")
         for other, text in read.items():
             if any(same_place(path, place) for place in files_of(text)):
@@ -257,11 +258,14 @@ class Output:
     """Where results go and in which language; mistakes in these show before anything is loaded."""
 
     json_path: JsonPath = None
+    save_svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what is shown as a picture too, as FILE.svg.")] = None
+    save_png: Annotated[Path | None, typer.Option(metavar="FILE", help="Likewise, as FILE.png.")] = None
     language: Annotated[str, typer.Option("--lang", help="en, ru, or auto: the locale's.")] = "auto"
 
     def __post_init__(self):
         translator(self.language)
         check_writable(self.json_path)
+        check_pictures(save_svg=self.save_svg, save_png=self.save_png)
         if str(self.json_path) == "-" and 1 in CLOSED:
             raise OutputError("--json -: the standard output is closed: open it, or give a file")
 
@@ -271,9 +275,14 @@ class Output:
         return translator(self.language)
 
     @cached_property
-    def console(self) -> Console:
-        """For what a reader sees."""
-        return quiet_when(self.json_path)
+    def console(self) -> Screen:
+        """For what a reader sees: silent where JSON goes to the standard output, which it then has for itself."""
+        return Screen(*filter(None, self.pictures), quiet=str(self.json_path) == "-")
+
+    @property
+    def pictures(self) -> Sequence[Path | None]:
+        """The files of the pictures that were asked for."""
+        return self.save_svg, self.save_png
 
     @property
     def notices(self) -> Console:
@@ -303,10 +312,47 @@ class Output:
         parts = parts_of(m.tokenizer, ids, prompt or "", reading.system, reading.raw)
         return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), parts)
 
-    def write(self, result) -> None:
-        """Writes the result as JSON, where that was asked for."""
+    def write(self, result, title: str = "inspector") -> None:
+        """Writes the result as JSON, and what was shown as pictures, under a title, where that was asked for: the last thing of a verb."""
         if self.json_path:
             write_json(self.json_path, result)
+        self.console.close(title)
+
+
+@dataclass(frozen=True)
+class LessonOutput(Output):
+    """The same for the lesson, which also makes slides."""
+
+    save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None
+    slides: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write slides of it too: 16:9 pictures, 1920×1080, one or more for each section.")
+    ] = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.save_screen is not None and self.save_screen.suffix not in (".svg", ".html"):
+            raise ValueError(f"--save-screen {self.save_screen}: give a name that ends in .svg or .html")
+        check_writable(self.save_screen)
+        if self.slides is not None:
+            check_slides(self.slides)
+
+    @property
+    def pictures(self) -> Sequence[Path | None]:
+        """The files of the pictures that were asked for."""
+        return *super().pictures, self.save_screen
+
+    @cached_property
+    def console(self) -> Screen:
+        """As of other verbs."""
+        screen = super().console
+        screen.keeps |= self.slides is not None
+        return screen
+
+    def write(self, result) -> None:
+        """As of other verbs, and the slides."""
+        super().write(result, "python inference.py")
+        if self.slides is not None:
+            write_slides(self.slides, self.console.kept)
 
 
 def option(own: Field) -> tuple[str, object, object]:
@@ -507,14 +553,13 @@ def write_json(path: Path, record) -> None:
         write_whole(path, text + "\n")
 
 
-def quiet_when(json_path: Path | None) -> Console:
-    """The console of a verb: silent when JSON goes to the standard output, which it then has for itself.
-
-    Raises:
-        ValueError: the JSON could not be written.
-    """
-    check_writable(json_path)
-    return QuietConsole(highlight=False, quiet=str(json_path) == "-")
+def check_pictures(**files: Path | None) -> None:
+    """Refuses a picture whose name does not end as its option does, ``save_svg`` or another, or that cannot be written: ``ValueError``."""
+    for name, path in files.items():
+        kind = name.removeprefix("save_")
+        if path is not None and path.suffix != f".{kind}":
+            raise ValueError(f"--save-{kind} {str(path)!r}: give a name that ends in .{kind}")
+        check_writable(path)
 
 
 @contextmanager

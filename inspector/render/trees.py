@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records.structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
-from .tables import WIDE, Held, held, table
+from .tables import WIDE, Held, Wide, held, table
 from .text import Translate, count, counted, memory, percent, singular, tokens_of, visible
 from .traits import labelled, trait_list, trait_table
 
@@ -287,8 +287,13 @@ def role_words(text: str, t: Translate) -> str:
     return text.replace(", tied", t(", tied", ", общие веса")) or "–"
 
 
-def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:
+def trees(nodes: Sequence[ModuleNode], titles: Sequence[str], t: Translate) -> RenderableType:
     """Module trees side by side on a wide terminal, one under another on a narrow one; all of them in one layout."""
+    return Wide(lambda width: trees_in(nodes, titles, width, t))
+
+
+def trees_in(nodes: Sequence[ModuleNode], titles: Sequence[str], width: int, t: Translate) -> RenderableType:
+    """The same for a terminal ``width`` columns wide."""
     each = width if width < WIDE else width // len(nodes)
     below = any(needs_lines(node, each - 4, t) for node in nodes)
     panels = [tree_panel(node, title, each, t, below=below) for node, title in zip(nodes, titles, strict=True)]
