@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .as_json import SCHEMA
 from .comparison import Verdict
 from .effects import Contributions
 from .generation import Run, Token
 from .inside import Attention
 from .mechanisms import Experts
 from .notices import Notice
+from .shown import Shown
 from .structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 
 Words = tuple[str, ...]  # the same in English and in Russian
@@ -52,8 +54,8 @@ class Redraw:
     loser_ratio: float | None = None
 
 
-@dataclass(frozen=True)
-class Parts:
+@dataclass(frozen=True, repr=False)
+class Parts(Shown):
     """A split in words: names of backbone and head, and the shapes of ids, hidden states and logits on the run's prompt."""
 
     backbone: str
@@ -138,8 +140,8 @@ class Measured:
     flops_cached: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Side:
+@dataclass(frozen=True, repr=False)
+class Side(Shown):
     """One model and its run.
 
     Args:
@@ -176,8 +178,8 @@ class Side:
     notices: tuple[Notice, ...] = ()
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """All that a page shows: one side, or two with what differs between their architectures.
 
     Args:
@@ -194,3 +196,27 @@ class Report:
     words: dict[str, Words] = field(default_factory=dict)
     version: str = ""
     schema: int = SCHEMAS[-1]
+
+
+@dataclass(frozen=True, repr=False)
+class Overview(Shown):
+    """A loaded model at a glance.
+
+    Args:
+        name, kind: where it is from, as in ``Origin``.
+        dtype, device: of its weights.
+        tree, costs, traits: as ``inspector tree`` has them; None of a model that nothing can look into.
+        parts: the split.
+        notices: what to know of the model.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    device: str
+    tree: ModuleNode | None
+    costs: Costs | None
+    traits: Traits | None
+    parts: Parts
+    notices: tuple[Notice, ...] = ()
+    schema: int = SCHEMA
