@@ -25,8 +25,8 @@ from .parting import divergence_report
 from .pictures import EXPORT, FAMILY
 from .settings import settings_line
 from .speculation import speculation_view
-from .steps import candidate_table, fed_panel, steps_table, text_panel
-from .tables import notices
+from .steps import candidate_table, fed_panel, sentence, steps_table, text_panel
+from .tables import Held, notices
 from .text import Translate, translator
 from .trees import parts_explained, split_table, tree_panel
 from .verdicts import sampling_words, verdict_line
@@ -51,9 +51,10 @@ def html(record: object) -> str:
     """A record in a notebook: the page with what it has, in a frame; where the page has no panel for it, what a console shows."""
     if (report := PAGES.get(type(record), lambda record: None)(record)) is not None:
         return framed(page(report, translator("auto")("en", "ru")))
-    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False)
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, force_jupyter=False, highlight=False)
     console.print(terminal(record, COLUMNS))
-    style = f"background:{{background}};color:{{foreground}};font-family:{FAMILY};line-height:1.2;padding:0.75em;overflow-x:auto"
+    letters = f"font-family:{FAMILY};line-height:1.16;white-space:pre"  # the lines of tables join
+    style = f"background:{{background}};color:{{foreground}};{letters};padding:0.75em;overflow-x:auto"
     return console.export_html(theme=EXPORT, inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
 
 
@@ -77,7 +78,7 @@ def run_form(run: Run, width: int, t: Translate) -> Iterator[RenderableType]:
 
 def step_form(step: Step, width: int, t: Translate) -> Iterator[RenderableType]:
     """The candidates of one step, before the filters and after them."""
-    yield steps_table([""], [[step]], t)
+    yield Held(t(f"step {step.index + 1}: ", f"шаг {step.index + 1}: ") + sentence(step, t), "bold")
     if step.candidates:
         yield candidate_table(step, {t("p after", "p после"): [c.probability_after for c in step.candidates]}, t)
 
