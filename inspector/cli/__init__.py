@@ -55,6 +55,7 @@ from .options import (
     read_prompts,
     threads_now,
 )
+from .report import report
 from .train import train
 
 EXPLAIN_HELP = (
@@ -132,6 +133,10 @@ def run(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Of --prompts: prompts that go through the model together.")] = 8,
     explain: Annotated[bool, typer.Option("--explain", help=EXPLAIN_HELP)] = False,
+    record: Annotated[
+        int,
+        typer.Option(metavar="N", help="Write the N largest raw logits of every step into the JSON, for report --run."),
+    ] = 0,
     *,
     asked: SamplingOptions,
     loop: LoopOptions,
@@ -146,6 +151,10 @@ def run(
     if prompt is not None and prompts is not None:
         raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
     at_least_one(batch_size=batch_size)
+    if record < 0:
+        raise ValueError(f"--record {record}: give a whole number, 0 for none")
+    if record and prompts is not None:
+        raise ValueError("--record is for one prompt: leave it or --prompts out")
     screen, processes = out.console, None
     lines = read_prompts(prompts) if prompts is not None else []
     if lines:  # the processes meet before loading: each may have an accelerator of its own
@@ -181,7 +190,8 @@ def run(
         screen.show(out.fed(model, m, ids, prompt, reading))
         screen.show(settings_line(sampling, origins, t, loop.kv_cache))
         with LiveSteps(screen, [model], t) as live:
-            result = generate(m, ids, sampling, asked.max_new_tokens, origins, lambda step: live.add([step]), loop.kv_cache)
+            result = generate(m, ids, sampling, asked.max_new_tokens, origins, lambda step: live.add([step]), loop.kv_cache, record)
+        result = replace(result, parts=reading.parts(m, ids, prompt))
         screen.show(text_panel(prompt or "", result, t))
     if processes is None or processes.rank == 0:
         if explain:  # each run's own: where it ends, and whether a forced beginning acts, depends on its prompt
@@ -295,7 +305,7 @@ def coverage(
         raise typer.Exit(1)
 
 
-for verb in (trace, contributions, intervene, cache, diverge, mutate, train, export):
+for verb in (trace, contributions, intervene, cache, diverge, mutate, train, export, report):
     app.command()(verb)
 
 

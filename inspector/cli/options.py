@@ -30,7 +30,6 @@ from ..records.generation import Sampling
 from ..records.notices import Notice
 from ..render import lesson
 from ..render.screen import Screen
-from ..render.slides import check_slides, write_slides
 from ..render.steps import computing_line, fed_panel
 from ..render.tables import notices
 from ..render.text import Translate, translator, visible
@@ -119,8 +118,11 @@ def spelled(own: Parameter) -> str:
 
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
-WRITTEN = ("json_path", "save_svg", "save_png", "save_screen", "slides", "markdown", "tensors", "png", "out", "folder", "onnx")
-READ = ("model", "expert", "diff", "a", "b", "corpus", "validation", "prompts")
+WRITTEN = (
+    *("json_path", "html", "save_svg", "save_png", "save_screen", "slides", "markdown", "tensors", "png"),
+    *("out", "out_file", "folder", "onnx"),
+)
+READ = ("model", "expert", "recorded", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
 
 
@@ -252,6 +254,12 @@ class PromptOptions:
         """What to know of a prompt that ``encode`` takes."""
         return m.remarks(prompt or "", self.system, self.raw)
 
+    def parts(self, m, ids: Sequence[int], prompt: str | None) -> tuple[str | None, ...]:
+        """Where each of the ids that ``encode`` gave is from."""
+        from ..loading.texts import parts_of
+
+        return tuple(parts_of(m.tokenizer, ids, prompt or "", self.system, self.raw))
+
 
 @dataclass(frozen=True)
 class Output:
@@ -307,52 +315,13 @@ class Output:
 
     def fed(self, name: str, m, ids: Sequence[int], prompt: str | None, reading: PromptOptions = PromptOptions()) -> RenderableType:
         """The panel of what a model is fed, which also says with how many threads it computes; ``reading`` made the ids of the prompt."""
-        from ..loading.texts import parts_of
-
-        parts = parts_of(m.tokenizer, ids, prompt or "", reading.system, reading.raw)
-        return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), parts)
+        return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), reading.parts(m, ids, prompt))
 
     def write(self, result, title: str = "inspector") -> None:
         """Writes the result as JSON, and what was shown as pictures, under a title, where that was asked for: the last thing of a verb."""
         if self.json_path:
             write_json(self.json_path, result)
         self.console.close(title)
-
-
-@dataclass(frozen=True)
-class LessonOutput(Output):
-    """The same for the lesson, which also makes slides."""
-
-    save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None
-    slides: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write slides of it too: 16:9 pictures, 1920×1080, one or more for each section.")
-    ] = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.save_screen is not None and self.save_screen.suffix not in (".svg", ".html"):
-            raise ValueError(f"--save-screen {self.save_screen}: give a name that ends in .svg or .html")
-        check_writable(self.save_screen)
-        if self.slides is not None:
-            check_slides(self.slides)
-
-    @property
-    def pictures(self) -> Sequence[Path | None]:
-        """The files of the pictures that were asked for."""
-        return *super().pictures, self.save_screen
-
-    @cached_property
-    def console(self) -> Screen:
-        """As of other verbs."""
-        screen = super().console
-        screen.keeps |= self.slides is not None
-        return screen
-
-    def write(self, result) -> None:
-        """As of other verbs, and the slides."""
-        super().write(result, "python inference.py")
-        if self.slides is not None:
-            write_slides(self.slides, self.console.kept)
 
 
 def option(own: Field) -> tuple[str, object, object]:

@@ -140,6 +140,14 @@ class Measured:
     flops_cached: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Idea:
+    """What to try next: what will be seen, and the command that shows it."""
+
+    words: Words
+    command: str
+
+
 @dataclass(frozen=True, repr=False)
 class Side(Shown):
     """One model and its run.
@@ -154,6 +162,7 @@ class Side(Shown):
         verdict: against ``generate()``.
         commands: the calls that were compared, in code: by hand, and ``generate()``.
         command: the command that repeats the verdict.
+        ideas: what to try next.
         branches, redraws: of the steps.
         inside, measured: see there.
         notices: what to know of what is shown.
@@ -171,6 +180,7 @@ class Side(Shown):
     verdict: Verdict | None = None
     commands: tuple[str, ...] = ()
     command: str | None = None
+    ideas: tuple[Idea, ...] = ()
     branches: tuple[Branch, ...] = ()
     redraws: tuple[Redraw, ...] = ()
     inside: Inside | None = None

@@ -38,7 +38,7 @@ def stand_in(wanted: str, name: str, t: Translate) -> Iterator[RenderableType]:
     """Says that an embedded model is shown instead of the default one, and how to get that."""
     line = t(
         f"{wanted} is not in the cache and the hub does not give it: the embedded {name}, a small Qwen2, stands in. "
-        "A network fetches 1 GB once; or name its folder:",
+        "With a network 1 GB is fetched once; or name its folder:",
         f"{wanted} нет в кэше, и хаб её не отдаёт: вместо неё встроенная {name}, маленький Qwen2. "
         "С сетью она скачается один раз, около 1 ГБ; или укажите папку с её файлами:",
     )

@@ -8,13 +8,7 @@ from ..records.comparison import Verdict
 from ..records.generation import Run, Token
 from ..records.report import Report, Side
 
-SMALL = 512  # a vocabulary of at most so many tokens is recorded whole, with all logits of every step
-LARGEST = 300  # logits of a step that are recorded of a larger one
-
-
-def recorded(m: Loaded) -> int:
-    """How many logits of each step a run for a page records."""
-    return SMALL if (vocabulary(m.model) or LARGEST + SMALL) <= SMALL else LARGEST
+RECORDED = 512  # logits of every step that a run for a page records: all of a small vocabulary
 
 
 def gather(
@@ -28,7 +22,7 @@ def gather(
     measure: bool = True,
     said: Callable[[str, str], None] = lambda english, russian: None,
 ) -> Side:
-    """The side of a run of ``m``, whose steps have distributions (``recorded``). What a model does not have is left out, and named.
+    """The side of a run of ``m``, whose steps have distributions (``RECORDED`` logits). What a model does not have is left out, and named.
 
     Args:
         prompt: the text that was asked, where there was one.
@@ -42,16 +36,11 @@ def gather(
     return Side(run=run, prompt=prompt, tokens=mentioned(m, run), vocabulary=size, verdict=verdict, command=command)
 
 
-def from_run(run: Run) -> Side:
-    """The side of a run that was recorded before, without its model: the page leaves out what it cannot show."""
-    return Side(run=run)
-
-
 def mentioned(m: Loaded, run: Run) -> tuple[Token, ...]:
     """The tokens of a small vocabulary, else those that the run's distributions name, in the order of their ids."""
     size = vocabulary(m.model)
     ids: Iterable[int] = {id for step in run.steps if step.distribution for id in step.distribution.ids}
-    if size is not None and size <= SMALL:
+    if size is not None and size <= RECORDED:
         ids = range(size)
     return m.tokens(sorted(ids))
 

@@ -13,9 +13,9 @@ from ...records.as_json import to_json
 from ...records.report import Report
 
 HERE = Path(__file__).parent
-# In the order in which they are joined: libraries first. A panel that is not named here stands behind the others.
+# In the order in which they are joined: libraries first, and of the panels what teaches most.
 SCRIPTS = ("core", "format", "dom", "slides")
-PANELS = ("steps", "draw", "live", "branches", "carried", "prompt", "architecture", "proof", "cost", "inside")
+PANELS = ("steps", "draw", "live", "branches", "carried", "prompt", "architecture", "proof", "cost", "inside", "next")
 
 
 def page(report: Report, lang: str = "en", weights: Sequence[bytes] = ()) -> str:

@@ -47,6 +47,7 @@ const Page = (() => {
   };
   let live = []; // what build returned, of the panels that are shown
   let timer = null;
+  let theme = "auto";
   const known = new Map();
 
   function tokens() {
@@ -89,6 +90,13 @@ const Page = (() => {
   function speak(lang) {
     page.lang = lang;
     document.documentElement.lang = lang;
+    draw();
+  }
+
+  /** Light, dark, or as the system has it. */
+  function paint(scheme) {
+    theme = scheme;
+    document.documentElement.style.colorScheme = scheme === "auto" ? "" : scheme;
     draw();
   }
 
@@ -144,12 +152,30 @@ const Page = (() => {
       header(shown),
       el("main", { id: "main", tabindex: "-1" }, ...sections),
       el("p", { id: "said", class: "said", "aria-live": "polite" }),
+      page.run.steps.length > 0 && el("div", { id: "at", role: "group", "aria-label": t("Step", "Шаг") }),
     );
-    live = shown.map((panel, i) => panel.build(sections[i], page) ?? {});
+    live = [...shown.map((panel, i) => panel.build(sections[i], page) ?? {}), { step: showStep }];
     live.forEach((part) => part.step?.());
     Slides.drawn(sections);
     if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
     keep();
+  }
+
+  /** The bar at the lower edge: where the steps are, and the way to the others, from every panel. */
+  function showStep() {
+    const bar = document.getElementById("at");
+    if (!bar) return;
+    const last = page.run.steps.length - 1;
+    const move = (id, text, label, off, act) =>
+      el("button", { id, type: "button", "aria-label": label, title: label, disabled: off ? "" : null, on: { click: act } }, text);
+    const focused = document.activeElement?.id;
+    bar.replaceChildren(
+      move("at-back", "◀", t("One step back (left arrow)", "На шаг назад (стрелка влево)"), page.at === 0, () => goTo(page.at - 1)),
+      move("at-play", playing() ? "❚❚" : "▶▶", playing() ? t("Stop (space)", "Стоп (пробел)") : t("Play (space)", "Проиграть (пробел)"), false, () => play(!playing())),
+      move("at-next", "▶", t("One step on (right arrow)", "На шаг вперёд (стрелка вправо)"), page.at === last, () => goTo(page.at + 1)),
+      el("span", {}, t(`step ${page.at + 1} of ${last + 1}`, `шаг ${page.at + 1} из ${last + 1}`), " ", tokenName(page.step.token)),
+    );
+    if (bar.querySelector(`#${CSS.escape(focused || "none")}`)) document.getElementById(focused).focus();
   }
 
   function skip(event) {
@@ -177,8 +203,10 @@ const Page = (() => {
         report.sides.length > 1 &&
           pick(t("Model", "Модель"), report.sides.map((side, i) => [i, side.run.model]), page.index, choose),
         pick(t("Language", "Язык"), [["en", "English"], ["ru", "Русский"]], page.lang, speak),
+        pick(t("Colours", "Цвета"), [["auto", t("Auto", "Авто")], ["light", t("Light", "Светлые")], ["dark", t("Dark", "Тёмные")]], theme, paint),
         Slides.button(),
       ),
+      ...page.run.notices.concat(page.side.notices ?? []).map(remark),
       el(
         "nav",
         { "aria-label": t("Panels", "Панели") },
@@ -242,7 +270,7 @@ const Page = (() => {
     return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   }
 
-  return { page, panel: (spec) => panels.push(spec), begin, play, playing, bytesOf };
+  return { page, panel: (spec) => panels.push(spec), begin, play, playing, jump, bytesOf };
 })();
 
 /** A text in the language of the page. */

@@ -11,7 +11,7 @@ const Slides = (() => {
 
   function present(wanted) {
     on = wanted;
-    document.body.classList.toggle("presenting", on);
+    document.documentElement.classList.toggle("presenting", on);
     document.getElementById("present").setAttribute("aria-pressed", String(on));
     turn(0);
   }
@@ -19,7 +19,7 @@ const Slides = (() => {
   /** The panels were drawn anew. */
   function drawn(shown) {
     sections = shown;
-    document.body.classList.toggle("presenting", on);
+    document.documentElement.classList.toggle("presenting", on);
     turn(0);
   }
 
