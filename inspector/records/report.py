@@ -124,11 +124,13 @@ class Measured:
 
     Args:
         uncached, cached: length of the context → seconds of a step; ``cached`` empty where the model reads with none.
-        operations: kind of component, such as "attention" → median seconds in a pass of ``length`` tokens.
+        operations: role, that of all layers as one, such as "layers.*.attn" → median seconds in a pass of ``length`` tokens; "" for what
+            is in none of them.
         length: of that pass.
         threads: of the CPU.
-        flops: length of the context → floating-point operations of a step without a cache.
-        flops_cached: the same of a step with one.
+        flops: length of the context → floating-point operations of a step without a cache, told from shapes; of the run's own lengths
+            and those that were measured.
+        flops_cached: the same of a step that reads one token and has the others in a cache.
     """
 
     uncached: dict[str, float]
@@ -157,11 +159,16 @@ class Side(Shown):
         prompt: the text that was asked; None where it is not known.
         tokens: all that anything here mentions, in the order of their ids; the whole vocabulary where it is small.
         vocabulary: number of ids that the head gives logits for.
+        unknown: the characters of the prompt that the tokenizer does not know.
         tree, sums, traits, costs: as ``inspector tree`` has them.
+        trait_words: trait → its facts in words.
         parts: the split.
         verdict: against ``generate()``.
-        commands: the calls that were compared, in code: by hand, and ``generate()``.
+        verdict_words: the verdict in words, or why there is none.
+        commands: the calls that were compared, in code: by hand, ``generate()``, and the function that compares the two.
         command: the command that repeats the verdict.
+        told: setting → what ``generate()`` was told, each explicitly.
+        setting_words: remarks on the run's settings.
         ideas: what to try next.
         branches, redraws: of the steps.
         inside, measured: see there.
@@ -172,14 +179,19 @@ class Side(Shown):
     prompt: str | None = None
     tokens: tuple[Token, ...] = ()
     vocabulary: int = 0
+    unknown: tuple[str, ...] = ()
     tree: ModuleNode | None = None
     sums: dict[str, int] = field(default_factory=dict)
     traits: Traits | None = None
+    trait_words: dict[str, Words] = field(default_factory=dict)
     costs: Costs | None = None
     parts: Parts | None = None
     verdict: Verdict | None = None
+    verdict_words: Words = ()
     commands: tuple[str, ...] = ()
     command: str | None = None
+    told: dict[str, object] = field(default_factory=dict)
+    setting_words: tuple[Words, ...] = ()
     ideas: tuple[Idea, ...] = ()
     branches: tuple[Branch, ...] = ()
     redraws: tuple[Redraw, ...] = ()
@@ -195,7 +207,7 @@ class Report(Shown):
     Args:
         sides: the models.
         roles, traits: of two trees what stands where, and what differs; empty with one side.
-        words: kind and detail of traits → the same in the two languages, for what the page cannot say itself.
+        words: trait → its name.
         version: of the program.
     """
 

@@ -7,6 +7,10 @@ from ..parts.limits import vocabulary
 from ..records.comparison import Verdict
 from ..records.generation import Run, Token
 from ..records.report import Report, Side
+from .architecture import architecture, compared
+from .costs import measured
+from .prompts import described
+from .proof import proof
 
 RECORDED = 512  # logits of every step that a run for a page records: all of a small vocabulary
 
@@ -19,6 +23,7 @@ def gather(
     verdict: Verdict | None = None,
     command: str | None = None,
     branches: int = 0,
+    check: bool = True,
     measure: bool = True,
     said: Callable[[str, str], None] = lambda english, russian: None,
 ) -> Side:
@@ -29,11 +34,17 @@ def gather(
         verdict: on the run, where there is one already.
         command: that repeats the verdict.
         branches: how many other tokens of every step are gone on from.
+        check: whether it is held against ``generate()``, where there is no verdict.
         measure: whether times are measured.
         said: told in the two languages what is being done.
     """
     size = vocabulary(m.model) or 0
-    return Side(run=run, prompt=prompt, tokens=mentioned(m, run), vocabulary=size, verdict=verdict, command=command)
+    run = described(m, run, prompt)
+    found = architecture(m, run) | proof(m, run, verdict, check)
+    if measure:
+        found |= measured(m, run, said)
+    unknown = tuple(m.unknown(prompt or ""))
+    return Side(run=run, prompt=prompt, tokens=mentioned(m, run), vocabulary=size, unknown=unknown, command=command, **found)
 
 
 def mentioned(m: Loaded, run: Run) -> tuple[Token, ...]:
@@ -47,4 +58,4 @@ def mentioned(m: Loaded, run: Run) -> tuple[Token, ...]:
 
 def report(*sides: Side) -> Report:
     """A report of one side or two."""
-    return Report(sides)
+    return Report(sides, **compared(sides))
