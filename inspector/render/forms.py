@@ -1,5 +1,7 @@
 """What stands for a record on a console and in a notebook: what the verb of its name prints, and the panels that the page has for it."""
 
+import base64
+import gzip
 import html as markup
 import io
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from ..records.effects import Contributions, Effect
 from ..records.generation import Run, Sampling, Step
 from ..records.inside import Attention, Lens, Trace
 from ..records.mechanisms import Experts, Further, Latents
-from ..records.report import Overview, Parts, Report, Side
+from ..records.report import Overview, Parts, Report, Side, Words
 from ..records.speculation import Speculation
 from ..records.structure import ModuleNode
 from .caching import lesson_view
@@ -23,11 +25,13 @@ from .lesson import origins
 from .page import page
 from .parting import divergence_report
 from .pictures import EXPORT, FAMILY
+from .report import from_runs
 from .settings import settings_line
 from .speculation import speculation_view
 from .steps import candidate_table, fed_panel, sentence, steps_table, text_panel
 from .tables import Held, notices
 from .text import Translate, translator
+from .traits import trait_name, trait_words
 from .trees import parts_explained, split_table, tree_panel
 from .verdicts import sampling_words, verdict_line
 
@@ -39,6 +43,14 @@ FITTING = """<script>addEventListener("message", (event) => {
   if (Number.isFinite(height)) for (const frame of document.querySelectorAll("iframe.inspector"))
     if (frame.contentWindow === event.source) frame.style.height = `${Math.min(Math.ceil(height), Number(frame.dataset.highest))}px`;
 });</script>"""
+# In the frame: the page lies there compressed, since a notebook holds one for every cell that shows one.
+UNPACKING = """<!doctype html><meta charset="utf-8"><body data-page="PAGE"><script>(async () => {
+  const bytes = Uint8Array.from(atob(document.body.dataset.page), (letter) => letter.charCodeAt(0));
+  const page = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  document.open();
+  document.write(page);
+  document.close();
+})();</script>"""
 
 
 def terminal(record: object, width: int) -> RenderableType:
@@ -60,9 +72,10 @@ def html(record: object) -> str:
 
 def framed(page: str) -> str:
     """A page as a part of another: it runs its own script in a frame, from where nothing of the other can be reached."""
+    packed = UNPACKING.replace("PAGE", base64.b64encode(gzip.compress(page.encode(), mtime=0)).decode())
     style = f"width:100%;height:{HIGHEST}px;border:0;resize:vertical"
     named = f'class="inspector" title="inspector" data-highest="{HIGHEST}"'
-    return f'<iframe {named} sandbox="allow-scripts" style="{style}" srcdoc="{markup.escape(page)}"></iframe>{FITTING}'
+    return f'<iframe {named} sandbox="allow-scripts" style="{style}" srcdoc="{markup.escape(packed)}"></iframe>{FITTING}'
 
 
 def run_form(run: Run, width: int, t: Translate) -> Iterator[RenderableType]:
@@ -162,16 +175,28 @@ FORMS: dict[type, Callable[..., Iterator[RenderableType]]] = {
 
 def run_page(run: Run) -> Report | None:
     """The panels of a run that has steps."""
-    return Report((Side(run),)) if run.steps else None
+    return from_runs([run]) if run.steps else None
 
 
-def bare(name: str, dtype: str = "", device: str = "") -> Run:
-    """A run in which nothing was asked."""
-    return Run(name, "", dtype, device, (), Sampling(), {}, 0, (), "interrupted", "")
+def overview_page(m: Overview) -> Report | None:
+    """The panel of the architecture, where it is known."""
+    if m.tree is None:
+        return None
+    words = {trait: both(lambda t, trait=trait: trait_name(trait, t)) for trait in m.traits or ()}
+    said = {trait: both(lambda t, trait=trait, facts=facts: trait_words(trait, facts, t)) for trait, facts in (m.traits or {}).items()}
+    nothing_asked = Run(m.name, "", m.dtype, m.device, (), Sampling(), {}, 0, (), "interrupted", "")
+    side = Side(nothing_asked, tree=m.tree, sums=m.tree.sums(), traits=m.traits, trait_words=said, costs=m.costs, parts=m.parts)
+    return Report((side,), words=words)
+
+
+def both(say: Callable[[Translate], str]) -> Words:
+    """The same in the languages of a page."""
+    return tuple(say(translator(language)) for language in ("en", "ru"))
 
 
 PAGES: dict[type, Callable[..., Report | None]] = {
     Run: run_page,
+    Overview: overview_page,
     Side: lambda side: Report((side,)),
     Report: lambda report: report,
 }
