@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from inspector.cli import entry, native, options
-from inspector.cli.lesson import LessonOutput
+from inspector.cli.report import write_lesson
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps
 from inspector.render.settings import settings_line
@@ -75,7 +75,7 @@ def main(
     loop: options.LoopOptions,
     reading: options.PromptOptions,
     how: options.ModelOptions,
-    out: LessonOutput,
+    out: options.LessonOutput,
 ) -> None:
     """Take two language models apart, run them by hand, and compare with model.generate()."""
     t, screen, max_new_tokens = out.t, out.console, asked.max_new_tokens
@@ -84,7 +84,7 @@ def main(
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
     models = loop.checked(how.load(model) if model is not None else how.load(), how.load(expert))
     from inspector import decode, verify
-    from inspector.bench.loop import estimate_qwen, is_qwen, seconds_per_step, shares_of_pass
+    from inspector.bench.loop import estimate_qwen, seconds_per_step, shares_of_pass
     from inspector.compare.sides import by_generate
     from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
@@ -97,17 +97,17 @@ def main(
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [reading.encode(models[0], prompts[0]), models[1].encode(prompts[1])]
     settings = [asked.settings(m, DEFAULTS) for m in models]
-    how_read = dict(kv_cache=loop.kv_cache, recorded=out.recorded)
-    loops = [decode(m, row, s, max_new_tokens, **how_read) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
+    reads = dict(kv_cache=loop.kv_cache, recorded=out.recorded)
+    loops = [decode(m, row, s, max_new_tokens, **reads) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
     known = notices([*models[0].notices, *models[1].notices, *reading.remarks(models[0], prompts[0])], t)
     screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t), *known)
-    if model is None and names[0] != DEFAULT:
-        screen.show(*lesson.stand_in(DEFAULT, names[0], t))
+    screen.show(*(lesson.stand_in(DEFAULT, names[0], t) if model is None else ()))
 
     # 1. What they are made of.
     screen.show(section(t("1. The module trees", "1. Деревья модулей")))
     nodes, _, traits = zip(*(measured(m.model, m.split) for m in models), strict=True)
-    screen.show(trees(nodes, names, t), parts_explained(t, *nodes), architectures(trait_differences(*traits), names, t))
+    screen.show(trees(nodes, names, t), parts_explained(t, *nodes))
+    screen.show(architectures(trait_differences(*traits), names, t))
     native.show_original(screen, models[0], how, t)  # with --native
 
     # 2. The split, proved when the models were loaded.
@@ -164,14 +164,14 @@ def main(
     with options.busy(t("measuring …", "измерение …")):
         shares = {m.origin.name: shares_of_pass(m, m.prompt(row)) for m, row in zip(models, ids, strict=True)}
         times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
-        if not is_qwen(nodes[0].parameters):
+        if nodes[0].parameters != 494_032_768:  # those of Qwen2.5-0.5B
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     screen.show(*(text_panel(*one, t, other) for *one, other in zip(prompts, runs, others, strict=True)))
-    again = [asked.again(runs[0].sampling, DEFAULTS), loop, reading, how]
-    command = options.command_arguments("run", names[0], prompts[0], options=again)
+    command = options.command_arguments("run", names[0], prompts[0], options=[asked.again(runs[0].sampling, DEFAULTS), loop, reading, how])
     screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.where_time_goes(shares, t))
     screen.show(*lesson.closing(command, t, runs[0].sampling.greedy))
-    out.write_all(models, prompts, runs, verdicts, DEFAULTS, asked=asked, loop=loop, reading=reading, how=how)
+    write_lesson(models, runs, prompts, verdicts, [asked, loop, reading, how, out], DEFAULTS)  # with --html
+    out.write(dict(runs=runs, verdicts=verdicts))
 
 
 if __name__ == "__main__":

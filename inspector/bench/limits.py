@@ -18,7 +18,6 @@ from ..parts.splitting import in_a_line
 QWEN_LAYERS = 24
 QWEN_LAYER = ((896, 896), (896, 128), (896, 128), (896, 896), (896, 4864), (896, 4864), (4864, 896))
 QWEN_HEAD = (896, 151_936)
-QWEN_PARAMETERS = 494_032_768
 SHAPES = tuple(dict.fromkeys((*QWEN_LAYER, QWEN_HEAD)))  # (in, out): of Qwen2.5-0.5B
 ROWS = (1, 8, 32, 128, 512)
 WIDEST = (896, 4864)  # the shape at which several rows are timed

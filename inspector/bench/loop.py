@@ -32,7 +32,7 @@ from ..parts.structure import Running
 from ..parts.watching import Clock, by_hand
 from ..records.generation import Sampling, Step, median_step
 from ..records.structure import group_of
-from .limits import QWEN_HEAD, QWEN_LAYER, QWEN_LAYERS, QWEN_PARAMETERS, bytes_per_second, flops_per_second, timed
+from .limits import QWEN_HEAD, QWEN_LAYER, QWEN_LAYERS, bytes_per_second, flops_per_second, timed
 
 LENGTHS = (32, 128, 512)
 SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=0)  # as Qwen2.5 ships, without its penalty
@@ -292,11 +292,6 @@ def bytes_per_token(m) -> int | None:
     """What a KV-cache keeps of every token, told by the shapes; None where they do not tell it."""
     numbers = kv_numbers_per_token(m.model, roles(m.model, m.split.backbone_name, m.split.head_names), Running(m.model).counts)
     return None if numbers is None else numbers * m.dtype.itemsize
-
-
-def is_qwen(parameters: int) -> bool:
-    """Whether a model of so many parameters is Qwen2.5-0.5B, whose time needs no estimate."""
-    return parameters == QWEN_PARAMETERS
 
 
 def estimate_qwen(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, float]:

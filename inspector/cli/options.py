@@ -30,6 +30,7 @@ from ..records.generation import Sampling
 from ..records.notices import Notice
 from ..render import lesson
 from ..render.screen import Screen
+from ..render.slides import check_slides, write_slides
 from ..render.steps import computing_line, fed_panel
 from ..render.tables import notices
 from ..render.text import Translate, translator, visible
@@ -40,6 +41,7 @@ MODEL_HELP = (
 )
 DTYPE_HELP = "auto, float32, bfloat16, float16, float64. auto: the checkpoint's, on the CPU float32."
 SMALL = 10_000_000  # parameters below which a second thread gives little, and beside another process costs up to 200 times as much
+RECORDED = 512  # logits of every step that a page is given: all of a small vocabulary
 MOST_THREADS = 64  # that can be asked for on any machine: more than it has processors slow it down, and thousands cannot be started
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")]
@@ -119,8 +121,19 @@ def spelled(own: Parameter) -> str:
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
 WRITTEN = (
-    *("json_path", "html", "save_svg", "save_png", "save_screen", "slides", "markdown", "tensors", "png"),
-    *("out", "out_file", "folder", "onnx"),
+    "json_path",
+    "save_svg",
+    "save_png",
+    "save_screen",
+    "slides",
+    "html",
+    "markdown",
+    "tensors",
+    "png",
+    "out",
+    "out_file",
+    "folder",
+    "onnx",
 )
 READ = ("model", "expert", "recorded", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
@@ -324,6 +337,49 @@ class Output:
         self.console.close(title)
 
 
+@dataclass(frozen=True)
+class LessonOutput(Output):
+    """The same for the lesson, which also makes slides."""
+
+    save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None
+    slides: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write slides of it too: 16:9 pictures, 1920×1080, one or more for each section.")
+    ] = None
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report page too, as FILE.html.")] = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_page(self.html, "--html")
+        if self.save_screen is not None and self.save_screen.suffix not in (".svg", ".html"):
+            raise ValueError(f"--save-screen {self.save_screen}: give a name that ends in .svg or .html")
+        check_writable(self.save_screen)
+        if self.slides is not None:
+            check_slides(self.slides)
+
+    @property
+    def pictures(self) -> Sequence[Path | None]:
+        """The files of the pictures that were asked for."""
+        return *super().pictures, self.save_screen
+
+    @property
+    def recorded(self) -> int:
+        """How many logits of every step are to be written down: for the page, if one was asked for."""
+        return RECORDED if self.html is not None else 0
+
+    @cached_property
+    def console(self) -> Screen:
+        """As of other verbs."""
+        screen = super().console
+        screen.keeps |= self.slides is not None
+        return screen
+
+    def write(self, result) -> None:
+        """As of other verbs, and the slides."""
+        super().write(result, "python inference.py")
+        if self.slides is not None:
+            write_slides(self.slides, self.console.kept)
+
+
 def option(own: Field) -> tuple[str, object, object]:
     """A setting's option, from its line in the table of settings: name, type, and None, which says that it was not given."""
     entry = own.metadata["entry"]
@@ -507,6 +563,13 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
     if not prompts:
         raise ValueError(f"{path}: holds no prompts: write one a line")
     return prompts
+
+
+def check_page(place: Path | None, option: str) -> None:
+    """Refuses a page whose name does not end in .html, or that cannot be written. Raises ``ValueError``."""
+    if place is not None and place.suffix != ".html":
+        raise ValueError(f"{option} {place}: give a name that ends in .html")
+    check_writable(place)
 
 
 def write_json(path: Path, record) -> None:

@@ -35,7 +35,9 @@ def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
 
 
 def stand_in(wanted: str, name: str, t: Translate) -> Iterator[RenderableType]:
-    """Says that an embedded model is shown instead of the default one, and how to get that."""
+    """Says that an embedded model is shown instead of the default one, where that is so, and how to get that."""
+    if name == wanted:
+        return
     line = t(
         f"{wanted} is not in the cache and the hub does not give it: the embedded {name}, a small Qwen2, stands in. "
         "With a network 1 GB is fetched once; or name its folder:",

@@ -5,7 +5,7 @@ V vocabulary.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
@@ -38,6 +38,7 @@ from ..models.positions import frequencies
 from ..parts.splitting import probe_ids
 from ..records.carried import Carried, CarriedPart, CarriedTensor
 from ..records.notices import Notice
+from ..records.report import Side
 
 MOST = 825_000  # numbers that a page carries: two bytes each, and four letters for three bytes, are 2.2 MB
 LONGEST = 256  # tokens that a page reads: it keeps the attention of every head
@@ -115,6 +116,15 @@ def carry(m: Loaded) -> tuple[Carried, bytes]:
         return carried(m)
     except NotCarriedError as reason:
         raise ValueError(reason.notice.english) from None
+
+
+def with_model(side: Side, m: Loaded) -> tuple[Side, bytes]:
+    """The side of a report with what the page runs its model with, and the weights for that; or with the reason, and none."""
+    try:
+        record, weights = carried(m)
+    except NotCarriedError as reason:
+        return replace(side, not_carried=reason.notice), b""
+    return replace(side, carried=record), weights
 
 
 @torch.no_grad()

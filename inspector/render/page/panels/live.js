@@ -102,6 +102,7 @@ Page.panel({
     }
 
     const listOf = (steps) => steps.map(({ at }) => at + 1).join(", ");
+    const atSteps = (steps) => (steps.length === 1 ? t(`step ${listOf(steps)}`, `шаге ${listOf(steps)}`) : t(`steps ${listOf(steps)}`, `шагах ${listOf(steps)}`));
 
     function drawSummary() {
       const of = (kind) => found.filter((one) => one.kind === kind);
@@ -112,8 +113,8 @@ Page.panel({
       if (!Object.keys(memory.moved).length) {
         const wrong = found.filter((one) => one.kind !== "same" && one.kind !== "forced" || !sameCounts(one));
         parts.push(wrong.length
-          ? t(`With the recorded settings this page finds otherwise than Python at step ${listOf(wrong)}: sums round differently there.`,
-              `С записанными настройками страница находит иное, чем Python, на шаге ${listOf(wrong)}: суммы округляются там по-разному.`)
+          ? t(`With the recorded settings this page finds otherwise than Python at ${atSteps(wrong)}: sums round differently there.`,
+              `С записанными настройками страница находит иное, чем Python, на ${atSteps(wrong)}: суммы округляются там по-разному.`)
           : t(`With the recorded settings this page finds the recorded token, and after every filter the recorded number of tokens, at each of ${steps}.`,
               `С записанными настройками страница находит записанный токен и после каждого фильтра записанное число токенов на каждом из ${steps}.`));
       } else if (other.length) {
@@ -128,10 +129,10 @@ Page.panel({
       } else if (!unsure.length && !undrawn.length && !none.length) {
         parts.push(t(`The same token at each of ${steps}.`, `Тот же токен на каждом из ${steps}.`));
       }
-      if (none.length) parts.push(t(` No token is left at step ${listOf(none)}.`, ` Ни одного токена не осталось на шаге ${listOf(none)}.`));
+      if (none.length) parts.push(t(` No token is left at ${atSteps(none)}.`, ` Ни одного токена не осталось на ${atSteps(none)}.`));
       if (unsure.length) {
-        parts.push(t(` Not certain at step ${listOf(unsure)}: a token whose logit is not recorded may have won.`,
-          ` Неизвестно на шаге ${listOf(unsure)}: мог победить токен, чей логит не записан.`));
+        parts.push(t(` Not certain at ${atSteps(unsure)}: a token whose logit is not recorded may have won.`,
+          ` Неизвестно на ${atSteps(unsure)}: мог победить токен, чей логит не записан.`));
       }
       if (undrawn.length) {
         parts.push(t(" No noise was recorded where the run was greedy: with a temperature above 0 the bars show the probabilities, and nothing is drawn.",
@@ -191,7 +192,7 @@ Page.panel({
             name: name(step.ids[place]),
             values: columns.map((stage) => stage.probabilities[place]),
             texts: columns.map((stage, i) => cell(stage, place, moved && i === 1 ? recorded : filtered)),
-            class: [step.ids[place] === winner && "chosen", stages[stages.length - 1].scores[place] === -Infinity && "gone"].filter(Boolean).join(" "),
+            class: [kind !== "unsure" && step.ids[place] === winner && "chosen", stages[stages.length - 1].scores[place] === -Infinity && "gone"].filter(Boolean).join(" "),
           })),
           [t("token", "токен"), ...heads],
           t("Probabilities of the step before and after the filters; a removed token has the filter's name", "Вероятности шага до и после фильтров; у убранного токена имя фильтра"),

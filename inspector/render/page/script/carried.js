@@ -232,11 +232,17 @@ const Carried = (() => {
   /** The indices of the K largest scores, the largest first. */
   const best = (scores, K) => range(scores.length).sort((i, j) => scores[j] - scores[i] || i - j).slice(0, K);
 
-  /** Gates: scores of one token, [E] → { experts, weights }, the largest weight first. */
+  /** By how much the last of the K chosen is ahead of the first that was not. */
+  function lead(scores, K) {
+    const sorted = [...scores].sort((a, b) => b - a);
+    return K < sorted.length ? sorted[K - 1] - sorted[K] : Infinity;
+  }
+
+  /** Gates: scores of one token, [E] → { experts, weights, lead }, the largest weight first. */
   const GATES = {
     NoisyTopKGate: (settings) => (scores) => { // the noise is for training alone
       const experts = best(scores, settings.n_chosen);
-      return { experts, weights: [...softmax(experts.map((e) => scores[e]))] };
+      return { experts, weights: [...softmax(experts.map((e) => scores[e]))], lead: lead(scores, settings.n_chosen) };
     },
     BalancedGate: ({ n_chosen, scale, norm_topk_prob, n_groups, n_chosen_groups }, bias) => (scores) => {
       const shares = [...scores].map(sigmoid);
@@ -250,7 +256,7 @@ const Carried = (() => {
       }
       const experts = best(steered, n_chosen).sort((i, j) => shares[j] - shares[i]);
       const total = norm_topk_prob ? experts.reduce((sum, e) => sum + shares[e], 0) + 1e-20 : 1;
-      return { experts, weights: experts.map((e) => (shares[e] / total) * scale) };
+      return { experts, weights: experts.map((e) => (shares[e] / total) * scale), lead: lead(steered, n_chosen) };
     },
   };
 
@@ -273,7 +279,8 @@ const Carried = (() => {
       const scores = linear(x, N, gate);
       const E = gate.weight.shape[0];
       const choices = range(N).map((t) => gate.choose(scores.subarray(t * E, (t + 1) * E)));
-      pass.routing.push({ role, experts: choices.map((one) => one.experts), weights: choices.map((one) => one.weights), count: E });
+      const [experts, weights, leads] = ["experts", "weights", "lead"].map((name) => choices.map((one) => one[name]));
+      pass.routing.push({ role, count: E, experts, weights, leads });
       const y = part.has("shared_experts") ? part("shared_experts")(x, N) : new Float64Array(N * D);
       for (let e = 0; e < E; e++) {
         const tokens = range(N).filter((t) => choices[t].experts.includes(e));
@@ -389,7 +396,7 @@ const Carried = (() => {
      *   Intervention: "ablate" with "zero" or "mean" (over the positions), "scale" with a factor; at one or several positions, negative
      *   ones counted from the end, or everywhere.
      * @returns {object} ids, length; logits [T, V]; hidden: of every block [T, D]; attention: of every block { role, heads, weights
-     *   [H, T, T] }; routing: of every mixture { role, count, experts [T][K], weights [T][K] }; further: of every depth of multi-token
+     *   [H, T, T] }; routing: of every mixture { role, count, experts [T][K], weights [T][K], leads [T] }; further: of every depth of multi-token
      *   prediction, logits [T − k, V] (of token t + 1 + k at place t); acted: role → at how many positions something became another.
      */
     function run(ids, interventions = []) {
@@ -458,13 +465,10 @@ const Carried = (() => {
       const ids = [...record.begin];
       const unknown = new Set();
       for (const piece of cut(text, marks)) {
-        if (marks.includes(piece)) ids.push(record.alphabet[piece]);
-        else {
-          for (const character of record.composed ? piece.normalize("NFC") : piece) {
-            const known = Object.hasOwn(record.alphabet, character);
-            ids.push(known ? record.alphabet[character] : record.unknown);
-            if (!known) unknown.add(character);
-          }
+        for (const one of marks.includes(piece) ? [piece] : record.composed ? piece.normalize("NFC") : piece) {
+          const id = Object.hasOwn(record.alphabet, one) ? record.alphabet[one] : record.unknown;
+          ids.push(id);
+          if (id === record.unknown) unknown.add(one);
         }
       }
       return { ids, unknown: [...unknown] };
@@ -479,6 +483,7 @@ const Carried = (() => {
       record,
       blocks,
       depths: depths.length,
+      postNorm: blocks.length > 0 && !record.parts["backbone.layers.0"].settings.norm_first,
       encode,
       text,
       token: (id) => ({ id, text: record.texts[id], special: special.has(id), stop: record.stops.includes(id) }),

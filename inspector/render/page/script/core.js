@@ -59,6 +59,7 @@ const Page = (() => {
       for (const step of side.run.steps) {
         add(step.token);
         step.candidates.forEach((candidate) => add(candidate.token));
+        add(step.runner_up?.token);
       }
       side.tokens.forEach(add);
       known.set(page.index, found);
