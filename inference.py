@@ -78,17 +78,17 @@ def main(
     out: options.LessonOutput,
 ) -> None:
     """Take two language models apart, run them by hand, and compare with model.generate()."""
-    t, max_new_tokens = out.t, asked.max_new_tokens
-    screen = out.console
+    t, screen, max_new_tokens = out.t, out.console, asked.max_new_tokens
     screen.show(title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
     models = loop.checked(how.load(model) if model is not None else how.load(), how.load(expert))
     from inspector import decode, verify
-    from inspector.bench.loop import estimate_qwen, seconds_per_step
+    from inspector.bench.loop import estimate_qwen, seconds_per_step, shares_of_pass
     from inspector.compare.sides import by_generate
     from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
+    from inspector.loop.otherwise import another_first
     from inspector.parts.structure import measured, shapes, trait_differences
 
     how.settle(*(m.model for m in models))
@@ -138,7 +138,7 @@ def main(
 
     # 5. The loop: the same step again and again, until the models end it.
     screen.show(section(t("5. The loop, step by step", "5. Цикл по шагам")))
-    rows, runs = [], []
+    rows, runs, others = [], [], []
     try:
         with LiveSteps(screen, names, t) as live:
             for row in chain([first], zip_longest(*loops)):
@@ -149,6 +149,7 @@ def main(
     for i, m in enumerate(models):
         steps = [row[i] for row in rows if row[i] is not None]
         runs.append(make_run(m, ids[i], settings[i][0], max_new_tokens, steps, settings[i][1], loop.kv_cache))
+        others.append(another_first(m, ids[i], first[i], max_new_tokens, loop.kv_cache))
 
     # 6. Are the parts, run by hand, the model?
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
@@ -160,15 +161,16 @@ def main(
 
     # 7. What came out, and what it cost.
     screen.show(section(t("7. Texts and times", "7. Тексты и время")))
-    for text, run in zip(prompts, runs, strict=True):
-        screen.show(text_panel(text, run, t))
     with options.busy(t("measuring …", "измерение …")):
+        shares = {m.origin.name: shares_of_pass(m, m.prompt(row)) for m, row in zip(models, ids, strict=True)}
         times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
         if nodes[0].parameters != QWEN_PARAMETERS:
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
+    screen.show(*(text_panel(*one, t, other) for *one, other in zip(prompts, runs, others, strict=True)))
     again = [asked.again(runs[0].sampling, DEFAULTS), loop, reading, how]
     command = options.command_arguments("run", names[0], prompts[0], options=again)
-    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.closing(command, t, runs[0].sampling.greedy))
+    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.where_time_goes(shares, t))
+    screen.show(*lesson.closing(command, t, runs[0].sampling.greedy))
     out.write(dict(runs=runs, verdicts=verdicts))
 
 

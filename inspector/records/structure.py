@@ -16,6 +16,12 @@ GROUPS = {
 }
 
 
+def group_of(role: str) -> str | None:
+    """Which of the groups a role belongs to, such as "attention" for "layers.3.attn.q"; None for a block, and for what is unknown."""
+    inside = re.sub(r"^layers\d*\.(\*|\d+)\.?", "", role)
+    return next((group for group, pattern in GROUPS.items() if re.match(pattern, inside)), None)
+
+
 @dataclass(frozen=True)
 class ModuleNode:
     """A module, or a functional step, in a model's tree.
@@ -69,12 +75,10 @@ class ModuleNode:
 
     def group(self, around: str) -> str:
         """What its parameters are for, by its role, else by what stands around it."""
-        role = re.sub(r"^layers\d*\.(\*|\d+)\.?", "", self.role or "")
         if around == "further":
             return around
-        for group, pattern in GROUPS.items():
-            if re.match(pattern, role):
-                return group
+        if (group := group_of(self.role or "")) is not None:
+            return group
         of_type = {"embedding": "embedding", "norm": "norms"}  # for what has no role
         return next((group for word, group in of_type.items() if around == "rest" and word in self.type.lower()), around)
 

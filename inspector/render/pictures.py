@@ -156,11 +156,13 @@ def draw_piece(draw, text: str, columns: int, at: tuple[int, int], cell: int, co
 
 
 # Character → how thick it goes from its middle to the left, up, to the right, down: 1 light, 2 heavy.
-STROKES = {
-    **dict(zip("─│┌┐└┘├┤┬┴┼╴╵╶╷", "1010 0101 0011 1001 0110 1100 0111 1101 1011 1110 1111 1000 0100 0010 0001".split(), strict=True)),
-    **dict(zip("╭╮╰╯", "0011 1001 0110 1100".split(), strict=True)),
-    **dict(zip("━┃┏┓┗┛┣┫┳┻╋╸╹╺╻", "2020 0202 0022 2002 0220 2200 0222 2202 2022 2220 2222 2000 0200 0020 0002".split(), strict=True)),
-}
+STROKES = dict(
+    re.findall(
+        r"(.)(\d{4})",
+        "─1010 │0101 ┌0011 ┐1001 └0110 ┘1100 ├0111 ┤1101 ┬1011 ┴1110 ┼1111 ╴1000 ╵0100 ╶0010 ╷0001 ╭0011 ╮1001 ╰0110 ╯1100 "
+        "━2020 ┃0202 ┏0022 ┓2002 ┗0220 ┛2200 ┣0222 ┫2202 ┳2022 ┻2220 ╋2222 ╸2000 ╹0200 ╺0020 ╻0002",
+    )
+)
 
 
 def draw_strokes(draw, thick: str, at: tuple[int, int], cell: int, colour: tuple) -> None:

@@ -1,11 +1,10 @@
 """Slides of what a screen showed, 16:9: a section on each, and on further ones what it has no room for."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import RenderableType
 from rich.text import Text
 
 from ..files import check_folder, check_places, filling, locked, manifest, settle
@@ -13,9 +12,12 @@ from .pictures import EXPORT, as_png, draw_lines, line_height, lines_of, recorde
 from .tables import Heading
 
 WIDTH, HEIGHT = 1920, 1080
-SIDE, TOP, BOTTOM = 60, 144, 36  # pixels that are left free; the heading stands above the content
+SIDE, TOP, BOTTOM = 60, 86, 8  # pixels that are left free; the heading stands above the content
 CELLS = range(20, 14, -1)  # pixels that a column may be wide: the font's size, its em, is 33.2 px down to 24.9
-HEADING = 27  # likewise of the heading: 44.8 px
+COLUMNS = 108  # at most: two trees stand one under another, each whole
+HEADING = 27  # pixels that a column of the heading is wide: 44.8 px
+TITLE = 24  # likewise of the first slide: 39.9 px
+PANEL = ("╭", "┏")
 NAME = re.compile(r"\d\d+-(title|section-\d+[a-z]*)\.png")
 STARTED = 3  # what is longer than a slide begins on one on which a third is free
 
@@ -69,8 +71,8 @@ def slides(kept: Sequence[tuple[tuple, dict]]) -> Iterator[Slide]:
             sections.append([])
         sections[-1].append((objects, how))
     for i, section in enumerate(sections):
-        heading = "inspector" if i == 0 else section[0][0][0].plain.strip()
-        cell, pages = laid_out(section if i == 0 else section[1:])
+        heading = section[0][0][0].plain.strip() if i else ""
+        cell, pages = laid_out(section[1:]) if i else laid_out(section, TITLE)
         number, _, title = heading.partition(". ")
         for n, lines in enumerate(pages):
             part = letter(n) if len(pages) > 1 else ""
@@ -85,29 +87,43 @@ def letter(n: int) -> str:
     return (letter(n // 26 - 1) if n >= 26 else "") + chr(ord("a") + n % 26)
 
 
-def laid_out(section: Sequence[tuple[tuple, dict]]) -> tuple[int, list[list[Text]]]:
-    """The lines of each slide of a section, and how wide its columns are: as few slides as can be, of letters as large as can be."""
-    tried = {cell: pages(blocks(section, (WIDTH - 2 * SIDE) // cell), (HEIGHT - TOP - BOTTOM) // line_height(cell)) for cell in CELLS}
-    fewest = min(map(len, tried.values()))
-    return next((cell, made) for cell, made in tried.items() if len(made) == fewest)
+def laid_out(section: Sequence[tuple[tuple, dict]], largest: int = CELLS[0]) -> tuple[int, list[list[Text]]]:
+    """The lines of each slide of a section, and how wide its columns are: as few slides as can be, of them those that cut the fewest
+    panels, and of those the ones with the largest letters."""
+    tried = {}
+    for cell in (largest, *CELLS):
+        shown = blocks(section, min(COLUMNS, (WIDTH - 2 * SIDE) // cell))
+        tried[cell] = pages(shown, (HEIGHT - TOP - BOTTOM) // line_height(cell))
+    best = min((len(made), sum(map(cut_panel, made))) for made in tried.values())
+    return next((cell, made) for cell, made in tried.items() if (len(made), sum(map(cut_panel, made))) == best)
 
 
-def blocks(section: Sequence[tuple[tuple, dict]], columns: int) -> list[tuple[list[Text], bool]]:
-    """The lines of each thing that was printed, and whether it is a heading, which stays with what follows."""
-    return [(lines_of(recorded([one], columns)), is_heading(one[0][0])) for one in section]
+def cut_panel(lines: Sequence[Text]) -> bool:
+    """Whether a slide begins inside of a panel."""
+    return bool(lines) and lines[0].plain.startswith(("│", "┃", "╰", "┗"))
 
 
-def is_heading(shown: RenderableType) -> bool:
-    """Whether what was printed is a line over what follows."""
-    return isinstance(shown, Heading)
+def blocks(section: Sequence[tuple[tuple, dict]], columns: int) -> Iterator[list[Text]]:
+    """The lines of each thing that was printed, those of a panel by themselves, and a heading with what follows."""
+    heading: list[Text] = []
+    for one in section:
+        block, begun = heading, False
+        for line in lines_of(recorded([one], columns)):
+            if line.plain.startswith(PANEL) and begun:
+                yield block
+                block = []
+            block.append(line)
+            begun = True
+        heading = block if isinstance(one[0][0], Heading) else []
+        if not heading:
+            yield block
 
 
-def pages(blocks: Sequence[tuple[list[Text], bool]], rows: int) -> list[list[Text]]:
+def pages(blocks: Iterable[list[Text]], rows: int) -> list[list[Text]]:
     """The lines of blocks on slides of so many rows. A block that fits on one is on one; a longer one is cut, between rows of a table."""
     made: list[list[Text]] = [[]]
-    for i, (lines, heads) in enumerate(blocks):
-        follows = len(blocks[i + 1][0]) if heads and i + 1 < len(blocks) else 0
-        least = len(lines) + follows if len(lines) + follows <= rows else rows // STARTED
+    for lines in blocks:
+        least = len(lines) if len(lines) <= rows else rows // STARTED
         if made[-1] and len(made[-1]) + least > rows:
             made.append([])
         head = lines[:2] if len(lines) > 2 and set(lines[1].plain.strip()) == {"─"} else []  # of a table
@@ -133,6 +149,6 @@ def drawn(slide: Slide) -> bytes:
     from PIL import Image
 
     image = Image.new("RGB", (WIDTH, HEIGHT), EXPORT.background_color)
-    draw_lines(image, [Text(slide.heading, "bold cyan")], SIDE, (TOP - line_height(HEADING)) // 2, HEADING)
+    draw_lines(image, [Text.assemble((slide.heading, "bold cyan"))], SIDE, (TOP - line_height(HEADING)) // 2, HEADING)
     draw_lines(image, slide.lines, SIDE, TOP, slide.cell)
     return as_png(image)
