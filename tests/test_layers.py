@@ -19,6 +19,7 @@ ORDER = (  # bottom to top; a room imports from itself and from earlier lines, a
     {"training", "inside"},
     {"compare"},
     {"bench"},
+    {"stepper"},
     {"cli"},
 )
 TOP = ("inspector", "inspector.__main__")  # of the package itself
@@ -130,13 +131,13 @@ def test_rooms_import_only_what_stands_below_them(path):
         assert room_of(name) == room_of(module) or ROOMS[room_of(name)] < ROOMS[room_of(module)], f"{module} imports {name}"
 
 
-def test_only_cli_and_the_lesson_import_render():
+def test_only_what_shows_imports_render():
     wrong = [(module_of(path), n) for path in FILES for n in ours(path) if below(n, "inspector.render") and not in_top(path)]
     assert wrong == []
 
 
 def in_top(path: Path) -> bool:
-    return below(module_of(path), "inspector.cli", "inspector.render")
+    return below(module_of(path), "inspector.cli", "inspector.render", "inspector.stepper")
 
 
 @pytest.mark.parametrize("name", ["records", "render"])

@@ -120,7 +120,7 @@ def spelled(own: Parameter) -> str:
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
 WRITTEN = ("json_path", "save_svg", "save_png", "save_screen", "slides", "markdown", "tensors", "png", "out", "folder", "onnx")
-READ = ("model", "expert", "diff", "a", "b", "corpus", "validation", "prompts")
+READ = ("model", "expert", "diff", "a", "b", "corpus", "validation", "prompts", "replay", "beside")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
 
 

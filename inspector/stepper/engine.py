@@ -4,104 +4,25 @@ Everything here runs in one thread of its own, and needs torch. The application 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ..bench.loop import seconds_per_step
+from ..bench.loop import seconds_per_step, shares_of_pass
 from ..compare.so_far import stretches, verify_so_far
 from ..compare.verifying import verify
 from ..inside.attention import attention
 from ..inside.lens import lens
-from ..inside.tracing import trace
 from ..loading.loaded import Loaded
 from ..loading.texts import parts_of
 from ..loop.settings import explained
 from ..loop.stepping import Session
 from ..parts.structure import measured, shapes, trait_differences
 from ..records.comparison import Stretch, Verdict
-from ..records.generation import Candidate, Run, Sampling, Setting, Step, Token
+from ..records.generation import Run, Sampling, Setting, Step
 from ..records.inside import Attention, Lens
-from ..records.structure import Costs, ModuleNode, TraitDifference, Traits
+from .shown import Beside, Cost, Line, Shown, Structure
 
 LISTED = 32  # candidates of a step, for the highest screens
 LENGTHS = (8, 32, 64)  # context lengths at which a step is timed
-PASSES = 5  # of which the median times of operations are
-
-
-@dataclass(frozen=True)
-class Line:
-    """A branch as it is shown: its steps, and from where its text is not that of the branch it was made from."""
-
-    steps: tuple[Step, ...]
-    text: str
-    settings: Sampling
-    parent: int | None
-    at: int
-    ended: str | None
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What there is to see.
-
-    Args:
-        model: its name.
-        prompt: the tokens that it was fed.
-        branches: all of them.
-        branch: the one that is looked at.
-        at: the step that is looked at, from 0; of as many as were taken, the one that is not drawn yet.
-        step: that step; of one that is not drawn yet what would be chosen stands in it and is not to be shown.
-        drawn: whether it was taken.
-        settings: with which it was, or is to be, taken.
-    """
-
-    model: str
-    prompt: tuple[Token, ...]
-    branches: tuple[Line, ...]
-    branch: int
-    at: int
-    step: Step | None
-    drawn: bool
-    settings: Sampling
-    kv_cache: bool
-
-    @property
-    def line(self) -> Line:
-        """The branch that is looked at."""
-        return self.branches[self.branch]
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What a model is made of: its tree, its costs, its traits, how it is split, and the shapes of one pass."""
-
-    name: str
-    node: ModuleNode
-    costs: Costs
-    traits: Traits
-    backbone: str
-    head: str
-    probe: int
-    shapes: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a step costs: its time by context length, without a cache; that of each kind of operation; the tokens that were read."""
-
-    seconds: dict[int, float]
-    operations: dict[str, float]
-    context: int
-    run: Run
-
-
-@dataclass(frozen=True)
-class Beside:
-    """The other model at the same text."""
-
-    name: str
-    step: Step
-    same_text: bool
-    differences: tuple[TraitDifference, ...]
 
 
 class Engine:
@@ -214,7 +135,7 @@ class Engine:
         """Other settings from this step on; where it was taken, in a new branch."""
         if not seeded and self.shown().settings == settings:
             return self.shown()
-        settings.check_vocabulary(self.m.vocab_size)
+        self.tried(settings)  # which refuses what leaves no token
         self.opened().change(settings, seeded)
         return self.shown()
 
@@ -301,9 +222,8 @@ class Engine:
         """What a step costs here."""
         if "seconds" not in self.known:
             self.known["seconds"] = seconds_per_step(self.m, LENGTHS)
-        passes = [operations(self.m, self.ids) for _ in range(PASSES)]
-        middle = {name: sorted(one.get(name, 0.0) for one in passes)[PASSES // 2] for name in passes[0]}
-        return Cost(self.known["seconds"], middle, len(self.ids), self.session.run())
+        ids_1T = self.m.prompt(self.ids)
+        return Cost(self.known["seconds"], shares_of_pass(self.m, ids_1T), len(self.ids), self.session.run(), self.structure().costs)
 
     def settings(self) -> tuple[Setting, ...]:
         """All generation settings of this step, with their origins and those of ``generate()`` alone."""
@@ -316,23 +236,3 @@ class Engine:
     def run(self) -> Run:
         """The branch so far as a record."""
         return replace(self.session.run(), parts=self.parts)
-
-
-def operations(m: Loaded, ids: Sequence[int]) -> dict[str, float]:
-    """The time of each kind of operation in one pass: what stands inside of another counts there alone."""
-    kinds = {"attn": "attention", "cross": "attention", "mixer": "recurrence", "mlp": "feed-forward", "embed": "embedding", "head": "head"}
-    found = trace(m, ids)
-    sums: dict[str, float] = {}
-    for component in found.components:
-        role = component.role.partition("#")[0].split(".")
-        last = role[2] if role[0].startswith("layers") and len(role) == 3 else role[0] if len(role) == 1 else ""
-        kind = "norms" if "norm" in last else kinds.get(last)
-        if kind is not None:
-            sums[kind] = sums.get(kind, 0.0) + component.seconds
-    rest = found.seconds - sum(sums.values())
-    return dict(sorted(sums.items(), key=lambda row: -row[1])) | ({"rest": rest} if rest > 0 else {})
-
-
-def beaten(step: Step) -> Candidate | None:
-    """The runner-up, where there was one."""
-    return step.runner_up
