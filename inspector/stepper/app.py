@@ -55,6 +55,7 @@ class Stepper(App[object]):
     """
 
     ENABLE_COMMAND_PALETTE = False
+    AUTO_FOCUS = None  # the line to type in has the keys only while something is asked
     CSS = """
     Screen { background: #121212; color: #f0f0f0; overflow: hidden; }
     Screen.light { background: #ffffff; color: #111111; }
@@ -108,7 +109,7 @@ class Stepper(App[object]):
         """Everything above, and below it the keys, or a line to type in."""
         yield Static(id="all")
         yield Static(id="keys")
-        yield Input(id="line", select_on_focus=False)
+        yield Input(id="line", select_on_focus=True)
 
     def on_mount(self) -> None:
         """Begins to load."""
@@ -455,8 +456,7 @@ class Stepper(App[object]):
         line.placeholder = question.words
         self.told = self.question_words()
         line.value = question.value
-        line.cursor_position = len(line.value)
-        line.focus()
+        line.focus()  # which selects what stands there: typing replaces it
 
     def question_words(self) -> str:
         """What is asked, and which keys answer."""

@@ -10,14 +10,14 @@ from itertools import zip_longest
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.style import Style
-from rich.text import Text
+from rich.text import Span, Text
 
 from ..records.comparison import Stretch, Verdict
 from ..records.generation import Setting, Step, Token
 from ..records.inside import Attention, Lens
 from ..render.lesson import no_cache, where_time_goes
 from ..render.settings import FILTER_NAMES, origin_words, setting_text
-from ..render.steps import because, leaders, lot, lot_head, part_words, removal, token_line, why
+from ..render.steps import because, leaders, lot, part_words, removal, token_line, why
 from ..render.tables import bar, table
 from ..render.text import Translate, chance, duration, quoted, tokens_of, visible
 from ..render.traits import architectures, trait_list
@@ -58,9 +58,8 @@ def themed(text: Text, dark: bool) -> Text:
         plain = Style(bold=own.bold, italic=own.italic, reverse=own.reverse, underline=own.underline)
         return plain + Style.parse(colour) if colour else plain + Style(color=own.color, bgcolor=own.bgcolor)
 
-    shown.style = of(shown.style)
-    shown.spans = [span._replace(style=of(span.style)) for span in shown.spans]
-    return shown
+    spans = [Span(0, len(shown), of(shown.style)), *(span._replace(style=of(span.style)) for span in shown.spans)]
+    return Text(shown.plain, spans=spans, no_wrap=True)
 
 
 def fitted(text: Text, width: int) -> Text:
@@ -178,7 +177,7 @@ def token_block(shown: Shown, step: Step, t: Translate, width: int, drawn: bool)
     """The chosen token in large letters, and beside it what happened to the distribution."""
     facts = facts_of(step, t, drawn)
     room = min(max(16, width - max(map(cell_len, facts)) - 4), width // 2)
-    letters = big(quoted(step.token.text), room) if drawn else big("?", room)
+    letters = big(quoted(step.token.text), room) if drawn else text_end(shown, room)
     if letters is None:
         name = quoted(step.token.text)
         letters = ("", *(cell(name, room) if i == 1 else "" for i in range(ROWS - 1)))
@@ -187,6 +186,15 @@ def token_block(shown: Shown, step: Step, t: Translate, width: int, drawn: bool)
         joined(Text(" ") + Text(row, style), fitted(Text(fact), width - room - 3), room + 3)
         for row, fact in zip_longest(letters, facts[:ROWS], fillvalue="")
     ]
+
+
+def text_end(shown: Shown, width: int) -> tuple[str, ...] | None:
+    """The end of the text so far in large letters, as much of it as fits; None where it has letters that cannot be drawn."""
+    text = visible("".join(token.text for token in (*shown.prompt, *(step.token for step in shown.line.steps[: shown.at])))) + "…"
+    for start in range(max(0, len(text) - width // 4), len(text) - 1):
+        if (letters := big(text[start:], width)) is not None:
+            return letters
+    return big("…", width)
 
 
 def facts_of(step: Step, t: Translate, drawn: bool) -> list[str]:
@@ -202,7 +210,7 @@ def facts_of(step: Step, t: Translate, drawn: bool) -> list[str]:
     elif not drawn:
         facts.append(t("space draws the token", "пробел тянет токен"))
     if kept and not greedy and not drawn:
-        facts.append(t(f"{kept:,} tokens are kept", f"осталось токенов: {kept:,}"))
+        facts.append(t(f"kept: {tokens_of(kept, t)}", f"остаётся: {tokens_of(kept, t)}"))
     facts += [removal(FILTER_NAMES.get(name, name), own, t) for name, own in step.removed.items()]
     if not step.removed and not greedy:
         facts.append(t("no filter removed anything", "фильтры ничего не убрали"))
@@ -238,8 +246,8 @@ def candidate_lines(step: Step, t: Translate, width: int, room: int, drawn: bool
         ("    " + t("token", "токен"), 5 + name, False),
         (t("logit", "логит"), 7, True),
         ("  " + t("p before", "p до"), 9 + bars, False),
-        (t("p after the filters", "p после фильтров"), 8 + bars, False),
-        (lot_head(step, t), last, False),
+        (t("p after", "p после"), 8 + bars, False),
+        (cut_head(step, t), last, False),
     )
     line = Text()
     for i, (text, size, right) in enumerate(heads):
@@ -262,6 +270,11 @@ def candidate_lines(step: Step, t: Translate, width: int, room: int, drawn: bool
         row.append(" " + cell(told, last - 1).rstrip(), style)
         lines.append(fitted(row, width))
     return lines
+
+
+def cut_head(step: Step, t: Translate) -> str:
+    """The head of the last column, short."""
+    return t("logit or removed", "логит или убран") if "greedy" in step.kept else t("p/q or removed", "p/q или убран")
 
 
 def strip(share: float, width: int) -> str:
