@@ -12,6 +12,7 @@ from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding
+from textual.containers import Horizontal
 from textual.message import Message
 from textual.widgets import Input, Static
 
@@ -62,7 +63,9 @@ class Stepper(App[object]):
     #all { height: 1fr; width: 100%; }
     #keys { height: 1; width: 100%; color: #a8a8a8; }
     Screen.light #keys { color: #595959; }
-    #line { height: 1; width: 100%; border: none; padding: 0; background: #303030; color: #ffffff; display: none; }
+    #asked { height: 1; width: 100%; display: none; }
+    #label { width: auto; padding: 0 1; text-style: bold; }
+    #line { height: 1; width: 1fr; border: none; padding: 0; background: #303030; color: #ffffff; }
     Screen.light #line { background: #e4e4e4; color: #111111; }
     """
     BINDINGS = [
@@ -91,6 +94,7 @@ class Stepper(App[object]):
         self.engine = None
         self.shown: Shown | None = None
         self.trial: Step | None = None  # the step with the settings that are being typed
+        self.tried: Sampling | None = None  # these
         self.page: str | None = None
         self.data: object = None  # of the page
         self.info, self.part, self.parts, self.layer, self.chosen = 0, 0, 1, 0, 0
@@ -109,7 +113,9 @@ class Stepper(App[object]):
         """Everything above, and below it the keys, or a line to type in."""
         yield Static(id="all")
         yield Static(id="keys")
-        yield Input(id="line", select_on_focus=True)
+        with Horizontal(id="asked"):
+            yield Static(id="label")
+            yield Input(id="line", select_on_focus=True)
 
     def on_mount(self) -> None:
         """Begins to load."""
@@ -148,8 +154,12 @@ class Stepper(App[object]):
         """Whether there is a screen to draw on."""
         return bool(self._running and self.screen_stack and self.query("#all"))
 
+    def last_line(self) -> str:
+        """The last line: the keys, or what is asked and typed."""
+        return self.keys() if self.question is None else f" {self.question.words} {visible(self.query_one('#line', Input).value)}"
+
     def keys(self) -> str:
-        """The last line: which keys there are."""
+        """The last line where nothing is asked: which keys there are."""
         t = self.t
         if self.page == "info":
             return t(" ←→ pages · ↑↓ more · Esc back to the step · q quit", " ←→ страницы · ↑↓ дальше · Esc к шагу · q выход")
@@ -180,10 +190,10 @@ class Stepper(App[object]):
             title = f" inspector step · {visible(self.name_shown)}"
             head = Text(views.cell(views.cell(title, width - len(self.status()) - 1) + self.status(), width), "reverse bold")
             return [head, *views.loading_lines(self.doing, t, width, height - 1)]
-        top = views.head(self.shown, t, width, self.status())
+        top = views.head(self.shown, t, width, self.status(), self.tried)
         room = height - len(top)
         body = self.body(width, room)[:room]
-        if self.told:
+        if self.told and self.page is not None:
             told = [views.fitted(Text(" ") + line, width) for line in views.wrapped(Text(self.told, "yellow"), width - 2)][:4]
             body = [*body, *[Text("")] * room][: room - len(told)] + told
         return [*top, *body]
@@ -193,8 +203,7 @@ class Stepper(App[object]):
         t, shown, data = self.t, self.shown, self.data
         if self.page is None:
             step = self.trial or shown.step
-            lines = views.step_body(shown, step, t, width, height, shown.drawn, self.column)
-            return lines
+            return views.step_body(shown, step, t, width, height, self.column, self.told)
         if self.page == "help":
             return self.paged(views.help_lines(t, width), height)
         if self.page == "branches":
@@ -284,12 +293,12 @@ class Stepper(App[object]):
                 result.at,
                 result.step,
             )
-            self.shown, self.trial = result, None
+            self.shown, self.trial, self.tried = result, None, None
             if moved and self.page in PAGES:
                 self.open(self.page)
-        elif key == "trial" and self.question is not None and isinstance(result, Step):
-            self.trial = result
-            self.told = self.tried_words(result)
+        elif key == "trial" and self.question is not None and result is not None:
+            self.tried, self.trial = result
+            self.told = self.tried_words(self.trial)
         elif key == "page" and result is not None:
             self.data = result
         elif key == "write" and result is not None:
@@ -452,22 +461,16 @@ class Stepper(App[object]):
         self.question = question
         line = self.query_one("#line", Input)
         self.query_one("#keys").display = False
-        line.display = True
-        line.placeholder = question.words
-        self.told = self.question_words()
+        self.query_one("#asked").display = True
+        self.query_one("#label", Static).update(Text(question.words))
+        self.told = self.t("type, or ↑↓; Enter takes it, Esc leaves it", "впишите или ↑↓; Enter — принять, Esc — оставить")
         line.value = question.value
         line.focus()  # which selects what stands there: typing replaces it
 
-    def question_words(self) -> str:
-        """What is asked, and which keys answer."""
-        keys = self.t("type, or ↑↓; Enter takes it, Esc leaves", "впишите или ↑↓; Enter — принять, Esc — оставить")
-        return f"{self.question.words}: {keys}"
-
     def close_question(self) -> None:
         """Takes the line away."""
-        self.question, self.trial, self.told = None, None, ""
-        line = self.query_one("#line", Input)
-        line.display = False
+        self.question, self.trial, self.tried, self.told = None, None, None, ""
+        self.query_one("#asked").display = False
         self.query_one("#keys").display = True
         self.set_focus(None)
         self.draw()
@@ -487,7 +490,7 @@ class Stepper(App[object]):
             self.draw()
             return
         engine = self.engine
-        self.ask("trial", lambda: engine.tried(settings), alone=True)
+        self.ask("trial", lambda: (settings, engine.tried(settings)), alone=True)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Takes what was typed."""
@@ -645,7 +648,7 @@ async def picture(app: Stepper, keys: Sequence[str], size: tuple[int, int]) -> t
             return "", [], app.return_value
         width, height = size
         lines = [views.themed(line, True) for line in app.lines(width, height - 1)]
-        lines.append(Text(app.keys()))
+        lines.append(views.themed(Text(app.last_line()), True))
         return offline(app.export_screenshot(title=app.title)), lines, None
 
 

@@ -13,11 +13,11 @@ from rich.style import Style
 from rich.text import Span, Text
 
 from ..records.comparison import Stretch, Verdict
-from ..records.generation import Setting, Step, Token
+from ..records.generation import Sampling, Setting, Step, Token
 from ..records.inside import Attention, Lens
 from ..render.lesson import no_cache, where_time_goes
 from ..render.settings import FILTER_NAMES, origin_words, setting_text
-from ..render.steps import because, leaders, lot, part_words, removal, token_line, why
+from ..render.steps import because, lot, part_words, removal, token_line, why
 from ..render.tables import bar, table
 from ..render.text import Translate, chance, duration, quoted, tokens_of, visible
 from ..render.traits import architectures, trait_list
@@ -89,8 +89,8 @@ def wrapped(text: Text | str, width: int) -> Lines:
     return lines_of(Text(text) if isinstance(text, str) else text, width)
 
 
-def head(shown: Shown, t: Translate, width: int, status: str = "") -> Lines:
-    """The lines above everything: where we are, with which settings, the text, how sure the model was."""
+def head(shown: Shown, t: Translate, width: int, status: str = "", tried: Sampling | None = None) -> Lines:
+    """The lines above everything: where we are, with which settings (those that are ``tried``), the text, how sure the model was."""
     steps, line = len(shown.line.steps), shown.line
     at = t(f"step {shown.at + 1} of {steps}", f"шаг {shown.at + 1} из {steps}")
     if not shown.drawn:
@@ -102,7 +102,7 @@ def head(shown: Shown, t: Translate, width: int, status: str = "") -> Lines:
         parts.append(f"■ {why(shown.step.stop_reason, t)}")
     title = cell(" " + " · ".join(parts), max(0, width - cell_len(status) - 1)) + status + " "
     step = shown.step
-    settings = sampling_words(shown.settings, t)
+    settings = sampling_words(tried or shown.settings, t)
     if shown.kv_cache:
         settings += t(", with a KV-cache", ", с KV-cache")
     if step is not None:
@@ -111,8 +111,8 @@ def head(shown: Shown, t: Translate, width: int, status: str = "") -> Lines:
     return [
         Text(cell(title, width), "reverse bold"),
         fitted(Text(f" {settings}", "dim"), width),
-        text_line(shown, t, width),
         entropy_line(line.steps, shown.at, t, width),
+        text_line(shown, t, width),
     ]
 
 
@@ -147,18 +147,20 @@ def entropy_line(steps: Sequence[Step], at: int, t: Translate, width: int) -> Te
     first = max(0, min(at - room // 2, len(steps) - room))
     line = Text(label, "dim")
     for i in range(first, min(len(steps), first + room)):
-        line.append(bar(steps[i].entropy, top or 1.0), "bold reverse" if i == at else "cyan")
+        line.append(bar(steps[i].entropy, top or 1.0), "bold yellow" if i == at else "cyan")
     return line.append(f"  {told}", "dim")
 
 
-def step_body(shown: Shown, step: Step, t: Translate, width: int, height: int, drawn: bool, column: int | None = None) -> Lines:
-    """The step in view: its token in large letters with the numbers beside it, the candidates as bars, and why it was chosen."""
+def step_body(shown: Shown, step: Step, t: Translate, width: int, height: int, column: int | None = None, told: str = "") -> Lines:
+    """The step in view: its token in large letters with the numbers beside it, the candidates as bars, and below them what was
+    ``told``, or what a column says, or why the token was chosen."""
+    drawn = shown.drawn
     aside = ASIDE if width >= WIDE else 0
     own = width - aside - (2 if aside else 0)
     lines = token_block(shown, step, t, own, drawn)
-    said = explanation(step, column, t) if column is not None else reason(shown, step, t, drawn)
-    below = [fitted(Text(" ") + row, own) for row in wrapped(said, own - 2)][:3]
-    room = height - len(lines) - len(below) - 1
+    said = Text(told, "yellow") if told else explanation(step, column, t) if column is not None else reason(shown, step, t, drawn)
+    below = [fitted(Text(" ") + row, own) for row in wrapped(said, own - 2)][:4]
+    room = height - len(lines) - max(2, len(below))
     lines += candidate_lines(step, t, own, room, drawn, column)
     lines += [Text("")] * (height - len(lines) - len(below)) + below
     if not aside:
@@ -177,9 +179,9 @@ def token_block(shown: Shown, step: Step, t: Translate, width: int, drawn: bool)
     """The chosen token in large letters, and beside it what happened to the distribution."""
     facts = facts_of(step, t, drawn)
     room = min(max(16, width - max(map(cell_len, facts)) - 4), width // 2)
-    letters = big(quoted(step.token.text), room) if drawn else text_end(shown, room)
+    name = quoted(step.token.text)
+    letters = big(name, room) or big(name[1:-1], room) if drawn else text_end(shown, room)
     if letters is None:
-        name = quoted(step.token.text)
         letters = ("", *(cell(name, room) if i == 1 else "" for i in range(ROWS - 1)))
     style = "bold green" if drawn else "dim"
     return [
@@ -218,7 +220,7 @@ def facts_of(step: Step, t: Translate, drawn: bool) -> list[str]:
         facts.append(t("greedy: nothing is drawn", "жадно: случайности нет"))
     if drawn and chosen is not None and chosen.draw is not None:
         seed = f"q {chosen.draw:.4g}"
-        facts.append(t(f"random number {seed}; the largest p/q wins", f"случайное число {seed}; победит наибольшее p/q"))
+        facts.append(t(f"{seed} from the seed; largest p/q wins", f"{seed} из seed; победит большее p/q"))
     facts.append(t(f"read {tokens_of(step.context_length, t)}", f"прочитано: {tokens_of(step.context_length, t)}"))
     return facts[:ROWS]
 
@@ -323,52 +325,42 @@ def history(shown: Shown, t: Translate, width: int, height: int) -> Lines:
     """The steps so far: token, p before and after, entropy."""
     steps, at = shown.line.steps, shown.at
     name = width - 24
-    heads = cell("  #", 4) + cell(t("token", "токен"), name) + cell(t("p before", "p до"), 9) + cell(t("entropy", "энтропия"), 9)
+    heads = cell("   #", 5) + cell(t("token", "токен"), name - 1) + cell(t("p before", "p до"), 9) + cell(t("entropy", "энтропия"), 9)
     lines, room = [Text(heads, "dim")], height - 1
     first = max(0, min(at - room // 2, len(steps) - room))
     top = max((step.entropy for step in steps), default=1.0) or 1.0
     for i in range(first, min(len(steps), first + room)):
         step = steps[i]
         p = chance(step.chosen.probability_before) if step.chosen else ""
-        row = f"{i + 1:>3} {cell(quoted(step.token.text), name)}{cell(p, 9)}{bar(step.entropy, top)} {step.entropy:.2f}"
-        row += t(" forced", " задан") if step.forced else ""
-        lines.append(fitted(Text(row, "bold reverse" if i == at else ""), width))
+        row = f"{'▶' if i == at else ' '}{i + 1:>3} {cell(quoted(step.token.text), name - 1)}{cell(p, 9)}"
+        row += f"{bar(step.entropy, top)} {step.entropy:.2f}" + (t(" forced", " задан") if step.forced else "")
+        lines.append(fitted(Text(row, "bold yellow" if i == at else ""), width))
     return lines
 
 
 def branches_body(shown: Shown, chosen: int, t: Translate, width: int, height: int) -> Lines:
     """All branches with their texts, and the chosen one beside the one in view, step by step from where they part."""
-    lines = [
-        Text(
-            t(" Branches: ↑↓ choose, Enter goes over, b opens one at this step", " Ветви: ↑↓ выбор, Enter — перейти, b — открыть здесь"),
-            "bold cyan",
-        )
-    ]
+    lines = [Text(t(" Branches", " Ветви"), "bold cyan")]
     room = max(3, min(len(shown.branches), height // 3))
     first = max(0, min(chosen - room // 2, len(shown.branches) - room))
     prompt = visible("".join(token.text for token in shown.prompt))
     for i in range(first, min(len(shown.branches), first + room)):
         one = shown.branches[i]
-        mark = "▶" if i == chosen else " "
-        part = (
-            "" if one.parent is None else t(f" from step {one.at + 1} of {one.parent + 1}", f" с шага {one.at + 1} ветви {one.parent + 1}")
-        )
-        row = Text(f"{mark}{i + 1:>3} ", "bold" if i == chosen else "").append(prompt, "dim").append("|", "cyan")
-        row.append(visible(one.text), "bold" if i == shown.branch else "")
-        lines.append(
-            joined(
-                fitted(row, width - 42), Text(f"{tokens_of(len(one.steps), t)}{part}; {sampling_words(one.settings, t)}", "dim"), width - 40
-            )
-        )
+        told = tokens_of(len(one.steps), t)
+        if one.parent is not None:
+            told += t(f"; left branch {one.parent + 1} at step {one.at + 1}", f"; от ветви {one.parent + 1} на шаге {one.at + 1}")
+        row = Text(f"{'▶' if i == chosen else ' '}{i + 1:>3} ", "bold" if i == chosen else "")
+        row.append(prompt, "dim").append("|", "cyan").append(visible(one.text), "bold" if i == shown.branch else "")
+        lines.append(joined(fitted(row, width - 38), Text(told, "dim"), width - 36))
     if len(shown.branches) == 1:
         told = t(
-            "There is one so far. Go back to a step and change t, k, p, s, or force a token with f: what was there stays as a branch.",
-            "Пока одна. Вернитесь к шагу и измените t, k, p, s или задайте токен через f: прежнее останется ветвью.",
+            "There is one so far. Go back to a step and change t, k, p or s, or force a token with f: what was there stays as a branch.",
+            "Пока одна. Вернитесь к шагу и измените t, k, p или s либо задайте токен через f: прежнее останется ветвью.",
         )
         return [*(fitted(line, width) for line in lines), Text(""), *wrapped(Text(f" {told}"), width - 1)]
-    a, b = shown.branches[shown.branch], shown.branches[chosen if chosen != shown.branch else (0 if shown.branch else 1)]
-    other = shown.branches.index(b)
-    half = (width - 7) // 2
+    other = chosen if chosen != shown.branch else (0 if shown.branch else 1)
+    a, b = shown.branches[shown.branch], shown.branches[other]
+    half = (width - 8) // 2
     pairs = list(zip_longest(a.steps, b.steps))
     parting = next((i for i, (x, y) in enumerate(pairs) if x is None or y is None or x.token.id != y.token.id), None)
     told = (
@@ -376,19 +368,16 @@ def branches_body(shown: Shown, chosen: int, t: Translate, width: int, height: i
         if parting is None
         else t(f"they part at step {parting + 1}", f"расходятся на шаге {parting + 1}")
     )
-    heads = t(f"branch {shown.branch + 1}", f"ветвь {shown.branch + 1}"), t(f"branch {other + 1}", f"ветвь {other + 1}")
-    lines += [Text(""), Text("   # " + cell(heads[0], half) + "  " + cell(f"{heads[1]}; {told}", half), "dim")]
+    numbered = [(shown.branch, a), (other, b)]
+    heads = [t(f"branch {i + 1}: ", f"ветвь {i + 1}: ") + sampling_words(one.settings, t) for i, one in numbered]
+    lines += [Text(f" {told}", "yellow"), Text("     " + cell(heads[0], half) + "  " + cell(heads[1], half), "dim")]
     left = height - len(lines)
     first = max(0, min((parting or 0) - 1, len(pairs) - left))
     for i, (x, y) in list(enumerate(pairs))[first : first + left]:
         apart = parting is not None and i >= parting
         cells = [cell(step_cell(step, t), half) for step in (x, y)]
-        lines.append(
-            Text(f"{i + 1:>4} ", "dim")
-            .append(cells[0], "bold" if apart else "dim")
-            .append("  ")
-            .append(cells[1], "yellow" if apart else "dim")
-        )
+        row = Text(f"{i + 1:>4} ", "dim").append(cells[0], "bold" if apart else "dim")
+        lines.append(row.append("  ").append(cells[1], "yellow" if apart else "dim"))
     return [fitted(line, width) for line in lines]
 
 
@@ -398,6 +387,16 @@ def step_cell(step: Step | None, t: Translate) -> str:
         return "–"
     p = f"p {chance(step.chosen.probability_before)} → {chance(step.chosen.probability_after)}" if step.chosen else ""
     return f"{quoted(step.token.text)} {p}" + (t(" forced", " задан") if step.forced else "") + (" ■" if step.stop_reason else "")
+
+
+def that_fit(parts: Sequence[str], width: int) -> str:
+    """The first of some short texts, as many as fit in a width, at least one."""
+    line = parts[0]
+    for part in parts[1:]:
+        if cell_len(f"{line} · {part}") > width:
+            break
+        line += f" · {part}"
+    return line
 
 
 def lens_lines(found: Lens, token: Token | None, t: Translate, width: int, height: int) -> Lines:
@@ -419,7 +418,7 @@ def lens_lines(found: Lens, token: Token | None, t: Translate, width: int, heigh
         Text("  " + cell(t("after", "после"), 12) + cell(f"p {choice}", 12) + cell(t("rank", "место"), 7) + t("best", "лучшие"), "dim")
     )
     for row in shown:
-        best = " · ".join(f"{quoted(guess.token.text)} {chance(guess.probability)}" for guess in row.top)
+        best = that_fit([f"{quoted(guess.token.text)} {chance(guess.probability)}" for guess in row.top], width - 35)
         own = any(token is not None and guess.token.id == token.id for guess in row.top[:1])
         lines.append(
             Text("  " + cell(row.role, 12) + cell(chance(row.probability), 12) + cell(str(row.rank), 7)).append(
@@ -453,7 +452,7 @@ def attention_lines(found: Attention, t: Translate, width: int, height: int) -> 
     for one in maps[: height - 2]:
         row = one.weights[-1]
         strongest = sorted(range(len(row)), key=lambda i: -row[i])[:6]
-        told = " · ".join(f"{quoted(found.prompt[i].text)}@{i + 1} {row[i]:.2f}" for i in strongest)
+        told = that_fit([f"{quoted(found.prompt[i].text)}@{i + 1} {row[i]:.2f}" for i in strongest], width - 14)
         lines.append(Text("  " + cell(t(f"head {one.head}", f"голова {one.head}"), 11)).append(told))
     hidden = len(maps) - (height - 2)
     said = t("@ is the token's place; each row sums to 1", "@ — место токена; в каждой строке сумма 1")
@@ -474,7 +473,7 @@ def beside_lines(shown: Shown, own: Step, other: Beside, t: Translate, width: in
         top = max(c.probability_before for c in step.candidates)
         bars = max(6, half - 28)
         found = []
-        for i, c in enumerate(step.candidates[: height - 4], 1):
+        for i, c in enumerate(step.candidates[: height - 3], 1):
             row = Text(f"{i:>3} {cell(quoted(c.token.text), 12)} {cell(chance(c.probability_before), 6)} ")
             found.append(row.append(strip(c.probability_before / top, bars), "before"))
         return found
@@ -489,9 +488,7 @@ def beside_lines(shown: Shown, own: Step, other: Beside, t: Translate, width: in
         said = t(f"most likely here {quoted(a)}, there {quoted(b)}", f"вероятнее всего здесь {quoted(a)}, там {quoted(b)}")
     if not other.same_text:
         said += t("; the other does not know all characters of this text", "; другая знает не все символы этого текста")
-    lines.append(
-        Text(f" {said}; " + t("p is before the filters; i compares the architectures", "p до фильтров; i сравнит архитектуры"), "dim")
-    )
+    lines.append(Text(f" {said}; " + t("p: before the filters", "p — до фильтров"), "dim"))
     return [fitted(line, width) for line in lines]
 
 
@@ -528,29 +525,20 @@ def verdict_lines(found: Verdict | tuple[Stretch, ...], name: str, t: Translate,
 
 def steps_page(shown: Shown, t: Translate, width: int) -> Lines:
     """All steps of the branch."""
-    result = table(
-        "#",
-        t("token", "токен"),
-        t("p before → after", "p до → после"),
-        t("rank", "место"),
-        t("entropy", "энтропия"),
-        t("best logits", "лучшие логиты"),
-        numbers=(0, 3, 4),
-    )
+    sizes = (4, 15, 17, 7, 10)
+    heads = ("#", t("token", "токен"), t("p before → after", "p до → после"), t("rank", "место"), t("entropy", "энтропия"))
+    lines = [Text(" ".join(map(cell, heads, sizes)) + " " + t("best logits", "лучшие логиты"), "dim")]
     for step in shown.line.steps:
         c = step.chosen
         p = f"{chance(c.probability_before)} → {chance(c.probability_after)}" if c else ""
-        end = f" ■ {why(step.stop_reason, t)}" if step.stop_reason else ""
-        forced = t(" forced", " задан") if step.forced else ""
-        result.add_row(
-            str(step.index + 1),
-            Text(quoted(step.token.text) + forced),
-            p,
-            str(step.rank),
-            f"{step.entropy:.2f}",
-            Text(leaders(step, 3) + end),
-        )
-    return lines_of(result, width)
+        name = quoted(step.token.text) + (t(" forced", " задан") if step.forced else "") + (" ■" if step.stop_reason else "")
+        row = " ".join(map(cell, (str(step.index + 1), name, p, str(step.rank), f"{step.entropy:.2f}"), sizes))
+        best = [f"{quoted(one.token.text)} {one.logit:z.2f}" for one in step.candidates[:5]]
+        line = Text(row, "bold reverse" if step.index == shown.at else "")
+        lines.append(line + Text(" " + that_fit(best, width - cell_len(row) - 1) if best else ""))
+    if not shown.line.steps:
+        lines.append(Text(t("none is drawn yet", "ни один ещё не выбран")))
+    return [fitted(line, width) for line in lines]
 
 
 def prompt_page(shown: Shown, parts: Sequence[str | None], t: Translate, width: int) -> Lines:
@@ -631,8 +619,8 @@ def help_lines(t: Translate, width: int) -> Lines:
     lines += [Text(""), Text(t(" What to try next, and what you will see", " Что попробовать и что увидите"), "bold cyan")]
     tries = (
         t(
-            "at step 1: t 0.5 Enter: p gets steeper, fewer tokens are kept, often another wins",
-            "на шаге 1: t 0.5 Enter: p круче, остаётся меньше, часто победит другой",
+            "at step 1: t 0.5 Enter: p gets steeper, fewer tokens are kept",
+            "на шаге 1: t 0.5 Enter: p круче, токенов остаётся меньше",
         ),
         t(
             "at step 1: f #2 Enter: another first token, and the text that follows",
