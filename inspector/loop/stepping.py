@@ -297,8 +297,7 @@ def first_departure(recorded: Step, found: Step, counts: dict[str, int]) -> Depa
         for path, own, other in leaves(a[name], b[name], name):
             if own != other:
                 return Departure(recorded.index, path, own, other)
-            kind = path.rpartition(".")[2]
-            kind = name if kind.isdigit() and name != "distribution" else path.split(".")[1] if name == "distribution" else kind
+            kind = [part for part in path.split(".") if not part.isdigit()][-1]
             counts[kind] = counts.get(kind, 0) + 1
     return None
 
