@@ -97,6 +97,7 @@ def step(
     shown = stepper.Stepper(load, model, t, lambda run, path: write_json(path, run), again, beside)
     if picture:
         draw(stepper, shown, out, pressed(keys or ""), columns_lines)
+        out_json(shown, out)
         return
     ended = shown.run()
     if isinstance(ended, BaseException):
@@ -105,12 +106,17 @@ def step(
         saved = visible(str(path))
         out.console.print(Text(t(f"saved in {saved}; this replays it:", f"записано в {saved}; повторяет:")))
         out.console.print(unwrapped(line))
-    if shown.engine is not None and out.json_path is not None:
-        write_json(out.json_path, shown.engine.run())
+    out_json(shown, out)
     if isinstance(ended, int):
         if ended == 2:  # Ctrl-C
             raise KeyboardInterrupt
         process.end(ended)
+
+
+def out_json(app, out: Output) -> None:
+    """Writes the branch that was looked at last as JSON, where that was asked for."""
+    if app.engine is not None and out.json_path is not None:
+        write_json(out.json_path, app.engine.run())
 
 
 def loaded(how: ModelOptions, name: str):
@@ -155,13 +161,15 @@ def pressed(keys: str) -> list[str]:
 
 
 def draw(stepper, app, out: Output, keys: list[str], size: tuple[int, int]) -> None:
-    """Writes the screen after these keys as pictures."""
+    """Writes the screen after these keys as pictures, and prints its letters."""
     with busy(out.t("drawing …", "рисунок …")):
         svg, lines, ended = asyncio.run(stepper.picture(app, keys, size))
     if isinstance(ended, BaseException):
         raise ended
     if not lines:
         raise ValueError("--keys end the application: leave q out")
+    for line in lines:
+        out.console.print(line, soft_wrap=True)
     if out.save_svg is not None:
         write_whole(out.save_svg, svg)
     if out.save_png is not None:
@@ -203,7 +211,7 @@ def read_run(path: Path) -> Run:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--replay {path}: no JSON: {remedy}") from error
     if isinstance(data, list) or (isinstance(data, dict) and "runs" in data):
-        raise ValueError(f"--replay {path}: holds several runs: {remedy} of one prompt")
+        raise ValueError(f"--replay {path}: holds several runs: give a file of one")
     try:
         run = from_json(Run, data)
         whole = (
@@ -212,8 +220,10 @@ def read_run(path: Path) -> Run:
             and all(step.index == i and is_id(step.token.id) for i, step in enumerate(run.steps))
             and all(isinstance(word, str) for word in (run.model, run.dtype, run.text))
         )
-    except (ValueError, TypeError, AttributeError, KeyError, StopIteration, RecursionError) as error:
-        raise ValueError(f"--replay {path}: no run: {error}"[:300] + f"; {remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"--replay {path}: no run: {error}") from error
+    except (TypeError, AttributeError, KeyError, StopIteration, RecursionError) as error:
+        raise ValueError(f"--replay {path}: no run ({type(error).__name__}): {remedy}") from error
     if not whole:
         raise ValueError(f"--replay {path}: not a whole run: {remedy}")
     return run

@@ -15,7 +15,8 @@ from ..records.generation import Sampling
 from .sides import by_generate, extended, with_generate
 
 # Settings that act by how many tokens are new, or whether the first is to come: a later prompt changes what they do.
-FROM_PROMPT = ("min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "begin_suppress_tokens")
+FROM_PROMPT = ("min_new_tokens", "forced_bos_token_id", "begin_suppress_tokens")
+FROM_END = ("forced_eos_token_id",)  # and what acts at the last place, which an earlier end changes
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -50,7 +51,8 @@ def compared(session: Session, first: int, last: int) -> Stretch:
     if moments[0].step.forced:
         why = "forced"
     else:
-        why = ", ".join(name for name in FROM_PROMPT if first and settings.is_on(name)) or None
+        moved = (*(FROM_PROMPT if first else ()), *(FROM_END if last + 1 < session.max_new_tokens else ()))
+        why = ", ".join(name for name in moved if settings.is_on(name)) or None
     if not session.kv_cache:
         m = with_generate(m)
     if why is not None:

@@ -319,8 +319,8 @@ def stretch_words(stretch: Stretch, t: Translate) -> str:
         why = t("forced, so the choice is not generate()'s", "токен назван вручную, выбор не сравнить с generate()")
         if stretch.why != "forced":
             why = t(
-                f"{stretch.why} counts from the prompt, so the choice cannot be compared",
-                f"{stretch.why} считает от промпта, выбор не сравнить",
+                f"{stretch.why} acts by where it begins or ends, so the choice cannot be compared",
+                f"{stretch.why} зависит от начала и конца, выбор не сравнить",
             )
         return f"{steps}: {logits}; {why}"
     tokens = t("tokens equal", "токены равны") if stretch.tokens_equal else t("tokens differ", "токены различаются")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..bench.loop import seconds_per_step, shares_of_pass
-from ..compare.so_far import stretches, verify_so_far
+from ..compare.so_far import verify_so_far
 from ..compare.verifying import verify
 from ..inside.attention import attention
 from ..inside.lens import lens
@@ -178,16 +178,11 @@ class Engine:
     def verify(self) -> Verdict | tuple[Stretch, ...]:
         """The branch so far against ``generate()``: whole where nothing was changed on the way, else in stretches."""
         session = self.session
-        plain = [*stretches(session.moments)] == [(0, len(session.moments) - 1)] and not session.moments[0].step.forced
-        if plain and session.moments[0].settings == session.sampling and not session.ended:
-            return self.against(session.sampling, session)
-        if plain and session.ended:
-            return self.against(session.moments[0].settings, session)
-        return verify_so_far(session)
-
-    def against(self, sampling: Sampling, session: Session) -> Verdict:
-        """A whole verdict over as many steps as were taken."""
-        return verify(self.m, session.prompt_T, sampling, len(session.moments), session.kv_cache)
+        found = verify_so_far(session)
+        if len(found) > 1 or found[0].compared != "generate":
+            return found
+        verdict = verify(self.m, session.prompt_T, found[0].sampling, len(session.moments), session.kv_cache)
+        return verdict if list(verdict.tokens_hand) == session.new_ids else found
 
     def beside(self, name: str) -> Beside:
         """The other model at this text."""
