@@ -319,7 +319,7 @@ def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: S
         token=texts.token(token_id),
         rank=1 + ahead,
         removed={name: Removal(*row) for name, *row in zip(filters, taken, kept[:-1], mass, strict=True) if row[0]},
-        runner_up=candidate(*rows[-1]) if listed and kept[-1] > 1 else None,
+        runner_up=candidate(*rows[-1]) if listed and kept[-1] > (not rows[-2][-1][-1]) else None,  # a forced token may be none of the kept
     )
 
 

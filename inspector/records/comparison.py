@@ -358,7 +358,7 @@ class Stretch:
         first, last: the steps, counted from 0.
         sampling: the settings.
         compared: "generate" its tokens and logits; "logits" the logits alone, step by step.
-        why: where the tokens are not compared, the reason: "forced", or the names of settings that act by where a generation begins or ends.
+        why: where the tokens are not compared, the reason: "forced", or the settings that act by where a generation begins or ends.
         tokens_equal: whether ``generate()`` chose the same; None where the tokens are not compared.
         max_difference: largest |recorded − the model's| of a logit; 0 where all are equal, bit for bit.
     """

@@ -208,7 +208,9 @@ def facts_of(step: Step, t: Translate, drawn: bool) -> list[str]:
     if drawn and chosen is not None:
         p = f"p {chance(chosen.probability_before)} → {chance(chosen.probability_after)}"
         rank = t(f"rank {step.rank}", f"место {step.rank}") + (t(f" of {kept:,} kept", f" из {kept:,}") if kept and not greedy else "")
-        facts.append(f"id {step.token.id} · {p} · {rank}" + (t(" · forced", " · задан") if step.forced else ""))
+        facts.append(
+            t(f"id {step.token.id}", f"№ {step.token.id}") + f" · {p} · {rank}" + (t(" · forced", " · задан") if step.forced else "")
+        )
     elif not drawn:
         facts.append(t("space draws the token", "пробел тянет токен"))
     if kept and not greedy and not drawn:
@@ -368,9 +370,9 @@ def branches_body(shown: Shown, chosen: int, t: Translate, width: int, height: i
         if parting is None
         else t(f"they part at step {parting + 1}", f"расходятся на шаге {parting + 1}")
     )
-    numbered = [(shown.branch, a), (other, b)]
-    heads = [t(f"branch {i + 1}: ", f"ветвь {i + 1}: ") + sampling_words(one.settings, t) for i, one in numbered]
-    lines += [Text(f" {told}", "yellow"), Text("     " + cell(heads[0], half) + "  " + cell(heads[1], half), "dim")]
+    sides = (t("left", "слева"), shown.branch, a), (t("right", "справа"), other, b)
+    heads = [f" {side}: " + t(f"branch {i + 1}, ", f"ветвь {i + 1}, ") + sampling_words(one.settings, t) for side, i, one in sides]
+    lines += [*(Text(head, "dim") for head in heads), Text(f" {told}", "yellow")]
     left = height - len(lines)
     first = max(0, min((parting or 0) - 1, len(pairs) - left))
     for i, (x, y) in list(enumerate(pairs))[first : first + left]:
