@@ -21,9 +21,9 @@ from typing import Annotated
 import typer
 
 from inspector.cli import entry, native, options
-from inspector.cli.report import check_page, write_lesson
+from inspector.cli.report import write_lesson
 from inspector.render import lesson
-from inspector.render.screen import LiveSteps, Screen
+from inspector.render.screen import LiveSteps
 from inspector.render.settings import settings_line
 from inspector.render.steps import candidate_table, other_temperature, text_panel
 from inspector.render.tables import notice, notices, section, subsection, title
@@ -36,7 +36,6 @@ NAMES_PROMPT = "Крас"
 DEFAULTS = dict(temperature=0.8, top_p=0.9)
 OTHER = 0.5  # the temperature that is asked about beside the run's own, and 1.5 where that is its own
 LENGTHS = (8, 32, 64, 128)  # context lengths at which a step is timed
-QWEN_PARAMETERS = 494_032_768
 
 
 def one_step(m, ids, sampling, max_new_tokens=20):
@@ -71,30 +70,26 @@ def main(
     expert: Annotated[str, typer.Option(help="The native model beside it.")] = "names-expert",
     prompt: Annotated[str | None, typer.Option(help="For the language model.")] = None,
     expert_prompt: Annotated[str, typer.Option(help="For the native model.")] = NAMES_PROMPT,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report page too, as FILE.html.")] = None,
-    save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None,
     *,
     asked: options.SamplingOptions,
     loop: options.LoopOptions,
     reading: options.PromptOptions,
     how: options.ModelOptions,
-    out: options.Output,
+    out: options.LessonOutput,
 ) -> None:
     """Take two language models apart, run them by hand, and compare with model.generate()."""
-    t, max_new_tokens = out.t, asked.max_new_tokens
-    screen = Screen(save_screen, out.console)
-    check_page(html, "--html")
+    t, screen, max_new_tokens = out.t, out.console, asked.max_new_tokens
     screen.show(title(t))
 
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
     models = loop.checked(how.load(model) if model is not None else how.load(), how.load(expert))
     from inspector import decode, verify
-    from inspector.bench.loop import estimate_qwen, seconds_per_step
+    from inspector.bench.loop import estimate_qwen, seconds_per_step, shares_of_pass
     from inspector.compare.sides import by_generate
     from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
+    from inspector.loop.otherwise import another_first
     from inspector.parts.structure import measured, shapes, trait_differences
-    from inspector.report.gathering import RECORDED
 
     how.settle(*(m.model for m in models))
     names = [m.origin.name for m in models]
@@ -102,17 +97,16 @@ def main(
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [reading.encode(models[0], prompts[0]), models[1].encode(prompts[1])]
     settings = [asked.settings(m, DEFAULTS) for m in models]
-    how_read = dict(kv_cache=loop.kv_cache, recorded=RECORDED if html else 0)
-    loops = [decode(m, row, s, max_new_tokens, **how_read) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
+    reads = dict(kv_cache=loop.kv_cache, recorded=out.recorded)
+    loops = [decode(m, row, s, max_new_tokens, **reads) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
     known = notices([*models[0].notices, *models[1].notices, *reading.remarks(models[0], prompts[0])], t)
     screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t), *known)
-    if model is None and names[0] != DEFAULT:
-        screen.show(*lesson.stand_in(DEFAULT, names[0], t))
+    screen.show(*(lesson.stand_in(DEFAULT, names[0], t) if model is None else ()))
 
     # 1. What they are made of.
     screen.show(section(t("1. The module trees", "1. Деревья модулей")))
     nodes, _, traits = zip(*(measured(m.model, m.split) for m in models), strict=True)
-    screen.show(trees(nodes, names, screen.console.width, t), parts_explained(t, *nodes))
+    screen.show(trees(nodes, names, t), parts_explained(t, *nodes))
     screen.show(architectures(trait_differences(*traits), names, t))
     native.show_original(screen, models[0], how, t)  # with --native
 
@@ -144,7 +138,7 @@ def main(
 
     # 5. The loop: the same step again and again, until the models end it.
     screen.show(section(t("5. The loop, step by step", "5. Цикл по шагам")))
-    rows, runs = [], []
+    rows, runs, others = [], [], []
     try:
         with LiveSteps(screen, names, t) as live:
             for row in chain([first], zip_longest(*loops)):
@@ -155,6 +149,7 @@ def main(
     for i, m in enumerate(models):
         steps = [row[i] for row in rows if row[i] is not None]
         runs.append(make_run(m, ids[i], settings[i][0], max_new_tokens, steps, settings[i][1], loop.kv_cache))
+        others.append(another_first(m, ids[i], first[i], max_new_tokens, loop.kv_cache))
 
     # 6. Are the parts, run by hand, the model?
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
@@ -166,19 +161,16 @@ def main(
 
     # 7. What came out, and what it cost.
     screen.show(section(t("7. Texts and times", "7. Тексты и время")))
-    for text, run in zip(prompts, runs, strict=True):
-        screen.show(text_panel(text, run, t))
     with options.busy(t("measuring …", "измерение …")):
+        shares = {m.origin.name: shares_of_pass(m, m.prompt(row)) for m, row in zip(models, ids, strict=True)}
         times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
-        if nodes[0].parameters != QWEN_PARAMETERS:
+        if nodes[0].parameters != 494_032_768:  # those of Qwen2.5-0.5B
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
-    again = [asked.again(runs[0].sampling, DEFAULTS), loop, reading, how]
-    command = options.command_arguments("run", names[0], prompts[0], options=again)
-    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.closing(command, t, runs[0].sampling.greedy))
-    screen.close("python inference.py")
-    if html is not None:
-        found = [dict(run=run, prompt=text, verdict=verdict) for run, text, verdict in zip(runs, prompts, verdicts, strict=True)]
-        write_lesson(html, models, found, DEFAULTS, asked=asked, loop=loop, reading=reading, how=how, out=out)
+    screen.show(*(text_panel(*one, t, other) for *one, other in zip(prompts, runs, others, strict=True)))
+    command = options.command_arguments("run", names[0], prompts[0], options=[asked.again(runs[0].sampling, DEFAULTS), loop, reading, how])
+    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.where_time_goes(shares, t))
+    screen.show(*lesson.closing(command, t, runs[0].sampling.greedy))
+    write_lesson(models, runs, prompts, verdicts, [asked, loop, reading, how, out], DEFAULTS)  # with --html
     out.write(dict(runs=runs, verdicts=verdicts))
 
 

@@ -65,12 +65,12 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.close(fd)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is either the old one or the whole new one, whatever happens meanwhile, in a folder that exists.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file that is either the old one or the whole new one, whatever happens meanwhile, in a folder that exists.
 
     What is no regular file, such as a device or a pipe, is written to. Raises as ``replacing``.
     """
-    written = text.encode("utf8")
+    written = content.encode("utf8") if isinstance(content, str) else content
     check_writable(path)
     if is_stream(path):
         with named(path), open_stream(path) as file:

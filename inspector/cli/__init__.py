@@ -25,7 +25,7 @@ from ..parts.errors import InvariantError
 from ..records.as_json import to_json
 from ..records.comparison import LEVELS
 from ..records.generation import Setting
-from ..render.screen import LiveSteps, Screen, drop_output
+from ..render.screen import LiveSteps, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
 from ..render.steps import computing_line, continuations, text_panel
 from ..render.tables import notices, program
@@ -155,14 +155,14 @@ def run(
         raise ValueError(f"--record {record}: give a whole number, 0 for none")
     if record and prompts is not None:
         raise ValueError("--record is for one prompt: leave it or --prompts out")
-    screen, processes = Screen(console=out.console), None
+    screen, processes = out.console, None
     lines = read_prompts(prompts) if prompts is not None else []
     if lines:  # the processes meet before loading: each may have an accelerator of its own
         with busy("loading torch …"), importing():
             from ..loop.batches import join_processes
         how = replace(how, threads=how.threads or 1)  # the same in every process, however many the launcher left to each
         processes = join_processes(how.device, how.threads)
-        screen.console.quiet |= processes.rank > 0  # one of them speaks and writes
+        screen.quiet |= processes.rank > 0  # one of them speaks and writes
     m = loop.prepared(how.load(model))
     out.remarks(*m.notices)
     from ..loading.texts import check_request

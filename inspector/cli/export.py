@@ -12,7 +12,7 @@ from ..render.text import memory, visible
 from .options import ModelArgument, ModelOptions, Output, busy, command_arguments, grouped
 
 
-@grouped(without=["json_path"])
+@grouped(without=["json_path", "save_svg", "save_png"])
 def export(
     model: ModelArgument,
     onnx: Annotated[Path, typer.Option("--onnx", metavar="FILE", help="Where to write it, as FILE.onnx.")],

@@ -31,6 +31,6 @@ def show_original(screen: Screen, m, how: ModelOptions, t: Translate) -> None:
         beside, lines = beside_original(original, m, ids_1T), measure(m)["lines"]["model"]
     nodes, _, traits = zip(*(measured(one.model, one.split) for one in (original, m)), strict=True)
     names = t("transformers", "transformers"), t("our own modules", "наши модули")
-    screen.show(subsection(t(f"{m.origin.name}, twice", f"{m.origin.name}, дважды")), trees(nodes, names, screen.console.width, t))
+    screen.show(subsection(t(f"{m.origin.name}, twice", f"{m.origin.name}, дважды")), trees(nodes, names, t))
     differences = [row for row in trait_differences(*traits) if not row.equal]
     screen.show(*([architectures(differences, names, t)] if differences else []), lesson.ours_is(lines, beside, ids_1T.shape[1], t))

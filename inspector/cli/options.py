@@ -29,7 +29,8 @@ from ..records.as_json import to_json
 from ..records.generation import Sampling
 from ..records.notices import Notice
 from ..render import lesson
-from ..render.screen import QuietConsole
+from ..render.screen import Screen
+from ..render.slides import check_slides, write_slides
 from ..render.steps import computing_line, fed_panel
 from ..render.tables import notices
 from ..render.text import Translate, translator, visible
@@ -40,6 +41,7 @@ MODEL_HELP = (
 )
 DTYPE_HELP = "auto, float32, bfloat16, float16, float64. auto: the checkpoint's, on the CPU float32."
 SMALL = 10_000_000  # parameters below which a second thread gives little, and beside another process costs up to 200 times as much
+RECORDED = 512  # logits of every step that a page is given: all of a small vocabulary
 MOST_THREADS = 64  # that can be asked for on any machine: more than it has processors slow it down, and thousands cannot be started
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")]
@@ -118,7 +120,21 @@ def spelled(own: Parameter) -> str:
 
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
-WRITTEN = ("json_path", "html", "save_screen", "markdown", "tensors", "png", "out", "out_file", "folder", "onnx")
+WRITTEN = (
+    "json_path",
+    "save_svg",
+    "save_png",
+    "save_screen",
+    "slides",
+    "html",
+    "markdown",
+    "tensors",
+    "png",
+    "out",
+    "out_file",
+    "folder",
+    "onnx",
+)
 READ = ("model", "expert", "recorded", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
 
@@ -146,7 +162,7 @@ def check_places(given: dict, parameters: Sequence[Parameter]) -> None:
         if is_stream(path):
             continue
         for other, place in list(written.items())[:i]:
-            if same_place(path, place) or (other.name == "tensors" and same_place(path.parent, place)):
+            if same_place(path, place) or (other.name in ("tensors", "slides") and same_place(path.parent, place)):
                 raise ValueError(f"{spelled(other)} and {spelled(own)} both write {path}: give each a place of its own")
         for other, text in read.items():
             if any(same_place(path, place) for place in files_of(text)):
@@ -263,11 +279,14 @@ class Output:
     """Where results go and in which language; mistakes in these show before anything is loaded."""
 
     json_path: JsonPath = None
+    save_svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what is shown as a picture too, as FILE.svg.")] = None
+    save_png: Annotated[Path | None, typer.Option(metavar="FILE", help="Likewise, as FILE.png.")] = None
     language: Annotated[str, typer.Option("--lang", help="en, ru, or auto: the locale's.")] = "auto"
 
     def __post_init__(self):
         translator(self.language)
         check_writable(self.json_path)
+        check_pictures(save_svg=self.save_svg, save_png=self.save_png)
         if str(self.json_path) == "-" and 1 in CLOSED:
             raise OutputError("--json -: the standard output is closed: open it, or give a file")
 
@@ -277,9 +296,14 @@ class Output:
         return translator(self.language)
 
     @cached_property
-    def console(self) -> Console:
-        """For what a reader sees."""
-        return quiet_when(self.json_path)
+    def console(self) -> Screen:
+        """For what a reader sees: silent where JSON goes to the standard output, which it then has for itself."""
+        return Screen(*filter(None, self.pictures), quiet=str(self.json_path) == "-")
+
+    @property
+    def pictures(self) -> Sequence[Path | None]:
+        """The files of the pictures that were asked for."""
+        return self.save_svg, self.save_png
 
     @property
     def notices(self) -> Console:
@@ -306,10 +330,54 @@ class Output:
         """The panel of what a model is fed, which also says with how many threads it computes; ``reading`` made the ids of the prompt."""
         return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), reading.parts(m, ids, prompt))
 
-    def write(self, result) -> None:
-        """Writes the result as JSON, where that was asked for."""
+    def write(self, result, title: str = "inspector") -> None:
+        """Writes the result as JSON, and what was shown as pictures, under a title, where that was asked for: the last thing of a verb."""
         if self.json_path:
             write_json(self.json_path, result)
+        self.console.close(title)
+
+
+@dataclass(frozen=True)
+class LessonOutput(Output):
+    """The same for the lesson, which also makes slides."""
+
+    save_screen: Annotated[Path | None, typer.Option(metavar="FILE", help="Save what was shown, as .svg or .html.")] = None
+    slides: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write slides of it too: 16:9 pictures, 1920×1080, one or more for each section.")
+    ] = None
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report page too, as FILE.html.")] = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_page(self.html, "--html")
+        if self.save_screen is not None and self.save_screen.suffix not in (".svg", ".html"):
+            raise ValueError(f"--save-screen {self.save_screen}: give a name that ends in .svg or .html")
+        check_writable(self.save_screen)
+        if self.slides is not None:
+            check_slides(self.slides)
+
+    @property
+    def pictures(self) -> Sequence[Path | None]:
+        """The files of the pictures that were asked for."""
+        return *super().pictures, self.save_screen
+
+    @property
+    def recorded(self) -> int:
+        """How many logits of every step are to be written down: for the page, if one was asked for."""
+        return RECORDED if self.html is not None else 0
+
+    @cached_property
+    def console(self) -> Screen:
+        """As of other verbs."""
+        screen = super().console
+        screen.keeps |= self.slides is not None
+        return screen
+
+    def write(self, result) -> None:
+        """As of other verbs, and the slides."""
+        super().write(result, "python inference.py")
+        if self.slides is not None:
+            write_slides(self.slides, self.console.kept)
 
 
 def option(own: Field) -> tuple[str, object, object]:
@@ -497,6 +565,13 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
     return prompts
 
 
+def check_page(place: Path | None, option: str) -> None:
+    """Refuses a page whose name does not end in .html, or that cannot be written. Raises ``ValueError``."""
+    if place is not None and place.suffix != ".html":
+        raise ValueError(f"{option} {place}: give a name that ends in .html")
+    check_writable(place)
+
+
 def write_json(path: Path, record) -> None:
     """Writes a record, or a dict or list of them, to a file, or to the standard output for ``-``."""
     text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
@@ -510,14 +585,13 @@ def write_json(path: Path, record) -> None:
         write_whole(path, text + "\n")
 
 
-def quiet_when(json_path: Path | None) -> Console:
-    """The console of a verb: silent when JSON goes to the standard output, which it then has for itself.
-
-    Raises:
-        ValueError: the JSON could not be written.
-    """
-    check_writable(json_path)
-    return QuietConsole(highlight=False, quiet=str(json_path) == "-")
+def check_pictures(**files: Path | None) -> None:
+    """Refuses a picture whose name does not end as its option does, ``save_svg`` or another, or that cannot be written: ``ValueError``."""
+    for name, path in files.items():
+        kind = name.removeprefix("save_")
+        if path is not None and path.suffix != f".{kind}":
+            raise ValueError(f"--save-{kind} {str(path)!r}: give a name that ends in .{kind}")
+        check_writable(path)
 
 
 @contextmanager

@@ -9,13 +9,26 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..files import check_writable, write_whole
+from ..files import write_whole
 from ..records.as_json import from_json
 from ..records.generation import Run
 from ..records.report import Idea, Report, Side
 from ..render.tables import program
 from ..render.text import visible
-from .options import SMALL, LoopOptions, ModelOptions, Output, PromptOptions, SamplingOptions, busy, command_arguments, grouped, importing
+from .options import (
+    RECORDED,
+    SMALL,
+    LoopOptions,
+    ModelOptions,
+    Output,
+    PromptOptions,
+    SamplingOptions,
+    busy,
+    check_page,
+    command_arguments,
+    grouped,
+    importing,
+)
 
 LESSON = dict(temperature=0.8, top_p=0.9)  # as in ``inference.py``: a page of greedy steps has no draw to show
 MOST_BRANCHES, USUAL_BRANCHES = 10, 3
@@ -31,7 +44,7 @@ def report(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="As of every verb.")] = None,
     other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model beside it.")] = None,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")] = None,
-    out_file: Html = Path("report.html"),
+    page: Html = Path("report.html"),
     recorded: Annotated[
         Path | None, typer.Option("--run", metavar="FILE", help="Show a run that run --json wrote instead; what it lacks is left out.")
     ] = None,
@@ -44,7 +57,7 @@ def report(
     out: Output,
 ) -> None:
     """Write a page that shows a run step by step, and the model itself: one file, which opens without network."""
-    check_page(out_file, "--out")
+    check_page(page, "--out")
     if branches is not None and not 0 <= branches <= MOST_BRANCHES:
         raise ValueError(f"--branches {branches}: give a whole number from 0 to {MOST_BRANCHES}")
     if recorded is not None:
@@ -60,7 +73,7 @@ def report(
             raise ValueError("no model and prompt: give MODEL PROMPT, MODEL OTHER PROMPT, or --run FILE")
         names = [name for name in (model, other) if name is not None]
         shown, weights = made(names, prompt, branches, asked=asked, loop=loop, reading=reading, how=how, out=out)
-    write_page(out_file, shown, weights, out)
+    write_page(page, shown, weights, out)
     out.write(shown)
 
 
@@ -71,7 +84,7 @@ def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop
     how.settle(*(m.model for m in models))
     with importing():
         from ..loop.decoding import run as generate
-        from ..report.gathering import RECORDED, report
+        from ..report.gathering import report
 
     sides = []
     for name, m in zip(names, models, strict=True):
@@ -82,7 +95,16 @@ def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop
             run = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache, recorded=RECORDED)
         options = dict(asked=asked, loop=loop, reading=reading, how=how, out=out)
         sides.append(side(m, name, run, prompt, branches=branches, defaults=LESSON, **options))
-    return report(*sides), []
+    sides, weights = with_models(sides, models)
+    return report(*sides), weights
+
+
+def with_models(sides: Sequence[Side], models: Sequence) -> tuple[list[Side], list[bytes]]:
+    """The sides with what the page runs their models with, and the weights for that, side by side."""
+    from ..report.carrying import with_model
+
+    pairs = [with_model(one, m) for one, m in zip(sides, models, strict=True)]
+    return [one for one, _ in pairs], [weights for _, weights in pairs]
 
 
 def side(m, name: str, run: Run, prompt: str, *, branches=None, verdict=None, defaults: dict, asked, loop, reading, how, out) -> Side:
@@ -142,16 +164,20 @@ def ideas(name: str, prompt: str, options: Sequence) -> Iterator[Idea]:
     )
 
 
-def write_lesson(place: Path, models: Sequence, found: Sequence[dict], defaults: dict, *, reading, out: Output, **options) -> None:
-    """Writes the page of the two models of the lesson; ``found`` are the run, the prompt and the verdict of each."""
+def write_lesson(
+    models: Sequence, runs: Sequence[Run], prompts: Sequence[str], verdicts: Sequence, options: Sequence, defaults: dict
+) -> None:
+    """Writes the page of the two models of the lesson, if one was asked for; ``options`` are the lesson's."""
+    asked, loop, reading, how, out = options
+    if out.html is None:
+        return
     from ..report.gathering import report
 
-    readings = reading, PromptOptions()  # the second prompt is for a native model
-    sides = [
-        side(m, m.origin.name, **one, defaults=defaults, reading=how_read, out=out, **options)
-        for m, one, how_read in zip(models, found, readings, strict=True)
-    ]
-    write_page(place, report(*sides), [], out)
+    more = dict(defaults=defaults, asked=asked, loop=loop, how=how, out=out)
+    found = zip(models, runs, prompts, verdicts, (reading, PromptOptions()), strict=True)  # the second prompt is for a native model
+    sides = [side(m, m.origin.name, run, prompt, verdict=verdict, reading=read, **more) for m, run, prompt, verdict, read in found]
+    sides, weights = with_models(sides, models)
+    write_page(out.html, report(*sides), weights, out)
 
 
 def with_settings(m, run: Run, prompt: str, reading, asked, loop) -> Run:
@@ -173,13 +199,6 @@ def write_page(place: Path, shown: Report, weights: Sequence[bytes], out: Output
     size = len(text.encode()) / 1e6
     said = visible(str(place))
     out.console.print(Text(out.t(f"page written: {said}, {size:.1f} MB", f"страница записана: {said}, {size:.1f} МБ")))
-
-
-def check_page(place: Path | None, option: str) -> None:
-    """Refuses a page whose name does not end in .html, or that cannot be written. Raises ``ValueError``."""
-    if place is not None and place.suffix != ".html":
-        raise ValueError(f"{option} {place}: give a name that ends in .html")
-    check_writable(place)
 
 
 def read_runs(path: Path) -> list[Run]:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..render.screen import QuietConsole
+from ..render.screen import Screen
 from ..render.tables import command
 from ..render.text import Translate, threads_of
 from ..training.folder import RECIPE, STATE, check_out
@@ -35,7 +35,7 @@ SettingsOfModels = make_dataclass(  # those of a recipe that only some models ha
 )
 
 
-@grouped(without=["json_path"])
+@grouped(without=["json_path", "save_svg", "save_png"])
 def train(
     out: Annotated[
         Path,
@@ -93,7 +93,7 @@ def train(
 
     settle_threads(threads, 12 * n_layers * d_model**2)  # about the parameters of the blocks
     processes = join_processes("auto", threads_now())
-    console = QuietConsole(highlight=False, quiet=processes.rank > 0)  # one of them speaks
+    console = Screen(quiet=processes.rank > 0)  # one of them speaks
     try:
         parts = build() if corpus == "names" else None
         lines, held_out = (parts.train, parts.validation) if parts else (read_lines(corpus), [])

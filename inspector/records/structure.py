@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass, replace
 
+from .shown import Shown
+
 # What parameters are for: group → the beginnings of the roles that belong to it.
 GROUPS = {
     "embedding": r"embed",
@@ -16,8 +18,14 @@ GROUPS = {
 }
 
 
-@dataclass(frozen=True)
-class ModuleNode:
+def group_of(role: str) -> str | None:
+    """Which of the groups a role belongs to, such as "attention" for "layers.3.attn.q"; None for a block, and for what is unknown."""
+    inside = re.sub(r"^layers\d*\.(\*|\d+)\.?", "", role)
+    return next((group for group, pattern in GROUPS.items() if re.match(pattern, inside)), None)
+
+
+@dataclass(frozen=True, repr=False)
+class ModuleNode(Shown):
     """A module, or a functional step, in a model's tree.
 
     Args:
@@ -69,12 +77,10 @@ class ModuleNode:
 
     def group(self, around: str) -> str:
         """What its parameters are for, by its role, else by what stands around it."""
-        role = re.sub(r"^layers\d*\.(\*|\d+)\.?", "", self.role or "")
         if around == "further":
             return around
-        for group, pattern in GROUPS.items():
-            if re.match(pattern, role):
-                return group
+        if (group := group_of(self.role or "")) is not None:
+            return group
         of_type = {"embedding": "embedding", "norm": "norms"}  # for what has no role
         return next((group for word, group in of_type.items() if around == "rest" and word in self.type.lower()), around)
 

@@ -12,6 +12,8 @@ from ..records.comparison import BesideCompiled
 from ..records.generation import Run
 from .tables import command, notice, table, unwrapped
 from .text import Translate, memory, tokens_of, translator, visible
+from .traits import labelled
+from .trees import SUMS
 from .verdicts import LEVEL_STYLES, level_words
 
 ENGLISH = translator("en")
@@ -19,20 +21,28 @@ ENGLISH = translator("en")
 
 def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
     """Where the models are from: (name, kind of origin, dtype, device) a row."""
-    kinds = {"hub": t("hub", "хаб"), "folder": t("folder", "папка"), "embedded": t("embedded", "встроенная"), "python": "Python"}
-    result = table(t("model", "модель"), t("from", "откуда"), "dtype", t("device", "устройство"))
+    kinds = {
+        "hub": t("hub", "хаб"),
+        "folder": t("folder", "папка"),
+        "embedded": t("embedded", "встроенная"),
+        "python": "Python",
+        "onnx": "ONNX",
+    }
+    result = labelled()
     for name, kind, dtype, device in rows:
-        result.add_row(Text(visible(name)), kinds[kind], str(dtype).removeprefix("torch."), str(device))
+        result.add_row(Text(visible(name), "bold"), Text(f"{kinds[kind]}, {str(dtype).removeprefix('torch.')}, {device}"))
     return result
 
 
 def stand_in(wanted: str, name: str, t: Translate) -> Iterator[RenderableType]:
-    """Says that an embedded model is shown instead of the default one, and how to get that."""
+    """Says that an embedded model is shown instead of the default one, where that is so, and how to get that."""
+    if name == wanted:
+        return
     line = t(
-        f"{wanted} is not in the cache and the hub does not give it, so the embedded {name} stands in: a small Qwen2, trained on "
-        "Russian names. For the real one run this again with a network: about 1 GB is fetched once. Or copy its files to a folder:",
-        f"{wanted} нет в кэше, и хаб её не отдаёт, поэтому вместо неё встроенная {name}: маленький Qwen2, обученный на русских "
-        "именах. Чтобы увидеть настоящую, запустите урок с сетью: около 1 ГБ скачается один раз. Или скопируйте её файлы в папку:",
+        f"{wanted} is not in the cache and the hub does not give it: the embedded {name}, a small Qwen2, stands in. "
+        "With a network 1 GB is fetched once; or name its folder:",
+        f"{wanted} нет в кэше, и хаб её не отдаёт: вместо неё встроенная {name}, маленький Qwen2. "
+        "С сетью она скачается один раз, около 1 ГБ; или укажите папку с её файлами:",
     )
     yield notice([line], t("The real Qwen is not here", "Настоящего Qwen здесь нет"))
     yield unwrapped(t("python inference.py --model FOLDER", "python inference.py --model ПАПКА"))
@@ -66,6 +76,17 @@ def no_cache(run: Run, t: Translate) -> RenderableType:
         ),
         "dim",
     )
+
+
+def where_time_goes(shares: dict[str, dict[str, float]], t: Translate) -> Iterator[RenderableType]:
+    """Which parts of a model take the time of a pass over its prompt: model → group of components → its share; small ones are the rest."""
+    for name, found in shares.items():
+        large = {group: share for group, share in found.items() if group != "rest" and share >= 0.05}
+        parts = [*large.items(), ("rest", 1 - sum(large.values()))] if found else []
+        listed = ", ".join(f"{t(*SUMS[group])} {100 * share:.0f} %" for group, share in parts)
+        said = t(f"time of the prompt's pass, {visible(name)}", f"время прохода по запросу, {visible(name)}")
+        if listed:
+            yield Text(f"{said}: {listed}", "dim")
 
 
 def closing(again: str, t: Translate, greedy: bool = False) -> Iterator[RenderableType]:

@@ -1,6 +1,5 @@
-"""Where renderables go: the terminal, live while a loop runs, and a file that keeps what was shown."""
+"""Where renderables go: the terminal, live while a loop runs, and pictures that keep what was shown."""
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -8,32 +7,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console, RenderableType
+from rich.control import Control
 from rich.live import Live
-from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from ..files import check_writable, write_whole
 from ..process import waiting
 from ..records.generation import Step
+from .pictures import ASPECT, EXPORT, lines_of, png, recorded, svg_format
 from .steps import CELL, steps_table
 from .text import Translate
 
-# Of saved screens. The colours of the terminal are the user's own; these keep every style at a contrast of 4.5 or more, dim ones too,
-# which lie halfway between their colour and the background.
-EXPORT = TerminalTheme(
-    (18, 18, 18),
-    (255, 255, 255),
-    [(18, 18, 18), (255, 128, 128), (96, 224, 96), (240, 224, 96), (128, 184, 255), (240, 144, 240), (96, 224, 224), (255, 255, 255)],
-)
-
-
-class QuietConsole(Console):
-    """A console whose reader may leave early: ``| head`` has seen enough, which is no error."""
-
-    def on_broken_pipe(self) -> None:
-        """Ends the process quietly, with nothing left to be flushed into the broken pipe."""
-        drop_output()
-        raise SystemExit(0)
+FORMATS = (".svg", ".png", ".html")
 
 
 def drop_output() -> None:
@@ -42,42 +27,53 @@ def drop_output() -> None:
     sys.stdout.flush()
 
 
-class Screen:
-    """A console that can also save what it showed to an .svg or .html file.
+class Screen(Console):
+    """The console of a verb, whose reader may leave early, and which keeps what it showed where pictures of that are wanted.
+
+    Args:
+        saves: the pictures' files; their names end in .svg, .png or .html.
+        how: of rich's ``Console``.
 
     Raises:
-        ValueError: the file's name ends in something else.
+        ValueError: a file's name ends in something else, or it cannot be written to.
     """
 
-    def __init__(self, save: Path | None = None, console: Console | None = None):
-        if save is not None and save.suffix not in (".svg", ".html"):
-            raise ValueError(f"--save-screen {save}: give a name that ends in .svg or .html")
-        check_writable(save)
-        self.console = console or QuietConsole(highlight=False)
-        self.save = save
-        # A second console records, so that the frames of a live display are not in the picture.
-        self.recorder = Console(record=True, width=self.console.width, file=io.StringIO(), force_terminal=True, highlight=False)
+    def __init__(self, *saves: Path, **how):
+        super().__init__(**dict(highlight=False) | how)
+        for path in saves:
+            if path.suffix not in FORMATS:
+                raise ValueError(f"{path}: give a name that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+            check_writable(path)
+        self.saves = saves
+        self.keeps = bool(saves)
+        self.kept: list[tuple[tuple, dict]] = []  # what was printed, and how
+
+    def on_broken_pipe(self) -> None:
+        """Ends the process quietly, with nothing left to be flushed into the broken pipe: ``| head`` has seen enough, no error."""
+        drop_output()
+        raise SystemExit(0)
+
+    def print(self, *objects: RenderableType, **how) -> None:
+        """Prints, and keeps it for the pictures; not what only moves the cursor, as under a display that changes."""
+        super().print(*objects, **how)
+        if self.keeps and not all(isinstance(one, Control) for one in objects):
+            self.kept.append((objects, how))
 
     def show(self, *renderables: RenderableType) -> None:
-        """Prints, and remembers for the file."""
+        """Prints one under another; a command, which is copied whole, is broken by the terminal alone."""
         for renderable in renderables:
-            copied_whole = isinstance(renderable, Text) and bool(renderable.no_wrap)  # a command: the terminal alone may break it
-            self.console.print(renderable, soft_wrap=copied_whole)
-            self.record(renderable)
-
-    def record(self, renderable: RenderableType) -> None:
-        """Remembers for the file something that is on the screen already."""
-        if self.save is not None:
-            self.recorder.print(renderable)
+            self.print(renderable, soft_wrap=isinstance(renderable, Text) and bool(renderable.no_wrap))
 
     def close(self, title: str) -> None:
-        """Writes the file, if one was asked for; a file that stood there is replaced only by a whole one."""
-        if self.save is None:
-            return
-        text = (
-            self.recorder.export_svg(title=title, theme=EXPORT) if self.save.suffix == ".svg" else self.recorder.export_html(theme=EXPORT)
-        )
-        write_whole(self.save, text)
+        """Writes the pictures; a file that stood there is replaced only by a whole one. Raises ``ValueError`` for one that is too large."""
+        for path in self.saves:
+            recorder = recorded(self.kept, self.width)
+            if path.suffix == ".svg":
+                write_whole(path, recorder.export_svg(title=title, theme=EXPORT, code_format=svg_format(), font_aspect_ratio=ASPECT))
+            elif path.suffix == ".html":
+                write_whole(path, recorder.export_html(theme=EXPORT))
+            else:
+                write_whole(path, png(lines_of(recorder), self.width, path))
 
 
 class LiveSteps:
@@ -89,7 +85,7 @@ class LiveSteps:
     def __init__(self, screen: Screen, names: Sequence[str], t: Translate):
         self.screen, self.names, self.t = screen, names, t
         self.rows: list[Sequence[Step | None]] = []
-        self.live = Live(console=screen.console, auto_refresh=False, transient=True) if screen.console.is_terminal else None
+        self.live = Live(console=screen, auto_refresh=False, transient=True) if screen.is_terminal else None
         self.until_shown = ExitStack()
 
     def table(self, last: int | None = None) -> RenderableType:
@@ -100,7 +96,7 @@ class LiveSteps:
         """One more step of every model; None for a model that has ended."""
         self.rows.append(row)
         if self.live:
-            console = self.screen.console
+            console = self.screen
             tables = 1 if console.width > 2 * CELL + 7 else len(self.names)
             lines = 4 if len(self.names) > 1 else 1 - (-100 // console.width)  # of a row; a table has a head of two
             self.live.update(self.table(last=max(1, ((console.height - 2) // tables - 2) // lines)), refresh=True)

@@ -155,6 +155,10 @@ def decision(step: Step, t: Translate) -> str:
             numbers[1] += t(" (not listed: ", " (вне списка: ") + f"p {loser.probability_after:.4g}, q {loser.draw:.4g})"
     counts = [count for name, count in step.kept.items() if name != "greedy"]
     alone = t(", no other was left", ", других не осталось") if loser is None and counts and counts[-1] == 1 else ""
+    next_best = next((c for c in step.candidates if c is not winner), None)
+    if next_best is not None and next_best.removed_by:  # why it was not the one that comes to mind
+        name, by = quoted(next_best.token.text), FILTER_NAMES.get(next_best.removed_by, next_best.removed_by)
+        alone = "; " + t(f"{name} removed by {by}", f"{name} убрал {FILTERS_IN_RUSSIAN.get(by, by)}")
     return f"{said}: " + t(", then ", ", затем ").join(numbers) + alone
 
 
@@ -257,11 +261,15 @@ def steps_table(names: Sequence[str], rows: Sequence[Sequence[Step | None]], t: 
     return Group(result, Text(legend, "dim"))
 
 
-def text_panel(prompt: str, run: Run, t: Translate) -> RenderableType:
-    """A prompt and its continuation."""
+def text_panel(prompt: str, run: Run, t: Translate, otherwise: tuple[Token, str] | None = None) -> RenderableType:
+    """A prompt and its continuation; ``otherwise`` is another first token with the text that it begins, greedily continued."""
     end = why(run.stop_reason, t)
     about = "; ".join([tokens_of(len(run.steps), t), *([least_sure(run, t), step_times([run], t)] if run.steps else []), end])
     text = Text.assemble((visible(prompt), "dim"), ("|", "cyan"), (visible(run.text), "bold"), "\n", (about, "dim"))
+    if otherwise is not None:
+        token, other = otherwise
+        said = t(f"with {quoted(token.text)} first, then greedily: ", f"если первым {quoted(token.text)}, а дальше жадно: ")
+        text.append(f"\n{said}", "dim").append("|", "cyan").append(visible(other))
     return TitledPanel(text, visible(run.model))
 
 

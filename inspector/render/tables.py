@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich import box
 from rich.cells import cell_len
@@ -53,14 +53,32 @@ def notices(found: Iterable[Notice], t: Translate) -> list[RenderableType]:
     ]
 
 
-def section(title: str) -> RenderableType:
+class Heading(Text):
+    """A line over what follows: where a section begins, or a part of one."""
+
+    def __init__(self, title: str, of_section: bool):
+        super().__init__("\n" * of_section + visible(title), "bold cyan")
+        self.of_section = of_section
+
+
+def section(title: str) -> Heading:
     """A heading over what follows."""
-    return Text(f"\n{visible(title)}", "bold cyan")
+    return Heading(title, True)
 
 
-def subsection(title: str) -> RenderableType:
+def subsection(title: str) -> Heading:
     """A heading inside of a section."""
-    return Text(visible(title), "bold cyan")
+    return Heading(title, False)
+
+
+class Wide:
+    """What is drawn for the columns that there are once it is shown: ``draw(columns)`` gives it."""
+
+    def __init__(self, draw: Callable[[int], RenderableType]):
+        self.draw = draw
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.draw(options.max_width)
 
 
 def command(arguments: str) -> Text:

@@ -40,7 +40,8 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
     with_threads = "" if threads is None else f"{threads_of(threads, t)} · "
     level = Text(level_words(verdict.level, t), LEVEL_STYLES[verdict.level])
     cache = t("with a KV-cache · ", "с KV-cache · ") if verdict.kv_cache else ""
-    line = Text.assemble(level, f" · {visible(name)} · {sampling_words(verdict.sampling, t)} · {cache}{with_threads}")
+    named = f"{visible(name)} · " if name else ""
+    line = Text.assemble(level, f" · {named}{sampling_words(verdict.sampling, t)} · {cache}{with_threads}")
     if verdict.level == "bitwise":
         n = len(verdict.tokens_hand)
         given = compared_words(verdict, t)
@@ -176,8 +177,8 @@ def logits_said(verdict: Verdict, t: Translate) -> list[str]:
 def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence[int], t: Translate) -> RenderableType:
     """By hand beside ``model.generate()``, with what this run measured; ``lines`` of code, of generate's call and of the lesson."""
     n_hand = len(verdict.tokens_hand)
-    own = t("our own; the same seed, the same q", "своё; тот же seed, те же q")
-    built_in = t("built in, torch.multinomial", "встроенное, torch.multinomial")
+    built_in = t("torch.multinomial: the largest p/q", "torch.multinomial: наибольшее p/q")
+    own = t("the same: equal seeds give equal q", "то же: при равных seed и q равны")
     if verdict.sampling.greedy:
         own, built_in = t("our own argmax", "свой argmax"), t("built in, torch.argmax", "встроенное, torch.argmax")
     off = t("off here, on by default", "здесь выключен, обычно включён")
@@ -197,7 +198,6 @@ def comparison_table(backbone: str, head: str, verdict: Verdict, lines: Sequence
         ),
         (t("sampling", "сэмплирование"), built_in, own),
         ("KV-cache", *(2 * [t("on", "включён")] if verdict.kv_cache else [off, t("none", "нет")])),
-        (t("architecture shown", "показ архитектуры"), t("no", "нет"), t("yes", "да")),
         (t("lines of code", "строк кода"), t(f"{lines[0]}, the call", f"{lines[0]}, вызов"), f"{lines[1]}, inference.py"),
         (
             t("time of a step, median", "время шага, медиана"),

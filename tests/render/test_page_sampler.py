@@ -13,6 +13,10 @@ import inspector
 from inspector.loop.sampling import FILTERS, Bounds, is_in, race, run_filters
 from inspector.records.as_json import to_json
 from inspector.records.generation import Distribution, Sampling
+from inspector.records.report import Redraw, Report, Side
+from inspector.render.page import page as render
+from inspector.report.redraws import redraws
+from tests.browser import console_errors
 
 SCRIPTS = Path(inspector.__file__).parent / "render" / "page" / "script"
 
@@ -141,7 +145,7 @@ def noise(size: int, seed: int = 0) -> torch.Tensor:
 def test_filters_and_draw_are_the_loops_on_random_steps(page):
     rng = np.random.default_rng(0)
     cases, on = [], set()
-    for size in [1, 2, 7, 16, 17, 40, 65, 65, 130] * 40 + [600] * 8 + [5000] * 3:
+    for size in [1, 2, 7, 16, 17, 40, 65, 65, 130] * 30 + [600] * 8 + [5000] * 3:
         logits_V, context, sampling, bounds = random_case(rng, size)
         cases.append((logits_V, noise(size), context, sampling, bounds))
         on |= {name for name in FILTERS if sampling.is_on(name)}
@@ -181,8 +185,8 @@ def organ_pipe(size: int) -> list[int]:
     return [*range(size // 2), *range(size - size // 2, 0, -1)]
 
 
-def test_filters_and_draw_are_the_loops_on_a_recorded_run_under_other_settings(page):
-    m = inspector.load("names-qwen2")
+def test_filters_and_draw_are_the_loops_on_a_recorded_run_under_other_settings(page, model):
+    m = model
     ids, sampling = m.encode("Крас"), Sampling(temperature=0.8, top_p=0.9, seed=3)
     run = inspector.run(m, ids, sampling, max_new_tokens=8, recorded=10**6)
     rng = np.random.default_rng(2)
@@ -301,3 +305,207 @@ def test_generator_takes_seeds_beyond_a_float_and_begins_at_any_step(page):
     for numbers, size, steps in ((found[1], 65, 6), (found[2], 700, 5)):
         generator = torch.Generator().manual_seed(7)
         assert numbers == [torch.empty(size).exponential_(1, generator=generator) for _ in range(steps)][-1].tolist()
+
+
+# ---- the panels ----
+
+SAMPLING = Sampling(temperature=0.8, top_k=12, top_p=0.9, repetition_penalty=1.1, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return inspector.load("names-qwen2")
+
+
+@pytest.fixture(scope="module")
+def show(browser, model, tmp_path_factory):
+    """A function: shows the page of a run in the browser, and returns the run. Afterwards the console has to be empty."""
+    folder = tmp_path_factory.mktemp("panels")
+
+    def show(run, lang="en", **more):
+        path = folder / "page.html"
+        side = Side(run, tokens=model.tokens(range(model.vocab_size)), vocabulary=model.vocab_size, **more)
+        path.write_text(render(Report((side,)), lang), encoding="utf-8")
+        browser.get("about:blank")
+        browser.get(path.as_uri())
+        wait(browser, "document.body.dataset.ready")
+        return run
+
+    yield show
+    assert console_errors(browser) == []
+
+
+@pytest.fixture(scope="module")
+def whole_run(model):
+    return inspector.run(model, model.encode("Крас"), SAMPLING, max_new_tokens=8, recorded=100)
+
+
+def wait(browser, condition: str) -> None:
+    """Until a condition in JavaScript holds."""
+    browser.execute_async_script(
+        f"const done = arguments[0]; const look = () => ({condition} ? done() : setTimeout(look, 5)); look();",
+    )
+
+
+def text(browser, id: str) -> str:
+    return browser.execute_script("return document.getElementById(arguments[0])?.textContent", id)
+
+
+def press(browser, id: str, value: str | None = None, event: str = "change") -> None:
+    """Clicks a button, or sets a field's value as a user would."""
+    browser.execute_script(
+        "const [id, value, event] = arguments; const it = document.getElementById(id);"
+        "if (value === null) it.click(); else { it.value = value; it.dispatchEvent(new Event(event)); }",
+        id,
+        value,
+        event,
+    )
+
+
+def rows(browser, selector: str) -> list[list[str]]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent))",
+        selector,
+    )
+
+
+def logits_and_noise(step) -> tuple[torch.Tensor, torch.Tensor]:
+    order = torch.tensor(step.distribution.ids).argsort()
+    return torch.tensor(step.distribution.logits)[order], torch.tensor(step.distribution.draws)[order]
+
+
+def tokens_before(run, index: int) -> torch.Tensor:
+    return torch.tensor([token.id for token in (*run.prompt, *(step.token for step in run.steps[:index]))])
+
+
+def chosen_with(run, sampling: Sampling, noise_of=None) -> list[int]:
+    """What each step of a run would have chosen with other settings, or with other noise."""
+    bounds = Bounds(len(run.prompt), len(run.prompt) + run.max_new_tokens, run.stop_ids)
+    chosen = []
+    for step in run.steps:
+        logits_V, q_V = logits_and_noise(step)
+        scores_V = run_filters(logits_V, tokens_before(run, step.index), sampling, bounds).scores_V
+        q_V = q_V if noise_of is None else noise_of(step.index)
+        chosen.append(int(scores_V.argmax() if sampling.greedy else (scores_V.softmax(-1) / q_V).argmax()))
+    return chosen
+
+
+def noise_with_seed(seed: int, size: int):
+    """A function: the noise of a step where the run has this seed."""
+
+    def at(index: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.empty(size).exponential_(1, generator=generator) for _ in range(index + 1)][-1]
+
+    return at
+
+
+def test_draw_is_replayed_and_drawn_again_with_other_seeds(browser, show, model, whole_run):
+    run = show(whole_run)
+    for _ in range(3):
+        press(browser, "draw-replay")
+        browser.execute_script("Page.page.goTo(Page.page.at + 1)")
+    step = run.steps[3]
+    names = {id: f"«{token.text}»" for id, token in enumerate(model.tokens(range(model.vocab_size)))}
+    assert f"Step 4, seed 3: «{step.token.text}» wins" in text(browser, "draw-said")
+    assert f"«{step.runner_up.token.text}»" in text(browser, "draw-said")
+    press(browser, "draw-replay")
+    assert f"all {model.vocab_size} numbers q are the recorded ones, bit for bit" in text(browser, "draw-replayed")
+    assert f"the winner is «{step.token.text}», as recorded" in text(browser, "draw-replayed")
+    for seed in ("77", str(2**63 - 1)):
+        press(browser, "draw-seed", seed)
+        press(browser, "draw-again")
+    found = {row[0]: row for row in rows(browser, "#draw .grid")}
+    assert list(found) == [str(2**63 - 1), "77", *map(str, range(10))]
+    for seed, (_, winner, same, *_) in found.items():
+        expected = chosen_with(run, SAMPLING, noise_with_seed(int(seed), model.vocab_size))[3]
+        assert (winner, same) == (names[expected], "yes" if expected == step.token.id else "no"), seed
+    press(browser, "draw-seed", "-1")
+    press(browser, "draw-again")
+    assert "seed -1: give a whole number from 0 to 2^63 − 1" in text(browser, "draw-complaint")
+
+
+def test_draws_with_other_seeds_are_those_that_python_records_of_large_vocabularies(browser, show, model, whole_run):
+    run = show(whole_run)
+    expected = redraws(model, run)
+    found = browser.execute_script(
+        "const { page } = Page; return JSON.parse(arguments[0]).map(({ step, seed }) => {"
+        " const { winner, runnerUp, of } = Draws.draw(page.side, step, seed);"
+        " return [winner, of(winner).q, of(winner).ratio, runnerUp, runnerUp === null ? null : of(runnerUp).ratio]; })",
+        json.dumps([dict(step=one.step, seed=one.seed) for one in expected]),
+    )
+    assert len(expected) == 10 * len(run.steps)
+    for one, (winner, q, ratio, loser, loser_ratio) in zip(expected, found, strict=True):
+        assert (winner, loser) == (one.token.id, one.loser and one.loser.id) and np.float32(q) == np.float32(one.draw)
+        assert (ratio, loser_ratio or 0) == pytest.approx((one.ratio, one.loser_ratio or 0), rel=1e-5)
+
+
+def test_noise_of_another_generator_is_noticed_and_other_seeds_stand_as_python_recorded_them(browser, show, whole_run):
+    step = whole_run.steps[0]
+    draws = (step.distribution.draws[0] * 1.5, *step.distribution.draws[1:])
+    listed = {id: draw for id, draw in zip(step.distribution.ids, draws, strict=True)}
+    candidates = tuple(replace(candidate, draw=listed[candidate.token.id]) for candidate in step.candidates)
+    strange = replace(step, distribution=replace(step.distribution, draws=draws), candidates=candidates)
+    redraw = Redraw(0, 4, whole_run.steps[1].token, 0.25, 2.5)
+    show(replace(whole_run, steps=(strange, *whole_run.steps[1:])), redraws=(redraw,))
+    press(browser, "draw-replay")
+    assert f"1 of {len(draws)} recorded numbers differ" in text(browser, "draw-replayed")
+    assert [row[:2] for row in rows(browser, "#draw .grid")] == [["4", f"«{redraw.token.text}»"]]
+    press(browser, "draw-again")
+    assert "does not give this run's noise" in text(browser, "draw-complaint")
+
+
+def test_other_settings_mark_the_steps_that_would_have_chosen_otherwise(browser, show, model, whole_run):
+    run = show(whole_run)
+    recorded_tokens = [step.token.id for step in run.steps]
+    assert "the recorded number of tokens, at each of" in text(browser, "live-said")
+    seen = set()
+    for moved in (
+        dict(temperature=1.6, top_p=1.0),
+        dict(temperature=0),
+        dict(top_k=1),
+        dict(temperature=2.0, top_p=1.0, min_p=0.02, repetition_penalty=2.0),
+        dict(repetition_penalty=0.5),
+        dict(temperature=2.0, top_k=0, top_p=1.0),
+    ):
+        press(browser, "live-recorded")
+        for name, value in moved.items():
+            kind, event = ("", "input") if name == "temperature" else ("-exact", "change")
+            press(browser, f"live-{name}{kind}", str(value), event)
+        expected = chosen_with(run, replace(SAMPLING, **moved | (dict(top_k=None) if moved.get("top_k") == 0 else {})))
+        others = [i for i, (a, b) in enumerate(zip(expected, recorded_tokens, strict=True)) if a != b]
+        classes = browser.execute_script("return [...document.querySelectorAll('#live-steps button')].map((it) => it.className)")
+        assert [i for i, name in enumerate(classes) if "other" in name.split()] == others, moved
+        assert [i for i, name in enumerate(classes) if "first" in name.split()] == others[:1]
+        if others:
+            seen.add(others[0])
+            assert f"first at step {others[0] + 1}" in text(browser, "live-said")
+            assert f"→ «{model.tokens([expected[others[0]]])[0].text}»" in text(browser, f"live-try-{others[0]}")
+    assert len(seen) > 1
+    press(browser, "live-recorded")
+    assert "the recorded number of tokens, at each of" in text(browser, "live-said") and not text(browser, "live-approximate")
+    browser.execute_script("Page.page.goTo(2)")
+    for (_, tokens, taken, *_), (name, kept) in zip(rows(browser, "#live .grid"), run.steps[2].kept.items(), strict=True):
+        removal = run.steps[2].removed.get(name)
+        assert tokens.endswith(f"→ {kept}") and int(taken) == (removal.count if removal else 0)
+
+
+def test_what_is_not_recorded_is_said(browser, show, model, whole_run):
+    greedy = inspector.run(model, model.encode("Крас"), Sampling(temperature=0), max_new_tokens=4, recorded=100)
+    show(greedy)
+    assert text(browser, "draw") is None  # nothing was drawn
+    press(browser, "live-temperature", "1.5", "input")
+    assert "No noise was recorded where the run was greedy" in text(browser, "live-said")
+    old = replace(whole_run, steps=tuple(replace(step, distribution=None) for step in whole_run.steps))
+    show(old, lang="ru")
+    assert text(browser, "live") is None
+    press(browser, "draw-replay")
+    assert "записанные" in text(browser, "draw-replayed") and "бит в бит" in text(browser, "draw-replayed")
+    press(browser, "draw-again")
+    assert "не записаны" in text(browser, "draw-complaint")
+    some = inspector.run(model, model.encode("Крас"), Sampling(seed=3), max_new_tokens=4, recorded=6)
+    show(some)
+    wait(browser, "Page.page.memory('live').swept")
+    assert not text(browser, "live-approximate")
+    press(browser, "live-temperature", "1.5", "input")
+    assert "Only the" in text(browser, "live-approximate")

@@ -14,8 +14,11 @@ from ...records.report import Report
 
 HERE = Path(__file__).parent
 # In the order in which they are joined: libraries first, and of the panels what teaches most.
-SCRIPTS = ("core", "format", "dom", "slides")
-PANELS = ("steps", "entropy", "draw", "live", "branches", "carried", "prompt", "architecture", "proof", "cost", "inside", "next")
+SCRIPTS = ("core", "format", "dom", "slides", "cells")
+PANELS = (
+    *("steps", "entropy", "draw", "live", "branches", "carried", "prompt", "architecture", "proof", "cost"),
+    *("lens", "attention", "contributions", "experts", "latents", "further", "next"),
+)
 
 
 def page(report: Report, lang: str = "en", weights: Sequence[bytes] = ()) -> str:

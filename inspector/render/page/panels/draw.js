@@ -32,7 +32,7 @@ Page.panel({
       ),
     );
     const others = el("div");
-    root.append(race, controls, replayed, complaint, others);
+    root.append(el("div", { class: "beside" }, el("div", {}, race, controls, replayed, complaint), others));
 
     /** Who ran in a step: every token with its p, q and p/q, the fastest first. */
     function racers() {
@@ -43,9 +43,9 @@ Page.panel({
       if (step.distribution) {
         const { probabilities } = Draws.asRecorded(run, page.at);
         Draws.prepare(run, page.at).ids.forEach((id, i) => add(page.token(id), probabilities[i], noise.get(id)));
-      } else {
-        const listed = [...step.candidates, step.runner_up].filter((candidate) => candidate);
-        listed.forEach((candidate) => add(candidate.token, candidate.probability_after, noise.get(candidate.token.id)));
+      }
+      for (const candidate of [...step.candidates, step.runner_up]) {
+        if (candidate) add(candidate.token, candidate.probability_after, noise.get(candidate.token.id));
       }
       return [...all.values()].sort((a, b) => b.ratio - a.ratio);
     }
@@ -89,6 +89,12 @@ Page.panel({
           t("The race: the largest p/q wins", "Гонка: побеждает наибольшее p/q"),
         ),
       );
+      if (page.step.distribution && Draws.asRecorded(page.run, page.at).approximate) {
+        race.append(el("p", { class: "remark" }, t(
+          "Not all logits of this step are recorded: p of the tokens that are not among its candidates is approximate.",
+          "Записаны не все логиты этого шага: p токенов вне списка кандидатов приблизительна.",
+        )));
+      }
       const more = running.length - shown.length;
       if (more) race.append(el("p", { class: "quiet" }, t(`and ${tokensOf(more)} with a smaller p/q`, `и ещё ${tokensOf(more)} с меньшим p/q`)));
     }

@@ -102,6 +102,7 @@ Page.panel({
     }
 
     const listOf = (steps) => steps.map(({ at }) => at + 1).join(", ");
+    const atSteps = (steps) => (steps.length === 1 ? t(`step ${listOf(steps)}`, `шаге ${listOf(steps)}`) : t(`steps ${listOf(steps)}`, `шагах ${listOf(steps)}`));
 
     function drawSummary() {
       const of = (kind) => found.filter((one) => one.kind === kind);
@@ -112,8 +113,8 @@ Page.panel({
       if (!Object.keys(memory.moved).length) {
         const wrong = found.filter((one) => one.kind !== "same" && one.kind !== "forced" || !sameCounts(one));
         parts.push(wrong.length
-          ? t(`With the recorded settings this page finds otherwise than Python at step ${listOf(wrong)}: sums round differently there.`,
-              `С записанными настройками страница находит иное, чем Python, на шаге ${listOf(wrong)}: суммы округляются там по-разному.`)
+          ? t(`With the recorded settings this page finds otherwise than Python at ${atSteps(wrong)}: sums round differently there.`,
+              `С записанными настройками страница находит иное, чем Python, на ${atSteps(wrong)}: суммы округляются там по-разному.`)
           : t(`With the recorded settings this page finds the recorded token, and after every filter the recorded number of tokens, at each of ${steps}.`,
               `С записанными настройками страница находит записанный токен и после каждого фильтра записанное число токенов на каждом из ${steps}.`));
       } else if (other.length) {
@@ -128,10 +129,10 @@ Page.panel({
       } else if (!unsure.length && !undrawn.length && !none.length) {
         parts.push(t(`The same token at each of ${steps}.`, `Тот же токен на каждом из ${steps}.`));
       }
-      if (none.length) parts.push(t(` No token is left at step ${listOf(none)}.`, ` Ни одного токена не осталось на шаге ${listOf(none)}.`));
+      if (none.length) parts.push(t(` No token is left at ${atSteps(none)}.`, ` Ни одного токена не осталось на ${atSteps(none)}.`));
       if (unsure.length) {
-        parts.push(t(` Not certain at step ${listOf(unsure)}: a token whose logit is not recorded may have won.`,
-          ` Неизвестно на шаге ${listOf(unsure)}: мог победить токен, чей логит не записан.`));
+        parts.push(t(` Not certain at ${atSteps(unsure)}: a token whose logit is not recorded may have won.`,
+          ` Неизвестно на ${atSteps(unsure)}: мог победить токен, чей логит не записан.`));
       }
       if (undrawn.length) {
         parts.push(t(" No noise was recorded where the run was greedy: with a temperature above 0 the bars show the probabilities, and nothing is drawn.",
@@ -183,43 +184,50 @@ Page.panel({
         const marks = [id === run.steps[at].token.id && t("recorded", "записан"), moved && kind !== "unsure" && id === winner && t("now", "теперь")];
         return el("span", {}, tokenName(page.token(id)), ` ${marks.filter(Boolean).join(", ")}`);
       };
-      const cell = (stage, place, course) => (stage.scores[place] === -Infinity ? Draws.filterName(Sampler.removedBy(course, step.ids[place])) : percent(stage.probabilities[place]));
-      const parts = [
+      const cell = (stage, place, course) =>
+        (stage.scores[place] === -Infinity ? Draws.filterName(Sampler.removedBy(course, step.ids[place])) : percent(stage.probabilities[place]));
+      const last = stages[stages.length - 1];
+      const candidates = bars(
+        best.map((place) => ({
+          name: name(step.ids[place]),
+          values: columns.map((stage) => stage.probabilities[place]),
+          texts: columns.map((stage, i) => cell(stage, place, moved && i === 1 ? recorded : filtered)),
+          class: [kind !== "unsure" && step.ids[place] === winner && "chosen", last.scores[place] === -Infinity && "gone"].filter(Boolean).join(" "),
+        })),
+        [t("token", "токен"), ...heads],
+        t("Probabilities of the step before and after the filters; a removed token has the filter's name", "Вероятности шага до и после фильтров; у убранного токена имя фильтра"),
+      );
+      const removals = grid(
+        [t("filter", "фильтр"), t("tokens", "токены"), t("removed", "убрал"), t("mass", "масса"), t("which", "какие")],
+        stages.slice(1).map((stage) => [
+          Draws.filterName(stage.name),
+          `${whole(stage.given)} → ${whole(stage.kept)}`,
+          whole(stage.count),
+          stage.count ? percent(stage.mass) : "–",
+          names(stage),
+        ]),
+        t("What each filter removed, and its share of the probability that it was given", "Что убрал каждый фильтр и какую долю полученной вероятности"),
+        [1, 2, 3],
+      );
+      const none = t("No filter is on: the token is drawn from the model's own distribution.", "Фильтров нет: токен тянут из распределения самой модели.");
+      const guess = t(
+        `Only the ${whole(step.ids.length)} largest logits of this step are recorded. The other ${tokensOf(step.rest)}, ${percent(step.restMass)} of the raw probability, count here as equal ones; were they as unequal as can be, a probability above would differ by up to ${percent(spread)}.`,
+        `Записаны только ${whole(step.ids.length)} наибольших логитов этого шага. Остальные ${tokensOf(step.rest)}, ${percent(step.restMass)} исходной вероятности, считаются здесь равными; будь они неравны насколько возможно, вероятность выше отличалась бы не больше чем на ${percent(spread)}.`,
+      );
+      now.replaceChildren(
         el("h3", {}, t(`Step ${at + 1}`, `Шаг ${at + 1}`)),
-        bars(
-          best.map((place) => ({
-            name: name(step.ids[place]),
-            values: columns.map((stage) => stage.probabilities[place]),
-            texts: columns.map((stage, i) => cell(stage, place, moved && i === 1 ? recorded : filtered)),
-            class: [step.ids[place] === winner && "chosen", stages[stages.length - 1].scores[place] === -Infinity && "gone"].filter(Boolean).join(" "),
-          })),
-          [t("token", "токен"), ...heads],
-          t("Probabilities of the step before and after the filters; a removed token has the filter's name", "Вероятности шага до и после фильтров; у убранного токена имя фильтра"),
-        ),
-        stages.length > 1
-          ? grid(
-              [t("filter", "фильтр"), t("tokens", "токены"), t("removed", "убрал"), t("mass", "масса"), t("which", "какие")],
-              stages.slice(1).map((stage) => [
-                Draws.filterName(stage.name),
-                `${whole(stage.given)} → ${whole(stage.kept)}`,
-                whole(stage.count),
-                stage.count ? percent(stage.mass) : "–",
-                names(stage),
-              ]),
-              t("What each filter removed, and its share of the probability that it was given", "Что убрал каждый фильтр и какую долю полученной вероятности"),
-              [1, 2, 3],
-            )
-          : el("p", { class: "quiet" }, t("No filter is on: the token is drawn from the model's own distribution.", "Фильтров нет: токен тянут из распределения самой модели.")),
-        approximate && el("p", { class: "remark", id: "live-approximate" }, t(
-          `Only the ${whole(step.ids.length)} largest logits of this step are recorded. The other ${tokensOf(step.rest)}, ${percent(step.restMass)} of the raw probability, count here as equal ones; were they as unequal as can be, a probability above would differ by up to ${percent(spread)}.`,
-          `Записаны только ${whole(step.ids.length)} наибольших логитов этого шага. Остальные ${tokensOf(step.rest)}, ${percent(step.restMass)} исходной вероятности, считаются здесь равными; будь они неравны насколько возможно, вероятность выше отличалась бы не больше чем на ${percent(spread)}.`,
+        el("div", { class: "beside" }, candidates, el(
+          "div",
+          {},
+          stages.length > 1 ? removals : el("p", { class: "quiet" }, none),
+          approximate && el("p", { class: "remark", id: "live-approximate" }, guess),
         )),
-      ];
-      now.replaceChildren(...parts.filter(Boolean));
+      );
     }
 
     /** The removed tokens by name, the most probable first. */
-    function names({ removed, count }) {
+    function names({ name, removed, count }) {
+      if (name === "temperature" || name === "repetition_penalty") return t("changes logits alone", "меняет лишь логиты");
       const raw = found[page.at].filtered.stages[0];
       const { place } = found[page.at].filtered.step;
       const first = [...removed].sort((a, b) => raw.scores[place.get(b)] - raw.scores[place.get(a)]).slice(0, NAMED);
