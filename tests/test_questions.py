@@ -253,7 +253,7 @@ def otherwise(sides, screen):
         other = next(int(id) for id in side.logits_V.argsort(descending=True) if id != side.steps[0].token.id)
         new = [other, *side.by_generate([*side.ids, other], do_sample=False, max_new_tokens=19)]
         text = side.m.tokenizer.decode(new, skip_special_tokens=True).replace(" ", "")
-        said.append(f"with «{side.text(other)}» first, then greedily: Крас|{text}")
+        said.append(f"with «{side.text(other)}» first, then greedily: |{text}")
     return said
 
 

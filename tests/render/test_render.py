@@ -209,7 +209,9 @@ def everything(width: int, language: str) -> str:
         text_panel("К", replace(RUN, steps=tuple(replace(step, recording_seconds=0.0002) for step in RUN.steps)), t),
         text_panel("К", replace(RUN, steps=(), text="", stop_reason="interrupted"), t),
         continuations(["К", "Кр"], [RUN, RUN], ["q"], t),
+        text_panel("К", RUN, t, (Token(3, "и"), "ильин")),
         lesson.no_cache(RUN, t),
+        *lesson.where_time_goes({"names": dict(rest=0.35, attention=0.3, feed_forward=0.25, head=0.06, norms=0.04), "opaque": {}}, t),
         coverage_table(["type", "head", "split", "loop", "verdict", "reason"], [("gpt2", "Linear", "yes", "no", "bitwise", "–")], width),
     ):
         console.print(renderable)
@@ -286,6 +288,10 @@ def test_the_chosen_mark_stays_in_its_row(language):
         assert len(marked) == 1 and marked[0].startswith("«ин»") and t("◀ chosen", "◀ выбран") in marked[0]
 
 
+OTHERS = tuple(replace(c, removed_by=None if c.token.id == STEP.token.id else "top_p") for c in STEP.candidates)
+SECOND_REMOVED = replace(STEP, runner_up=None, kept={"top_p": 1}, candidates=OTHERS)
+
+
 @pytest.mark.parametrize(
     ("step", "said"),
     [
@@ -293,6 +299,7 @@ def test_the_chosen_mark_stays_in_its_row(language):
         (replace(STEP, runner_up=STEP.candidates[0]), "the largest p/q wins: «ин» 1.7, then «о» 0.3474"),
         (replace(STEP, runner_up=None, kept={"top_p": 1}), "the largest p/q wins: «ин» 1.7, no other was left"),
         (replace(STEP, runner_up=None), "the largest p/q wins: «ин» 1.7"),  # a file that does not tell
+        (SECOND_REMOVED, "the largest p/q wins: «ин» 1.7; «о» removed by top-p"),
         (BANNED, "greedy: no noise, the largest logit after the filters wins: «ин» 6.440, then «о» 7.310"),
         (
             replace(BANNED, kept={"repetition_penalty": 65, "greedy": 1}),
