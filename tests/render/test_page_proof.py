@@ -147,7 +147,7 @@ def test_the_chart_and_its_table_have_what_was_measured(shown, opened):
         " ['x', 'y'].map((name) => parseFloat(point.getAttribute(name) ?? point.getAttribute(`c${name}`)))))"
     )
     for line, record in zip(points, (shown.measured.uncached, shown.measured.cached), strict=True):
-        wanted = [[12 + 84 * int(length) / 64, 88 - 80 * value / 0.02] for length, value in record.items()]
+        wanted = [[6 + 88 * int(length) / 64, 88 - 78 * value / 0.02] for length, value in record.items()]
         assert [pytest.approx(point) for point in line] == wanted
     operations = browser.execute_script(CELLS, "#cost-operations tbody tr")
     assert operations == [["feed-forward", "6.0 ms · 57.1 %"], ["attention", "3.0 ms · 28.6 %"], ["everything else", "1.5 ms · 14.3 %"]]
