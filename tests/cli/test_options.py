@@ -242,9 +242,9 @@ def test_groups_become_options_and_come_back_as_groups():
         "quantise",
         "attn_implementation",
         "json_path",
-        "language",
         "save_svg",
         "save_png",
+        "language",
     ]
     assert (parameters["name"].default, parameters["device"].default) == ("x", "cpu")
     verb(name="y", device="cuda", trust_remote_code=True, threads=2, json_path=None, language="ru")
