@@ -67,7 +67,7 @@ Page.panel(
         fed,
         el("div", { class: "carried-both" },
           el("div", {},
-            el("h3", {}, t("Take parts out", "Уберите части")),
+            el("h3", {}, t("Take parts out, or change them", "Уберите или измените части")),
             el("p", { class: "quiet" }, field(t("What is pressed is replaced by", "Нажатое заменяется"), way), clear),
             otherField,
             patching,
@@ -208,7 +208,7 @@ Page.panel(
           : was === is
             ? t(`Still most probable: ${is}, ${percent(old[best[0]])} → ${percent(now[best[0]])}.`, `Вероятнее всего по-прежнему ${is}: ${percent(old[best[0]])} → ${percent(now[best[0]])}.`)
             : t(`Most probable: ${was} → ${is}.`, `Вероятнее всего: ${was} → ${is}.`);
-        const moved = changed ? ` KL(${t("before‖after", "до‖после")}) = ${fixed(kl, 3)} ${t("nats", "нат")}.` : "";
+        const moved = changed ? ` KL(${t("before‖after", "до‖после")}) = ${fixed(kl, kl > 0 ? Math.max(3, Math.min(8, 2 - Math.floor(Math.log10(kl)))) : 3)} ${t("nats", "нат")}.` : "";
         next.replaceChildren(
           el("h3", {}, t("The next token", "Следующий токен"), position() < state.ids.length - 1 ? [t(" behind ", " после "), tokenName(model.token(state.ids[position()]))] : null),
           el("p", {}, sentence, moved, " ", el("span", { class: "quiet" }, full ? t("The context is full.", "Контекст заполнен.") : t("Press a token to go on with it.", "Нажмите токен, чтобы продолжить им."))),
