@@ -91,7 +91,7 @@ def unpacked(text: str, *shape: int) -> torch.Tensor:
 def prompts(m: Loaded, count: int, texts: bool = True) -> list[list[int]]:
     """Random prompts of 1 to as many tokens as are read, short ones more often: texts of the model's characters, or any ids."""
     rng, longest = np.random.default_rng(3), m.context_length
-    lengths = [1, longest, *np.exp(rng.uniform(0, np.log(longest), count - 2)).round().astype(int)]
+    lengths = [1, longest, *np.exp(rng.uniform(size=count - 2) ** 1.5 * np.log(longest)).round().astype(int)]
     first = len(m.tokenizer.all_special_ids) if texts else 0
     return [[1] * texts + rng.integers(first, m.vocab_size, n - texts).tolist() for n in lengths]
 
