@@ -58,7 +58,7 @@ Page.panel({
       const line = open ? null : el("span", { class: "preview" }, ...others.map((token, k) => Tint.token(token, branch.probabilities[k + 1])), end(branch.stop_reason));
       return el(
         "li",
-        { class: branch.chosen ? "taken" : null },
+        { class: branch.chosen ? "own" : null },
         el("div", { class: "fork" }, toggle, branch.chosen && el("span", { class: "mark" }, t(" ◀ chosen", " ◀ выбран")), " ", line),
         el("div", { id, hidden: open ? null : "" }, open && wholeText(branch)),
       );
