@@ -18,7 +18,12 @@ const Cells = (() => {
 
   /** A token as everywhere, but on one line: of a long one the beginning. */
   function name(token) {
-    return el("bdi", { class: token.special ? "token special" : "token", title: `id ${token.id} ${visible(token.text)}` }, `«${cut(visible(token.text), 16)}»`);
+    return el("bdi", { class: token.special ? "token special" : "token", title: `id ${token.id} ${visible(token.text)}` }, called(token));
+  }
+
+  /** The same as a text. */
+  function called(token) {
+    return `«${cut(visible(token.text), 16)}»`;
   }
 
   function cut(text, letters) {
@@ -193,7 +198,7 @@ const Cells = (() => {
     );
   }
 
-  return { table, level, brief, name, places, legend, choice };
+  return { table, level, brief, name, called, places, legend, choice };
 })();
 
 /** What the panels share that show one pass over the prompt and everything generated (record Inside). */
