@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ..bench.limits import timed
-from ..bench.loop import probe_ids, seconds_per_step, steps_by_hand, work_of
+from ..bench.loop import probe_ids, seconds_per_step, steps_by_hand, turns, work_of
 from ..bench.trace import kind_of
 from ..loading.loaded import Loaded
 from ..loop.caching import cached
@@ -77,7 +77,10 @@ def cached_seconds(m: Loaded, lengths: Iterable[int], repeats: int) -> dict[str,
 
 
 def operations(m: Loaded, length: int, repeats: int) -> dict[str, float]:
-    """Role, that of all layers as one → median seconds of all its components in one pass; "" for what is in none of them."""
+    """Role, that of all layers as one → median seconds of all its components in one pass; "" for what is in none of them.
+
+    The median is over ``repeats`` passes after one that warms up, or over as many as half a second has room for.
+    """
     try:
         known = m.components
     except ValueError:  # a graph that nothing can look into
@@ -86,7 +89,7 @@ def operations(m: Loaded, length: int, repeats: int) -> dict[str, float]:
     parts = {role: module for role, module in parts.items() if not any(role.startswith(f"{other}.") for other in parts)}
     times: dict[str, list[float]] = defaultdict(list)
     clock, ids = Clock(m.device), probe_ids(m, length)
-    for turn in range(repeats + 1):  # the first one warms up
+    for turn in turns(repeats):
         spent: dict[str, float] = defaultdict(float)
         for name, seconds in by_hand(m.split, ids, parts, clock=clock).seconds.items():
             spent[kind_of(name) if name else ""] += seconds
