@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .as_json import SCHEMA
 from .carried import Carried
 from .comparison import Verdict
 from .effects import Contributions
@@ -10,6 +11,7 @@ from .generation import Run, Token
 from .inside import Attention
 from .mechanisms import Experts, Further, Latents
 from .notices import Notice
+from .shown import Shown
 from .structure import Costs, ModuleNode, RoleDifference, TraitDifference, Traits
 
 Words = tuple[str, ...]  # the same in English and in Russian
@@ -53,8 +55,8 @@ class Redraw:
     loser_ratio: float | None = None
 
 
-@dataclass(frozen=True)
-class Parts:
+@dataclass(frozen=True, repr=False)
+class Parts(Shown):
     """A split in words: names of backbone and head, and the shapes of ids, hidden states and logits on the run's prompt."""
 
     backbone: str
@@ -185,8 +187,8 @@ class Idea:
     command: str
 
 
-@dataclass(frozen=True)
-class Side:
+@dataclass(frozen=True, repr=False)
+class Side(Shown):
     """One model and its run.
 
     Args:
@@ -239,8 +241,8 @@ class Side:
     notices: tuple[Notice, ...] = ()
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """All that a page shows: one side, or two with what differs between their architectures.
 
     Args:
@@ -257,3 +259,27 @@ class Report:
     words: dict[str, Words] = field(default_factory=dict)
     version: str = ""
     schema: int = SCHEMAS[-1]
+
+
+@dataclass(frozen=True, repr=False)
+class Overview(Shown):
+    """A loaded model at a glance.
+
+    Args:
+        name, kind: where it is from, as in ``Origin``.
+        dtype, device: of its weights.
+        tree, costs, traits: as ``inspector tree`` has them; None of a model that nothing can look into.
+        parts: the split.
+        notices: what to know of the model.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    device: str
+    tree: ModuleNode | None
+    costs: Costs | None
+    traits: Traits | None
+    parts: Parts
+    notices: tuple[Notice, ...] = ()
+    schema: int = SCHEMA

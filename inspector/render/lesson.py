@@ -22,7 +22,13 @@ ENGLISH = translator("en")
 
 def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
     """Where the models are from: (name, kind of origin, dtype, device) a row."""
-    kinds = {"hub": t("hub", "хаб"), "folder": t("folder", "папка"), "embedded": t("embedded", "встроенная"), "python": "Python"}
+    kinds = {
+        "hub": t("hub", "хаб"),
+        "folder": t("folder", "папка"),
+        "embedded": t("embedded", "встроенная"),
+        "python": "Python",
+        "onnx": "ONNX",
+    }
     result = labelled()
     for name, kind, dtype, device in rows:
         result.add_row(Text(visible(name), "bold"), Text(f"{kinds[kind]}, {str(dtype).removeprefix('torch.')}, {device}"))

@@ -159,7 +159,7 @@ def checked(m: Loaded) -> Native:
         megabytes = count * 2 * 4 / 3 / 1e6
         no(
             f"{name} has {count:,} numbers, {megabytes:,.1f} MB as float16 in a page: a page carries at most {MOST:,} (2.2 MB)",
-            f"У {name} {count:,} чисел, в странице это {megabytes:,.1f} МБ в float16: страница несёт не больше {MOST:,} (2,2 МБ)",
+            f"У {name} {count:,} чисел, в странице это {megabytes:,.1f} МБ в float16: страница несёт не больше {MOST:,} (2.2 МБ)",
         )
     if any(weight.is_meta for weight in m.model.parameters()):
         no(f"the weights of {name} lie on disk: load it whole", f"Веса {name} лежат на диске: загрузите её целиком")
@@ -219,7 +219,7 @@ def part(module: nn.Module) -> CarriedPart:
     """The description of a module."""
     settings = {name: getattr(module, name) for name in KINDS[type(module)]}
     if isinstance(module, RotaryEmbedding):  # as they are used, to the last bit of float32, whatever they are made of
-        settings["frequencies"] = frequencies(module.width, module.theta, module.scaling).tolist()
+        settings["frequencies"] = tuple(frequencies(module.width, module.theta, module.scaling).tolist())
     return CarriedPart(type(module).__name__, settings)
 
 

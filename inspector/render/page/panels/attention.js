@@ -88,7 +88,7 @@ Page.panel({
       row = position;
       const { layer, head } = memory;
       const all = rowOf(layer, head, position).sort((a, b) => b[1] - a[1] || a[0] - b[0]);
-      const listed = all.slice(0, strongest || LISTED);
+      const listed = all.filter(([, weight]) => weight > 0).slice(0, strongest || LISTED);
       const rest = 1 - listed.reduce((sum, [, weight]) => sum + weight, 0);
       looks.replaceChildren(
         el("h3", {}, t("Whom ", "На кого смотрит "), tokenName(tokens[position]), t(` at position ${position} looks at`, ` в позиции ${position}`)),
@@ -194,8 +194,9 @@ Page.panel({
           )
         : t("Maps are whole.", "Карты целые.");
       const error = t("Each weight is rounded to a 255th: off by at most 0.002.", "Каждый вес округлён до 1/255: ошибка не больше 0,002.");
-      const [scale, off] = [fixed(attention.scale), number(attention.difference).toExponential(1)];
-      const from = attention.beside
+      const [scale, off] = [fixed(attention.scale), Within.tiny(attention.difference)];
+      const own = attention.beside || attention.usual === "None"; // the blocks written here have no other attention
+      const from = own
         ? t(
             `Seen in the model's own attention, or computed beside it: final hidden states (up to ${scale}) differ by at most ${off}.`,
             `Увидено в собственном внимании модели или посчитано рядом: скрытые состояния (до ${scale}) отличаются не больше чем на ${off}.`,

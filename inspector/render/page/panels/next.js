@@ -2,6 +2,7 @@
 Page.panel({
   id: "next",
   title: () => t("What to try next", "Что попробовать дальше"),
+  needs: (side) => side.run.steps.length > 0,
   build(root, page) {
     const here = [
       ["live", t("Raise the temperature: the bars even out, and steps where the draw would have gone another way are marked.", "Поднимите температуру: столбики выровняются, а шаги, где жребий выпал бы иначе, будут отмечены.")],

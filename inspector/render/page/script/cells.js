@@ -211,7 +211,7 @@ const Within = (() => {
   function refused(root, page, name) {
     const words = page.side.inside.missing[name];
     if (!words) return false;
-    root.append(el("p", { class: "remark" }, t(`Not shown of ${visible(page.run.model)}: `, `Для ${visible(page.run.model)} не показано: `), visible(t(...words))));
+    root.append(el("p", { class: "remark" }, t(`Not shown of ${visible(page.run.model)}: `, `Для ${visible(page.run.model)} не показано: `), `${visible(t(...words))}.`));
     return true;
   }
 
@@ -232,5 +232,11 @@ const Within = (() => {
     return found ? `${found[1]}${found[2] ?? ""}` : role;
   }
 
-  return { tokens, position, has, refused, part, layerOf };
+  /** A small number, as an error is: "1.2e-6", "0". */
+  function tiny(value) {
+    value = number(value);
+    return value === 0 ? "0" : value.toExponential(1);
+  }
+
+  return { tokens, position, has, refused, part, layerOf, tiny };
 })();

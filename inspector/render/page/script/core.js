@@ -251,7 +251,13 @@ const Page = (() => {
     recall();
     document.addEventListener("keydown", pressed);
     draw();
+    if (window.parent !== window) new ResizeObserver(tellHeight).observe(document.body);
     document.body.dataset.ready = "yes"; // for tests and for pictures
+  }
+
+  /** In a frame, as in a notebook: what is around it may give it this height. */
+  function tellHeight() {
+    window.parent.postMessage({ inspectorHeight: document.body.offsetHeight }, "*");
   }
 
   /** What gzip and base64 hide, as text. */
