@@ -11,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 import inspector
 from inspector.loop.sampling import bounds_of, run_filters
 from inspector.records.generation import Token
-from inspector.records.report import Branch, Report, Side
+from inspector.records.report import Report, Side
 from inspector.render.page import page
 from inspector.report.gathering import gather
 from tests.browser import console_errors, requests
@@ -72,9 +72,8 @@ def digits(number: float) -> str:
 
 def test_slider_keys_and_tokens_go_through_the_steps(opened, sides):
     browser, run = opened(sides[0]), sides[0].run
-    visible = (
-        "return [...document.querySelectorAll('#steps-text button')].filter((b) => getComputedStyle(b).visibility === 'visible').length"
-    )
+    tokens = "[...document.querySelectorAll('#steps-text button')]"
+    visible = f"return {tokens}.filter((one) => getComputedStyle(one).visibility === 'visible').length"
     slider = browser.find_element("id", "steps-slider")
     assert text(browser, "#steps-at") == f"1 / {len(run.steps)}" and browser.execute_script(visible) == 1
     slider.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
@@ -86,7 +85,7 @@ def test_slider_keys_and_tokens_go_through_the_steps(opened, sides):
     assert "Play" in text(browser, "#steps-play") and not browser.execute_script("return Page.playing()")
     browser.execute_script("document.querySelectorAll('#steps-text button')[1].click()")
     assert text(browser, "#steps-at").startswith("2 /")
-    now = "return [...document.querySelectorAll('#steps-text button')].map((b) => [b.getAttribute('aria-current'), b.tabIndex])"
+    now = f"return {tokens}.map((one) => [one.getAttribute('aria-current'), one.tabIndex])"
     assert browser.execute_script(now) == [["step", 0] if i == 1 else [None, -1] for i in range(len(run.steps))]
     token = browser.find_elements("css selector", "#steps-text button")[1]
     token.send_keys(Keys.ARROW_LEFT)
@@ -289,9 +288,7 @@ def test_hostile_tokens_are_texts_everywhere(opened, sides):
         for step in run.steps
     ]
     run = replace(run, steps=tuple(steps), prompt=tuple(other[token.id] for token in run.prompt))
-    branches = tuple(
-        Branch(b.step, tuple(other[t.id] for t in b.tokens), b.probabilities, b.text, b.stop_reason) for b in sides[0].branches
-    )
+    branches = tuple(replace(branch, tokens=tuple(other[token.id] for token in branch.tokens)) for branch in sides[0].branches)
     browser = opened(Side(run=run, tokens=tuple(other.values()), vocabulary=65, branches=branches), hash="#ru.1.4")
     browser.find_element("id", "branch-1-open").send_keys(Keys.ENTER)
     for index in range(len(steps)):

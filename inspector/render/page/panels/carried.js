@@ -215,8 +215,8 @@ Page.panel(
         const own = model.logitsAt(before);
         const off = recorded.ids.reduce((most, id, i) => Math.max(most, Math.abs(own[id] - number(recorded.logits[i]))), 0);
         return el("p", { class: "quiet", id: "carried-proof" }, rounding, " ", t(
-          `For this very context the run recorded Python's logits: the page's differ by at most ${fixed(off, 4)}.`,
-          `Для этого же контекста в прогоне записаны логиты из Python: здесь они отличаются не больше чем на ${fixed(off, 4)}.`));
+          `For this very context the run recorded Python's logits (${page.run.dtype}): the page's differ by at most ${fixed(off, 4)}.`,
+          `Для этого же контекста в прогоне записаны логиты из Python (${page.run.dtype}): здесь они отличаются не больше чем на ${fixed(off, 4)}.`));
       }
 
       /** A token with its share, tinted by it. */
