@@ -242,6 +242,8 @@ def test_groups_become_options_and_come_back_as_groups():
         "quantise",
         "attn_implementation",
         "json_path",
+        "save_svg",
+        "save_png",
         "language",
     ]
     assert (parameters["name"].default, parameters["device"].default) == ("x", "cpu")
