@@ -84,12 +84,12 @@ def main(
     # Loading: the model of transformers, and our own beside it. torch is imported only now.
     models = loop.checked(how.load(model) if model is not None else how.load(), how.load(expert))
     from inspector import decode, verify
-    from inspector.bench.loop import estimate_qwen, seconds_per_step
+    from inspector.bench.loop import estimate_qwen, seconds_per_step, shares_of_pass
     from inspector.compare.sides import by_generate
     from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
     from inspector.parts.structure import measured, shapes, trait_differences
-    from inspector.report import branches, costs
+    from inspector.report.branches import branches
 
     how.settle(*(m.model for m in models))
     names = [m.origin.name for m in models]
@@ -149,7 +149,7 @@ def main(
     for i, m in enumerate(models):
         steps = [row[i] for row in rows if row[i] is not None]
         runs.append(make_run(m, ids[i], settings[i][0], max_new_tokens, steps, settings[i][1], loop.kv_cache))
-        others.append(next(iter(branches.branches(m, replace(runs[i], steps=runs[i].steps[:1]), 1)), None))  # another first token
+        others.append(next(iter(branches(m, replace(runs[i], steps=runs[i].steps[:1]), 1)), None))  # another first token
 
     # 6. Are the parts, run by hand, the model?
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
@@ -162,13 +162,13 @@ def main(
     # 7. What came out, and what it cost.
     screen.show(section(t("7. Texts and times", "7. Тексты и время")))
     with options.busy(t("measuring …", "измерение …")):
-        passes = {m.origin.name: (len(row), costs.operations(m, len(row), 3)) for m, row in zip(models, ids, strict=True)}
+        shares = {m.origin.name: shares_of_pass(m, m.prompt(row)) for m, row in zip(models, ids, strict=True)}
         times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
         if nodes[0].parameters != 494_032_768:  # those of Qwen2.5-0.5B
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     screen.show(*(text_panel(*one, t, other) for *one, other in zip(prompts, runs, others, strict=True)))
     command = options.command_arguments("run", names[0], prompts[0], options=[asked.again(runs[0].sampling, DEFAULTS), loop, reading, how])
-    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.where_time_goes(passes, t))
+    screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.where_time_goes(shares, t))
     screen.show(*lesson.closing(command, t, runs[0].sampling.greedy))
     write_lesson(models, runs, prompts, verdicts, [asked, loop, reading, how, out], DEFAULTS)  # with --html
     out.write(dict(runs=runs, verdicts=verdicts))

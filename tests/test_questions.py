@@ -186,7 +186,7 @@ def no_cache(sides, screen):
 
 def operations(sides, screen):
     for name in NAMES:
-        [listed] = re.findall(rf"^time of a pass of {len(sides[0].ids)} tokens, {name}: (.*)$", screen[7], re.M)
+        [listed] = re.findall(rf"^time of the prompt's pass, {name}: (.*)$", screen[7], re.M)
         shares = {word: int(number) for word, number in re.findall(r"([\w-]+) (\d+) %", listed)}
         assert {"attention", "feed-forward", "rest"} <= set(shares) and abs(sum(shares.values()) - 100) <= 2, listed
         assert min(shares["attention"], shares["feed-forward"]) > 5

@@ -1,7 +1,9 @@
 """What does a step by hand cost, beside ``generate()`` and beside what the machine could do?"""
 
+import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -12,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..compare.sides import StepClock, explicit_settings, with_generate, without_checkpoint_settings
+from ..inside.tracing import with_head
 from ..loading.finding import LoadError
 from ..loading.loaded import Loaded
 from ..loading.native import native_config
@@ -26,7 +29,9 @@ from ..parts.heads import hidden_states
 from ..parts.roles import roles
 from ..parts.splitting import Split
 from ..parts.structure import Running
+from ..parts.watching import Clock, by_hand
 from ..records.generation import Sampling, Step, median_step
+from ..records.structure import group_of
 from .limits import QWEN_HEAD, QWEN_LAYER, QWEN_LAYERS, bytes_per_second, flops_per_second, timed
 
 LENGTHS = (32, 128, 512)
@@ -59,6 +64,26 @@ def seconds_per_step(m, lengths: Sequence[int], repeats: int = 3) -> dict[int, f
         for length, seconds in found.items():
             seconds += [step.seconds for step in steps_by_hand(m, probe_ids(m, length), 1)]
     return {length: median_step(seconds) for length, seconds in found.items()}
+
+
+def shares_of_pass(m: Loaded, ids: torch.Tensor, repeats: int = 3) -> dict[str, float]:
+    """Where the time of a pass by hand over a prompt [1, T] goes: group of components (``GROUPS``) → its share, largest first.
+
+    Shares are medians over passes after one that warms up, in which only components that stand beside each other are clocked; what
+    they leave of a pass is "rest". Empty for a model that nothing can look into.
+    """
+    if getattr(m.model, "opaque", None) is not None:
+        return {}
+    parts = {role: part for role, part in with_head(m).items() if re.fullmatch(r"(layers\d*\.\d+\.)?\w+", role) and group_of(role)}
+    passes: list[Counter] = []
+    for _ in turns(repeats):
+        seconds = by_hand(m.split, ids, parts, clock=Clock(m.device)).seconds
+        whole, spent = seconds.pop(""), Counter()
+        for role, own in seconds.items():
+            spent[group_of(role)] += own / whole
+        passes.append(spent | Counter(rest=spent["rest"] + max(0.0, 1 - spent.total())))
+    shares = {group: statistics.median(spent[group] for spent in passes[1:]) for group in set().union(*passes)}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 WAYS = ("hand", "generate", "cached", "generate_cached", "native", "native_cached", "fast", "fast_cached")

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from ..records.comparison import BesideCompiled
 from ..records.generation import Run
-from ..records.structure import group_of
 from .tables import command, notice, table, unwrapped
 from .text import Translate, memory, tokens_of, translator, visible
 from .traits import labelled
@@ -79,17 +78,14 @@ def no_cache(run: Run, t: Translate) -> RenderableType:
     )
 
 
-def where_time_goes(passes: dict[str, tuple[int, dict[str, float]]], t: Translate) -> Iterator[RenderableType]:
-    """What takes the time of a pass: model → tokens read, and role → seconds as in ``Measured.operations``; small groups are the rest."""
-    for name, (tokens, seconds) in passes.items():
-        whole, spent = sum(seconds.values()), dict.fromkeys(SUMS, 0.0)
-        for role, own in seconds.items():
-            spent[group_of(role) or "rest"] += own
-        large = {group: own / whole for group, own in spent.items() if group != "rest" and own >= 0.05 * whole > 0}
-        shares = [*sorted(large.items(), key=lambda item: -item[1]), ("rest", 1 - sum(large.values()))]
-        listed = ", ".join(f"{t(*SUMS[group])} {100 * share:.0f} %" for group, share in shares)
-        said = t(f"time of a pass of {tokens_of(tokens, t)}, {visible(name)}", f"время прохода, {tokens_of(tokens, t)}, {visible(name)}")
-        if large:
+def where_time_goes(shares: dict[str, dict[str, float]], t: Translate) -> Iterator[RenderableType]:
+    """Which parts of a model take the time of a pass over its prompt: model → group of components → its share; small ones are the rest."""
+    for name, found in shares.items():
+        large = {group: share for group, share in found.items() if group != "rest" and share >= 0.05}
+        parts = [*large.items(), ("rest", 1 - sum(large.values()))] if found else []
+        listed = ", ".join(f"{t(*SUMS[group])} {100 * share:.0f} %" for group, share in parts)
+        said = t(f"time of the prompt's pass, {visible(name)}", f"время прохода по запросу, {visible(name)}")
+        if listed:
             yield Text(f"{said}: {listed}", "dim")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ..bench.limits import timed
-from ..bench.loop import probe_ids, seconds_per_step, steps_by_hand, turns, work_of
+from ..bench.loop import probe_ids, seconds_per_step, steps_by_hand, work_of
 from ..bench.trace import kind_of
 from ..loading.loaded import Loaded
 from ..loop.caching import cached
@@ -90,7 +90,7 @@ def operations(m: Loaded, length: int, repeats: int) -> dict[str, float]:
     parts = {role: module for role, module in parts.items() if not any(role.startswith(f"{other}.") for other in parts)}
     times: dict[str, list[float]] = defaultdict(list)
     clock, ids = Clock(m.device), probe_ids(m, length)
-    for turn in turns(repeats) if repeats > 1 else range(1):  # quick passes are many: their shares are to be shown
+    for turn in range(passes(repeats)):
         spent: dict[str, float] = defaultdict(float)
         for name, seconds in by_hand(m.split, ids, parts, clock=clock).seconds.items():
             spent[kind_of(name) if name else ""] += seconds

@@ -165,8 +165,7 @@ VERDICTS = [
 ]
 
 
-SECONDS = {"embed": 0.01, "layers.*.norm_attn": 0.02, "layers.*.attn": 0.3, "layers.*.mlp": 0.25, "final_norm": 0.02, "head": 0.06}
-SECONDS[""] = 0.34  # of a pass, in none of the components
+SHARES = {"names": dict(rest=0.35, attention=0.3, feed_forward=0.25, head=0.06, norms=0.04), "opaque": {}}
 
 
 def everything(width: int, language: str) -> str:
@@ -216,7 +215,7 @@ def everything(width: int, language: str) -> str:
         continuations(["К", "Кр"], [RUN, RUN], ["q"], t),
         text_panel("К", RUN, t, Branch(0, (Token(3, "и"), Token(4, "л")), (0.2, 0.9), "ильин", "eos")),
         lesson.no_cache(RUN, t),
-        *lesson.where_time_goes({"names": (5, SECONDS), "opaque": (5, {})}, t),
+        *lesson.where_time_goes(SHARES, t),
         coverage_table(["type", "head", "split", "loop", "verdict", "reason"], [("gpt2", "Linear", "yes", "no", "bitwise", "–")], width),
     ):
         console.print(renderable)
