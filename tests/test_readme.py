@@ -67,6 +67,7 @@ SHORTER = {
     "inspector bench compile": "--rounds 1",
     "inspector bench onnx": "--rounds 1 --tokens 4",
     "inspector bench growth": "--rounds 1 --longest 64 --processes 1",
+    "inspector step": "--keys space --save-svg step.svg",  # which needs no terminal
 }
 
 
