@@ -55,7 +55,7 @@ from .options import (
     read_prompts,
     threads_now,
 )
-from .step import replayed, step
+from .stepping import replayed, step
 from .train import train
 
 EXPLAIN_HELP = (
