@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 
 from inspector.cli import entry, native, options
+from inspector.cli.report import write_lesson
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps
 from inspector.render.settings import settings_line
@@ -35,7 +36,6 @@ NAMES_PROMPT = "Крас"
 DEFAULTS = dict(temperature=0.8, top_p=0.9)
 OTHER = 0.5  # the temperature that is asked about beside the run's own, and 1.5 where that is its own
 LENGTHS = (8, 32, 64, 128)  # context lengths at which a step is timed
-QWEN_PARAMETERS = 494_032_768
 
 
 def one_step(m, ids, sampling, max_new_tokens=20):
@@ -97,11 +97,11 @@ def main(
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [reading.encode(models[0], prompts[0]), models[1].encode(prompts[1])]
     settings = [asked.settings(m, DEFAULTS) for m in models]
-    loops = [decode(m, row, s, max_new_tokens, kv_cache=loop.kv_cache) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
+    reads = dict(kv_cache=loop.kv_cache, recorded=out.recorded)
+    loops = [decode(m, row, s, max_new_tokens, **reads) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
     known = notices([*models[0].notices, *models[1].notices, *reading.remarks(models[0], prompts[0])], t)
     screen.show(lesson.origins([(m.origin.name, m.origin.kind, m.dtype, m.device) for m in models], t), *known)
-    if model is None and names[0] != DEFAULT:
-        screen.show(*lesson.stand_in(DEFAULT, names[0], t))
+    screen.show(*(lesson.stand_in(DEFAULT, names[0], t) if model is None else ()))
 
     # 1. What they are made of.
     screen.show(section(t("1. The module trees", "1. Деревья модулей")))
@@ -164,13 +164,13 @@ def main(
     with options.busy(t("measuring …", "измерение …")):
         shares = {m.origin.name: shares_of_pass(m, m.prompt(row)) for m, row in zip(models, ids, strict=True)}
         times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
-        if nodes[0].parameters != QWEN_PARAMETERS:
+        if nodes[0].parameters != 494_032_768:  # those of Qwen2.5-0.5B
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     screen.show(*(text_panel(*one, t, other) for *one, other in zip(prompts, runs, others, strict=True)))
-    again = [asked.again(runs[0].sampling, DEFAULTS), loop, reading, how]
-    command = options.command_arguments("run", names[0], prompts[0], options=again)
+    command = options.command_arguments("run", names[0], prompts[0], options=[asked.again(runs[0].sampling, DEFAULTS), loop, reading, how])
     screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.where_time_goes(shares, t))
     screen.show(*lesson.closing(command, t, runs[0].sampling.greedy))
+    write_lesson(models, runs, prompts, verdicts, [asked, loop, reading, how, out], DEFAULTS)  # with --html
     out.write(dict(runs=runs, verdicts=verdicts))
 
 

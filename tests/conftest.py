@@ -205,6 +205,16 @@ def standin_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, selenium's driver of it, for the tests of pages; what else they need is in tests/browser.py."""
+    from tests.browser import start
+
+    driver = start()
+    yield driver
+    driver.quit()
+
+
 @pytest.fixture
 def contrasts():
     """A function: a screen saved as .svg or .html → colour of letters → its contrast to the background, as WCAG 2.1 defines it."""

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from inspector.bench.lines import measure
 from inspector.loading.loading import load
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Verdict
 from inspector.records.generation import Run, Sampling
+from inspector.render.pictures import CELL, EDGE, line_height
+from inspector.render.screen import Screen
 from inspector.render.text import translator
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +38,23 @@ def lesson(*arguments, columns=120, code=0, **env):
 
 
 @pytest.fixture(scope="module")
-def output():
-    return lesson("--lang", "en", columns=100).stdout.replace("\u00a0", " ")
+def pictures(tmp_path_factory):
+    return tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture(scope="module")
+def output(pictures):
+    saved = "--slides", str(pictures / "slides"), "--save-png", str(pictures / "lesson.png")
+    return lesson("--lang", "en", *saved, columns=100).stdout.replace("\u00a0", " ")
+
+
+def test_the_lesson_is_saved_as_slides_and_as_one_picture(output, pictures):
+    names = sorted(file.name for file in (pictures / "slides").glob("*.png"))
+    places = [re.fullmatch(r"(\d\d)-(title|section-(\d)[a-z]?)\.png", name) for name in names]
+    assert [int(place[1]) for place in places] == list(range(1, len(names) + 1))
+    assert [*dict.fromkeys(place[3] for place in places)] == [None, *"1234567"]
+    assert {Image.open(pictures / "slides" / name).size for name in names} == {(1920, 1080)}
+    assert Image.open(pictures / "lesson.png").height == 2 * EDGE + output.count("\n") * line_height(CELL)
 
 
 def test_everything_is_on_the_screen_in_order(output):
@@ -67,7 +86,7 @@ def test_everything_is_on_the_screen_in_order(output):
 
 def test_the_main_screen_answers_on_no_more_lines_than_it_had(output):
     """What a class asks about a run, each question with a part of its answer."""
-    assert output.count("\n") <= 203
+    assert output.count("\n") <= 202
     said = {
         "the runner-up": "the largest p/q wins: «и» 1.652, then «н» 0.4671",
         "what top-p removed": "top-p removed 64 of 65 (8.5 % of the mass)",
@@ -141,6 +160,7 @@ def test_the_screen_is_saved_in_colours_that_can_be_read(tmp_path, suffix, contr
     ("arguments", "part"),
     [
         (["--save-screen", "x.png"], ".svg or .html"),
+        (["--slides", "inference.py"], "inference.py is a file: give a folder"),
         (["--save-screen", "/no/such/folder/x.svg"], "/no/such/folder/x.svg"),
         (["--model", "no/such"], "no/such"),
         (["--expert", "no/such"], "no/such"),
@@ -191,7 +211,7 @@ def test_with_native_both_trees_and_the_line_that_ours_is_the_model_are_shown(la
     monkeypatch.setenv("COLUMNS", "120")
     how, t = inference.options.ModelOptions(native=True), translator(language)
     ours = how.load("names-qwen2")
-    inference.native.show_original(inference.Screen(), ours, how, t)
+    inference.native.show_original(Screen(), ours, how, t)
     shown = capsys.readouterr().out
     assert "Qwen2DecoderLayer" in shown and "4 × Block" in shown
     lines = measure(ours)["lines"]["model"]
@@ -199,16 +219,16 @@ def test_with_native_both_trees_and_the_line_that_ours_is_the_model_are_shown(la
     assert line in shown
     with torch.no_grad():
         ours.model.backbone.layers[2].norm_mlp.weight[3] *= 2
-    inference.native.show_original(inference.Screen(), ours, how, t)
+    inference.native.show_original(Screen(), ours, how, t)
     assert t("lines are not this model: different", "строк — не эта модель: различие") in capsys.readouterr().out
-    inference.native.show_original(inference.Screen(), load("names-expert", native=True), how, t)  # native anyway
+    inference.native.show_original(Screen(), load("names-expert", native=True), how, t)  # native anyway
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("way", [dict(fast=True), dict(quantise="int8")])
 def test_with_native_faster_products_and_quantised_weights_are_compared_too(way, capsys):
     how, t = inference.options.ModelOptions(native=True, **way), translator("en")
-    inference.native.show_original(inference.Screen(), how.load("names-qwen2"), how, t)
+    inference.native.show_original(Screen(), how.load("names-qwen2"), how, t)
     shown = capsys.readouterr().out
     assert "lines are this model: " in " ".join(shown.split()), shown
 

@@ -55,6 +55,7 @@ from .options import (
     read_prompts,
     threads_now,
 )
+from .report import report
 from .stepping import replayed, step
 from .train import train
 
@@ -135,6 +136,10 @@ def run(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Of --prompts: prompts that go through the model together.")] = 8,
     explain: Annotated[bool, typer.Option("--explain", help=EXPLAIN_HELP)] = False,
+    record: Annotated[
+        int,
+        typer.Option(metavar="N", help="Write the N largest raw logits of every step into the JSON, for report --run."),
+    ] = 0,
     step: Annotated[int | None, typer.Option(metavar="N", help="Show step N alone: its candidates in four columns.")] = None,
     replay: Annotated[Path | None, typer.Option(metavar="FILE", help=REPLAY_HELP)] = None,
     *,
@@ -157,6 +162,10 @@ def run(
     if prompt is not None and prompts is not None:
         raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
     at_least_one(batch_size=batch_size, step=step)
+    if record < 0:
+        raise ValueError(f"--record {record}: give a whole number, 0 for none")
+    if record and prompts is not None:
+        raise ValueError("--record is for one prompt: leave it or --prompts out")
     if step is not None and prompts is not None:
         raise ValueError("--step is for one prompt: leave it or --prompts out")
     if step is not None and step > asked.max_new_tokens:
@@ -197,14 +206,15 @@ def run(
         screen.show(settings_line(sampling, origins, t, loop.kv_cache))
         if step is None:
             with LiveSteps(screen, [model], t) as live:
-                result = generate(m, ids, sampling, asked.max_new_tokens, origins, lambda step: live.add([step]), loop.kv_cache)
+                result = generate(m, ids, sampling, asked.max_new_tokens, origins, lambda step: live.add([step]), loop.kv_cache, record)
         else:
             with busy(t("generating …", "генерация …")):
-                result = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache)
+                result = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache, recorded=record)
             if step > len(result.steps):
                 raise ValueError(f"--step {step}: the generation ended at step {len(result.steps)}: give a number up to that")
             screen.show(subsection(t(f"step {step} of {len(result.steps)}", f"шаг {step} из {len(result.steps)}")))
             screen.show(four_columns(result.steps[step - 1], t))
+        result = replace(result, parts=reading.parts(m, ids, prompt))
         screen.show(text_panel(prompt or "", result, t))
     if processes is None or processes.rank == 0:
         if explain:  # each run's own: where it ends, and whether a forced beginning acts, depends on its prompt
@@ -327,7 +337,7 @@ def coverage(
         raise typer.Exit(1)
 
 
-for verb in (trace, contributions, intervene, cache, diverge, mutate, train, export, step):
+for verb in (trace, contributions, intervene, cache, diverge, mutate, train, export, report, step):
     app.command()(verb)
 
 

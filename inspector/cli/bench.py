@@ -561,7 +561,7 @@ def bench_growth(
     longest: Annotated[int, typer.Option(help="Longest context, in tokens; shorter where the model reads less.")] = 4096,
     processes: Annotated[int, typer.Option(help="Train with 1 to so many processes; 1 leaves training out.")] = 2,
     rounds: Annotated[int, typer.Option(help="Measurements of each size, of which the median counts.")] = 3,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the curves as a picture too.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves as a chart; --save-png saves the screen.")] = None,
     *,
     how: ModelOptions,
     out: Output,

@@ -17,7 +17,7 @@ from .options import ModelArgument, ModelOptions, Output, PromptArgument, Prompt
 def cache(
     model: ModelArgument,
     prompt: PromptArgument = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves of the costs as a picture too.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves as a chart; --save-png saves the screen.")] = None,
     *,
     asked: SamplingOptions,
     reading: PromptOptions,

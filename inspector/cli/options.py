@@ -41,6 +41,7 @@ MODEL_HELP = (
 )
 DTYPE_HELP = "auto, float32, bfloat16, float16, float64. auto: the checkpoint's, on the CPU float32."
 SMALL = 10_000_000  # parameters below which a second thread gives little, and beside another process costs up to 200 times as much
+RECORDED = 512  # logits of every step that a page is given: all of a small vocabulary
 MOST_THREADS = 64  # that can be asked for on any machine: more than it has processors slow it down, and thousands cannot be started
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")]
@@ -119,8 +120,9 @@ def spelled(own: Parameter) -> str:
 
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
-WRITTEN = ("json_path", "save_svg", "save_png", "save_screen", "slides", "markdown", "tensors", "png", "out", "folder", "onnx")
-READ = ("model", "expert", "diff", "a", "b", "corpus", "validation", "prompts", "replay", "beside")
+WRITTEN = ("json_path", "save_svg", "save_png", "save_screen", "slides", "html", "page")
+WRITTEN += ("markdown", "tensors", "png", "out", "folder", "onnx")
+READ = ("model", "expert", "recorded", "replay", "beside", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
 
 
@@ -252,6 +254,12 @@ class PromptOptions:
         """What to know of a prompt that ``encode`` takes."""
         return m.remarks(prompt or "", self.system, self.raw)
 
+    def parts(self, m, ids: Sequence[int], prompt: str | None) -> tuple[str | None, ...]:
+        """Where each of the ids that ``encode`` gave is from."""
+        from ..loading.texts import parts_of
+
+        return tuple(parts_of(m.tokenizer, ids, prompt or "", self.system, self.raw))
+
 
 @dataclass(frozen=True)
 class Output:
@@ -307,10 +315,7 @@ class Output:
 
     def fed(self, name: str, m, ids: Sequence[int], prompt: str | None, reading: PromptOptions = PromptOptions()) -> RenderableType:
         """The panel of what a model is fed, which also says with how many threads it computes; ``reading`` made the ids of the prompt."""
-        from ..loading.texts import parts_of
-
-        parts = parts_of(m.tokenizer, ids, prompt or "", reading.system, reading.raw)
-        return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), parts)
+        return fed_panel(name, m.tokens(ids), m.unknown(prompt or ""), self.t, threads_now(), reading.parts(m, ids, prompt))
 
     def write(self, result, title: str = "inspector") -> None:
         """Writes the result as JSON, and what was shown as pictures, under a title, where that was asked for: the last thing of a verb."""
@@ -327,9 +332,11 @@ class LessonOutput(Output):
     slides: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write slides of it too: 16:9 pictures, 1920×1080, one or more for each section.")
     ] = None
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report page too, as FILE.html.")] = None
 
     def __post_init__(self):
         super().__post_init__()
+        check_page(self.html, "--html")
         if self.save_screen is not None and self.save_screen.suffix not in (".svg", ".html"):
             raise ValueError(f"--save-screen {self.save_screen}: give a name that ends in .svg or .html")
         check_writable(self.save_screen)
@@ -340,6 +347,11 @@ class LessonOutput(Output):
     def pictures(self) -> Sequence[Path | None]:
         """The files of the pictures that were asked for."""
         return *super().pictures, self.save_screen
+
+    @property
+    def recorded(self) -> int:
+        """How many logits of every step are to be written down: for the page, if one was asked for."""
+        return RECORDED if self.html is not None else 0
 
     @cached_property
     def console(self) -> Screen:
@@ -538,6 +550,13 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
     if not prompts:
         raise ValueError(f"{path}: holds no prompts: write one a line")
     return prompts
+
+
+def check_page(place: Path | None, option: str) -> None:
+    """Refuses a page whose name does not end in .html, or that cannot be written. Raises ``ValueError``."""
+    if place is not None and place.suffix != ".html":
+        raise ValueError(f"{option} {place}: give a name that ends in .html")
+    check_writable(place)
 
 
 def write_json(path: Path, record) -> None:

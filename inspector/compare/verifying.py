@@ -47,8 +47,7 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
     if sampling.seed is None:
         sampling = replace(sampling, seed=0)
     ids_1T = m.prompt(ids)
-    if m.context_length is not None:  # generate() would go on past the end of the context
-        max_new_tokens = min(max_new_tokens, max(1, m.context_length + 1 - ids_1T.shape[1]))
+    max_new_tokens = within_context(m, ids_1T.shape[1], max_new_tokens)
     request = m, ids_1T, sampling, max_new_tokens, kv_cache
     before = stamps(m.model)
     hand, reference = by_hand(*request), by_generate(*request)
@@ -63,6 +62,11 @@ def verify(m: Loaded, ids, sampling: Sampling = Sampling(), max_new_tokens: int 
     changed = others(before, stamps(m.model))
     compiled = beside_compiled(plain, extended(ids_1T, hand.tokens[:-1]))
     return replace(verdict, changed=changed, notices=m.notices, compiled=compiled, gives=m.split.gives)
+
+
+def within_context(m: Loaded, length: int, max_new_tokens: int) -> int:
+    """How many new tokens both sides are asked for behind a prompt of so many: ``generate()`` would go on past the end of the context."""
+    return max_new_tokens if m.context_length is None else min(max_new_tokens, max(1, m.context_length + 1 - length))
 
 
 @torch.no_grad()

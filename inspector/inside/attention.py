@@ -265,6 +265,11 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
         ValueError: the prompt is wrong, or there is no such head.
         InvariantError: a row of weights does not sum to 1, a token looks at a later one, or the eager pass is not the usual one.
     """
+    return attended(m, ids, maps, lambda role, weights_HTT: None)
+
+
+def attended(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]], also: Callable[[str, Tensor], None]) -> Attention:
+    """``attention``, in whose pass ``also`` is shown the role and the weights [H, T, T] of every layer, once they are checked."""
     check_loaded(m)
     ids_1T = m.prompt(ids)
     for pair in maps:
@@ -283,6 +288,7 @@ def attention(m: Loaded, ids: Sequence[int], maps: Sequence[tuple[int, int]] = (
             rows = weights_HTT[head].tolist()
             seen = tuple(tuple(row[: i + 1] if m.split.causal else row) for i, row in enumerate(rows))
             kept.append(AttentionMap(layer, head, seen, role))
+        also(role, weights_HTT)
 
     hidden_1TD, usual, unseen = watched(m, ids_1T, see)
     for layer, head in maps:

@@ -16,10 +16,13 @@ from ..parts.limits import context_length, vocabulary
 from ..parts.precision import dtype_of
 from ..parts.roles import components, modules_by_role, roles
 from ..parts.splitting import Split, input_device, probe_ids
+from ..parts.structure import measured, shapes
 from ..parts.watching import find_past_call
 from ..parts.wrappers import language_model, unwrapped
 from ..records.generation import OTHER_SETTINGS, SETTINGS, Ids, Origin, Sampling, Token, is_id
 from ..records.notices import Notice
+from ..records.report import Overview
+from ..records.shown import Shown
 from . import tokens
 from .notices import own_notices, wrapper_notices
 from .settings import as_numbers, shipped, spelled, stops
@@ -28,8 +31,8 @@ from .texts import Texts, check_ids, check_letters, check_request, one_prompt
 from .tokens import texts_of
 
 
-@dataclass(frozen=True)
-class Loaded:
+@dataclass(frozen=True, repr=False)
+class Loaded(Shown):
     """A model with everything a run by hand needs.
 
     Args:
@@ -87,6 +90,27 @@ class Loaded:
     def remarks(self, prompt: str, system: str | None = None, raw: bool = False) -> tuple[Notice, ...]:
         """What to know of a prompt that ``encode`` takes: where what is fed is not what was given."""
         return () if self.tokenizer is None else tuple(remarks(self.tokenizer, prompt, system, raw))
+
+    def overview(self) -> Overview:
+        """What it is made of and how it is split; one token and the split's probe are read for it."""
+        closed = getattr(self.model, "opaque", None) is not None
+        tree, costs, traits = (None, None, None) if closed else measured(self.model, self.split)
+        parts = replace(self.split.shown_as(), shapes=shapes(self.split, probe_ids(self.model)))
+        return Overview(
+            self.origin.name,
+            self.origin.kind,
+            str(self.dtype).removeprefix("torch."),
+            str(self.device),
+            tree,
+            costs,
+            traits,
+            parts,
+            self.notices,
+        )
+
+    def shown_as(self) -> Overview:
+        """A notebook shows the overview."""
+        return self.overview()
 
     def check_open(self) -> None:
         """Refuses a model that nothing can look into, such as a graph that another runtime computes. Raises ``ValueError``."""

@@ -11,6 +11,8 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
+from ..records.report import Parts
+from ..records.shown import Shown
 from .embeddings import input_device, input_embedding, input_table
 from .errors import in_a_line, shown
 from .heads import Kind, Operation, RestOfForward, hidden_states, is_packed, operations, own_logits, recognise, step_logits
@@ -32,8 +34,8 @@ class SplitError(ValueError):
     """The model cannot be split into two parts that give its own logits."""
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, repr=False)
+class Split(Shown):
     """The two parts of a model.
 
     Args:
@@ -71,6 +73,10 @@ class Split:
     def head_name(self) -> str:
         """The modules of the head in one word or a list."""
         return ", ".join(self.head_names)
+
+    def shown_as(self) -> Parts:
+        """The split in words."""
+        return Parts(self.backbone_name, self.describe(), self.probe, ())
 
     def describe(self) -> str:
         """What the head does, such as ``Linear(2304→256000, tied) → softcap 30``."""

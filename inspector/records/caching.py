@@ -7,6 +7,7 @@ from itertools import pairwise
 from .as_json import SCHEMA
 from .generation import Sampling, Token
 from .notices import Notice
+from .shown import Shown
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ class Trap:
     own: bool = False
 
 
-@dataclass(frozen=True)
-class CacheLesson:
+@dataclass(frozen=True, repr=False)
+class CacheLesson(Shown):
     """One text continued without a cache and with one.
 
     Args:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .as_json import SCHEMA
 from .generation import Sampling, Token
 from .notices import Notice
+from .shown import Shown
 
 LEVELS = ("bitwise", "rounding", "tokens", "near-tie", "different")
 
@@ -52,8 +53,8 @@ class BesideCompiled:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Shown):
     """A hand-made run against ``model.generate()``.
 
     Args:
@@ -215,8 +216,8 @@ class Flip:
     margin_b: float
 
 
-@dataclass(frozen=True)
-class Divergence:
+@dataclass(frozen=True, repr=False)
+class Divergence(Shown):
     """Two models, A and B: the first component of B that introduces more than rounding, and what follows from it.
 
     Args:

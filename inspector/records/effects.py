@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from .as_json import SCHEMA
 from .generation import Token
 from .notices import Notice
+from .shown import Shown
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Term:
     difference: float
 
 
-@dataclass(frozen=True)
-class Contributions:
+@dataclass(frozen=True, repr=False)
+class Contributions(Shown):
     """The logit of the next token as a sum over what every component wrote into the residual stream.
 
     Args:
@@ -111,8 +112,8 @@ class Shift:
     logit_after: float
 
 
-@dataclass(frozen=True)
-class Effect:
+@dataclass(frozen=True, repr=False)
+class Effect(Shown):
     """What interventions do to the distribution of the next token.
 
     Args:

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import ClassVar
 
 from .notices import Notice
+from .shown import Shown
 
 
 def is_id(value: object) -> bool:
@@ -297,8 +298,8 @@ class Distribution:
     rest_mass: float
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, repr=False)
+class Step(Shown):
     """One generated token.
 
     Args:
@@ -382,8 +383,8 @@ class Setting:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Shown):
     """One generation from prompt to end. ``stop_reason`` is that of the last step, or "interrupted".
 
     ``origins`` says of each sampling setting where its value is from: "flag", "checkpoint", "library" (what transformers

@@ -6,6 +6,7 @@ from .as_json import SCHEMA
 from .generation import Guess, Token
 from .mechanisms import Experts, Further, Latents
 from .notices import Notice
+from .shown import Shown
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class NotFinite:
     weights: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Trace:
+@dataclass(frozen=True, repr=False)
+class Trace(Shown):
     """One forward pass by hand, backbone and head, as its components saw it.
 
     Args:
@@ -124,8 +125,8 @@ class LensRow:
     probability: float
 
 
-@dataclass(frozen=True)
-class Lens:
+@dataclass(frozen=True, repr=False)
+class Lens(Shown):
     """The logit lens at one position: every layer's hidden state read as if it were the last one.
 
     Args:
@@ -187,8 +188,8 @@ class AttentionMap:
     role: str = ""
 
 
-@dataclass(frozen=True)
-class Attention:
+@dataclass(frozen=True, repr=False)
+class Attention(Shown):
     """Who looks at whom, in a forward pass of its own: with transformers' eager attention, else with the model's.
 
     Args:

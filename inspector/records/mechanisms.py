@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from .as_json import SCHEMA
 from .generation import Guess, Token
 from .notices import Notice
+from .shown import Shown
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Mixture:
     scale: float
 
 
-@dataclass(frozen=True)
-class Experts:
+@dataclass(frozen=True, repr=False)
+class Experts(Shown):
     """Which expert each token of a prompt went to, mixture by mixture, in the order in which they ran; what to know of the model."""
 
     model: str
@@ -97,8 +98,8 @@ class LatentLayer:
     scale: float
 
 
-@dataclass(frozen=True)
-class Latents:
+@dataclass(frozen=True, repr=False)
+class Latents(Shown):
     """What latent attention keeps of each token of a prompt, beside the keys that it stands for; what to know of the model."""
 
     model: str
@@ -150,8 +151,8 @@ class Depth:
         return sum(one.right is True for one in self.foretold)
 
 
-@dataclass(frozen=True)
-class Further:
+@dataclass(frozen=True, repr=False)
+class Further(Shown):
     """What the main head and every depth of multi-token prediction said of each token of a prompt; the main head comes first.
 
     ``notices`` are what to know of the model.

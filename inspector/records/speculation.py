@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from .as_json import SCHEMA
 from .comparison import ROUNDINGS
 from .generation import Sampling
+from .shown import Shown
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Parting:
         return self.difference <= ROUNDINGS * self.rounding
 
 
-@dataclass(frozen=True)
-class Speculation:
+@dataclass(frozen=True, repr=False)
+class Speculation(Shown):
     """One continuation by self-speculative decoding, and what the plain loop with the same cache takes for the same tokens.
 
     Args:

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass, replace
 
+from .shown import Shown
+
 # What parameters are for: group → the beginnings of the roles that belong to it.
 GROUPS = {
     "embedding": r"embed",
@@ -22,8 +24,8 @@ def group_of(role: str) -> str | None:
     return next((group for group, pattern in GROUPS.items() if re.match(pattern, inside)), None)
 
 
-@dataclass(frozen=True)
-class ModuleNode:
+@dataclass(frozen=True, repr=False)
+class ModuleNode(Shown):
     """A module, or a functional step, in a model's tree.
 
     Args:

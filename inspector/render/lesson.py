@@ -21,7 +21,13 @@ ENGLISH = translator("en")
 
 def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
     """Where the models are from: (name, kind of origin, dtype, device) a row."""
-    kinds = {"hub": t("hub", "хаб"), "folder": t("folder", "папка"), "embedded": t("embedded", "встроенная"), "python": "Python"}
+    kinds = {
+        "hub": t("hub", "хаб"),
+        "folder": t("folder", "папка"),
+        "embedded": t("embedded", "встроенная"),
+        "python": "Python",
+        "onnx": "ONNX",
+    }
     result = labelled()
     for name, kind, dtype, device in rows:
         result.add_row(Text(visible(name), "bold"), Text(f"{kinds[kind]}, {str(dtype).removeprefix('torch.')}, {device}"))
@@ -29,10 +35,12 @@ def origins(rows: Sequence[tuple], t: Translate) -> RenderableType:
 
 
 def stand_in(wanted: str, name: str, t: Translate) -> Iterator[RenderableType]:
-    """Says that an embedded model is shown instead of the default one, and how to get that."""
+    """Says that an embedded model is shown instead of the default one, where that is so, and how to get that."""
+    if name == wanted:
+        return
     line = t(
         f"{wanted} is not in the cache and the hub does not give it: the embedded {name}, a small Qwen2, stands in. "
-        "A network fetches 1 GB once; or name its folder:",
+        "With a network 1 GB is fetched once; or name its folder:",
         f"{wanted} нет в кэше, и хаб её не отдаёт: вместо неё встроенная {name}, маленький Qwen2. "
         "С сетью она скачается один раз, около 1 ГБ; или укажите папку с её файлами:",
     )

@@ -78,7 +78,7 @@ def png(lines: Sequence[Text], columns: int, path: Path) -> bytes:
 def as_png(image) -> bytes:
     """The bytes of a PNG file of a picture of Pillow's."""
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
+    image.save(file, "PNG")
     return file.getvalue()
 
 

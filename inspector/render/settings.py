@@ -76,7 +76,16 @@ def settings_table(rows: Sequence[Setting], t: Translate) -> RenderableType:
 
 
 def settings_remarks(rows: Sequence[Setting], t: Translate) -> RenderableType:
-    """What the table of the settings does not say, a line for each remark."""
+    """What the table of the settings does not say, a line for each remark, and what its brackets mean."""
+    brackets = t(
+        "(…) generate() has this value and does not use it. – there is none.",
+        "(…) у generate() есть это значение, но он его не применяет. – значения нет.",
+    )
+    return Text("\n".join([*remarks_on(rows, t), brackets]), "dim")
+
+
+def remarks_on(rows: Sequence[Setting], t: Translate) -> list[str]:
+    """What must be said of settings beside their values."""
     lines = []
     for row in rows:
         name, alone, here = row.name, setting_text(row.alone), setting_text(row.here)
@@ -104,11 +113,7 @@ def settings_remarks(rows: Sequence[Setting], t: Translate) -> RenderableType:
             "one token": t(f"{name}: acts only where a single token is fed", f"{name}: действует, только если на входе один токен"),
         }
         lines += [remarks[note] for note in row.notes]
-    brackets = t(
-        "(…) generate() has this value and does not use it. – there is none.",
-        "(…) у generate() есть это значение, но он его не применяет. – значения нет.",
-    )
-    return Text("\n".join([*lines, brackets]), "dim")
+    return lines
 
 
 FILTER_NAMES = {  # in the order in which they act

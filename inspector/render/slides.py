@@ -126,7 +126,8 @@ def pages(blocks: Iterable[list[Text]], rows: int) -> list[list[Text]]:
         least = len(lines) if len(lines) <= rows else rows // STARTED
         if made[-1] and len(made[-1]) + least > rows:
             made.append([])
-        head = lines[:2] if len(lines) > 2 and set(lines[1].plain.strip()) == {"─"} else []  # of a table
+        rule = next((i for i, line in enumerate(lines[:5]) if i and set(line.plain.strip()) == {"─"}), 0)
+        head = lines[rule - 1 : rule + 1] if rule else []  # of a table
         while len(made[-1]) + len(lines) > rows:
             cut = cut_at(lines, rows - len(made[-1]))
             made[-1] += lines[:cut]

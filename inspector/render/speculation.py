@@ -1,19 +1,19 @@
-"""What ``inspector bench mtp`` measured, on the terminal."""
+"""What ``inspector bench mtp`` measured, and what one decoding with drafts did, on the terminal."""
+
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
+from ..records.speculation import Speculation
 from .tables import table
-from .text import Translate
+from .text import Translate, duration, visible
 
 
 def mtp_view(result: dict, t: Translate) -> RenderableType:
     """Acceptance of each depth, the time of a token in three ways, and whether the tokens are those of the plain loop."""
-    names = t("depth", "глубина"), t("drafted", "предложено"), t("reached", "дошла очередь"), t("accepted", "принято"), t("rate", "доля")
-    depths = table(*names, numbers=range(5))
-    for row in result["depths"]:
-        rate = "" if row["rate"] is None else f"{row['rate']:.0%}"
-        depths.add_row(*(f"{row[name]:,}" for name in ("depth", "drafted", "reached", "accepted")), rate)
+    depths = depths_table(result["depths"], t)
     ways = table(
         t("way", "способ"),
         t("ms per token", "мс на токен"),
@@ -28,16 +28,52 @@ def mtp_view(result: dict, t: Translate) -> RenderableType:
     for way, name in words.items():
         ratio = result["speed_up"].get(way)
         ways.add_row(name, f"{result['ms_per_token'][way]:.2f}", "" if ratio is None else f"{ratio:.2f}")
-    passes = t(
-        f"{result['tokens']:,} tokens in {result['passes']:,} passes of the main model: {result['tokens_per_pass']:.2f} per pass",
-        f"токенов {result['tokens']:,}, проходов основной модели {result['passes']:,}: {result['tokens_per_pass']:.2f} на проход",
-    )
+    passes = passes_said(result["tokens"], result["passes"], t)
     needed = f"{result['needed_tokens_per_pass']:.2f}"
     pays = t(
         f"such a pass takes as long as {needed} steps of the plain loop with a cache: with more tokens per pass drafting is faster",
         f"такой проход длится как {needed} шага обычного цикла с кэшем: если токенов на проход больше, спекуляция быстрее",
     )
     return Group(depths, Text(""), ways, Text(""), Text(passes, "bold"), Text(pays), *map(Text, same(result, t)))
+
+
+def depths_table(rows: Sequence[dict], t: Translate) -> Table:
+    """How the drafts of each depth fared."""
+    names = t("depth", "глубина"), t("drafted", "предложено"), t("reached", "дошла очередь"), t("accepted", "принято"), t("rate", "доля")
+    depths = table(*names, numbers=range(5))
+    for row in rows:
+        rate = "" if row["rate"] is None else f"{row['rate']:.0%}"
+        depths.add_row(*(f"{row[name]:,}" for name in ("depth", "drafted", "reached", "accepted")), rate)
+    return depths
+
+
+def passes_said(tokens: int, passes: int, t: Translate) -> str:
+    """How many tokens a pass gave."""
+    return t(
+        f"{tokens:,} tokens in {passes:,} passes of the main model: {tokens / passes:.2f} per pass",
+        f"токенов {tokens:,}, проходов основной модели {passes:,}: {tokens / passes:.2f} на проход",
+    )
+
+
+def speculation_view(record: Speculation, t: Translate) -> RenderableType:
+    """One text written with drafts: how they fared, what they saved, and whether the tokens are those of the plain loop."""
+    rows = [
+        dict(depth=k, drafted=own.drafted, reached=own.reached, accepted=own.accepted, rate=own.rate)
+        for k, own in enumerate(record.acceptance, 1)
+    ]
+    faster = t(
+        f"{record.speed_up:.2f} times as fast as the plain loop with the same cache: {duration(record.seconds, t)}, once",
+        f"в {record.speed_up:.2f} раза быстрее обычного цикла с тем же кэшем: {duration(record.seconds, t)}, один раз",
+    )
+    parting = record.parting
+    partings = (
+        [dict(sample=0, step=parting.step, margin=parting.margin, error=parting.observed_error, near_tie=parting.near_tie)]
+        if parting
+        else []
+    )
+    told = dict(identical=not partings if record.sampling.greedy else None, partings=partings)
+    lines = [passes_said(len(record.tokens), len(record.rounds), t), faster, *same(told, t)]
+    return Group(Text(visible(record.model), "bold"), depths_table(rows, t), Text(""), *map(Text, lines))
 
 
 def same(result: dict, t: Translate) -> list[str]:

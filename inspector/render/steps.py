@@ -332,7 +332,7 @@ def text_panel(prompt: str, run: Run, t: Translate, otherwise: tuple[Token, str]
     if otherwise is not None:
         token, other = otherwise
         said = t(f"with {quoted(token.text)} first, then greedily: ", f"если первым {quoted(token.text)}, а дальше жадно: ")
-        text.append(f"\n{said}", "dim").append(visible(prompt), "dim").append("|", "cyan").append(visible(other))
+        text.append(f"\n{said}", "dim").append("|", "cyan").append(visible(other))
     return TitledPanel(text, visible(run.model))
 
 

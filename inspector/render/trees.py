@@ -325,14 +325,21 @@ def split_table(rows: Sequence[tuple[str, str, str, int, Sequence[Sequence[int]]
     """How each model is split: (model, backbone's name, the head's description, probe length, shapes of one pass) a row.
 
     The backbone's name is "" where it is no module but the model's own forward, stopped where the head begins. The shapes are those
-    of ids, hidden states and logits, as they were seen.
+    of ids, hidden states and logits, as they were seen. What no row has, name or shapes, has no column.
     """
-    result = table(t("model", "модель"), "backbone", t("head", "голова"), t("ids → hidden states → logits", "ids → состояния → логиты"))
+    heads = t("model", "модель"), "backbone", t("head", "голова"), t("ids → hidden states → logits", "ids → состояния → логиты")
+    cells = []
     for name, backbone, head, _, shapes in rows:
         seen = " → ".join(held(str(list(shape))) for shape in shapes)
         said = Text(role_words(head, t), "green")
         own = Text(visible(backbone) or t("its own forward, up to the head", "её собственный forward до головы"), "blue")
-        result.add_row(Text(visible(name)), own, said, Held(seen))
+        cells.append((Text(visible(name)), own, said, Held(seen)))
+    told = [i for i in range(len(heads)) if any(row[i] for row in cells)]
+    result = table(*(heads[i] for i in told))
+    for row in cells:
+        result.add_row(*(row[i] for i in told))
+    if not all(probe for *_, probe, _ in rows):
+        return Group(result, Text(t("not proved: the model gives NaN", "не доказано: модель даёт NaN"), "yellow"))
     probes = " / ".join(map(str, dict.fromkeys(probe for *_, probe, _ in rows)))
     proof = t(
         f"head(backbone(ids)) = model(ids), bit for bit, on a probe of {probes} token{'s' * (probes != '1')}",

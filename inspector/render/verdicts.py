@@ -40,7 +40,8 @@ def verdict_line(name: str, verdict: Verdict, t: Translate, threads: int | None 
     with_threads = "" if threads is None else f"{threads_of(threads, t)} · "
     level = Text(level_words(verdict.level, t), LEVEL_STYLES[verdict.level])
     cache = t("with a KV-cache · ", "с KV-cache · ") if verdict.kv_cache else ""
-    line = Text.assemble(level, f" · {visible(name)} · {sampling_words(verdict.sampling, t)} · {cache}{with_threads}")
+    named = f"{visible(name)} · " if name else ""
+    line = Text.assemble(level, f" · {named}{sampling_words(verdict.sampling, t)} · {cache}{with_threads}")
     if verdict.level == "bitwise":
         n = len(verdict.tokens_hand)
         given = compared_words(verdict, t)

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -177,3 +178,18 @@ def test_the_estimate_is_made_of_qwens_own_weights():
     biases_and_norms = bench.QWEN_LAYERS * (896 + 128 + 128 + 2 * 896) + 896
     width, vocabulary = bench.QWEN_HEAD
     assert layers + biases_and_norms + width * vocabulary == 494_032_768 and vocabulary % 8 == 0
+
+
+def test_where_a_pass_takes_its_time_is_told_by_group(tiny, monkeypatch):
+    """With a clock that ticks whenever it is read: every component takes one tick, and between two of them there is one."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(bench.Clock, "now", lambda clock: float(next(ticks)))
+    m = tiny("qwen2")
+    layers = m.model.config.num_hidden_layers
+    shares = bench.shares_of_pass(m, bench.probe_ids(m, 8))
+    parts = dict(attention=layers, feed_forward=layers, norms=2 * layers + 1, embedding=1, head=1)
+    whole = 2 * sum(parts.values()) + 1
+    assert {group: share for group, share in shares.items() if group != "rest"} == pytest.approx({g: n / whole for g, n in parts.items()})
+    assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
+    m.model.opaque = "a graph"
+    assert bench.shares_of_pass(m, bench.probe_ids(m, 8)) == {}

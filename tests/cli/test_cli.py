@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from html import unescape
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inspector.cli import main
@@ -21,6 +24,7 @@ from inspector.records.effects import Contributions, Effect, Intervention
 from inspector.records.generation import Run, Sampling
 from inspector.records.inside import Attention, Lens, Trace
 from inspector.records.structure import Costs, ModuleNode
+from inspector.render.pictures import CELL, EDGE, line_height
 
 
 @pytest.fixture
@@ -696,3 +700,30 @@ def test_a_model_without_a_cache_is_refused_by_name(inspector, tmp_path):
     for verb in ("run", "verify"):
         refused = inspector(verb, f"{file}:sums", "1 5 7", "--greedy", "--kv-cache", code=2)
         assert "Sums is neither transformers' nor native" in refused and "leave --kv-cache" in refused
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tree", "names-qwen2"],
+        ["tree", "names-qwen2", "--diff", "names-expert"],
+        ["run", "names-qwen2", "Крас", "--max-new-tokens", "3"],
+        ["trace", "names-expert", "Крас", "--lens"],
+        ["trace", "names-qwen2", "Крас", "--attention", "--head", "3.2"],
+        ["contributions", "names-qwen2", "Анна", "--heads", "--top", "3"],
+        ["verify", "names-expert", "К", "--max-new-tokens", "1", "--require", "rounding"],
+    ],
+)
+def test_pictures_hold_what_the_verb_shows(inspector, words, tmp_path):
+    svg, png, other = tmp_path / "x.svg", tmp_path / "x.png", tmp_path / "y.png"
+    shown = inspector(*words, "--save-svg", str(svg), "--save-png", str(png))
+    lines: dict[float, str] = {}
+    for found in re.finditer(r'<text class="\S+-r\d+" x="[\d.]+" y="([\d.]+)".*?>(.*?)</text>', svg.read_text(encoding="utf8")):
+        lines[float(found[1])] = lines.get(float(found[1]), "") + unescape(found[2])
+    without_spaces = ["".join(line.split()) for line in shown.splitlines()]
+    assert ["".join(line.split()) for _, line in sorted(lines.items())] == [line for line in without_spaces if line]
+    picture = Image.open(png)
+    assert picture.size == (2 * EDGE + 100 * CELL, 2 * EDGE + len(without_spaces) * line_height(CELL))
+    if words == ["tree", "names-qwen2"]:  # JSON on the standard output leaves the picture as it is
+        json.loads(inspector(*words, "--json", "-", "--save-png", str(other)))
+        assert Image.open(other).tobytes() == picture.tobytes()

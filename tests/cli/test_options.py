@@ -119,7 +119,7 @@ def test_every_setting_with_an_option_has_it_where_tokens_are_chosen():
 def test_every_verb_that_computes_has_threads_and_says_so_in_json_and_language():
     assert all("--threads" in options_of(verb) for verb in VERBS if verb != "tree") and "--threads" in lesson_options()
     assert all("--json" in options_of(verb) for verb in VERBS if verb not in ("train", "export"))
-    assert len(VERBS) == 28
+    assert len(VERBS) == 29
 
 
 def test_the_flags_are_arguments_of_sampling_by_name():
@@ -400,3 +400,16 @@ def test_a_prompt_that_begins_with_a_dash_gets_the_line_that_takes_it(words):
 def test_a_mistyped_option_is_not_taken_for_a_prompt(monkeypatch, capfd, option):
     error = refused(capfd, monkeypatch, "run", "names-qwen2", "К", option)
     assert "--help lists what there is" in error and "put -- before" not in error
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_picture_that_cannot_be_is_refused_before_anything_is_loaded(kind, tmp_path, monkeypatch, capfd):
+    option, words = f"--save-{kind}", ("run", "names-expert", "К")
+    assert f"{option} 'x.gif': give a name that ends in .{kind}" in refused(capfd, monkeypatch, *words, option, "x.gif")
+    assert "give a file in a folder that exists" in refused(capfd, monkeypatch, *words, option, tmp_path / "no" / f"x.{kind}")
+    (tmp_path / f"x.{kind}").mkdir()
+    assert "it is a folder" in refused(capfd, monkeypatch, *words, option, tmp_path / f"x.{kind}")
+    (tmp_path / f"y.{kind}").symlink_to("z.json")
+    error = refused(capfd, monkeypatch, *words, option, tmp_path / f"y.{kind}", "--json", tmp_path / "z.json")
+    assert "--json and " + option + " both write" in error
+    assert {verb for verb, own in VERBS.items() if option not in str([one.opts for one in own.params])} == {"train", "export"}

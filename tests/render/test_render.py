@@ -172,7 +172,7 @@ def everything(width: int, language: str) -> str:
         title(t),
         lesson.origins([("names", "embedded", "torch.float32", "cpu")], t),
         *lesson.stand_in("a/b", "names", t),
-        trees([TREE, TREE], ["one", "two"], width, t),
+        trees([TREE, TREE], ["one", "two"], t),
         parts_explained(t, TREE),
         architectures(TRAITS, ["one", "two"], t),
         tree_difference(ROLES, ["one", "two"], [COSTS, COSTS], t, TRAITS, [TREE, TREE]),
@@ -209,7 +209,9 @@ def everything(width: int, language: str) -> str:
         text_panel("К", replace(RUN, steps=tuple(replace(step, recording_seconds=0.0002) for step in RUN.steps)), t),
         text_panel("К", replace(RUN, steps=(), text="", stop_reason="interrupted"), t),
         continuations(["К", "Кр"], [RUN, RUN], ["q"], t),
+        text_panel("К", RUN, t, (Token(3, "и"), "ильин")),
         lesson.no_cache(RUN, t),
+        *lesson.where_time_goes({"names": dict(rest=0.35, attention=0.3, feed_forward=0.25, head=0.06, norms=0.04), "opaque": {}}, t),
         coverage_table(["type", "head", "split", "loop", "verdict", "reason"], [("gpt2", "Linear", "yes", "no", "bitwise", "–")], width),
     ):
         console.print(renderable)
@@ -286,6 +288,10 @@ def test_the_chosen_mark_stays_in_its_row(language):
         assert len(marked) == 1 and marked[0].startswith("«ин»") and t("◀ chosen", "◀ выбран") in marked[0]
 
 
+OTHERS = tuple(replace(c, removed_by=None if c.token.id == STEP.token.id else "top_p") for c in STEP.candidates)
+SECOND_REMOVED = replace(STEP, runner_up=None, kept={"top_p": 1}, candidates=OTHERS)
+
+
 @pytest.mark.parametrize(
     ("step", "said"),
     [
@@ -293,6 +299,7 @@ def test_the_chosen_mark_stays_in_its_row(language):
         (replace(STEP, runner_up=STEP.candidates[0]), "the largest p/q wins: «ин» 1.7, then «о» 0.3474"),
         (replace(STEP, runner_up=None, kept={"top_p": 1}), "the largest p/q wins: «ин» 1.7, no other was left"),
         (replace(STEP, runner_up=None), "the largest p/q wins: «ин» 1.7"),  # a file that does not tell
+        (SECOND_REMOVED, "the largest p/q wins: «ин» 1.7; «о» removed by top-p"),
         (BANNED, "greedy: no noise, the largest logit after the filters wins: «ин» 6.440, then «о» 7.310"),
         (
             replace(BANNED, kept={"repetition_penalty": 65, "greedy": 1}),
@@ -381,7 +388,7 @@ def test_a_long_prompt_keeps_its_parts_at_both_ends():
 
 def test_a_saved_screen_has_the_colours_that_can_be_read(tmp_path, contrasts):
     for suffix in (".svg", ".html"):
-        screen = Screen(tmp_path / f"screen{suffix}", Console(width=80, file=io.StringIO()))
+        screen = Screen(tmp_path / f"screen{suffix}", width=80, file=io.StringIO())
         screen.show(text_panel("К", RUN, translator("en")))
         screen.close("title")
         assert min(contrasts((tmp_path / f"screen{suffix}").read_text()).values()) >= 4.5
@@ -524,8 +531,7 @@ def test_language_follows_the_locale(monkeypatch):
 
 
 def test_a_live_table_on_a_terminal_ends_as_the_whole_table_once(tmp_path):
-    console = Console(width=80, height=10, file=io.StringIO(), force_terminal=True)
-    screen = Screen(tmp_path / "screen.svg", console)
+    screen = Screen(tmp_path / "screen.svg", width=80, height=10, file=io.StringIO(), force_terminal=True)
     with LiveSteps(screen, ["names"], translator("en")) as live:
         for _ in range(12):
             live.add([STEP])
@@ -534,9 +540,9 @@ def test_a_live_table_on_a_terminal_ends_as_the_whole_table_once(tmp_path):
     assert saved.count("«ин» 6.44:") == 12 and "12" in saved
 
 
-def test_a_screen_is_saved_as_svg_or_html_alone(tmp_path):
-    with pytest.raises(ValueError, match=r"\.svg or \.html"):
-        Screen(tmp_path / "x.png")
+def test_a_screen_is_saved_as_what_its_name_says_and_nothing_else(tmp_path):
+    with pytest.raises(ValueError, match=r"x\.gif: give a name that ends in \.svg, \.png or \.html"):
+        Screen(tmp_path / "x.gif")
 
 
 @pytest.mark.parametrize("value", [0.9999999, 1e-9, 0.1, 1.0, 2.5, 1234567.0, -1e10])

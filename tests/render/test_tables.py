@@ -116,7 +116,7 @@ def small_tree(name: str, tied: str | None = "model.embed_tokens.weight") -> Mod
 def test_trees_on_one_screen_have_one_layout_with_whole_guides_and_nothing_cut(width):
     """Every line of a tree begins with its guides; what is too long goes on below them, in both trees alike."""
     nodes = [small_tree("short"), small_tree("a_norm_with_quite_a_long_name")]
-    text = shown(trees(nodes, ["one", "two"], width, T), width)
+    text = shown(trees(nodes, ["one", "two"], T), width)
     assert "…" not in text and "..." not in text
     halves = text.split("two ")[:2] if width < 110 else ["".join(line[: width // 2] for line in text.splitlines(True)), text]
     assert halves[0].count("params") > 1 or all("params" not in line or "module" in line for line in text.splitlines())
@@ -185,8 +185,7 @@ def test_an_error_names_commands_that_can_be_called(scripts, tmp_path, capsys):
 @pytest.mark.parametrize("language", ["en", "ru"])
 def test_commands_stand_alone_on_unbroken_lines(tmp_path, language):
     t = translator(language)
-    console = Console(width=40, file=io.StringIO(), color_system=None)
-    screen = Screen(tmp_path / "screen.html", console)
+    console = screen = Screen(tmp_path / "screen.html", width=40, file=io.StringIO(), color_system=None)
     again = "run names-qwen2 'two words and more of them, so that it is wide' --seed 0"
     screen.show(*lesson.closing(again, t), *lesson.stand_in("a/b", "names", t))
     lines = console.file.getvalue().splitlines()

@@ -1,0 +1,102 @@
+/** Elements, and the few forms that all panels share. Texts of models and prompts become text nodes, never markup. */
+
+/**
+ * An element. Attributes with `on` are listeners; null, undefined and false children and attributes are left out.
+ * @param {string} tag
+ * @param {object} attributes
+ * @param {...(Node|string|number|null|false)} children
+ */
+function el(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+
+/** The same of SVG. */
+function svg(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function filled(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "on") {
+      for (const [event, act] of Object.entries(value)) element.addEventListener(event, act);
+    } else if (value !== null && value !== undefined && value !== false) {
+      element.setAttribute(name, value);
+    }
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** A token as it is written everywhere: «text», isolated from the direction of the writing around it, control characters made visible. */
+function tokenName(token, attributes = {}) {
+  return el("bdi", { class: token.special ? "token special" : "token", title: `id ${token.id}`, ...attributes }, quoted(token.text));
+}
+
+/**
+ * Bars with their numbers, as a table: readable without colours and by a screen reader.
+ * @param {Array<{name: (Node|string), values: (number|null)[], texts?: string[], class?: string, press?: Function, pressed?: boolean}>} rows
+ *   a row for each candidate; of `values` the largest bar is 1; with `press` the name is a button.
+ * @param {string[]} heads of the columns: the name, and one for each value.
+ * @param {string} caption what the table is, for a screen reader.
+ */
+function bars(rows, heads, caption) {
+  return el(
+    "table",
+    { class: "bars" },
+    el("caption", { class: "said" }, caption),
+    el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))),
+    el(
+      "tbody",
+      {},
+      ...rows.map((row) =>
+        el(
+          "tr",
+          { class: row.class },
+          el(
+            "th",
+            { scope: "row" },
+            row.press
+              ? el("button", { type: "button", class: "plain", "aria-pressed": row.pressed === undefined ? null : String(row.pressed), on: { click: row.press } }, row.name)
+              : row.name,
+          ),
+          ...row.values.map((value, i) => el("td", {}, bar(value), el("span", { class: "number" }, row.texts?.[i] ?? percent(value)))),
+        ),
+      ),
+    ),
+  );
+}
+
+/** One bar from 0 to 1; none where there is no value. */
+function bar(value) {
+  return svg(
+    "svg",
+    { class: "bar", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+    value === null ? null : svg("rect", { width: Math.max(0, Math.min(1, value)) * 100, height: 10 }),
+  );
+}
+
+/** A table of texts and nodes. `numbers`: the columns that hold numbers, which stand right. */
+function grid(heads, rows, caption, numbers = []) {
+  const kind = (i) => (numbers.includes(i) ? "number" : null);
+  return el(
+    "div",
+    { class: "wide" },
+    el(
+      "table",
+      { class: "grid" },
+      el("caption", { class: "said" }, caption),
+      el("thead", {}, el("tr", {}, ...heads.map((head, i) => el("th", { scope: "col", class: kind(i) }, head)))),
+      el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell, i) => el(i ? "td" : "th", { scope: i ? null : "row", class: kind(i) }, cell))))),
+    ),
+  );
+}
+
+/** A remark of Python's (record Notice), in the language of the page. */
+function remark(notice) {
+  return el("p", { class: "remark" }, t(notice.english, notice.russian));
+}
+
+/** A labelled control. */
+function field(label, control, after = null) {
+  return el("label", { class: "field" }, el("span", {}, label), control, after);
+}

@@ -1,0 +1,157 @@
+/** The draws of a recorded run: what each step was chosen from, and its noise, as recorded and as the generator gives it anew. */
+const Draws = (() => {
+  "use strict";
+
+  const [prepared, courses] = [new WeakMap(), new WeakMap()];
+
+  /** The settings of a step. */
+  const settings = (run, at) => run.steps[at].sampling ?? run.sampling;
+
+  /** Ids that the step follows: the prompt and the tokens before. */
+  function context(run, at) {
+    return [...run.prompt.map((token) => token.id), ...run.steps.slice(0, at).map((step) => step.token.id)];
+  }
+
+  /** Where the run begins and ends, as the filters ask. A full context is read once more, for one token. */
+  function bounds(run) {
+    const wanted = run.prompt.length + run.max_new_tokens;
+    const maxLength = run.context_length === null ? wanted : Math.min(wanted, run.context_length + 1);
+    return { promptLength: run.prompt.length, maxLength, stopIds: run.stop_ids };
+  }
+
+  /** A step as `Sampler` takes it; null where its logits were not recorded. */
+  function prepare(run, at) {
+    const step = run.steps[at];
+    if (!step.distribution) return null;
+    if (!prepared.has(step)) {
+      const extras = [...step.candidates, step.runner_up].filter((candidate) => candidate);
+      prepared.set(step, Sampler.prepare(step.distribution, extras));
+    }
+    return prepared.get(step);
+  }
+
+  /** A step under some settings. */
+  function filtered(run, at, sampling) {
+    return Sampler.filter(prepare(run, at), context(run, at), sampling, bounds(run));
+  }
+
+  /** A step under the settings that it was recorded with. */
+  function asRecorded(run, at) {
+    const step = run.steps[at];
+    if (!courses.has(step)) courses.set(step, filtered(run, at, settings(run, at)));
+    return courses.get(step);
+  }
+
+  /** The recorded noise of a step, by token id; empty where nothing was drawn. */
+  function recorded(run, at) {
+    const { distribution, candidates, runner_up: runnerUp } = run.steps[at];
+    const noise = new Map();
+    for (const candidate of [...candidates, runnerUp]) {
+      if (candidate && (candidate.draw ?? null) !== null) noise.set(candidate.token.id, candidate.draw);
+    }
+    distribution?.draws?.forEach((draw, i) => noise.set(distribution.ids[i], draw));
+    return noise;
+  }
+
+  /** Whether a step drew its token. */
+  const drew = (run, at) => recorded(run, at).size > 0;
+
+  /** How many tokens a step drew noise for; 0 where the record does not tell. */
+  function size(side, at) {
+    const { distribution } = side.run.steps[at];
+    return distribution ? distribution.ids.length + distribution.rest : side.vocabulary;
+  }
+
+  /** The seed that a step's generator began with, and how many draws there were before. */
+  function origin(run, at) {
+    let [seed, before] = [run.sampling.seed, 0];
+    for (let i = 0; i <= at; i++) {
+      if (run.steps[i].seeded) [seed, before] = [settings(run, i).seed, 0];
+      if (i < at && drew(run, i)) before += 1;
+    }
+    return { seed, before };
+  }
+
+  /**
+   * The noise of a step from the generator, for every token of the vocabulary.
+   * @param {number | string} [seed] another one than the run's
+   * @returns {Float32Array}
+   */
+  function again(side, at, seed = origin(side.run, at).seed) {
+    return Generator.noise(seed, size(side, at), 1, origin(side.run, at).before)[0];
+  }
+
+  /**
+   * Compares the generator's noise with the recorded one, bit for bit.
+   * @returns {{compared: number, differ: number, drawn: number, fastest: number}} how many numbers were compared, how many of them
+   *   differ, of how many that the step drew, and the smallest of those that were not recorded
+   */
+  function compare(side, at) {
+    const [noise, known] = [again(side, at), recorded(side.run, at)];
+    let differ = 0;
+    for (const [id, draw] of known) differ += noise[id] !== Math.fround(draw);
+    const fastest = noise.reduce((least, q, id) => (known.has(id) ? least : Math.min(least, q)), Infinity);
+    return { compared: known.size, differ, drawn: noise.length, fastest };
+  }
+
+  const compared = new WeakMap();
+
+  /** The same, remembered; null where nothing was drawn, or where it is not known how much or from which seed. */
+  function verdict(side, at) {
+    const step = side.run.steps[at];
+    if (!compared.has(step)) {
+      const { seed } = origin(side.run, at);
+      compared.set(step, drew(side.run, at) && size(side, at) && seed !== null ? compare(side, at) : null);
+    }
+    return compared.get(step);
+  }
+
+  /** Whether the generator gives the recorded noise of a step. */
+  const agrees = (side, at) => verdict(side, at)?.differ === 0;
+
+  /**
+   * A step's draw, under its settings, with the noise of another seed.
+   * @returns {{winner: ?number, runnerUp: ?number, sure: boolean, of: function(number): {p: number, q: number, ratio: number}}} ids,
+   *   whether no token whose logit is not recorded can have won, and what ran for an id
+   */
+  function draw(side, at, seed) {
+    const [step, course, noise] = [prepare(side.run, at), asRecorded(side.run, at), again(side, at, seed)];
+    const fastest = noise.reduce((least, q, id) => (step.place.has(id) ? least : Math.min(least, q)), Infinity);
+    const { winner, runnerUp, ratios, sure } = Sampler.race(course, Float32Array.from(step.ids, (id) => noise[id]), fastest);
+    const of = (id) => ({ p: course.probabilities[step.place.get(id)], q: noise[id], ratio: ratios[step.place.get(id)] });
+    return { winner, runnerUp, sure, of };
+  }
+
+  /** A number of the race, which may be as small as it likes, with so many digits that count. */
+  function digits(value, count = 3) {
+    if (!Number.isFinite(value) || value === 0) return fixed(value, 0);
+    if (Math.abs(value) >= 1e-4 && Math.abs(value) < 1e6) {
+      return value.toLocaleString(Page.page.lang, { minimumSignificantDigits: count, maximumSignificantDigits: count });
+    }
+    const [mantissa, power] = value.toExponential(count - 1).split("e");
+    return `${fixed(Number(mantissa), count - 1)}e${Number(power) < 0 ? "−" : ""}${Math.abs(Number(power))}`;
+  }
+
+  /** What a filter is called, as on the screens of the terminal. */
+  function filterName(name) {
+    return {
+      repetition_penalty: t("penalty", "штраф за повтор"),
+      no_repeat_ngram_size: t("n-grams", "запрет n-грамм"),
+      bad_words_ids: t("bad words", "запрет слов"),
+      min_length: "min-length",
+      min_new_tokens: "min-new",
+      forced_bos_token_id: "force-bos",
+      forced_eos_token_id: "force-eos",
+      suppress_tokens: "suppress",
+      begin_suppress_tokens: "begin",
+      temperature: t("temperature", "температура"),
+      top_k: "top-k",
+      top_p: "top-p",
+      min_p: "min-p",
+      typical_p: "typical-p",
+      raw: t("raw", "исходные"),
+    }[name] ?? name;
+  }
+
+  return { settings, prepare, filtered, asRecorded, recorded, drew, size, origin, verdict, agrees, draw, digits, filterName };
+})();

@@ -1,0 +1,1 @@
+"""Gathers what the report page shows of models and runs."""
