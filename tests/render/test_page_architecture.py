@@ -93,7 +93,18 @@ def test_every_component_is_marked_on_both_sides_with_the_figures_of_its_record(
     }
     assert len(both) > 10 and all(found[role]["marked"] == [role, role] for role in both)
     assert found["fn rope"]["marked"] == ["fn rope"] and "not there" in found["fn rope"]["rows"]["module"]
-    assert "№" not in str(found) and all("undefined" not in one["about"] and "null" not in one["about"] for one in found.values())
+    numbers = browser.execute_script(
+        "return [...document.querySelectorAll('.arch-side')].map((side) => ['embed', 'layers.*', 'layers.*.attn.q'].map((key) =>"
+        ' side.querySelector(`[data-box="${key}"] > .arch-head .number`).textContent))'
+    )
+    for side, drawn in zip(shown.sides, numbers, strict=True):
+        whole, of = side.tree.parameters, {node.role: node.parameters for node, *_ in everything(side.tree)}
+        each = (of["embed"], "", 1), (of["layers.*"], "", 1), (of["layers.*.attn.q"], " × 4", 4)
+        shares = [100 * number * times / whole for number, _, times in each]
+        digits = [1 if share >= 10 else 2 for share in shares]
+        told = zip(each, shares, digits, strict=True)
+        assert drawn == [f"{number / 1000:.1f}k{by} · {share:.{n}f} %" for (number, by, _), share, n in told]
+    assert all("undefined" not in one["about"] and "null" not in one["about"] for one in found.values())
     assert browser.execute_script("return document.querySelectorAll('.arch-name[aria-pressed=true]').length") == 0
     assert console_errors(browser) == []
 

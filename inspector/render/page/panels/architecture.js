@@ -265,7 +265,8 @@ Page.panel({
       const { node } = box;
       const other = difference(box);
       const part = { backbone: "BACKBONE", head: "LM_HEAD", mtp: "MTP" }[node.part];
-      const share = node.parameters / Math.max(1, box.side.tree.parameters);
+      const around = box.times / node.repeat; // the layers that it is in
+      const share = (node.parameters * around) / Math.max(1, box.side.tree.parameters);
       const chips = two ? named(box) : [];
       const classes = ["arch-box", node.functional ? "arch-step" : "", box.children.length ? "arch-holds" : "", isFlow(box) ? "arch-flow" : "", node.part ? `arch-as-${node.part}` : "", other ? "arch-other" : ""];
       const repeated = node.repeat > 1 ? el("b", { class: "arch-times" }, ` × ${whole(node.repeat)}`) : null;
@@ -287,7 +288,7 @@ Page.panel({
         node.runs > 1 ? el("span", {}, t(` runs ${node.runs} times`, ` выполняется раз: ${node.runs}`)) : null,
         node.part === "mtp" ? el("span", { class: "quiet" }, t(" reads the hidden states; a plain pass does not run it", " читает скрытые состояния; обычный проход её не запускает")) : null,
         ...chips.map((name) => el("span", { class: "arch-chip" }, `≠ ${name}`)),
-        node.parameters ? el("span", { class: "arch-numbers" }, bar(share), el("span", { class: "number" }, `${short(node.parameters)} · ${percent(share)}`)) : null,
+        node.parameters ? el("span", { class: "arch-numbers" }, bar(share), el("span", { class: "number" }, `${short(node.parameters)}${around > 1 ? ` × ${whole(around)}` : ""} · ${percent(share)}`)) : null,
       );
       const drawn = el("div", { class: classes.filter(Boolean).join(" "), "data-box": box.key }, head, ...filled(box.children, i));
       drawn.style.gridRow = `${box.row} / span ${box.rows}`;

@@ -38,8 +38,8 @@ Page.panel({
     function how() {
       const threads = counted(measured.threads, "thread", "threads", "поток", "потока", "потоков");
       return t(
-        `${run.device}, ${run.dtype}, ${threads}; medians of few steps after a warm-up: another machine, or a busy one, gives other times. FLOPs are told from shapes and hold anywhere.`,
-        `${run.device}, ${run.dtype}, ${threads}; медианы немногих шагов после прогрева: на другой или занятой машине время другое. FLOP посчитаны по формам и верны везде.`,
+        `${run.device}, ${run.dtype}, ${threads}; medians of a few steps: another machine, or a busy one, gives other times. FLOPs are told from shapes and hold anywhere.`,
+        `${run.device}, ${run.dtype}, ${threads}; медианы нескольких шагов: на другой или занятой машине время другое. FLOP посчитаны по формам и верны везде.`,
       );
     }
 
