@@ -164,7 +164,8 @@ def test_the_two_columns_are_aligned_and_nested(shown, opened):
     parts = [[f"layers.*.norm_{part}", f"layers.*.{part}", "fn +"] for part in ("attn", "mlp")]
     assert rounds == [parts, [part[1:] for part in parts]]  # post-norm: the norm is on the stream, behind the sum
     lines = browser.execute_script(
-        "return [...document.querySelectorAll('.arch-through')].map((line) => [getComputedStyle(line).visibility, line.parentElement.dataset.box])"
+        "return [...document.querySelectorAll('.arch-through')].map((line) =>"
+        " [getComputedStyle(line).visibility, line.parentElement.dataset.box])"
     )
     assert ["visible", "layers.*"] in lines and ["visible", "backbone"] in lines  # the flow goes on past what only the other side has
     assert all(box in ("layers.*", "backbone") for visibility, box in lines if visibility == "visible")
