@@ -56,7 +56,7 @@ from .options import (
     threads_now,
 )
 from .report import report
-from .step import replayed, step
+from .stepping import replayed, step
 from .train import train
 
 EXPLAIN_HELP = (

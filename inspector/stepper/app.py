@@ -105,6 +105,7 @@ class Stepper(App[object]):
         self.question: Question | None = None
         self.dark_paper = True
         self.saved: list[tuple[Path, str]] = []
+        self.left = False
         self.machine = Machine(lambda key, result: self.post_message(self.Done(key, result)))
 
     # What is on the screen.
@@ -591,6 +592,7 @@ class Stepper(App[object]):
 
     def action_leave(self, number: int | None = None) -> None:
         """Ends the application."""
+        self.left = True
         self.exit(number)
 
     @property
@@ -640,11 +642,11 @@ async def picture(app: Stepper, keys: Sequence[str], size: tuple[int, int]) -> t
     async with app.run_test(size=size) as pilot:
         await settled(app, pilot)
         for key in keys:
-            if app.return_value is not None:
-                return "", [], app.return_value
+            if app.left or app.shown is None:
+                break
             await pilot.press(key)
             await settled(app, pilot)
-        if app.return_value is not None or app.shown is None:
+        if app.left or app.shown is None:
             return "", [], app.return_value
         width, height = size
         lines = [views.themed(line, True) for line in app.lines(width, height - 1)]

@@ -19,9 +19,8 @@ from ..parts.structure import measured, shapes, trait_differences
 from ..records.comparison import Stretch, Verdict
 from ..records.generation import Run, Sampling, Setting, Step
 from ..records.inside import Attention, Lens
-from .shown import Beside, Cost, Line, Shown, Structure
+from .shown import LISTED, Beside, Cost, Line, Shown, Structure
 
-LISTED = 32  # candidates of a step, for the highest screens
 LENGTHS = (8, 32, 64)  # context lengths at which a step is timed
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ..records.generation import Run, Sampling, Step, Token
 from ..records.structure import Costs, ModuleNode, TraitDifference, Traits
 
+LISTED = 32  # candidates of a step, for the highest screens; the chosen token comes behind them where it is none of them
+
 
 @dataclass(frozen=True)
 class Line:

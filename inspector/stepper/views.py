@@ -24,7 +24,7 @@ from ..render.traits import architectures, trait_list
 from ..render.trees import flops_words, split_table, sums_line
 from ..render.verdicts import LEVEL_STYLES, sampling_words, stretch_words, verdict_line
 from .big import ROWS, big
-from .shown import Beside, Cost, Shown, Structure
+from .shown import LISTED, Beside, Cost, Shown, Structure
 
 HEAD = 4  # lines above the body: title, settings, text, entropies
 WIDE = 112  # columns from which the steps so far stand at the right
@@ -261,9 +261,9 @@ def candidate_lines(step: Step, t: Translate, width: int, room: int, drawn: bool
         won = drawn and c.token.id == step.token.id
         gone = c.removed_by is not None and c.removed_by != "greedy"
         style = "bold green" if won else "dim" if gone else ""
-        place = "▶" if won else " "
-        number = step.candidates.index(c) + 1
-        row = Text(f"{place}{number:>3} ", style)
+        place = step.candidates.index(c)
+        number = str(place + 1) if place < LISTED else "–"
+        row = Text(f"{'▶' if won else ' '}{number:>3} ", style)
         row.append(cell(quoted(c.token.text), name), style)
         row.append(cell(f"{c.logit:z.2f}", 7, True) + "  ", style)
         row.append(cell(chance(c.probability_before), 6) + " ", style).append(strip(c.probability_before / top, bars), "before")

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from inspector.cli.step import pressed
+from inspector.cli.stepping import pressed
 from inspector.loading.loaded import Loaded, attach
 from inspector.loading.loading import load
 from inspector.records.generation import Origin, Sampling

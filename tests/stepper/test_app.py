@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from inspector.cli.step import pressed, read_run, size_of
+from inspector.cli.stepping import pressed, read_run, size_of
 from inspector.loading.texts import Texts
 from inspector.loop.decoding import decode
 from inspector.loop.stepping import replay
