@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records.generation import Candidate, Removal, Run, Step, Token, median_step
+from ..records.report import Branch
 from .settings import FILTER_NAMES, FILTERS_IN_RUSSIAN, setting_text
 from .tables import NO_BREAK, Held, TitledPanel, held, table
 from .text import Translate, chance, duration, percent, quoted, singular, threads_of, tokens_of, visible
@@ -324,15 +325,15 @@ def steps_table(names: Sequence[str], rows: Sequence[Sequence[Step | None]], t: 
     return Group(result, Text(legend, "dim"))
 
 
-def text_panel(prompt: str, run: Run, t: Translate, otherwise: tuple[Token, str] | None = None) -> RenderableType:
-    """A prompt and its continuation; ``otherwise`` is another first token with the text that it begins, greedily continued."""
+def text_panel(prompt: str, run: Run, t: Translate, otherwise: Branch | None = None) -> RenderableType:
+    """A prompt and its continuation, and beside it a branch from its first step."""
     end = why(run.stop_reason, t)
     about = "; ".join([tokens_of(len(run.steps), t), *([least_sure(run, t), step_times([run], t)] if run.steps else []), end])
     text = Text.assemble((visible(prompt), "dim"), ("|", "cyan"), (visible(run.text), "bold"), "\n", (about, "dim"))
     if otherwise is not None:
-        token, other = otherwise
-        said = t(f"with {quoted(token.text)} first, then greedily: ", f"если первым {quoted(token.text)}, а дальше жадно: ")
-        text.append(f"\n{said}", "dim").append("|", "cyan").append(visible(other))
+        token = quoted(otherwise.tokens[0].text)
+        said = t(f"with {token} first, then greedily: ", f"если первым {token}, а дальше жадно: ")
+        text.append(f"\n{said}", "dim").append("|", "cyan").append(visible(otherwise.text))
     return TitledPanel(text, visible(run.model))
 
 

@@ -1,6 +1,7 @@
 """The panels of architecture and prompt in a browser: what stands there is what the records say."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -52,10 +53,11 @@ def opened(browser, tmp_path_factory):
         console_errors(browser)
         browser.get("about:blank")
         browser.get(place.as_uri() + hash)
-        browser.execute_async_script(
-            "const done = arguments[0]; (function wait() { document.body.dataset.ready ? done() : setTimeout(wait, 5); })()"
-        )
-        return browser
+        for _ in range(500):
+            if browser.execute_script("return document.body.dataset.ready"):
+                return browser
+            time.sleep(0.02)
+        pytest.fail(str(console_errors(browser)))
 
     return open_page
 
@@ -107,7 +109,7 @@ def test_differences_stand_in_the_diagram_and_in_words(shown, opened):
         signs.setdefault(key.replace("layers.*.", ""), set()).add(sign)
         assert other == bool(sign)
     for row in shown.roles:
-        if row.role in ("layers", "norm_attn", "norm_mlp", "mlp.act"):  # these stand in other places of the flow
+        if row.role in ("layers", "norm_attn", "norm_mlp", "mlp.act"):  # the layers have no sign of their own, the others another place
             continue
         assert signs[row.role] == ({""} if row.equal else {"≠"} if row.a and row.b else {"+"}), row
     assert signs["norm_attn"] == signs["norm_mlp"] == signs["fn rope"] == signs["positions"] == {"+"}
@@ -157,9 +159,14 @@ def test_the_two_columns_are_aligned_and_nested(shown, opened):
 def test_a_tied_weight_is_drawn_once_with_a_line_to_its_other_place(shown, opened):
     browser = opened(shown)
     found = browser.execute_script(
-        "return [...document.querySelectorAll('.arch-side')].map((side) => { const line = side.querySelector('.arch-tied'); if (!line) return null;"
-        ' const box = (key) => side.querySelector(`[data-box="${key}"]`).getBoundingClientRect(); const own = line.getBoundingClientRect();'
-        " return [line.textContent, own.top >= box('embed').top && own.top < box('embed').bottom, own.bottom > box('head').top && own.bottom <= box('head').bottom]; })"
+        """
+        return [...document.querySelectorAll(".arch-side")].map((side) => {
+          const line = side.querySelector(".arch-tied");
+          const [own, from, to] = [line, ...["embed", "head"].map((key) => side.querySelector(`[data-box="${key}"]`))].map((one) =>
+            one?.getBoundingClientRect());
+          return line && [line.textContent, own.top >= from.top && own.top < from.bottom, own.bottom > to.top && own.bottom <= to.bottom];
+        });
+        """
     )
     assert found == [["the same matrix", True, True], None]
     assert "model.embed_tokens.weight" in browser.execute_script("return document.querySelector('.arch-side [data-box=head]').innerText")
@@ -208,7 +215,7 @@ def test_one_model_alone_and_its_whole_tree(shown, opened):
     assert browser.execute_script(
         "return [document.querySelectorAll('.arch-side').length, document.querySelectorAll('.arch-sign').length]"
     ) == [1, 0]
-    browser.find_element("css selector", "#arch-tree-0 summary").click()
+    browser.execute_script("document.querySelector('#arch-tree-0 summary').click()")
     browser.execute_async_script("setTimeout(arguments[0], 20)")
     listed = browser.execute_script("return document.querySelector('#arch-tree-0 ul').innerText")
     for node, *_ in everything(shown.sides[1].tree):
@@ -261,7 +268,7 @@ def test_tokens_of_the_prompt_have_their_ids_and_parts(shown, opened):
         in text
     )
     assert "Not in the vocabulary, fed as the unknown token: «q»" in text
-    browser.find_element("css selector", "#prompt-ids summary").click()
+    browser.execute_script("document.querySelector('#prompt-ids summary').click()")
     browser.execute_async_script("setTimeout(arguments[0], 20)")
     cells = browser.execute_script(
         "return [...document.querySelectorAll('#prompt-ids tbody tr')].map((tr) => [tr.cells[0].textContent, tr.cells[2].textContent])"
@@ -277,6 +284,6 @@ def test_a_long_prompt_folds_its_middle(shown, opened):
     assert browser.execute_script(count) == 110 and "На входе 3\u00a0000 токенов" in browser.execute_script(
         "return document.getElementById('prompt').textContent"
     )
-    browser.find_element("css selector", ".prompt-fold").click()
+    browser.execute_script("document.querySelector('.prompt-fold').click()")
     assert browser.execute_script(count) == 3000 and browser.switch_to.active_element.get_attribute("data-i") == "80"
     assert browser.execute_script("return document.querySelectorAll('#prompt .prompt-line [tabindex=\"0\"]').length") == 1

@@ -10,7 +10,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import inspector
-from inspector.inside.interventions import ablate, scale
+from inspector.inside.interventions import ablate, patch, scale
 from inspector.loading.loaded import Loaded, attach
 from inspector.loop.decoding import run
 from inspector.records.generation import Sampling
@@ -61,9 +61,9 @@ def found(browser, name: str):
     return browser.find_element(By.ID, f"carried-{name}")
 
 
-def typed(browser, text: str) -> None:
+def typed(browser, text: str, into: str = "prompt") -> None:
     script = "const i = arguments[0]; i.value = arguments[1]; i.dispatchEvent(new Event('input', { bubbles: true }));"
-    browser.execute_script(script, found(browser, "prompt"), text)
+    browser.execute_script(script, found(browser, into), text)
 
 
 def press(browser, element) -> None:
@@ -164,6 +164,13 @@ def test_parts_taken_out(panel, models):
     ):
         Select(found(browser, "way")).select_by_value(way)
         check(listed(browser), plain, shares(m, "Анна Красн", change))
+    Select(found(browser, "way")).select_by_value("patch")
+    assert "Both prompts have 11 tokens" in browser.find_element(By.ID, "carried").text
+    typed(browser, "Иван Красн", "other")
+    check(listed(browser), plain, shares(m, "Анна Красн", patch(m, "layers.1.mlp", m.encode("Иван Красн"))))
+    typed(browser, "Иван Ива", "other")
+    assert "The prompts have 11 and 9 tokens: only the last" in browser.find_element(By.ID, "carried").text
+    check(listed(browser), plain, shares(m, "Анна Красн", patch(m, "layers.1.mlp", m.encode("Иван Ива"))))
     press(browser, found(browser, "clear"))
     check(listed(browser), plain)
 

@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from inspector.inside.lens import lens, lenses
 from inspector.parts.errors import InvariantError
 from inspector.records.as_json import from_json, to_json
 from inspector.records.report import Inside
-from inspector.report.inside import LONGEST, inside, mentioned_inside
+from inspector.report.inside import LONGEST, heads, inside, mentioned_inside
 
 GREEDY = inspector.Sampling(temperature=0)
 
@@ -97,8 +98,7 @@ def long(monkeypatch):
 
 def test_whole_maps_are_the_weights_of_all_heads(looked):
     m, _, ids, within = looked("names-qwen2")
-    heads = [(layer, head) for layer in range(4) for head in range(4)]
-    own = attention(m, ids, heads)
+    own = attention(m, ids, [(layer, head) for layer in range(4) for head in range(4)])
     assert within.attention == replace(own, prompt=(), maps=(), notices=())
     assert within.strongest == 0 and len(within.weights) == 4
     for one in own.maps:
@@ -123,6 +123,19 @@ def test_of_a_long_text_the_strongest_keys_are_told_and_how_much_weight_they_hol
         assert np.abs(np.sort(told, axis=-1)[..., ::-1][..., :strongest] - kept).max() <= 0.5 / 255 + 1e-7
         assert np.abs(told - weights)[told > 0].max() <= 0.5 / 255 + 1e-7  # each at its key
         assert packed.held == pytest.approx(kept.sum(-1).mean(), abs=1e-6) and packed.least == pytest.approx(kept.sum(-1).min(), abs=1e-6)
+
+
+def test_whole_maps_of_a_model_that_looks_ahead_are_squares(monkeypatch, looked):
+    weights_HTT = torch.rand(2, 3, 3).softmax(-1)
+
+    def ahead(m, ids, maps, also):
+        also("layers.0.attn", weights_HTT)
+        return looked("names-qwen2")[3].attention
+
+    monkeypatch.setattr("inspector.report.inside.attended", ahead)
+    _, [packed], strongest = heads(SimpleNamespace(split=SimpleNamespace(causal=False)), [1, 2, 3], 0)
+    told = np.frombuffer(base64.b64decode(packed.weights), np.uint8).reshape(2, 3, 3) / 255
+    assert strongest == 0 and np.abs(told - weights_HTT.numpy()).max() <= 0.5 / 255 + 1e-7
 
 
 def test_keys_of_more_than_256_tokens_take_two_bytes(tiny, monkeypatch):

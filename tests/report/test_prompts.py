@@ -34,3 +34,11 @@ def test_parts_of_another_prompt_are_not_told(tiny):
     m = tiny("qwen2")
     run = inspector.run(m, m.encode("абв"), inspector.Sampling(temperature=0), 1)
     assert described(m, run, "где").parts == () and described(m, run, None).parts == ()
+
+
+def test_a_text_that_is_not_read_and_settings_that_cannot_be_are_left_out(tiny):
+    m = replace(tiny("qwen2"), tokenizer=None)
+    run = inspector.run(m, [3, 4], inspector.Sampling(temperature=0), 1)
+    m.model.generation_config.max_new_tokens = "many"
+    found = described(m, run, "no ids")
+    assert found.parts == () and found.settings == ()

@@ -19,6 +19,7 @@ Page.panel({
     const most = Math.max(...weights.map((one) => one.heads));
     const overview = el("p", { class: "quiet" });
     const chosen = el("div");
+    const told = el("p", { id: "attention-said" });
     const looks = el("div");
     const pickers = el("div", { class: "tools" });
     const LISTED = 12; // keys of a row in the list, where the map is whole
@@ -56,7 +57,7 @@ Page.panel({
       context.fillStyle = ink;
       for (let position = begin; position < length; position++) {
         for (const [key, weight] of rowOf(layer, head, position)) {
-          context.globalAlpha = weight;
+          context.globalAlpha = Math.sqrt(weight); // so that small ones are seen, too
           context.fillRect(Math.floor((key * canvas.width) / length), Math.floor(((position - begin) * canvas.height) / rows), 1, 1);
         }
       }
@@ -81,7 +82,7 @@ Page.panel({
       draw();
     }
 
-    const tokenAt = (position) => [el("span", { class: "place" }, String(position)), " ", tokenName(tokens[position])];
+    const tokenAt = (position) => [el("span", { class: "place" }, String(position)), " ", Cells.name(tokens[position])];
 
     /** Whom the token at a position looks at. */
     function list(position) {
@@ -148,7 +149,8 @@ Page.panel({
         select("attention-layer", t("Layer", "Слой"), weights.map((one) => Within.layerOf(one.role)), layer, (value) => choose(value, memory.head)),
         select("attention-head", t("Head", "Голова"), Array.from({ length: weights[layer].heads }, (_, i) => String(i)), head, (value) => choose(memory.layer, value)),
       );
-      chosen.replaceChildren(el("p", { id: "attention-said" }, said(layer, head)), ...(strongest ? rows() : whole()));
+      told.textContent = said(layer, head);
+      chosen.replaceChildren(...(strongest ? rows() : whole()));
       small.element.querySelectorAll("td.picked").forEach((cell) => cell.classList.remove("picked"));
       small.element.querySelectorAll("tbody tr")[layer].cells[head + 1].classList.add("picked");
       small.stop(layer, head);
@@ -170,7 +172,7 @@ Page.panel({
     const ink = getComputedStyle(probe).color;
     probe.remove();
     const small = Cells.table({
-      class: "heads",
+      class: most > 8 ? "heads many" : "heads",
       caption: t("All heads: layers by heads; Enter enlarges one", "Все головы: слои и головы; Enter увеличивает"),
       corner: t("layer / head", "слой / голова"),
       columns: Array.from({ length: most }, (_, i) => ({ name: [String(i)] })),
@@ -180,8 +182,10 @@ Page.panel({
       show: (r, c) => (overview.textContent = said(r, c)),
       press: choose,
     });
-    overview.textContent = t("Point at a map for its numbers; click or press Enter to enlarge it.", "Наведите на карту, чтобы увидеть её числа; щелчок или Enter увеличивает её.");
-    root.append(...[Within.part(page), small.element, overview, pickers, chosen, looks, ...notes()].filter(Boolean));
+    overview.textContent = t("Rows look at columns; small weights are drawn stronger than they are. Point at a map for its numbers; click or press Enter to enlarge it.", "Строки смотрят на столбцы; малые веса нарисованы сильнее, чем есть. Наведите на карту, чтобы увидеть её числа; щелчок или Enter увеличивает её.");
+    const [left, right] = strongest ? [[], [looks]] : [[looks], []]; // what is short stands beside what is long
+    const beside = el("div", { class: strongest ? "attending long" : "attending" }, el("div", {}, small.element, overview, pickers, told, ...left), el("div", {}, chosen, ...right));
+    root.append(...[Within.part(page), beside, ...notes()].filter(Boolean));
     draw();
 
     function notes() {

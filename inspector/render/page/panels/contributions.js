@@ -65,7 +65,7 @@ Page.panel({
             el(
               "thead",
               {},
-              el("tr", {}, ...[t("written by", "кто пишет"), t(`to the logit of ${chosen}`, `в логит ${chosen}`), t(`to its lead over ${rival}`, `в отрыв от ${rival}`)].map((head) => el("th", { scope: "col" }, head))),
+              el("tr", {}, ...[t("written by", "кто пишет"), t(`to the logit of ${Cells.called(record.token)}`, `в логит ${Cells.called(record.token)}`), t(`to its lead over ${Cells.called(record.rival)}`, `в отрыв от ${Cells.called(record.rival)}`)].map((head) => el("th", { scope: "col" }, head))),
             ),
             el("tbody", {}, ...terms.map((term) => row(term.role, [term.logit, term.difference])), row(t("sum", "сумма"), [logit.sum, lead.sum], "sum")),
           ),

@@ -46,7 +46,7 @@ Page.panel({
         el("p", {}, said(r, c)),
         bars(
           layer.ids[c].map((id, i) => ({
-            name: tokenName(page.token(id)),
+            name: Cells.name(page.token(id)),
             values: [layer.probabilities[c][i]],
             class: id === lens.choices[c] ? "chosen" : null,
           })),

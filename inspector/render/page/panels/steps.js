@@ -46,7 +46,7 @@ Page.panel({
     const own = el("div");
     const course = el("div", { id: "steps-course" });
     const removed = el("ul", { id: "steps-removed", class: "plain" });
-    root.append(el("div", { class: "stepping" }, play, slider, place), text, told, Tint.legend(), why, own, course, removed);
+    root.append(el("div", { class: "stepping" }, play, slider, place), text, el("div", { class: "about" }, told, Tint.legend()), why, own, course, removed);
 
     function textToken(step, i) {
       const p = Tint.chosen(step);
