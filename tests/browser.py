@@ -32,7 +32,14 @@ def start():
 
     options = webdriver.ChromeOptions()
     options.binary_location = next(filter(None, map(shutil.which, NAMES)))
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900", "--disable-features=IsolateSandboxedIframes"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,900",
+        "--disable-features=IsolateSandboxedIframes",
+    ):
         options.add_argument(argument)
     options.add_argument("--force-prefers-reduced-motion")  # what a test sees does not hang on an animation
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
