@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test test-slow test-faults lint pictures docs/lesson.svg docs/page.png
+.PHONY: run test test-slow test-faults lint pictures
 
 run: .venv/installed
 	$(BIN)/python inference.py $(ARGS)
@@ -23,14 +23,18 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The pictures of README.md and README.ru.md. That of the page needs Chromium, and the page, docs/lesson.html.
-pictures: docs/lesson.svg $(patsubst docs/lesson.html,docs/page.png,$(wildcard docs/lesson.html))
+# The page of the lesson and the pictures of README.md and README.ru.md. Those of the page need Chromium.
+LESSON := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 COLUMNS=120 $(BIN)/python inference.py
+STEP := HF_HUB_OFFLINE=1 $(BIN)/python -m inspector step names-expert Крас --beside names-qwen2 --temperature 0.8 --top-p 0.9 --seed 0 --size 100x30
+SHOT := $(BIN)/python tools/screenshot.py docs/lesson.html
 
-docs/lesson.svg: .venv/installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 COLUMNS=120 $(BIN)/python inference.py --lang en --save-svg $@ > /dev/null
-
-docs/page.png: .venv/installed
-	$(BIN)/python tools/screenshot.py docs/lesson.html $@ --width 1280 --height 900
+pictures: .venv/installed
+	$(LESSON) --lang en --save-svg docs/lesson.svg --html docs/lesson.html > /dev/null
+	$(LESSON) --lang ru --save-svg docs/ru/lesson.svg > /dev/null
+	$(STEP) --lang en --save-svg docs/step.svg --keys "space"
+	$(STEP) --lang ru --save-svg docs/ru/step.svg --keys "space"
+	$(SHOT) docs/page.png --width 1280 --height 900 --at en.2.1
+	$(SHOT) docs/ru/page.png --width 1280 --height 900 --at ru.2.1
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}: 3.11 or newer is needed; make PYTHON=/path/to/python3.11 names it" if sys.version_info < (3, 11) else 0)'

@@ -88,8 +88,8 @@ def main(
     from inspector.compare.sides import by_generate
     from inspector.loading.finding import DEFAULT
     from inspector.loop.decoding import make_run
-    from inspector.loop.otherwise import another_first
     from inspector.parts.structure import measured, shapes, trait_differences
+    from inspector.report.branches import branches
 
     how.settle(*(m.model for m in models))
     names = [m.origin.name for m in models]
@@ -149,7 +149,7 @@ def main(
     for i, m in enumerate(models):
         steps = [row[i] for row in rows if row[i] is not None]
         runs.append(make_run(m, ids[i], settings[i][0], max_new_tokens, steps, settings[i][1], loop.kv_cache))
-        others.append(another_first(m, ids[i], first[i], max_new_tokens, loop.kv_cache))
+        others.append(next(iter(branches(m, replace(runs[i], steps=runs[i].steps[:1]), 1)), None))  # another first token
 
     # 6. Are the parts, run by hand, the model?
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))

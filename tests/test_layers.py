@@ -19,7 +19,7 @@ ORDER = (  # bottom to top; a room imports from itself and from earlier lines, a
     {"training", "inside"},
     {"compare"},
     {"bench"},
-    {"report"},
+    {"report", "stepper"},
     {"cli"},
 )
 TOP = ("inspector", "inspector.__main__")  # of the package itself
@@ -133,13 +133,13 @@ def is_late(module: str, name: str, inside: bool) -> bool:
     return inside and module in LATE and below(name, LATE[module])
 
 
-def test_only_cli_and_the_lesson_import_render():
+def test_only_what_shows_imports_render():
     found = [(path, *one) for path in FILES for one in imports_of(path) if below(one[0], "inspector.render") and not in_top(path)]
     assert [(module_of(path), name) for path, name, inside in found if not is_late(module_of(path), name, inside)] == []
 
 
 def in_top(path: Path) -> bool:
-    return below(module_of(path), "inspector.cli", "inspector.render")
+    return below(module_of(path), "inspector.cli", "inspector.render", "inspector.report", "inspector.stepper")
 
 
 @pytest.mark.parametrize("name", ["records", "render"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import typer
 
 import inspector
 from inspector.cli import app, main
-from inspector.cli.options import Output
+from inspector.cli.options import LessonOutput, Output
 from inspector.loading.finding import ASSETS
 from inspector.training.corpus import build, feminine, read_names
 from inspector.training.loop import Recipe
@@ -67,6 +68,7 @@ SHORTER = {
     "inspector bench compile": "--rounds 1",
     "inspector bench onnx": "--rounds 1 --tokens 4",
     "inspector bench growth": "--rounds 1 --longest 64 --processes 1",
+    "inspector step": "--keys space --save-svg step.svg",  # which needs no terminal
 }
 
 
@@ -110,7 +112,7 @@ def test_a_page_names_verbs_options_and_functions_that_exist(page):
         assert set(re.findall(r"(?<!\S)--[\w-]+", line)) <= VERBS[verb_of(line)], line
     known = set().union(*VERBS.values(), launch_command_parser()._option_string_actions)
     lesson = re.findall(r"^    (\w+): Annotated", (ROOT / "inference.py").read_text(encoding="utf8"), re.MULTILINE)
-    known |= {f"--{name.replace('_', '-')}" for name in lesson}
+    known |= {f"--{name.replace('_', '-')}" for name in (*lesson, *signature(LessonOutput).parameters)}
     named = {option for span in spans(TEXTS[page]) for option in re.findall(r"(?<!\S)--[a-z][\w-]*", span)}
     assert named <= known
     functions = set(re.findall(r"(?<!\.)\binspector\.(\w+)", TEXTS[page]))

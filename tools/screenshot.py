@@ -17,8 +17,8 @@ OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND"
 SECONDS = 60
 
 
-def screenshot(page: Path, width: int, height: int) -> bytes:
-    """The PNG of a page in a window of so many pixels.
+def screenshot(page: Path, width: int, height: int, at: str = "") -> bytes:
+    """The PNG of a page in a window of so many pixels; ``at`` is what stands in its address behind #.
 
     Raises:
         ValueError: there is no such page, or no Chromium that takes a picture of it.
@@ -33,7 +33,9 @@ def screenshot(page: Path, width: int, height: int) -> bytes:
         how = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", OFFLINE]
         how += [f"--user-data-dir={folder}/profile", f"--window-size={width},{height}", "--virtual-time-budget=5000"]
         how += ["--force-prefers-reduced-motion", "--blink-settings=preferredColorScheme=1", f"--screenshot={picture}"]
-        done = subprocess.run([program, *how, page.resolve().as_uri()], capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            [program, *how, page.resolve().as_uri() + (f"#{at}" if at else "")], capture_output=True, text=True, timeout=SECONDS
+        )
         if not picture.is_file():
             raise ValueError(f"{program} took no picture of {page}: {done.stderr.strip()[-300:] or 'it gives no reason'}")
         return picture.read_bytes()
@@ -46,9 +48,10 @@ def main() -> int:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--at", default="", help='behind # in the address: language, model and step of a report, as "en.1.3"')
     given = parser.parse_args()
     try:
-        write_whole(given.picture, screenshot(given.page, given.width, given.height))
+        write_whole(given.picture, screenshot(given.page, given.width, given.height, given.at))
     except (ValueError, OSError, subprocess.TimeoutExpired) as error:
         print(f"screenshot: {error}", file=sys.stderr)
         return 2

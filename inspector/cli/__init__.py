@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +27,8 @@ from ..records.comparison import LEVELS
 from ..records.generation import Setting
 from ..render.screen import LiveSteps, drop_output
 from ..render.settings import settings_line, settings_remarks, settings_table
-from ..render.steps import computing_line, continuations, text_panel
-from ..render.tables import notices, program
+from ..render.steps import computing_line, continuations, four_columns, text_panel
+from ..render.tables import notices, program, subsection
 from ..render.text import visible
 from ..render.trees import parts_explained, tree_difference, tree_panel
 from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict_line
@@ -56,12 +56,15 @@ from .options import (
     threads_now,
 )
 from .report import report
+from .stepping import replayed, step
 from .train import train
 
 EXPLAIN_HELP = (
     "First list every generation setting: its value, where it is from, what generate() would use. "
     'In the JSON they are the run\'s "settings", which without this is empty.'
 )
+
+REPLAY_HELP = "Generate a recorded run again (of --json, or saved in inspector step): exit code 1 where a number is another."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
@@ -123,7 +126,7 @@ def tree(
 @grouped()
 def run(
     context: typer.Context,
-    model: ModelArgument,
+    model: Annotated[str | None, ModelArgument.__metadata__[0]] = None,
     prompt: PromptArgument = None,
     prompts: Annotated[
         Path | None,
@@ -137,6 +140,8 @@ def run(
         int,
         typer.Option(metavar="N", help="Write the N largest raw logits of every step into the JSON, for report --run."),
     ] = 0,
+    step: Annotated[int | None, typer.Option(metavar="N", help="Show step N alone: its candidates in four columns.")] = None,
+    replay: Annotated[Path | None, typer.Option(metavar="FILE", help=REPLAY_HELP)] = None,
     *,
     asked: SamplingOptions,
     loop: LoopOptions,
@@ -146,15 +151,25 @@ def run(
 ) -> None:
     """Continue a prompt by hand, token by token, and show what every step weighed; or all prompts of a file, in batches."""
     t = out.t
+    if replay is not None:
+        refuse_beside_replay(context, how, out)
+        replayed(model, replay, how, out)
+        return
+    if model is None:
+        raise ValueError("MODEL is missing: name a model, or give --replay FILE; --help lists what there is")
     if loop.compile and prompts is not None:
         raise ValueError("--compile is for one prompt: leave it or --prompts out")
     if prompt is not None and prompts is not None:
         raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
-    at_least_one(batch_size=batch_size)
+    at_least_one(batch_size=batch_size, step=step)
     if record < 0:
         raise ValueError(f"--record {record}: give a whole number, 0 for none")
     if record and prompts is not None:
         raise ValueError("--record is for one prompt: leave it or --prompts out")
+    if step is not None and prompts is not None:
+        raise ValueError("--step is for one prompt: leave it or --prompts out")
+    if step is not None and step > asked.max_new_tokens:
+        raise ValueError(f"--step {step}: at most {asked.max_new_tokens} tokens are generated: give a smaller one, or --max-new-tokens")
     screen, processes = out.console, None
     lines = read_prompts(prompts) if prompts is not None else []
     if lines:  # the processes meet before loading: each may have an accelerator of its own
@@ -189,8 +204,16 @@ def run(
         m = loop.compiled(m, ids, out)
         screen.show(out.fed(model, m, ids, prompt, reading))
         screen.show(settings_line(sampling, origins, t, loop.kv_cache))
-        with LiveSteps(screen, [model], t) as live:
-            result = generate(m, ids, sampling, asked.max_new_tokens, origins, lambda step: live.add([step]), loop.kv_cache, record)
+        if step is None:
+            with LiveSteps(screen, [model], t) as live:
+                result = generate(m, ids, sampling, asked.max_new_tokens, origins, lambda step: live.add([step]), loop.kv_cache, record)
+        else:
+            with busy(t("generating …", "генерация …")):
+                result = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache, recorded=record)
+            if step > len(result.steps):
+                raise ValueError(f"--step {step}: the generation ended at step {len(result.steps)}: give a number up to that")
+            screen.show(subsection(t(f"step {step} of {len(result.steps)}", f"шаг {step} из {len(result.steps)}")))
+            screen.show(four_columns(result.steps[step - 1], t))
         result = replace(result, parts=reading.parts(m, ids, prompt))
         screen.show(text_panel(prompt or "", result, t))
     if processes is None or processes.rank == 0:
@@ -198,6 +221,15 @@ def run(
             own = [replace(made, settings=settings(len(made.prompt))) for made in (result if lines else [result])]
             result = own if lines else own[0]
         out.write(result)
+
+
+def refuse_beside_replay(context: typer.Context, how: SpreadOptions, out: Output) -> None:
+    """Refuses what a replay has from its file. Raises ``ValueError``."""
+    allowed = {"model", "replay", *(own.name for group in (how, out) for own in fields(group))}
+    given = [own for own in context.command.params if context.get_parameter_source(own.name).name == "COMMANDLINE"]
+    if wrong := [own for own in given if own.name not in allowed]:
+        name = wrong[0].opts[0] if wrong[0].param_type_name == "option" else "PROMPT"
+        raise ValueError(f"{name} and --replay contradict each other: the file says what was run: give one")
 
 
 def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, kv_cache, batch_size, processes, screen, t) -> list:
@@ -305,7 +337,7 @@ def coverage(
         raise typer.Exit(1)
 
 
-for verb in (trace, contributions, intervene, cache, diverge, mutate, train, export, report):
+for verb in (trace, contributions, intervene, cache, diverge, mutate, train, export, report, step):
     app.command()(verb)
 
 

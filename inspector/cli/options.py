@@ -120,22 +120,9 @@ def spelled(own: Parameter) -> str:
 
 
 # Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
-WRITTEN = (
-    "json_path",
-    "save_svg",
-    "save_png",
-    "save_screen",
-    "slides",
-    "html",
-    "markdown",
-    "tensors",
-    "png",
-    "out",
-    "out_file",
-    "folder",
-    "onnx",
-)
-READ = ("model", "expert", "recorded", "diff", "a", "b", "corpus", "validation", "prompts")
+WRITTEN = ("json_path", "save_svg", "save_png", "save_screen", "slides", "html", "page")
+WRITTEN += ("markdown", "tensors", "png", "out", "folder", "onnx")
+READ = ("model", "expert", "recorded", "replay", "beside", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
 
 

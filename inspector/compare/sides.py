@@ -142,9 +142,11 @@ class StepClock(BaseStreamer):
         return tuple(after - before for before, after in pairwise(self.times))
 
 
-def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, kv_cache: bool = False) -> Side:
+def by_generate(
+    m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: int, kv_cache: bool = False, state: Tensor | None = None
+) -> Side:
     """The side of ``model.generate(use_cache=kv_cache)``, of a fast model with the library's products. The global random state is as
-    before afterwards.
+    before afterwards; ``state`` is that of the generator to begin with, where it is not that of a new one with the seed.
 
     Raises:
         ValueError: it fails, or does not return the tokens and logits that it is asked for.
@@ -156,6 +158,8 @@ def by_generate(m: Loaded, ids_1T: Tensor, sampling: Sampling, max_new_tokens: i
     with without_checkpoint_settings(m.model), torch.random.fork_rng(device_type=m.device.type if m.device.type != "cpu" else "cuda"):
         if not sampling.greedy:
             torch.manual_seed(sampling.seed)
+            if state is not None:
+                {"cuda": torch.cuda, "mps": torch.mps}.get(m.device.type, torch).set_rng_state(state)
         clock, started = StepClock(), time.perf_counter()
         try:
             with plain_products(m.model):

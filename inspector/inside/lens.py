@@ -59,7 +59,7 @@ def lenses(m: Loaded, ids: Sequence[int], begin: int = 0, top: int = TOP) -> tup
     ids_1T = m.prompt(ids)
     states = layer_states(m, ids_1T, whole("begin", begin, 0), ids_1T.shape[1])
     large = (m.vocab_size or 0) * states.hidden_1PD.shape[-1] > LARGE
-    return read_states(m, states, whole("top", top, 1), TOGETHER if large and not m.split.last_alone else 1)
+    return read_states(m, states, whole("top", top, 1), TOGETHER if large else 1)
 
 
 class States(NamedTuple):

@@ -119,12 +119,14 @@ def steps(split: Split, row: "Row", backbone: CachedBackbone | None = None) -> I
 @dataclass(frozen=True)
 class Choice:
     """A step's decision, still on the accelerator: the filtered logits, the token's id [1], and where it was drawn what ran in its
-    race, the probabilities [V] and the numbers [V]."""
+    race, the probabilities [V] and the numbers [V]; ``won_1`` is the id [1] that the settings chose, another one where a token was
+    forced."""
 
     filtered: Filtered
     token_1: Tensor
     p_V: Tensor | None
     q_V: Tensor | None
+    won_1: Tensor
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -169,12 +171,17 @@ class Row:
                 f"0 to {self.vocab_size - 1}: suppress the others (suppress_tokens), or correct the sizes"
             )
 
-    def choose(self, logits_V: Tensor) -> Choice:
-        """Chooses the next token from its raw logits [V] and appends it to what the model reads next. Waits for nothing."""
+    def choose(self, logits_V: Tensor, forced: int | None = None) -> Choice:
+        """Chooses the next token from its raw logits [V] and appends it to what the model reads next. Waits for nothing.
+
+        A ``forced`` token is taken whatever wins; the race is run all the same, so that the later ones have the numbers that they
+        would have had.
+        """
         filtered = run_filters(logits_V, self.ids_T, self.sampling, self.bounds)
-        token_1, p_V, q_V = race(filtered.scores_V, self.sampling, self.generator)
+        won_1, p_V, q_V = race(filtered.scores_V, self.sampling, self.generator)
+        token_1 = won_1 if forced is None else won_1.new_tensor([forced])
         self.ids_T, self.scores_V = torch.cat([self.ids_T, token_1]), filtered.scores_V
-        return Choice(filtered, token_1, p_V, q_V)
+        return Choice(filtered, token_1, p_V, q_V, won_1)
 
     def settle(self, choice: Choice, decided: Sequence) -> int:
         """The chosen token's id, and whether it ends the sequence; ``decided`` are the numbers of the choice's ``tensors``.
@@ -258,7 +265,7 @@ def weigh(choice: Choice, sampling: Sampling, listed: int) -> tuple[Tensor, ...]
     before_V = log_p_V.exp()
     ids_C = torch.cat([best(logits_V, listed), token_1, runner_up(choice)])
     # Greedy is the limit of temperature → 0: all the mass on the best token.
-    after_C = (ids_C == token_1).float() if sampling.greedy else choice.p_V[ids_C]
+    after_C = (ids_C == choice.won_1).float() if sampling.greedy else choice.p_V[ids_C]
     draws_C = torch.full_like(after_C, torch.nan) if sampling.greedy else choice.q_V[ids_C]
     before_C, entropy = before_V[ids_C], -before_V.mul_(log_p_V).nansum()
     ahead = number_above(scores_V, token_1)
@@ -299,7 +306,7 @@ def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: S
 
     def candidate(id: int, logit: float, before: float, after: float, q: float, was_gone: Sequence[bool]) -> Candidate:
         by = remover(filters, was_gone)
-        if sampling.greedy and id != token_id:
+        if sampling.greedy and not after:
             by = by or GREEDY
         return Candidate(texts.token(id), logit, before, after, by, None if sampling.greedy else q)
 
@@ -312,7 +319,7 @@ def ledger(token_id: int, filters: Sequence[str], weighed: Sequence, sampling: S
         token=texts.token(token_id),
         rank=1 + ahead,
         removed={name: Removal(*row) for name, *row in zip(filters, taken, kept[:-1], mass, strict=True) if row[0]},
-        runner_up=candidate(*rows[-1]) if listed and kept[-1] > 1 else None,
+        runner_up=candidate(*rows[-1]) if listed and kept[-1] > (not rows[-2][-1][-1]) else None,  # a forced token may be none of the kept
     )
 
 

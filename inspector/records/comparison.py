@@ -304,3 +304,75 @@ class Planted:
     def right(self) -> bool:
         """Whether it was found where it is, or does not apply."""
         return self.named == self.expected
+
+
+@dataclass(frozen=True)
+class Departure:
+    """The first number of a replayed run that is not the recorded one.
+
+    Args:
+        step: of the run, counted from 0.
+        what: its place in the record of the step, such as "candidates.3.logit".
+        recorded, found: the two.
+    """
+
+    step: int
+    what: str
+    recorded: object
+    found: object
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A recorded run that was generated again.
+
+    Args:
+        model: that the record names.
+        with_model: that ran.
+        steps: that were generated again.
+        recorded: steps of the record.
+        compared: how many numbers and texts were held against the record's, by name.
+        departure: where it parts from the record; None where everything recurs.
+        kv_cache: it read with a cache, as the run did.
+    """
+
+    model: str
+    with_model: str
+    steps: int
+    recorded: int
+    compared: dict[str, int]
+    departure: Departure | None = None
+    kv_cache: bool = False
+    schema: int = SCHEMA
+
+    @property
+    def holds(self) -> bool:
+        """Whether every recorded number recurs."""
+        return self.departure is None
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that one call of ``generate()`` can be held against: none forced, all with the same settings and one row of random numbers.
+
+    Args:
+        first, last: the steps, counted from 0.
+        sampling: the settings.
+        compared: "generate" its tokens and logits; "logits" the logits alone, step by step.
+        why: where the tokens are not compared, the reason: "forced", or the settings that act by where a generation begins or ends.
+        tokens_equal: whether ``generate()`` chose the same; None where the tokens are not compared.
+        max_difference: largest |recorded − the model's| of a logit; 0 where all are equal, bit for bit.
+    """
+
+    first: int
+    last: int
+    sampling: Sampling
+    compared: str
+    tokens_equal: bool | None
+    max_difference: float
+    why: str | None = None
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether everything that was compared is equal, bit for bit."""
+        return self.max_difference == 0 and self.tokens_equal is not False

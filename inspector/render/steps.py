@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records.generation import Candidate, Removal, Run, Step, Token, median_step
+from ..records.report import Branch
 from .settings import FILTER_NAMES, FILTERS_IN_RUSSIAN, setting_text
 from .tables import NO_BREAK, Held, TitledPanel, held, table
 from .text import Translate, chance, duration, percent, quoted, singular, threads_of, tokens_of, visible
@@ -128,6 +129,69 @@ def candidate_table(step: Step, stages: dict[str, Sequence[float]], t: Translate
     if idle:
         notes.append(t("changed none of these: ", "здесь ничего не изменили: ") + ", ".join(idle))
     return Group(result, Text(decision(step, t)), Text("\n".join(notes), "dim"))
+
+
+def four_columns(step: Step, t: Translate) -> RenderableType:
+    """One step in four columns: the token, p before the filters, p after them, and its number in the draw or why it was removed."""
+    heads = (t("token", "токен"), t("p before", "p до"), t("p after the filters", "p после фильтров"), lot_head(step, t))
+    result = table(*heads, "", numbers=(1, 2))
+    for candidate in step.candidates:
+        won = candidate.token.id == step.token.id
+        style = "bold green" if won else "dim" if candidate.removed_by else "none"
+        after = f"{candidate.probability_after:.4f}" if candidate.probability_after else "–"
+        mark = t("◀ chosen", "◀ выбран") if won else ""
+        cells = f"{candidate.probability_before:.4f}", after, lot(candidate, t)
+        result.add_row(Text(quoted(candidate.token.text)), *cells, mark, style=style)
+    lines = [because(step, t), *(removal(FILTER_NAMES.get(name, name), own, t) for name, own in step.removed.items())]
+    others = t(
+        f"{step.other_mass:.4f} of the probability is on tokens not listed", f"{step.other_mass:.4f} вероятности у токенов вне списка"
+    )
+    notes = f"{others}; {t('entropy', 'энтропия')} {step.entropy:.3f} {t('nats', 'нат')}"
+    return Group(result, Text("\n".join(lines)), Text(notes, "dim"))
+
+
+def lot_head(step: Step, t: Translate) -> str:
+    """The head of a column of ``lot``."""
+    return t("logit, or removed by", "логит или кто убрал") if "greedy" in step.kept else t("p/q, or removed by", "p/q или кто убрал")
+
+
+def lot(candidate: Candidate, t: Translate) -> str:
+    """By what a candidate won or lost: its number in the race, or the filter that removed it; of a greedy step its logit."""
+    if candidate.removed_by not in (None, "greedy"):
+        by = FILTER_NAMES.get(candidate.removed_by, candidate.removed_by)
+        return t(f"removed by {by}", f"убрал {FILTERS_IN_RUSSIAN.get(by, by)}")
+    return f"{candidate.logit:z.3f}" if candidate.draw is None else f"{ratio(candidate):.4g}"
+
+
+def because(step: Step, t: Translate) -> str:
+    """Why this token and not the runner-up, in one sentence."""
+    winner, loser = step.chosen, step.runner_up
+    if winner is None:
+        return quoted(step.token.text)
+    greedy = "greedy" in step.kept
+
+    def told(c: Candidate) -> str:
+        number = t(f"logit {c.logit:z.2f}", f"логит {c.logit:z.2f}")
+        return f"{quoted(c.token.text)} ({number if greedy else f'p {chance(c.probability_after)} / q {c.draw:.3g} = {ratio(c):.3g}'})"
+
+    if step.forced:
+        name = quoted(winner.token.text)
+        said = t(f"{name} was named by hand", f"{name} назван вручную")
+        beaten = loser is None or (not winner.removed_by and (winner.probability_after == 1 if greedy else ratio(winner) >= ratio(loser)))
+        if beaten:
+            return said + t("; the settings would have chosen it too", "; настройки выбрали бы его же")
+        removed = f" ({lot(winner, t)})" if winner.removed_by not in (None, "greedy") else ""
+        return said + removed + t(f"; the settings would have chosen {told(loser)}", f"; настройки выбрали бы {told(loser)}")
+    if loser is None:
+        return t(f"{told(winner)}: no other token was left", f"{told(winner)}: других токенов не осталось")
+    if greedy:
+        filtered = len(step.kept) > 1
+        before = t(" after the filters", " после фильтров") if filtered else ""
+        return t(
+            f"{told(winner)} has the largest logit{before}, ahead of {told(loser)}",
+            f"у {told(winner)} наибольший логит{before}, впереди {told(loser)}",
+        )
+    return t(f"{told(winner)} wins the race, ahead of {told(loser)}", f"{told(winner)} выигрывает гонку, впереди {told(loser)}")
 
 
 def ratio(candidate: Candidate) -> float:
@@ -261,15 +325,15 @@ def steps_table(names: Sequence[str], rows: Sequence[Sequence[Step | None]], t: 
     return Group(result, Text(legend, "dim"))
 
 
-def text_panel(prompt: str, run: Run, t: Translate, otherwise: tuple[Token, str] | None = None) -> RenderableType:
-    """A prompt and its continuation; ``otherwise`` is another first token with the text that it begins, greedily continued."""
+def text_panel(prompt: str, run: Run, t: Translate, otherwise: Branch | None = None) -> RenderableType:
+    """A prompt and its continuation, and beside it a branch from its first step."""
     end = why(run.stop_reason, t)
     about = "; ".join([tokens_of(len(run.steps), t), *([least_sure(run, t), step_times([run], t)] if run.steps else []), end])
     text = Text.assemble((visible(prompt), "dim"), ("|", "cyan"), (visible(run.text), "bold"), "\n", (about, "dim"))
     if otherwise is not None:
-        token, other = otherwise
-        said = t(f"with {quoted(token.text)} first, then greedily: ", f"если первым {quoted(token.text)}, а дальше жадно: ")
-        text.append(f"\n{said}", "dim").append("|", "cyan").append(visible(other))
+        token = quoted(otherwise.tokens[0].text)
+        said = t(f"with {token} first, then greedily: ", f"если первым {token}, а дальше жадно: ")
+        text.append(f"\n{said}", "dim").append("|", "cyan").append(visible(otherwise.text))
     return TitledPanel(text, visible(run.model))
 
 

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from ..records.comparison import BesideCompiled, Verdict
+from ..records.comparison import BesideCompiled, Replayed, Stretch, Verdict
 from ..records.generation import SETTINGS, Sampling
 from .settings import FILTER_NAMES, setting_text
 from .tables import table
@@ -269,3 +269,60 @@ def coverage_table(heads: Sequence[str], rows: Sequence[tuple[str, ...]], width:
         lines.append(Text.assemble((name, "bold"), "  ", (said, "dim")))
         lines += [Padding(Text(text, style), (0, 0, 0, 4)) for text, style in ((head, "green"), (reason, "yellow")) if text != "–"]
     return Group(*lines)
+
+
+def replayed_words(result: Replayed, t: Translate, threads: int) -> RenderableType:
+    """What a replay compared, and whether all of it recurs; else the first number that does not."""
+    parts = {
+        t("tokens", "токены"): result.compared.get("id", 0),
+        t("logits", "логиты"): result.compared.get("logit", 0) + result.compared.get("logits", 0),
+        t("probabilities", "вероятности"): result.compared.get("probability_before", 0) + result.compared.get("probability_after", 0),
+        "q": result.compared.get("draw", 0) + result.compared.get("draws", 0),
+    }
+    rest = sum(result.compared.values()) - sum(parts.values())
+    told = ", ".join(f"{name} {number:,}" for name, number in parts.items() if number)
+    cache = t("with a KV-cache · ", "с KV-cache · ") if result.kv_cache else ""
+    name = visible(result.model)
+    if result.with_model != result.model:
+        name += t(f", replayed with {visible(result.with_model)}", f", повтор на {visible(result.with_model)}")
+    about = Text(f" · {name} · {cache}{threads_of(threads, t)}")
+    compared = t(
+        f"compared in {result.steps} of {result.recorded} steps: {told}; {rest:,} other entries",
+        f"сравнено шагов: {result.steps} из {result.recorded}: {told}; прочих записей {rest:,}",
+    )
+    if result.departure is None:
+        word = Text(t("recurs", "повторяется"), "bold green")
+        return Group(
+            word + about,
+            Text(t("every recorded number is the same, bit for bit", "каждое записанное число то же, бит в бит")),
+            Text(compared, "dim"),
+        )
+    at = result.departure
+    values = visible(f"{at.recorded!r:.60}"), visible(f"{at.found!r:.60}")
+    said = t(
+        f"the first that differs, at step {at.step + 1}: {at.what} was {values[0]}, is now {values[1]}",
+        f"первое отличие на шаге {at.step + 1}: {at.what} — было {values[0]}, стало {values[1]}",
+    )
+    return Group(Text(t("does not recur", "не повторяется"), "bold red") + about, Text(said), Text(compared, "dim"))
+
+
+def stretch_words(stretch: Stretch, t: Translate) -> str:
+    """One stretch of a stepped-through generation: what was compared with ``generate()``, and what came out."""
+    a, b = stretch.first + 1, stretch.last + 1
+    steps = t(f"step {a}", f"шаг {a}") if a == b else t(f"steps {a}–{b}", f"шаги {a}–{b}")
+    equal = stretch.max_difference == 0
+    logits = (
+        t("logits equal bit for bit", "логиты равны бит в бит")
+        if equal
+        else t(f"logits differ by up to {stretch.max_difference:.1e}", f"логиты расходятся до {stretch.max_difference:.1e}")
+    )
+    if stretch.compared == "logits":
+        why = t("forced, so the choice is not generate()'s", "токен назван вручную, выбор не сравнить с generate()")
+        if stretch.why != "forced":
+            why = t(
+                f"{stretch.why} acts by where it begins or ends, so the choice cannot be compared",
+                f"{stretch.why} зависит от начала и конца, выбор не сравнить",
+            )
+        return f"{steps}: {logits}; {why}"
+    tokens = t("tokens equal", "токены равны") if stretch.tokens_equal else t("tokens differ", "токены различаются")
+    return f"{steps}: {tokens}, {logits}; {sampling_words(stretch.sampling, t)}"

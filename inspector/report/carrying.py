@@ -86,7 +86,7 @@ class Native:
     """The modules of a model that is made of ours."""
 
     backbone: Backbone
-    head: nn.Linear
+    head: nn.Module
     depths: tuple[MultiTokenPrediction, ...]
 
     def named(self) -> dict[str, nn.Module]:
@@ -159,13 +159,14 @@ def checked(m: Loaded) -> Native:
         megabytes = count * 2 * 4 / 3 / 1e6
         no(
             f"{name} has {count:,} numbers, {megabytes:,.1f} MB as float16 in a page: a page carries at most {MOST:,} (2.2 MB)",
-            f"У {name} {count:,} чисел, в странице это {megabytes:,.1f} МБ в float16: страница несёт не больше {MOST:,} (2,2 МБ)",
+            f"У {name} {count:,} чисел, в странице это {megabytes:,.1f} МБ в float16: страница несёт не больше {MOST:,} (2.2 МБ)",
         )
     if any(weight.is_meta for weight in m.model.parameters()):
         no(f"the weights of {name} lie on disk: load it whole", f"Веса {name} лежат на диске: загрузите её целиком")
     native = native_of(m)
     for where, module in native.named().items():
-        if type(module) not in KINDS or (isinstance(module, nn.GELU) and module.approximate != "none"):
+        other = (module is native.head and type(module) is not nn.Linear) or (type(module) is nn.GELU and module.approximate != "none")
+        if other or type(module) not in KINDS:
             kind = repr(module) if isinstance(module, nn.GELU) else type(module).__name__
             no(
                 f"{where} of {name} is a {kind}, which the page's script does not know: it would need that module written in JavaScript",
@@ -200,11 +201,14 @@ def native_of(m: Loaded) -> Native:
         weights = {key: weight.float().cpu() for key, weight in native_weights(model.config, model.state_dict().items())}
         missing, unexpected = whole.load_state_dict(weights, strict=False)
         if set(missing) - ({"lm_head.weight"} if config.tie_word_embeddings else set()) or unexpected:
-            no(f"the weights of {name} are not those of a {kind} alone", f"Веса {name} — не только веса {kind}")
+            no(
+                f"the weights of {name} are not those of a {kind} alone: are they quantised, or is there an adapter? Load it without",
+                f"Веса {name} — не только веса {kind}: они квантованы или есть адаптер? Загрузите без этого",
+            )
         return Native(whole.backbone, whole.lm_head, ())
     modules = dict(model.named_modules())
     backbone, head = modules.get(m.split.backbone_name), modules.get(m.split.head_name)
-    if not isinstance(backbone, Backbone) or type(head) is not nn.Linear:
+    if not isinstance(backbone, Backbone) or head is None:
         known = ", ".join(FAMILIES)
         no(
             f"{name} is a {type(model).__name__}: a page runs models made of inspector.models, and {known} through their native form; it "
@@ -219,7 +223,7 @@ def part(module: nn.Module) -> CarriedPart:
     """The description of a module."""
     settings = {name: getattr(module, name) for name in KINDS[type(module)]}
     if isinstance(module, RotaryEmbedding):  # as they are used, to the last bit of float32, whatever they are made of
-        settings["frequencies"] = frequencies(module.width, module.theta, module.scaling).tolist()
+        settings["frequencies"] = tuple(frequencies(module.width, module.theta, module.scaling).tolist())
     return CarriedPart(type(module).__name__, settings)
 
 

@@ -15,21 +15,20 @@ from ..loop.caching import cached
 from ..loop.decoding import next_logits
 from ..parts.costs import MULTIPLY_ADD, STATE_FLOPS
 from ..parts.watching import Clock, by_hand
-from ..records.generation import Run, median_step
+from ..records.generation import Run
 from ..records.report import Measured
 
 LENGTHS = (8, 32, 64, 128, 256, 512)
 BUDGET = 4.0  # seconds that one pass at each measured length may take together
-SLOW = 0.2  # seconds of a pass from which on it is measured once, after one that warms up
+SLOW = 0.2  # seconds of a pass from which on it is measured once: what warms up is small beside it
 REPEATS = 3
 BEHIND = 4  # steps that are timed behind what a cache holds
 
 
 def measured(m: Loaded, run: Run, said: Callable[[str, str], None] = lambda english, russian: None) -> dict:
     """The field of a ``Side`` that says what steps cost: at the run's own lengths and others, without a cache and with one."""
-    said("measuring what steps cost …", "измеряется, сколько стоят шаги …")
+    said("measuring what steps cost", "измеряется, сколько стоят шаги")
     own = [step.context_length for step in run.steps] or [len(run.prompt)]
-    next_logits(m.split, probe_ids(m, own[-1]))
     pass_seconds = timed(lambda: next_logits(m.split, probe_ids(m, own[-1])))
     repeats = 1 if pass_seconds > SLOW else REPEATS
     lengths = chosen((own[-1], own[0], *LENGTHS), pass_seconds / own[-1], m.context_length)
@@ -65,7 +64,7 @@ def cached_seconds(m: Loaded, lengths: Iterable[int], repeats: int) -> dict[str,
         if not steps:  # a single token has nothing behind it
             continue
         ids, seconds = probe_ids(m, length - steps), []
-        for turn in range(repeats + 1):
+        for turn in range(passes(repeats)):
             try:
                 made = steps_by_hand(m, ids, steps + 1, backbone=cached(m, length))
             except ValueError:
@@ -74,6 +73,11 @@ def cached_seconds(m: Loaded, lengths: Iterable[int], repeats: int) -> dict[str,
                 seconds += [step.seconds for step in made[1:]]
         found[str(length)] = statistics.median(seconds)
     return found
+
+
+def passes(repeats: int) -> int:
+    """How many passes are run for so many that count: one more, which warms up, where they are quick."""
+    return repeats if repeats == 1 else repeats + 1
 
 
 def operations(m: Loaded, length: int, repeats: int) -> dict[str, float]:
@@ -86,14 +90,14 @@ def operations(m: Loaded, length: int, repeats: int) -> dict[str, float]:
     parts = {role: module for role, module in parts.items() if not any(role.startswith(f"{other}.") for other in parts)}
     times: dict[str, list[float]] = defaultdict(list)
     clock, ids = Clock(m.device), probe_ids(m, length)
-    for turn in range(repeats + 1):  # the first one warms up
+    for turn in range(passes(repeats)):
         spent: dict[str, float] = defaultdict(float)
         for name, seconds in by_hand(m.split, ids, parts, clock=clock).seconds.items():
             spent[kind_of(name) if name else ""] += seconds
         spent[""] -= sum(seconds for kind, seconds in spent.items() if kind)
-        for kind, seconds in spent.items() if turn else ():
+        for kind, seconds in spent.items() if turn or repeats == 1 else ():
             times[kind].append(seconds)
-    return {kind: max(0.0, median_step(seconds)) for kind, seconds in times.items()}
+    return {kind: max(0.0, statistics.median(seconds)) for kind, seconds in times.items()}
 
 
 def work_in_steps(m: Loaded, lengths: Iterable[int]) -> tuple[dict[int, int], dict[int, int]]:

@@ -28,7 +28,7 @@ def redraws(
     text, where the model is causal: they are the run's within rounding. ``said`` is told after every step how many there were, of how
     many.
     """
-    if run.sampling.greedy and not any(step.sampling for step in run.steps):
+    if all((step.sampling or run.sampling).greedy for step in run.steps):
         return ()
     generators = {seed: new_generator(seed, m.device) for seed in seeds}
     bounds = bounds_of(len(run.prompt), run.max_new_tokens, m.stop_ids, m.context_length)

@@ -119,7 +119,7 @@ def test_every_setting_with_an_option_has_it_where_tokens_are_chosen():
 def test_every_verb_that_computes_has_threads_and_says_so_in_json_and_language():
     assert all("--threads" in options_of(verb) for verb in VERBS if verb != "tree") and "--threads" in lesson_options()
     assert all("--json" in options_of(verb) for verb in VERBS if verb not in ("train", "export"))
-    assert len(VERBS) == 29
+    assert len(VERBS) == 30
 
 
 def test_the_flags_are_arguments_of_sampling_by_name():
@@ -242,6 +242,8 @@ def test_groups_become_options_and_come_back_as_groups():
         "quantise",
         "attn_implementation",
         "json_path",
+        "save_svg",
+        "save_png",
         "language",
     ]
     assert (parameters["name"].default, parameters["device"].default) == ("x", "cpu")

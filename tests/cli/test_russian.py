@@ -34,6 +34,8 @@ COMMANDS = (
     "tree names-qwen2 --diff names-expert",
     "run names-qwen2 Крас --seed 3 --min-p 0.05 --max-new-tokens 3",
     "run names-qwen2 --prompts items.txt --max-new-tokens 1",
+    "run names-qwen2 Крас --top-p 0.9 --max-new-tokens 2 --step 2",
+    "step names-qwen2 Крас --top-p 0.9 --save-svg step.svg --keys j",
     "verify names-qwen2 Крас --max-new-tokens 3",
     "coverage granite bert",
     f"train {TRAINING} --evaluate-every 1 --out run --model gpt-moe-mla-mtp --n-experts 4",

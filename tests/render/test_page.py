@@ -17,10 +17,10 @@ from inspector.render.page import HERE, digest, page
 from tests.browser import console_errors, requests
 
 HOSTILE = (
-    "</script><script>document.title = 'taken'</script>",
-    "<img src=x onerror=\"document.title='taken'\">",
+    "</script><script>document.title = 'hijacked'</script>",
+    "<img src=x onerror=\"document.title='hijacked'\">",
     "\u202eright to left\u202c\u0000\u001b[31m",
-    "\"'`${document.title='taken'}",
+    "\"'`${document.title='hijacked'}",
     "{{ 7 * 7 }}",
     "<!--",
     "]]>\n\t\\u003c",
@@ -90,7 +90,7 @@ def text_of(browser) -> str:
 def test_what_models_and_prompts_say_is_data():
     report = Report((Side(run=hostile_run(), prompt=HOSTILE[0], tokens=tuple(Token(i, text) for i, text in enumerate(HOSTILE))),))
     text = page(report)
-    assert text.count("<script") == text.count("</script>") == 2 and "taken" not in text.replace("&#39;taken&#39;", "")
+    assert text.count("<script") == text.count("</script>") == 2 and "hijacked" not in text.replace("&#39;hijacked&#39;", "")
     data = re.search(r'id="report">([^<]*)<', text)[1]
     assert from_json(Report, json.loads(gzip.decompress(base64.b64decode(data)))) == report
 
@@ -119,7 +119,7 @@ def test_the_policy_lets_nothing_else_run(opened):
         "fetch('https://example.invalid/').catch(() => {}); new Image().src = 'https://example.invalid/image.png'"
     )
     errors = console_errors(browser)
-    assert "taken" not in browser.title.replace(HOSTILE[0], "") and sum("Content Security Policy" in error for error in errors) >= 3
+    assert "hijacked" not in browser.title.replace(HOSTILE[0], "") and sum("Content Security Policy" in error for error in errors) >= 3
     assert [address for address in requests(browser) if "invalid" in address] == [] or any("blocked" in error for error in errors)
 
 

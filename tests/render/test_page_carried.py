@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import inspector
-from inspector.inside.interventions import ablate, scale
+from inspector.inside.interventions import ablate, patch, scale
 from inspector.loading.loaded import Loaded, attach
 from inspector.models import VARIANTS
 from inspector.models.families import FAMILY_BUILDERS
@@ -90,7 +91,7 @@ def unpacked(text: str, *shape: int) -> torch.Tensor:
 def prompts(m: Loaded, count: int, texts: bool = True) -> list[list[int]]:
     """Random prompts of 1 to as many tokens as are read, short ones more often: texts of the model's characters, or any ids."""
     rng, longest = np.random.default_rng(3), m.context_length
-    lengths = [1, longest, *np.exp(rng.uniform(0, np.log(longest), count - 2)).round().astype(int)]
+    lengths = [1, longest, *np.exp(rng.uniform(size=count - 2) ** 1.5 * np.log(longest)).round().astype(int)]
     first = len(m.tokenizer.all_special_ids) if texts else 0
     return [[1] * texts + rng.integers(first, m.vocab_size, n - texts).tolist() for n in lengths]
 
@@ -206,10 +207,14 @@ CHANGES = (  # each a list that acts at once: kind, role, value, position
     [("ablate", "layers.1", "zero", -1)],
     [("scale", "layers.0", 1.5, None), ("ablate", "layers.0", "mean", 2)],
     [("scale", "layers.1.attn", 0.5, None), ("scale", "layers.1.attn", 3.0, -1), ("ablate", "layers.3.attn.head.0", "zero", 5)],
+    [("patch", "layers.2.attn", "Иван Красновский", None), ("scale", "layers.0.mlp", 2.0, None)],
+    [("patch", "layers.3.attn.head.1", "Иван Красновский", 4)],
+    [("patch", "layers.1", "Иван", None)],
 )
 OF_EXPERTS = (
     [("ablate", "layers.1.mlp.experts.2", "zero", None)],
     [("ablate", "layers.0.mlp.experts.0", "mean", None), ("scale", "layers.3.mlp.experts.1", 2.0, None)],
+    [("patch", "layers.1.mlp.experts.2", "Иван Красновский", None)],
 )
 
 
@@ -218,28 +223,21 @@ def test_interventions_are_those_of_python(page, models, name):
     m, half = models[name]
     ids = m.encode("Анна Красновская")
     plain = logits_of(half, ids)
+    assert len(m.encode("Иван Красновский")) == len(ids)
     for changes in CHANGES + OF_EXPERTS * (name == "gpt-moe"):
+        changes = [(kind, role, m.encode(value) if kind == "patch" else value, position) for kind, role, value, position in changes]
         asked = [dict(zip(("kind", "role", "value", "position"), change, strict=True)) for change in changes]
         found, acted = page(
             "const r = models[arguments[0]].run(arguments[1], arguments[2]); return [packed(r.logits), r.acted]", name, ids, asked
         )
-        contexts = [{"ablate": ablate, "scale": scale}[kind](half, role, value, position) for kind, role, value, position in changes]
-        counts = {}
-        with contexts[0] as first:
-            if len(contexts) == 1:
-                expected = logits_of(half, ids)
-            elif len(contexts) == 2:
-                with contexts[1] as second:
-                    expected = logits_of(half, ids)
-                counts |= second
-            else:
-                with contexts[1], contexts[2] as third:
-                    expected = logits_of(half, ids)
-                counts |= third
-            counts = dict(counts) | {role: max(count, counts.get(role, 0)) for role, count in first.items()}
+        kinds = dict(ablate=ablate, scale=scale, patch=patch)
+        contexts = [kinds[kind](half, role, value, position) for kind, role, value, position in changes]
+        with ExitStack() as stack:
+            counts = [stack.enter_context(context) for context in contexts]
+            expected = logits_of(half, ids)
         assert (expected - plain).abs().max() > 1e-3, changes
         assert (unpacked(found, *plain.shape) - expected).abs().max() < 1e-5, changes
-        assert {role: acted[role] for role in counts} == counts, changes
+        assert acted == {role: max(count[role] for count in counts) for count in counts for role in count}, changes
 
 
 def test_texts_become_the_ids_of_python(page, models):
@@ -272,6 +270,8 @@ def test_without_an_alphabet_a_prompt_is_ids(page):
         ("run([5], [{ kind: 'ablate', role: 'layers.1', value: 'half' }])", "ablate layers.1 half: ablate with zero or mean"),
         ("run([5], [{ kind: 'scale', role: 'layers.1', value: 'zero' }])", "scale layers.1 zero: "),
         ("run([5], [{ kind: 'scale', role: 'layers.1', value: 2, position: 1 }])", "position 1: the prompt has 1 tokens"),
+        ("run([5, 6], [{ kind: 'patch', role: 'layers.1', value: [5], position: 0 }])", "position 0: between prompts of different"),
+        ("run([5, 6], [{ kind: 'patch', role: 'layers.1', value: [65] }])", "token id 65: give 0 to 64"),
     ],
 )
 def test_what_cannot_be_is_refused(page, call, message):

@@ -15,6 +15,7 @@ from inspector.records.as_json import to_json
 from inspector.records.generation import Distribution, Sampling
 from inspector.records.report import Redraw, Report, Side
 from inspector.render.page import page as render
+from inspector.report.redraws import redraws
 from tests.browser import console_errors
 
 SCRIPTS = Path(inspector.__file__).parent / "render" / "page" / "script"
@@ -422,6 +423,21 @@ def test_draw_is_replayed_and_drawn_again_with_other_seeds(browser, show, model,
     press(browser, "draw-seed", "-1")
     press(browser, "draw-again")
     assert "seed -1: give a whole number from 0 to 2^63 − 1" in text(browser, "draw-complaint")
+
+
+def test_draws_with_other_seeds_are_those_that_python_records_of_large_vocabularies(browser, show, model, whole_run):
+    run = show(whole_run)
+    expected = redraws(model, run)
+    found = browser.execute_script(
+        "const { page } = Page; return JSON.parse(arguments[0]).map(({ step, seed }) => {"
+        " const { winner, runnerUp, of } = Draws.draw(page.side, step, seed);"
+        " return [winner, of(winner).q, of(winner).ratio, runnerUp, runnerUp === null ? null : of(runnerUp).ratio]; })",
+        json.dumps([dict(step=one.step, seed=one.seed) for one in expected]),
+    )
+    assert len(expected) == 10 * len(run.steps)
+    for one, (winner, q, ratio, loser, loser_ratio) in zip(expected, found, strict=True):
+        assert (winner, loser) == (one.token.id, one.loser and one.loser.id) and np.float32(q) == np.float32(one.draw)
+        assert (ratio, loser_ratio or 0) == pytest.approx((one.ratio, one.loser_ratio or 0), rel=1e-5)
 
 
 def test_noise_of_another_generator_is_noticed_and_other_seeds_stand_as_python_recorded_them(browser, show, whole_run):

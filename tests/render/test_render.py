@@ -11,6 +11,7 @@ from rich.console import Console
 from inspector.files import write_whole
 from inspector.records.comparison import LEVELS, Verdict
 from inspector.records.generation import Candidate, Removal, Run, Sampling, Setting, Step, Token
+from inspector.records.report import Branch
 from inspector.records.structure import Costs, Fact, ModuleNode, RoleDifference, TraitDifference
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps, Screen
@@ -164,6 +165,9 @@ VERDICTS = [
 ]
 
 
+SHARES = {"names": dict(rest=0.35, attention=0.3, feed_forward=0.25, head=0.06, norms=0.04), "opaque": {}}
+
+
 def everything(width: int, language: str) -> str:
     t = translator(language)
     console = Console(width=width, file=io.StringIO(), color_system=None)
@@ -209,9 +213,9 @@ def everything(width: int, language: str) -> str:
         text_panel("К", replace(RUN, steps=tuple(replace(step, recording_seconds=0.0002) for step in RUN.steps)), t),
         text_panel("К", replace(RUN, steps=(), text="", stop_reason="interrupted"), t),
         continuations(["К", "Кр"], [RUN, RUN], ["q"], t),
-        text_panel("К", RUN, t, (Token(3, "и"), "ильин")),
+        text_panel("К", RUN, t, Branch(0, (Token(3, "и"), Token(4, "л")), (0.2, 0.9), "ильин", "eos")),
         lesson.no_cache(RUN, t),
-        *lesson.where_time_goes({"names": dict(rest=0.35, attention=0.3, feed_forward=0.25, head=0.06, norms=0.04), "opaque": {}}, t),
+        *lesson.where_time_goes(SHARES, t),
         coverage_table(["type", "head", "split", "loop", "verdict", "reason"], [("gpt2", "Linear", "yes", "no", "bitwise", "–")], width),
     ):
         console.print(renderable)

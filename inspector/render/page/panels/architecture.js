@@ -309,6 +309,7 @@ Page.panel({
         button.closest(".arch-box").classList.toggle("arch-chosen", same);
       });
       about.classList.toggle("arch-open", Boolean(key));
+      about.style.bottom = `${document.getElementById("at")?.offsetHeight ?? 0}px`; // above the bar of the steps
       about.replaceChildren(...(key ? told(key) : [el("p", { class: "quiet" }, t("Nothing is chosen: press a name above.", "Ничего не выбрано: нажмите на имя выше."))]));
     }
 

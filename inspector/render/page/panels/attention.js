@@ -19,6 +19,7 @@ Page.panel({
     const most = Math.max(...weights.map((one) => one.heads));
     const overview = el("p", { class: "quiet" });
     const chosen = el("div");
+    const told = el("p", { id: "attention-said" });
     const looks = el("div");
     const pickers = el("div", { class: "tools" });
     const LISTED = 12; // keys of a row in the list, where the map is whole
@@ -56,7 +57,7 @@ Page.panel({
       context.fillStyle = ink;
       for (let position = begin; position < length; position++) {
         for (const [key, weight] of rowOf(layer, head, position)) {
-          context.globalAlpha = weight;
+          context.globalAlpha = Math.sqrt(weight); // so that small ones are seen, too
           context.fillRect(Math.floor((key * canvas.width) / length), Math.floor(((position - begin) * canvas.height) / rows), 1, 1);
         }
       }
@@ -81,14 +82,14 @@ Page.panel({
       draw();
     }
 
-    const tokenAt = (position) => [el("span", { class: "place" }, String(position)), " ", tokenName(tokens[position])];
+    const tokenAt = (position) => [el("span", { class: "place" }, String(position)), " ", Cells.name(tokens[position])];
 
     /** Whom the token at a position looks at. */
     function list(position) {
       row = position;
       const { layer, head } = memory;
       const all = rowOf(layer, head, position).sort((a, b) => b[1] - a[1] || a[0] - b[0]);
-      const listed = all.slice(0, strongest || LISTED);
+      const listed = all.filter(([, weight]) => weight > 0).slice(0, strongest || LISTED);
       const rest = 1 - listed.reduce((sum, [, weight]) => sum + weight, 0);
       looks.replaceChildren(
         el("h3", {}, t("Whom ", "На кого смотрит "), tokenName(tokens[position]), t(` at position ${position} looks at`, ` в позиции ${position}`)),
@@ -148,7 +149,8 @@ Page.panel({
         select("attention-layer", t("Layer", "Слой"), weights.map((one) => Within.layerOf(one.role)), layer, (value) => choose(value, memory.head)),
         select("attention-head", t("Head", "Голова"), Array.from({ length: weights[layer].heads }, (_, i) => String(i)), head, (value) => choose(memory.layer, value)),
       );
-      chosen.replaceChildren(el("p", { id: "attention-said" }, said(layer, head)), ...(strongest ? rows() : whole()));
+      told.textContent = said(layer, head);
+      chosen.replaceChildren(...(strongest ? rows() : whole()));
       small.element.querySelectorAll("td.picked").forEach((cell) => cell.classList.remove("picked"));
       small.element.querySelectorAll("tbody tr")[layer].cells[head + 1].classList.add("picked");
       small.stop(layer, head);
@@ -170,7 +172,7 @@ Page.panel({
     const ink = getComputedStyle(probe).color;
     probe.remove();
     const small = Cells.table({
-      class: "heads",
+      class: most > 8 ? "heads many" : "heads",
       caption: t("All heads: layers by heads; Enter enlarges one", "Все головы: слои и головы; Enter увеличивает"),
       corner: t("layer / head", "слой / голова"),
       columns: Array.from({ length: most }, (_, i) => ({ name: [String(i)] })),
@@ -180,8 +182,10 @@ Page.panel({
       show: (r, c) => (overview.textContent = said(r, c)),
       press: choose,
     });
-    overview.textContent = t("Point at a map for its numbers; click or press Enter to enlarge it.", "Наведите на карту, чтобы увидеть её числа; щелчок или Enter увеличивает её.");
-    root.append(...[Within.part(page), small.element, overview, pickers, chosen, looks, ...notes()].filter(Boolean));
+    overview.textContent = t("Rows look at columns; small weights are drawn stronger than they are. Point at a map for its numbers; click or press Enter to enlarge it.", "Строки смотрят на столбцы; малые веса нарисованы сильнее, чем есть. Наведите на карту, чтобы увидеть её числа; щелчок или Enter увеличивает её.");
+    const [left, right] = strongest ? [[], [looks]] : [[looks], []]; // what is short stands beside what is long
+    const beside = el("div", { class: strongest ? "attending long" : "attending" }, el("div", {}, small.element, overview, pickers, told, ...left), el("div", {}, chosen, ...right));
+    root.append(...[Within.part(page), beside, ...notes()].filter(Boolean));
     draw();
 
     function notes() {
@@ -194,8 +198,9 @@ Page.panel({
           )
         : t("Maps are whole.", "Карты целые.");
       const error = t("Each weight is rounded to a 255th: off by at most 0.002.", "Каждый вес округлён до 1/255: ошибка не больше 0,002.");
-      const [scale, off] = [fixed(attention.scale), number(attention.difference).toExponential(1)];
-      const from = attention.beside
+      const [scale, off] = [fixed(attention.scale), Within.tiny(attention.difference)];
+      const own = attention.beside || attention.usual === "None"; // the blocks written here have no other attention
+      const from = own
         ? t(
             `Seen in the model's own attention, or computed beside it: final hidden states (up to ${scale}) differ by at most ${off}.`,
             `Увидено в собственном внимании модели или посчитано рядом: скрытые состояния (до ${scale}) отличаются не больше чем на ${off}.`,

@@ -54,19 +54,20 @@ Page.panel({
         tokenName(first),
         ` ${percent(branch.probabilities[0])}`,
       );
-      const line = el("span", { class: "preview" }, ...others.map((token, k) => Tint.token(token, branch.probabilities[k + 1])), end(branch.stop_reason));
+      // Opened, the same tokens stand in the whole text.
+      const line = open ? null : el("span", { class: "preview" }, ...others.map((token, k) => Tint.token(token, branch.probabilities[k + 1])), end(branch.stop_reason));
       return el(
         "li",
-        { class: branch.chosen ? "taken" : null },
-        el("div", { class: "fork" }, toggle, branch.chosen && el("span", { class: "mark" }, t(" chosen", " выбран")), line),
-        el("div", { id, hidden: open ? null : "" }, open && whole_text(branch)),
+        { class: branch.chosen ? "own" : null },
+        el("div", { class: "fork" }, toggle, branch.chosen && el("span", { class: "mark" }, t(" ◀ chosen", " ◀ выбран")), " ", line),
+        el("div", { id, hidden: open ? null : "" }, open && wholeText(branch)),
       );
     }
 
     /** The whole text of a branch, with the place where it parts from the run. */
-    function whole_text(branch) {
+    function wholeText(branch) {
       const common = run.steps.slice(0, page.at);
-      const mark = branch.chosen ? null : el("span", { class: "mark" }, ` ⑂ ${t("parts here", "расходится здесь")} `);
+      const mark = branch.chosen ? null : el("span", { class: "mark" }, ` ▶ ${t("parts here", "расходится здесь")} `);
       return el(
         "p",
         { class: "running whole" },

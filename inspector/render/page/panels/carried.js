@@ -10,6 +10,7 @@ Page.panel(
       mean: { says: () => t("their mean over the positions", "средним по позициям"), change: (role) => ({ kind: "ablate", role, value: "mean" }) },
       half: { says: () => t("half of what they give", "половиной того, что дают"), change: (role) => ({ kind: "scale", role, value: 0.5 }) },
       twice: { says: () => t("twice what they give", "удвоенным тем, что дают"), change: (role) => ({ kind: "scale", role, value: 2 }) },
+      patch: { says: () => t("what they give for another prompt", "тем, что дают для другого запроса"), change: (role, ids) => ({ kind: "patch", role, value: ids }) },
     };
 
     /** The model of the shown side, opened once; null where its weights are not in the page. */
@@ -41,7 +42,7 @@ Page.panel(
         return {};
       }
       const start = idsOfRun(page, 0).slice(0, model.record.context);
-      const state = (memory.state ??= { ids: start.length ? start : [model.record.begin[0] ?? 0], at: -1, past: [], out: new Set(), way: "zero", layer: 0, head: 0, all: false, text: null });
+      const state = (memory.state ??= { ids: start.length ? start : [model.record.begin[0] ?? 0], at: -1, past: [], out: new Set(), way: "zero", other: start, layer: 0, head: 0, all: false, text: null });
       state.text ??= model.text(state.ids);
 
       // ---- controls, built once: what is typed in and pressed keeps its place ----
@@ -55,6 +56,9 @@ Page.panel(
       const fed = el("div", { class: "carried-fed", role: "group", "aria-label": t("Tokens fed: one of them is looked at", "Поданные токены: на один из них смотрим") });
       const way = el("select", { id: "carried-way", on: { change: () => ((state.way = way.value), show()) } },
         ...Object.entries(WAYS).map(([value, { says }]) => el("option", { value, selected: value === state.way && "" }, says())));
+      const other = el("input", { id: "carried-other", type: "text", value: model.text(state.other), autocomplete: "off", spellcheck: "false", dir: "auto", on: { input: () => another(other.value) } });
+      const otherField = field(t("Another prompt", "Другой запрос"), other);
+      const patching = el("p", { class: "quiet", role: "status" });
       const clear = button("carried-clear", t("Put everything back", "Вернуть всё"), () => (state.out.clear(), show()));
       const [next, lens, attention, routing, further] = ["next", "lens", "attention", "routing", "further"].map((name) => el("div", { id: `carried-${name}`, class: "carried-view" }));
       root.append(
@@ -63,16 +67,14 @@ Page.panel(
         fed,
         el("div", { class: "carried-both" },
           el("div", {},
-            el("h3", {}, t("Take parts out", "Уберите части")),
+            el("h3", {}, t("Take parts out, or change them", "Уберите или измените части")),
             el("p", { class: "quiet" }, field(t("What is pressed is replaced by", "Нажатое заменяется"), way), clear),
+            otherField,
+            patching,
             picture(),
-            el("p", { class: "quiet" },
-              model.postNorm
-                ? t("Without a block means without its attention and its feed-forward: what came in goes on, through the block's norms.", "Без блока — значит без его внимания и feed-forward: вошедшее идёт дальше, через нормы блока.")
-                : t("Without a block means without its attention and its feed-forward: what came in goes on.", "Без блока — значит без его внимания и feed-forward: вошедшее идёт дальше."),
-              " ",
-              t("Not done here: patching in what another prompt has (inspector intervene --patch).", "Чего здесь нет: подстановки того, что даёт другой запрос (inspector intervene --patch)."),
-            ),
+            el("p", { class: "quiet" }, model.postNorm
+              ? t("Without a block means without its attention and its feed-forward: what came in goes on, through the block's norms.", "Без блока — значит без его внимания и feed-forward: вошедшее идёт дальше, через нормы блока.")
+              : t("Without a block means without its attention and its feed-forward: what came in goes on.", "Без блока — значит без его внимания и feed-forward: вошедшее идёт дальше.")),
           ),
           next),
         lens, attention, routing, further,
@@ -122,6 +124,13 @@ Page.panel(
         show();
       }
 
+      /** The other prompt was typed: one that cannot be read changes nothing. */
+      function another(text) {
+        const { ids } = model.encode(text);
+        if (ids.length && ids.length <= model.record.context) state.other = ids;
+        show();
+      }
+
       /** Goes on with other ids; what was there can be gone back to. */
       function go({ ids, at }, keep = true) {
         if (keep) state.past.push({ ids: state.ids, at: state.at });
@@ -139,7 +148,7 @@ Page.panel(
       }
 
       const position = () => (state.at < 0 ? state.ids.length - 1 : state.at);
-      const changes = () => [...state.out].map((role) => WAYS[state.way].change(role));
+      const changes = () => [...state.out].map((role) => WAYS[state.way].change(role, state.other));
 
       // ---- what is shown ----
 
@@ -153,6 +162,10 @@ Page.panel(
           one.setAttribute("aria-pressed", String(one.dataset.roles.split(" ").every((role) => state.out.has(role))));
         }
         clear.disabled = !changed;
+        otherField.hidden = patching.hidden = state.way !== "patch";
+        patching.textContent = state.other.length === state.ids.length
+          ? t(`Both prompts have ${tokensOf(state.ids.length)}: each position gets that of the other.`, `В обоих запросах ${tokensOf(state.ids.length)}: каждая позиция получает своё от другого.`)
+          : t(`The prompts have ${state.ids.length} and ${tokensOf(state.other.length)}: only the last position is replaced.`, `В запросах ${state.ids.length} и ${tokensOf(state.other.length)}: заменяется только последняя позиция.`);
         back.disabled = state.past.length === 0;
         said.replaceChildren(...remarks());
         fed.replaceChildren(...state.ids.map((id, i) => el("button", {
@@ -195,7 +208,7 @@ Page.panel(
           : was === is
             ? t(`Still most probable: ${is}, ${percent(old[best[0]])} → ${percent(now[best[0]])}.`, `Вероятнее всего по-прежнему ${is}: ${percent(old[best[0]])} → ${percent(now[best[0]])}.`)
             : t(`Most probable: ${was} → ${is}.`, `Вероятнее всего: ${was} → ${is}.`);
-        const moved = changed ? ` KL(${t("before‖after", "до‖после")}) = ${fixed(kl, 3)} ${t("nats", "нат")}.` : "";
+        const moved = changed ? ` KL(${t("before‖after", "до‖после")}) = ${fixed(kl, kl > 0 ? Math.max(3, Math.min(8, 2 - Math.floor(Math.log10(kl)))) : 3)} ${t("nats", "нат")}.` : "";
         next.replaceChildren(
           el("h3", {}, t("The next token", "Следующий токен"), position() < state.ids.length - 1 ? [t(" behind ", " после "), tokenName(model.token(state.ids[position()]))] : null),
           el("p", {}, sentence, moved, " ", el("span", { class: "quiet" }, full ? t("The context is full.", "Контекст заполнен.") : t("Press a token to go on with it.", "Нажмите токен, чтобы продолжить им."))),
@@ -215,8 +228,8 @@ Page.panel(
         const own = model.logitsAt(before);
         const off = recorded.ids.reduce((most, id, i) => Math.max(most, Math.abs(own[id] - number(recorded.logits[i]))), 0);
         return el("p", { class: "quiet", id: "carried-proof" }, rounding, " ", t(
-          `For this very context the run recorded Python's logits: the page's differ by at most ${fixed(off, 4)}.`,
-          `Для этого же контекста в прогоне записаны логиты из Python: здесь они отличаются не больше чем на ${fixed(off, 4)}.`));
+          `For this very context the run recorded Python's logits (${page.run.dtype}): the page's differ by at most ${fixed(off, 4)}.`,
+          `Для этого же контекста в прогоне записаны логиты из Python (${page.run.dtype}): здесь они отличаются не больше чем на ${fixed(off, 4)}.`));
       }
 
       /** A token with its share, tinted by it. */

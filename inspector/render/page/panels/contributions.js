@@ -65,7 +65,7 @@ Page.panel({
             el(
               "thead",
               {},
-              el("tr", {}, ...[t("written by", "кто пишет"), t(`to the logit of ${chosen}`, `в логит ${chosen}`), t(`to its lead over ${rival}`, `в отрыв от ${rival}`)].map((head) => el("th", { scope: "col" }, head))),
+              el("tr", {}, ...[t("written by", "кто пишет"), t(`to the logit of ${Cells.called(record.token)}`, `в логит ${Cells.called(record.token)}`), t(`to its lead over ${Cells.called(record.rival)}`, `в отрыв от ${Cells.called(record.rival)}`)].map((head) => el("th", { scope: "col" }, head))),
             ),
             el("tbody", {}, ...terms.map((term) => row(term.role, [term.logit, term.difference])), row(t("sum", "сумма"), [logit.sum, lead.sum], "sum")),
           ),
@@ -76,8 +76,8 @@ Page.panel({
               names()[check.name] ?? check.name,
               fixed(check.sum, 6),
               fixed(check.target, 6),
-              tiny(check.error),
-              tiny(check.allowed),
+              Within.tiny(check.error),
+              Within.tiny(check.allowed),
               check.error <= check.allowed ? t("✓ holds", "✓ верно") : t("✗ does not hold", "✗ неверно"),
             ]),
             t("Checks of the sum", "Проверки суммы"),
@@ -100,7 +100,6 @@ Page.panel({
       logit: t("logit", "логит"),
       difference: t("lead", "отрыв"),
     });
-    const tiny = (value) => (value === 0 ? "0" : Number(value).toExponential(1));
     const plus = (value) => (fixed(value, 3).startsWith("−") ? "" : "+") + fixed(value, 3);
 
     /** A bar from the middle: to the left below zero, to the right above. */

@@ -100,11 +100,11 @@ Page.panel({
       const xs = uncached.map(([length]) => length);
       const most = Math.max(...lines.flatMap((line) => line.points.map(([, value]) => value)));
       const right = Math.max(...xs);
-      const x = (length) => `${12 + (84 * length) / right}%`;
-      const y = (value) => `${88 - (80 * value) / most}%`;
-      const drawn = [svg("line", { class: "cost-axis", x1: "12%", x2: "98%", y1: "88%", y2: "88%" }), svg("line", { class: "cost-axis", x1: "12%", x2: "12%", y1: "4%", y2: "88%" })];
+      const x = (length) => `${6 + (88 * length) / right}%`;
+      const y = (value) => `${88 - (78 * value) / most}%`;
+      const drawn = [svg("line", { class: "cost-axis", x1: "6%", x2: "98%", y1: "88%", y2: "88%" }), svg("line", { class: "cost-axis", x1: "6%", x2: "6%", y1: "4%", y2: "88%" })];
       for (const share of [0.5, 1]) {
-        drawn.push(svg("line", { class: "cost-grid", x1: "12%", x2: "98%", y1: y(share * most), y2: y(share * most) }), svg("text", { x: "11%", y: y(share * most), "text-anchor": "end", "dominant-baseline": "middle" }, seconds(share * most)));
+        drawn.push(svg("line", { class: "cost-grid", x1: "6%", x2: "98%", y1: y(share * most), y2: y(share * most) }), svg("text", { x: "6%", dx: "0.4em", dy: "-0.3em", y: y(share * most) }, seconds(share * most)));
       }
       let last = -Infinity;
       for (const length of xs) {

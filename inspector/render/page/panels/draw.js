@@ -32,7 +32,7 @@ Page.panel({
       ),
     );
     const others = el("div");
-    root.append(race, controls, replayed, complaint, others);
+    root.append(el("div", { class: "beside" }, el("div", {}, race, controls, replayed, complaint), others));
 
     /** Who ran in a step: every token with its p, q and p/q, the fastest first. */
     function racers() {

@@ -46,7 +46,7 @@ Page.panel({
         el("p", {}, said(r, c)),
         bars(
           layer.ids[c].map((id, i) => ({
-            name: tokenName(page.token(id)),
+            name: Cells.name(page.token(id)),
             values: [layer.probabilities[c][i]],
             class: id === lens.choices[c] ? "chosen" : null,
           })),
@@ -105,8 +105,8 @@ Page.panel({
       const by = lens.norm ? t("final norm and head", "последнюю норму и голову") : t("head", "голову");
       const exact = lens.apart
         ? t(
-            `Several positions are read at once: logits differ from those of inspector.lens by up to ${lens.apart.toExponential(1)}.`,
-            `Позиции прочитаны по нескольку сразу: логиты отличаются от inspector.lens не больше чем на ${lens.apart.toExponential(1)}.`,
+            `Several positions are read at once: logits differ from those of inspector.lens by up to ${Within.tiny(lens.apart)}.`,
+            `Позиции прочитаны по нескольку сразу: логиты отличаются от inspector.lens не больше чем на ${Within.tiny(lens.apart)}.`,
           )
         : t("Every number equals that of inspector.lens bit for bit.", "Каждое число равно числу inspector.lens бит в бит.");
       return el(

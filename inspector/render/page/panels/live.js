@@ -184,43 +184,50 @@ Page.panel({
         const marks = [id === run.steps[at].token.id && t("recorded", "записан"), moved && kind !== "unsure" && id === winner && t("now", "теперь")];
         return el("span", {}, tokenName(page.token(id)), ` ${marks.filter(Boolean).join(", ")}`);
       };
-      const cell = (stage, place, course) => (stage.scores[place] === -Infinity ? Draws.filterName(Sampler.removedBy(course, step.ids[place])) : percent(stage.probabilities[place]));
-      const parts = [
+      const cell = (stage, place, course) =>
+        (stage.scores[place] === -Infinity ? Draws.filterName(Sampler.removedBy(course, step.ids[place])) : percent(stage.probabilities[place]));
+      const last = stages[stages.length - 1];
+      const candidates = bars(
+        best.map((place) => ({
+          name: name(step.ids[place]),
+          values: columns.map((stage) => stage.probabilities[place]),
+          texts: columns.map((stage, i) => cell(stage, place, moved && i === 1 ? recorded : filtered)),
+          class: [kind !== "unsure" && step.ids[place] === winner && "chosen", last.scores[place] === -Infinity && "gone"].filter(Boolean).join(" "),
+        })),
+        [t("token", "токен"), ...heads],
+        t("Probabilities of the step before and after the filters; a removed token has the filter's name", "Вероятности шага до и после фильтров; у убранного токена имя фильтра"),
+      );
+      const removals = grid(
+        [t("filter", "фильтр"), t("tokens", "токены"), t("removed", "убрал"), t("mass", "масса"), t("which", "какие")],
+        stages.slice(1).map((stage) => [
+          Draws.filterName(stage.name),
+          `${whole(stage.given)} → ${whole(stage.kept)}`,
+          whole(stage.count),
+          stage.count ? percent(stage.mass) : "–",
+          names(stage),
+        ]),
+        t("What each filter removed, and its share of the probability that it was given", "Что убрал каждый фильтр и какую долю полученной вероятности"),
+        [1, 2, 3],
+      );
+      const none = t("No filter is on: the token is drawn from the model's own distribution.", "Фильтров нет: токен тянут из распределения самой модели.");
+      const guess = t(
+        `Only the ${whole(step.ids.length)} largest logits of this step are recorded. The other ${tokensOf(step.rest)}, ${percent(step.restMass)} of the raw probability, count here as equal ones; were they as unequal as can be, a probability above would differ by up to ${percent(spread)}.`,
+        `Записаны только ${whole(step.ids.length)} наибольших логитов этого шага. Остальные ${tokensOf(step.rest)}, ${percent(step.restMass)} исходной вероятности, считаются здесь равными; будь они неравны насколько возможно, вероятность выше отличалась бы не больше чем на ${percent(spread)}.`,
+      );
+      now.replaceChildren(
         el("h3", {}, t(`Step ${at + 1}`, `Шаг ${at + 1}`)),
-        bars(
-          best.map((place) => ({
-            name: name(step.ids[place]),
-            values: columns.map((stage) => stage.probabilities[place]),
-            texts: columns.map((stage, i) => cell(stage, place, moved && i === 1 ? recorded : filtered)),
-            class: [kind !== "unsure" && step.ids[place] === winner && "chosen", stages[stages.length - 1].scores[place] === -Infinity && "gone"].filter(Boolean).join(" "),
-          })),
-          [t("token", "токен"), ...heads],
-          t("Probabilities of the step before and after the filters; a removed token has the filter's name", "Вероятности шага до и после фильтров; у убранного токена имя фильтра"),
-        ),
-        stages.length > 1
-          ? grid(
-              [t("filter", "фильтр"), t("tokens", "токены"), t("removed", "убрал"), t("mass", "масса"), t("which", "какие")],
-              stages.slice(1).map((stage) => [
-                Draws.filterName(stage.name),
-                `${whole(stage.given)} → ${whole(stage.kept)}`,
-                whole(stage.count),
-                stage.count ? percent(stage.mass) : "–",
-                names(stage),
-              ]),
-              t("What each filter removed, and its share of the probability that it was given", "Что убрал каждый фильтр и какую долю полученной вероятности"),
-              [1, 2, 3],
-            )
-          : el("p", { class: "quiet" }, t("No filter is on: the token is drawn from the model's own distribution.", "Фильтров нет: токен тянут из распределения самой модели.")),
-        approximate && el("p", { class: "remark", id: "live-approximate" }, t(
-          `Only the ${whole(step.ids.length)} largest logits of this step are recorded. The other ${tokensOf(step.rest)}, ${percent(step.restMass)} of the raw probability, count here as equal ones; were they as unequal as can be, a probability above would differ by up to ${percent(spread)}.`,
-          `Записаны только ${whole(step.ids.length)} наибольших логитов этого шага. Остальные ${tokensOf(step.rest)}, ${percent(step.restMass)} исходной вероятности, считаются здесь равными; будь они неравны насколько возможно, вероятность выше отличалась бы не больше чем на ${percent(spread)}.`,
+        el("div", { class: "beside" }, candidates, el(
+          "div",
+          {},
+          stages.length > 1 ? removals : el("p", { class: "quiet" }, none),
+          approximate && el("p", { class: "remark", id: "live-approximate" }, guess),
         )),
-      ];
-      now.replaceChildren(...parts.filter(Boolean));
+      );
     }
 
     /** The removed tokens by name, the most probable first. */
-    function names({ removed, count }) {
+    function names({ name, removed, count }) {
+      if (name === "temperature" || name === "repetition_penalty") return t("changes logits alone", "меняет лишь логиты");
       const raw = found[page.at].filtered.stages[0];
       const { place } = found[page.at].filtered.step;
       const first = [...removed].sort((a, b) => raw.scores[place.get(b)] - raw.scores[place.get(a)]).slice(0, NAMED);

@@ -25,8 +25,9 @@ Page.panel({
       "aria-label": t("Step", "Шаг"),
       on: {
         input() {
+          const wanted = Number(slider.value) - 1; // what is shown anew sets the slider
           Page.play(false);
-          page.goTo(Number(slider.value) - 1);
+          page.goTo(wanted);
         },
         keydown(event) {
           if (event.key !== " ") return;
@@ -45,7 +46,7 @@ Page.panel({
     const own = el("div");
     const course = el("div", { id: "steps-course" });
     const removed = el("ul", { id: "steps-removed", class: "plain" });
-    root.append(el("div", { class: "stepping" }, play, slider, place), text, told, Tint.legend(), why, own, course, removed);
+    root.append(el("div", { class: "stepping" }, play, slider, place), text, el("div", { class: "about" }, told, Tint.legend()), why, own, course, removed);
 
     function textToken(step, i) {
       const p = Tint.chosen(step);
@@ -140,22 +141,19 @@ Page.panel({
       }
       const { place } = Draws.prepare(run, page.at);
       const { stages: found } = Draws.asRecorded(run, page.at);
+      const end = greedy(step) ? -1 : found.length - 1; // after which stage the record has the probabilities itself
+      // Where a candidate was removed the record says; the way there is the page's own arithmetic.
+      const out = (c, at) => c.removed_by && found.findIndex(({ name }) => name === c.removed_by) <= at && c.removed_by !== "greedy";
       return found.map((stage, i) => {
-        const out = (c, at) => found[at].scores[place.get(c.token.id)] === -Infinity;
-        const p = (c) => stage.probabilities[place.get(c.token.id)];
-        const raw = i === 0;
-        const others = raw ? step.other_mass : rows.reduce((rest, c) => rest - p(c), 1);
-        const kept = raw ? stage.kept : (step.kept[stage.name] ?? stage.kept);
+        const p = (c) => (i === 0 ? c.probability_before : i === end ? c.probability_after : stage.probabilities[place.get(c.token.id)]);
+        const others = i === 0 ? step.other_mass : rows.reduce((rest, c) => rest - (out(c, i) ? 0 : p(c)), 1);
+        const kept = i === 0 ? stage.kept : (step.kept[stage.name] ?? stage.kept);
         return {
-          head: raw ? t("raw", "исходно") : stageName(stage.name),
-          of(c) {
-            if (raw) return { p: c.probability_before };
-            if (!out(c, i)) return { p: p(c) };
-            return out(c, i - 1) ? {} : { by: stage.name };
-          },
-          rest: Math.max(0, others < 1e-7 ? 0 : others),
+          head: i === 0 ? t("raw", "исходно") : stageName(stage.name),
+          of: (c) => (!out(c, i) ? { p: p(c) } : out(c, i - 1) ? {} : { by: stage.name }),
+          rest: others < 1e-6 ? 0 : others,
           left: kept - rows.filter((c) => !out(c, i)).length,
-          about: stage.approximate,
+          about: stage.approximate && i !== end,
         };
       });
     }
@@ -168,18 +166,21 @@ Page.panel({
       const fastest = Math.max(...rows.filter(drawn).map(ratio));
       const race = rows.some(drawn);
       const numbers = (value, text) => [bar(value), el("span", { class: "number" }, text)];
+      // One scale for all columns, so that a bar grows only where its probability does.
+      const most = Math.max(...columns.flatMap((column) => rows.map((c) => column.of(c).p ?? 0)), greedy(step) ? 1 : 0);
+      const share = (p, rough) => numbers(p / most, (rough ? "≈ " : "") + percent(p));
       const row = (c) => {
         const won = c.token.id === step.token.id;
         const second = !won && c.token.id === step.runner_up?.token.id;
         const cells = columns.map((column) => {
           const { p, by } = column.of(c);
           if (by) return el("td", { class: "out" }, `✕ ${Draws.filterName(by)}`);
-          return el("td", {}, p === undefined ? null : numbers(p, percent(p)));
+          return el("td", {}, p === undefined ? null : share(p, column.about));
         });
         const out = c.removed_by && c.removed_by !== "greedy";
         const ends = race
           ? el("td", {}, drawn(c) && c.probability_after > 0 ? numbers(ratio(c) / fastest, Draws.digits(ratio(c))) : null)
-          : greedy(step) && el("td", {}, won ? numbers(1, t("largest", "наибольший")) : null);
+          : greedy(step) && el("td", {}, won ? share(1, false) : null);
         const mark = won ? t(" ◀ chosen", " ◀ выбран") : second ? t(" runner-up", " второй") : null;
         return el(
           "tr",
@@ -197,8 +198,8 @@ Page.panel({
       else if (greedy(step)) heads.push(t("greedy", "жадно"));
       const rest = columns.map(({ rest: mass, left, about: rough }) => {
         if (left === 0) return el("td", {}, t("none left", "не осталось"));
-        const said = `${rough ? "≈ " : ""}${percent(mass)}${left > 0 && left !== others ? ` (${whole(left)})` : ""}`;
-        return el("td", {}, numbers(mass, said));
+        const fewer = left > 0 && left !== others && el("div", {}, t(`${whole(left)} left`, `осталось ${whole(left)}`));
+        return el("td", {}, el("span", { class: "number" }, (rough ? "≈ " : "") + percent(mass)), fewer || null);
       });
       course.replaceChildren(
         el(
@@ -225,6 +226,11 @@ Page.panel({
             ),
           ),
         ),
+        columns.some(({ about: rough }) => rough) &&
+          el("p", { class: "quiet" }, t(
+            "≈: of the tokens whose logits are not recorded only their number and their raw mass are known.",
+            "≈: о токенах, чьи логиты не записаны, известны лишь их число и их исходная масса.",
+          )) || "",
       );
     }
 
@@ -317,14 +323,14 @@ Page.panel({
         const scores = step.distribution && Draws.asRecorded(run, page.at).scores;
         const place = scores && Draws.prepare(run, page.at).place;
         const score = (c) => (scores ? scores[place.get(c.token.id)] : number(c.logit));
-        const changed = [chosen, rival].some((c) => c && Math.abs(score(c) - number(c.logit)) > 1e-6);
-        const what = changed ? t("score after the penalties", "оценка после штрафов") : t("logit", "логит");
-        if (!rival) return [name, t(` has the largest ${what}, ${fixed(score(chosen), 3)}.`, `: наибольший ${what}, ${fixed(score(chosen), 3)}.`)];
+        const filters = kept.length > 0;
+        const what = filters ? "logit after the filters" : "logit";
+        const most = filters ? "наибольший логит после фильтров" : "наибольший логит";
+        if (!rival) return [t(`Greedy, without noise: the largest ${what} wins, `, `Жадно, без шума: побеждает ${most}, `), name, ` ${fixed(score(chosen), 3)}.`];
         return [
-          t("Greedy takes the largest ", "Жадный выбор берёт наибольшее: "),
-          t(`${what}: `, `${what} `),
+          t(`Greedy, without noise: the largest ${what} wins, `, `Жадно, без шума: побеждает ${most}, `),
           name,
-          ` ${fixed(score(chosen), 3)}, ${t("the runner-up", "второй")} `,
+          ` ${fixed(score(chosen), 3)}; ${t("the runner-up is ", "второй – ")}`,
           tokenName(rival.token),
           ` ${fixed(score(rival), 3)}.`,
         ];

@@ -392,21 +392,24 @@ const Carried = (() => {
      * One pass over ids, changed as the interventions say, in their order where several meet.
      *
      * @param {number[]} ids from 1 to `context` of them.
-     * @param {{kind: string, role: string, value: string|number, position?: number|number[]|null}[]} interventions as Python's
-     *   Intervention: "ablate" with "zero" or "mean" (over the positions), "scale" with a factor; at one or several positions, negative
-     *   ones counted from the end, or everywhere.
+     * @param {{kind: string, role: string, value: string|number|number[], position?: number|number[]|null}[]} interventions as Python's
+     *   Intervention: "ablate" with "zero" or "mean" (over the positions), "scale" with a factor, "patch" with other ids, whose
+     *   activations are put in; at one or several positions, negative ones counted from the end, or everywhere. Prompts of one length are
+     *   patched position by position, of others the last position alone.
+     * @param {Map<string, Map<number, Float64Array>>} kept role → filled with what it gives at each position.
      * @returns {object} ids, length; logits [T, V]; hidden: of every block [T, D]; attention: of every block { role, heads, weights
      *   [H, T, T] }; routing: of every mixture { role, count, experts [T][K], weights [T][K], leads [T] }; further: of every depth of multi-token
      *   prediction, logits [T − k, V] (of token t + 1 + k at place t); acted: role → at how many positions something became another.
      */
-    function run(ids, interventions = []) {
+    function run(ids, interventions = [], kept = new Map()) {
       const T = ids.length;
       if (T < 1 || T > record.context) throw new RangeError(`${T} tokens: give 1 to ${record.context}`);
       const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < embedding.shape[0]));
       if (wrong !== undefined) throw new RangeError(`token id ${wrong}: give 0 to ${embedding.shape[0] - 1}`);
-      const changes = interventions.map((one) => checked(one, T, places));
+      const changes = interventions.map((one) => checked(one, T, places, activations));
       const pass = { ids: [...ids], length: T, hidden: [], attention: [], routing: [], further: [], acted: {} };
       pass.act = (role, x, tokens, slice, slices) => {
+        tokens.forEach((token, n) => kept.get(role)?.set(token, rowOf(x, tokens, n, slice, slices).slice()));
         for (const change of changes) {
           if (change.role === role) pass.acted[role] = Math.max(pass.acted[role] || 0, changed(x, tokens, change, slice, slices));
         }
@@ -438,6 +441,13 @@ const Carried = (() => {
       }, hidden);
       delete pass.act;
       return pass;
+    }
+
+    /** What stands at a place while the model reads ids: their number, and position → numbers. */
+    function activations(role, ids) {
+      const kept = new Map([[role, new Map()]]);
+      run(ids, [], kept);
+      return { length: ids.length, rows: kept.get(role) };
     }
 
     /** Logits [V] at a position of a pass; negative ones count from the end. */
@@ -511,34 +521,47 @@ const Carried = (() => {
   }
 
   /** An intervention with its positions counted from 0. Throws where it says nothing. */
-  function checked({ kind, role, value, position = null }, T, places) {
+  function checked({ kind, role, value, position = null }, T, places, activations) {
     if (!places.has(role)) throw new RangeError(`no place ${role}: choose one of ${[...places].slice(0, 4).join(", ")}, …`);
-    const says = kind === "ablate" ? ["zero", "mean"].includes(value) : kind === "scale" && Number.isFinite(value);
-    if (!says) throw new RangeError(`${kind} ${role} ${value}: ablate with zero or mean, or scale by a number`);
+    const says = { ablate: ["zero", "mean"].includes(value), scale: Number.isFinite(value), patch: Array.isArray(value) };
+    if (!says[kind]) throw new RangeError(`${kind} ${role} ${value}: ablate with zero or mean, scale by a number, or patch with ids`);
     const given = position === null ? range(T) : [position].flat();
     const wrong = given.find((one) => !(Number.isInteger(one) && one >= -T && one < T));
     if (wrong !== undefined) throw new RangeError(`position ${wrong}: the prompt has ${T} tokens`);
-    return { kind, role, value, positions: new Set(given.map((one) => (one + T) % T)) };
+    let positions = new Set(given.map((one) => (one + T) % T));
+    let source = null; // position → what is put in there
+    if (kind === "patch") {
+      const { length, rows } = activations(role, value);
+      if (length === T) source = rows;
+      else {
+        const others = position !== null && [...positions].some((one) => one !== T - 1);
+        if (others) throw new RangeError(`position ${position}: between prompts of different lengths only the last is patched`);
+        source = new Map(rows.has(length - 1) ? [[T - 1, rows.get(length - 1)]] : []);
+      }
+      positions = new Set([...positions].filter((one) => source.has(one)));
+    }
+    return { kind, role, value, positions, source };
+  }
+
+  /** The numbers of the n-th row of x that are meant: of a head its slice, else all. */
+  function rowOf(x, tokens, n, slice = 0, slices = 1) {
+    const width = x.length / tokens.length, size = width / slices, from = n * width + slice * size;
+    return x.subarray(from, from + size);
   }
 
   /**
    * Changes an activation in place: rows of x, one for every token in `tokens`; of a head the slice of each row that is its own.
    * Returns at how many positions something became another.
    */
-  function changed(x, tokens, { kind, value, positions }, slice = 0, slices = 1) {
-    const width = x.length / tokens.length, size = width / slices, from = slice * size;
-    const centre = new Float64Array(size);
-    if (value === "mean") tokens.forEach((_, n) => centre.forEach((_, i) => (centre[i] += x[n * width + from + i] / tokens.length)));
+  function changed(x, tokens, { kind, value, positions, source }, slice, slices) {
+    const rows = tokens.map((_, n) => rowOf(x, tokens, n, slice, slices));
+    const centre = rows[0].map((_, i) => (value === "mean" ? mean(rows, (row) => row[i]) : 0));
     let count = 0;
     tokens.forEach((token, n) => {
       if (!positions.has(token)) return;
-      let differs = false;
-      for (let i = 0; i < size; i++) {
-        const at = n * width + from + i, old = x[at];
-        x[at] = kind === "scale" ? old * value : centre[i];
-        differs ||= x[at] !== old;
-      }
-      count += differs;
+      const row = rows[n], before = row.slice();
+      row.set(kind === "scale" ? before.map((one) => one * value) : kind === "patch" ? source.get(token) : centre);
+      count += before.some((one, i) => one !== row[i]);
     });
     return count;
   }

@@ -13,8 +13,22 @@ const Cells = (() => {
 
   /** A token's text so short that it fits into a cell; spaces and what else hides are shown. */
   function brief(text, letters = 6) {
-    const all = [...visible(text).replaceAll(" ", "␣")];
-    return el("bdi", { class: "token" }, all.length > letters ? `${all.slice(0, letters - 1).join("")}…` : all.join(""));
+    return el("bdi", { class: "token" }, cut(visible(text).replaceAll(" ", "␣"), letters));
+  }
+
+  /** A token as everywhere, but on one line: of a long one the beginning. */
+  function name(token) {
+    return el("bdi", { class: token.special ? "token special" : "token", title: `id ${token.id} ${visible(token.text)}` }, called(token));
+  }
+
+  /** The same as a text. */
+  function called(token) {
+    return `«${cut(visible(token.text), 16)}»`;
+  }
+
+  function cut(text, letters) {
+    const all = [...text];
+    return all.length > letters ? `${all.slice(0, letters - 1).join("")}…` : text;
   }
 
   /** Heads of columns or rows that are positions: number and token. */
@@ -167,11 +181,10 @@ const Cells = (() => {
     };
   }
 
-  /** Scrolls a box sideways, and nothing else, until a column is seen beside the names of the rows. */
+  /** Scrolls a box sideways, and nothing else, to a column that is not seen beside the names of the rows. */
   function seen(box, head, name) {
-    const [left, right] = [head.offsetLeft - name.offsetWidth, head.offsetLeft + head.offsetWidth];
-    if (left < box.scrollLeft) box.scrollLeft = left;
-    else if (right > box.scrollLeft + box.clientWidth) box.scrollLeft = right - box.clientWidth;
+    const [left, right, room] = [head.offsetLeft - name.offsetWidth, head.offsetLeft + head.offsetWidth, box.clientWidth];
+    if (left < box.scrollLeft || right > box.scrollLeft + room) box.scrollLeft = (left + right - room) / 2;
   }
 
   /** Buttons of which one is pressed. */
@@ -185,7 +198,7 @@ const Cells = (() => {
     );
   }
 
-  return { table, level, brief, places, legend, choice };
+  return { table, level, brief, name, called, places, legend, choice };
 })();
 
 /** What the panels share that show one pass over the prompt and everything generated (record Inside). */
@@ -211,7 +224,7 @@ const Within = (() => {
   function refused(root, page, name) {
     const words = page.side.inside.missing[name];
     if (!words) return false;
-    root.append(el("p", { class: "remark" }, t(`Not shown of ${visible(page.run.model)}: `, `Для ${visible(page.run.model)} не показано: `), visible(t(...words))));
+    root.append(el("p", { class: "remark" }, t(`Not shown of ${visible(page.run.model)}: `, `Для ${visible(page.run.model)} не показано: `), `${visible(t(...words))}.`));
     return true;
   }
 
@@ -232,5 +245,11 @@ const Within = (() => {
     return found ? `${found[1]}${found[2] ?? ""}` : role;
   }
 
-  return { tokens, position, has, refused, part, layerOf };
+  /** A small number, as an error is: "1.2e-6", "0". */
+  function tiny(value) {
+    value = number(value);
+    return value === 0 ? "0" : value.toExponential(1);
+  }
+
+  return { tokens, position, has, refused, part, layerOf, tiny };
 })();

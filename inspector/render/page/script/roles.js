@@ -103,7 +103,9 @@ const Roles = (() => {
   function keyOf(node) {
     if (node.functional) return FUNCTIONAL.find(([pattern]) => pattern.test(node.type))?.[1] ?? `fn ${node.type}`;
     if (node.part === "backbone") return "backbone";
-    return node.role ?? (/rotary/i.test(node.type) ? "rotary" : `name ${node.name}`);
+    if (!node.role && /rotary/i.test(node.type)) return "rotary";
+    if (!node.role && /position/i.test(node.type)) return "positions";
+    return node.role ?? `name ${node.name}`;
   }
 
   /** Name and meaning, of a role such as "layers.*.attn.q" or of what `keyOf` gives; null where the page knows no words for it. */

@@ -58,10 +58,12 @@ const Sampler = (() => {
   const fma = (a, b, c) => f32(a * b + c);
 
   const [PER_LN2, LN2_HIGH, LN2_LOW] = [1.442695040888963407, 0.693145751953125, 1.428606765330187045e-6].map(f32);
-  const SERIES = [
+  const [E6, E5, E4, E3, E2] = [
     0.000198527617612853646278381, 0.00139304355252534151077271, 0.00833336077630519866943359, 0.0416664853692054748535156,
-    0.166666671633720397949219, 0.5,
+    0.166666671633720397949219,
   ].map(f32);
+
+  const POWERS = Float64Array.from({ length: 253 }, (_, i) => 2 ** (i - 126)); // 2 ** x is slow
 
   /** The even one of the two nearest whole numbers, where both are equally near. */
   function round(x) {
@@ -80,10 +82,10 @@ const Sampler = (() => {
     if (x > 100) return Infinity;
     const power = round(f32(x * PER_LN2));
     const s = fma(power, -LN2_LOW, fma(power, -LN2_HIGH, x));
-    const u = SERIES.reduce((sum, term) => fma(sum, s, term));
+    const u = fma(fma(fma(fma(fma(E6, s, E5), s, E4), s, E3), s, E2), s, 0.5);
     // In two steps, as a power of two below float32's smallest would be 0.
     const half = power >> 1;
-    return f32(f32(f32(1 + fma(f32(s * s), u, s)) * 2 ** half) * 2 ** (power - half));
+    return f32(f32(f32(1 + fma(f32(s * s), u, s)) * POWERS[half + 126]) * POWERS[power - half + 126]);
   }
 
   /** The sum of float32 numbers, in the order in which torch's vectors add them. */
@@ -91,12 +93,16 @@ const Sampler = (() => {
     const size = numbers.length;
     if (size < LANES) return numbers.reduce((total, x) => f32(total + x), 0);
     const lanes = new Float32Array(LANES);
-    for (let i = 0; i < size; i++) lanes[i % LANES] += numbers[i];
+    for (let i = 0; i < size; i++) lanes[i & (LANES - 1)] += numbers[i];
     for (let width = LANES / 2; width >= 1; width /= 2) for (let i = 0; i < width; i++) lanes[i] += lanes[i + width];
     return lanes[0];
   }
 
-  const largest = (numbers) => numbers.reduce((most, x) => Math.max(most, x), -Infinity);
+  function largest(numbers) {
+    let most = -Infinity;
+    for (let i = 0; i < numbers.length; i++) most = Math.max(most, numbers[i]);
+    return most;
+  }
 
   /**
    * torch.softmax in float32.
@@ -107,13 +113,15 @@ const Sampler = (() => {
   function softmax(scores, rest = NO_REST) {
     const { most, exps, total } = weighed(scores, rest);
     const share = f32(1 / total);
-    return exps.map((x) => f32(x * share));
+    for (let i = 0; i < exps.length; i++) exps[i] *= share;
+    return exps;
   }
 
   /** What softmax divides: the exponentials beside the largest score, and their sum. */
   function weighed(scores, rest) {
     const most = rest.weight ? Math.max(largest(scores), rest.logit) : largest(scores);
-    const exps = scores.map((x) => exp(f32(x - most)));
+    const exps = new Float32Array(scores.length);
+    for (let i = 0; i < exps.length; i++) exps[i] = exp(f32(scores[i] - most));
     return { most, exps, total: rest.weight ? sum(exps) + rest.weight * Math.exp(rest.logit - most) : sum(exps) };
   }
 
@@ -256,7 +264,11 @@ const Sampler = (() => {
 
   // ---- the filters: each takes scores and the rest, and returns what it makes of them ----
 
-  const map = (scores, keep) => scores.map((x, i) => (keep(x, i) ? x : GONE));
+  function map(scores, keep) {
+    const left = scores.slice();
+    for (let i = 0; i < left.length; i++) if (!keep(left[i], i)) left[i] = GONE;
+    return left;
+  }
 
   /** So many tokens of the rest fewer; which, is not known. */
   const fewer = (rest, count) => ({ ...rest, count: rest.count - count, weight: Math.max(0, Math.min(rest.weight - count, rest.count - count)) });
@@ -473,38 +485,40 @@ const Sampler = (() => {
 
   function course(given) {
     let state = { scores: given.step.logits, rest: restOf(given.step, given.shape), beyond: new Set(), loose: false };
-    const stages = [stageOf("raw", state, state, given)];
+    const stages = [stageOf("raw", state, state, null, given)];
     for (const name of FILTERS) {
       if (!isOn(given.sampling, name)) continue;
       const next = { loose: false, ...APPLY[name](state, given) };
       next.loose ||= state.loose;
-      stages.push(stageOf(name, state, next, given));
+      stages.push(stageOf(name, state, next, stages[stages.length - 1], given));
       state = next;
     }
     return stages;
   }
 
-  function stageOf(name, before, after, { step }) {
-    const sums = weighed(before.scores, before.rest);
-    const given = softmax(before.scores, before.rest);
+  function stageOf(name, before, after, last, { step }) {
     const removed = [];
     let mass = 0;
     let kept = after.rest.count;
-    before.scores.forEach((x, i) => {
-      kept += after.scores[i] !== GONE;
-      if (x === GONE || after.scores[i] !== GONE) return;
-      removed.push(step.ids[i]);
-      mass += given[i];
-    });
+    for (let i = 0; i < after.scores.length; i++) {
+      if (after.scores[i] !== GONE) kept++;
+      else if (before.scores[i] !== GONE) {
+        removed.push(step.ids[i]);
+        mass += last.probabilities[i];
+      }
+    }
     const fell = Math.max(0, before.rest.count - after.rest.count);
-    if (fell) mass += Math.max(0, restMass(before, sums) - (after.rest.weight * Math.exp(before.rest.logit - sums.most)) / sums.total);
+    if (fell) {
+      const sums = weighed(before.scores, before.rest);
+      mass += Math.max(0, restMass(before, sums) - (after.rest.weight * Math.exp(before.rest.logit - sums.most)) / sums.total);
+    }
     const now = weighed(after.scores, after.rest);
     return {
       name,
       scores: after.scores,
       probabilities: softmax(after.scores, after.rest),
       kept,
-      given: before.rest.count + before.scores.reduce((count, x) => count + (x !== GONE), 0),
+      given: last ? last.kept : kept,
       removed,
       count: removed.length + fell,
       mass,
@@ -521,9 +535,10 @@ const Sampler = (() => {
   function compare(stages, others) {
     stages.forEach((stage, i) => {
       const other = others[i];
-      const differences = [stage.mass - other.mass, stage.rest.mass - other.rest.mass];
-      stage.probabilities.forEach((p, j) => differences.push(p - other.probabilities[j]));
-      stage.spread = differences.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+      stage.spread = Math.max(Math.abs(stage.mass - other.mass), Math.abs(stage.rest.mass - other.rest.mass));
+      for (let j = 0; j < stage.probabilities.length; j++) {
+        stage.spread = Math.max(stage.spread, Math.abs(stage.probabilities[j] - other.probabilities[j]));
+      }
       const same = stage.kept === other.kept && stage.scores.every((x, j) => (x === GONE) === (other.scores[j] === GONE));
       stage.approximate ||= !same || stage.spread > TOLERANCE;
       stage.most = Math.max(stage.most, other.most);
