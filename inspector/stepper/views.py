@@ -605,8 +605,8 @@ def cost_page(found: Cost, t: Translate, width: int) -> Lines:
 def help_lines(t: Translate, width: int) -> Lines:
     """All keys, and what to try next."""
     keys = (
-        ("space n →", t("next: look at the step, then draw it", "дальше: посмотреть на шаг, затем тянуть")),
-        ("← backspace", t("back", "назад")),
+        (t("space n →", "пробел n →"), t("next: look at the step, then draw it", "дальше: посмотреть на шаг, затем тянуть")),
+        (t("← backspace", "← ⌫"), t("back", "назад")),
         ("j", t("jump to a step; one beyond the end is generated", "к шагу; за концом — дойти до него")),
         ("t k p", t("temperature, top-k, top-p: the kept set moves as you type", "температура, top-k, top-p: набор меняется на ходу")),
         ("s", t("another seed from this step on", "другой seed с этого шага")),

@@ -119,7 +119,7 @@ assert gc.get_freeze_count() == 0
             ["bench", "nothing"],
             "choose gender, loop, limits, expert, presets, trace, sampler, precision, agreement",
         ),
-        (["nothing"], "cache, diverge, mutate, train, export or bench"),
+        (["nothing"], "cache, diverge, mutate, train, export, report, step or bench"),
         (["bench", "loop", "--rounds", "0"], "--rounds 0"),
         (["bench", "agreement", "--samples", "0"], "--samples 0"),
         (["train", "--out", "/tmp/never", "--evaluate-every", "0"], "--evaluate-every 0"),

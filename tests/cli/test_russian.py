@@ -20,8 +20,8 @@ ALLOWED = re.findall(
     seed penalty temperature top-k top-p min-p typical-p transformers generate from inspector run
     embed layers attn mlp gate act up down head norm logits mtp block model BACKBONE
     names-qwen2 names-expert gpt gpt-moe gpt-mla gpt-mtp granite bert items txt norm-order
-    context hand limit recording percent int8-dynamic
-    kv-cache native fast linear transposed onednn prepacked compiled sum True GFLOP
+    Esc Enter ids context hand limit recording percent int8-dynamic
+    kv-cache native fast linear transposed onednn prepacked compiled sum True False GFLOP
     torch.compile onnxruntime ONNX GPT-2 oneDNN tiny small medium large import help bench limits CPU max-new-tokens tree log qwen2
     """,
 )
