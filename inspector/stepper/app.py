@@ -106,6 +106,7 @@ class Stepper(App[object]):
         self.dark_paper = True
         self.saved: list[tuple[Path, str]] = []
         self.left = False
+        self.to_draw = False
         self.machine = Machine(lambda key, result: self.post_message(self.Done(key, result)))
 
     # What is on the screen.
@@ -141,7 +142,14 @@ class Stepper(App[object]):
         self.draw()
 
     def draw(self) -> None:
+        """Shows everything as it is, once what is being handled has been."""
+        if not self.to_draw:
+            self.to_draw = True
+            self.call_later(self.draw_now)
+
+    def draw_now(self) -> None:
         """Shows everything as it is."""
+        self.to_draw = False
         if not self.is_mounted_all:
             return
         width, height = self.size
@@ -597,8 +605,8 @@ class Stepper(App[object]):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being computed."""
-        return not self.waiting
+        """Whether nothing is being computed or still to be drawn."""
+        return not self.waiting and not self.to_draw
 
 
 PAGES = ("lens", "attention", "verify", "beside", "info")  # whose data belong to the step in view
