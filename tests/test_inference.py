@@ -86,7 +86,7 @@ def test_everything_is_on_the_screen_in_order(output):
 
 def test_the_main_screen_answers_on_no_more_lines_than_it_had(output):
     """What a class asks about a run, each question with a part of its answer."""
-    assert output.count("\n") <= 202
+    assert output.count("\n") - output.count("\n?: ") <= 202  # a busy machine is told of on a line of its own
     said = {
         "the runner-up": "the largest p/q wins: «и» 1.652, then «н» 0.4671",
         "what top-p removed": "top-p removed 64 of 65 (8.5 % of the mass)",

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.render.test_forms import page_in
+
 missing = [name for name in ("nbclient", "nbformat", "ipykernel") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"{' and '.join(missing)} not installed: pip install -e '.[dev]'")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ("lesson.ipynb", "lesson_ru.ipynb")
 SAID = {  # id of a cell → what its output says in English and in Russian, as the console prints it
-    "load": ("◀ BACKBONE", "◀ BACKBONE"),
     "split": ("['<s>', 'К', 'р', 'а', 'с'] (1, 5, 128) (1, 5, 65)",) * 2,
-    "step": ("each token draws a noise q", "каждый токен тянет из seed шум q"),
+    "step": ("wins the race, ahead of", "выигрывает гонку, впереди"),
     "sampling": ("T=0 ", "T=0 "),
     "verify": ("bitwise", "побитово"),
     "trace": ("the watched pass gave the bits of the unwatched one", "проход с наблюдением дал те же биты"),
@@ -102,6 +103,6 @@ def test_a_notebook_runs_and_shows_what_its_records_have(name, executed):
                 assert len(data["text/plain"]) < 1500, id  # what a terminal shows of the same cell
     texts = {id: html.unescape(re.sub(r"<[^>]*>", "", text)) for id, text in shown.items()}
     assert {id: words[russian] for id, words in SAID.items() if words[russian] not in texts.get(id, "")} == {}
-    for id in ("run", "page"):
-        assert shown[id].startswith('<iframe class="inspector"')
-        assert f'<html lang="{"ru" if russian else "en"}">' in html.unescape(shown[id])
+    for id in ("load", "run", "page"):
+        assert shown[id].startswith('<iframe class="inspector"') and len(shown[id]) < 400_000
+        assert f'<html lang="{"ru" if russian else "en"}">' in page_in(shown[id])

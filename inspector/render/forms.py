@@ -12,10 +12,10 @@ from rich.text import Text
 from ..records.caching import CacheLesson
 from ..records.comparison import Divergence, Verdict
 from ..records.effects import Contributions, Effect
-from ..records.generation import Run, Sampling, Step
+from ..records.generation import Run, Sampling, Step, Token
 from ..records.inside import Attention, Lens, Trace
 from ..records.mechanisms import Experts, Further, Latents
-from ..records.report import Overview, Parts, Report, Side, Words
+from ..records.report import Inside, Overview, Parts, Report, Side, Words
 from ..records.speculation import Speculation
 from ..records.structure import ModuleNode
 from .caching import lesson_view
@@ -28,7 +28,7 @@ from .pictures import EXPORT, FAMILY
 from .report import from_runs
 from .settings import settings_line
 from .speculation import speculation_view
-from .steps import candidate_table, fed_panel, sentence, steps_table, text_panel
+from .steps import fed_panel, four_columns, sentence, steps_table, text_panel
 from .tables import Held, notices
 from .text import Translate, translator
 from .traits import trait_name, trait_words
@@ -90,10 +90,9 @@ def run_form(run: Run, width: int, t: Translate) -> Iterator[RenderableType]:
 
 
 def step_form(step: Step, width: int, t: Translate) -> Iterator[RenderableType]:
-    """The candidates of one step, before the filters and after them."""
-    yield Held(t(f"step {step.index + 1}: ", f"шаг {step.index + 1}: ") + sentence(step, t), "bold")
-    if step.candidates:
-        yield candidate_table(step, {t("p after", "p после"): [c.probability_after for c in step.candidates]}, t)
+    """As ``inspector run --step`` prints it, with its number."""
+    yield Text(t(f"step {step.index + 1}", f"шаг {step.index + 1}"), "bold")
+    yield four_columns(step, t) if step.candidates else Held(sentence(step, t))
 
 
 def overview_form(m: Overview, width: int, t: Translate) -> Iterator[RenderableType]:
@@ -184,9 +183,20 @@ def overview_page(m: Overview) -> Report | None:
         return None
     words = {trait: both(lambda t, trait=trait: trait_name(trait, t)) for trait in m.traits or ()}
     said = {trait: both(lambda t, trait=trait, facts=facts: trait_words(trait, facts, t)) for trait, facts in (m.traits or {}).items()}
-    nothing_asked = Run(m.name, "", m.dtype, m.device, (), Sampling(), {}, 0, (), "interrupted", "")
-    side = Side(nothing_asked, tree=m.tree, sums=m.tree.sums(), traits=m.traits, trait_words=said, costs=m.costs, parts=m.parts)
+    side = Side(asked(m.name, ()), tree=m.tree, sums=m.tree.sums(), traits=m.traits, trait_words=said, costs=m.costs, parts=m.parts)
     return Report((side,), words=words)
+
+
+def asked(model: str, prompt: tuple[Token, ...]) -> Run:
+    """A run of no steps: a page is of runs, and what is shown needs none."""
+    return Run(model, "", "", "", prompt, Sampling(), {}, 0, (), "interrupted", "")
+
+
+def inside_page(name: str) -> Callable[[Experts | Latents | Further], Report]:
+    """The panel of a mechanism."""
+    return lambda record: Report(
+        (Side(asked(record.model, record.prompt), inside=Inside(len(record.prompt), **{name: record}), notices=record.notices),)
+    )
 
 
 def both(say: Callable[[Translate], str]) -> Words:
@@ -197,6 +207,9 @@ def both(say: Callable[[Translate], str]) -> Words:
 PAGES: dict[type, Callable[..., Report | None]] = {
     Run: run_page,
     Overview: overview_page,
+    Experts: inside_page("experts"),
+    Latents: inside_page("latents"),
+    Further: inside_page("further"),
     Side: lambda side: Report((side,)),
     Report: lambda report: report,
 }

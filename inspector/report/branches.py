@@ -112,7 +112,8 @@ def sweep(m: Loaded, run: Run, forks: dict[int, list[Candidate]], passed: Callab
         if backbone is None:
             logits_BV = next_logits_of_rows(m.split, ids_BT)
         else:
-            backbone.select(main.ids_T.new_tensor([read.index(parent) for parent in parents]))
+            if parents != read:
+                backbone.select(main.ids_T.new_tensor([read.index(parent) for parent in parents]))
             logits_BV = logits_after(backbone, m.split, ids_BT)
         read, running, at = rows, [line for line in rows if line is not main], at + 1
         go_on(running, logits_BV[len(rows) - len(running) :])

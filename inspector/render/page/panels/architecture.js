@@ -22,7 +22,7 @@ Page.panel({
     // trait → the boxes at which it is named, by their keys; the first that there is
     const PLACES = {
       embedding: /^(fn scale|embed)$/,
-      positions: /^(fn rope|positions)$/,
+      positions: /^(fn rope|positions|embed_pos)$/,
       norm: /(^|\.)norm_(attn|mlp)$/,
       attention: /^layers\d*\.\*\.(attn|mixer)$|^mixer$/,
       feed_forward: /^layers\d*\.\*\.mlp$/,
@@ -97,7 +97,7 @@ Page.panel({
       const own = [path, node.name].filter(Boolean).join(".");
       const all = times * node.repeat;
       const below = node.children.flatMap((child) => boxes(child, side, node.repeat > 1 && !/\d$/.test(own) ? `${own}.*` : own, all, true));
-      const known = node.role || node.part || node.functional || !node.children.length;
+      const known = (node.role && node.role !== "layers") || node.part || node.functional || !node.children.length; // layers that differ stand by themselves
       if (inner && !known) return below;
       return [{ key: Roles.keyOf(node), node, path: own, times: all, children: below, side }];
     }

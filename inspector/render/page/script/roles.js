@@ -15,6 +15,10 @@ const Roles = (() => {
       ["positions", "Adds to each row numbers that depend on its place alone, so that order counts."],
       ["позиции", "Прибавляет к каждой строке числа, зависящие только от места, чтобы порядок имел значение."],
     ],
+    embed_pos: [
+      ["learned positions", "A table with a row for every place: the row is added to the embedding, so that order counts."],
+      ["обучаемые позиции", "Таблица, где у каждого места своя строка: она прибавляется к эмбеддингу, и порядок имеет значение."],
+    ],
     layers: [
       ["layer", "Attention and feed-forward, each added to what came in. Drawn once; the layers run one after another, each with weights of its own."],
       ["слой", "Внимание и feed-forward, каждое прибавляется к входу. Нарисован один раз; слои идут друг за другом, у каждого свои веса."],
@@ -122,7 +126,7 @@ const Roles = (() => {
 
   /** What a role is called; where the page knows no words for it, as it is written. */
   function name(key) {
-    return words(key)?.[0] ?? visible(key.replace(/^(fn|name) /, ""));
+    return words(key)?.[0] ?? visible(key.replace(/^(fn|name) |^layers\d*\.\*\./, ""));
   }
 
   return { keyOf, words, name };
