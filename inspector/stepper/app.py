@@ -91,6 +91,7 @@ class Stepper(App[object]):
     ):
         super().__init__()
         self.load, self.name_shown, self.t, self.write, self.replay, self.other = load, title, t, write, replay, beside
+        self.named = beside
         self.engine = None
         self.shown: Shown | None = None
         self.trial: Step | None = None  # the step with the settings that are being typed
@@ -295,6 +296,8 @@ class Stepper(App[object]):
         elif isinstance(result, BaseException):
             self.told = visible(str(result) or type(result).__name__)
             if key == "page":
+                if self.page == "beside" and self.other != self.named:
+                    self.other = self.named  # to be asked for again
                 self.page = None
         elif isinstance(result, Shown):
             moved = self.shown is not None and (self.shown.branch, self.shown.at, self.shown.step) != (

@@ -272,6 +272,21 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tiny):
     assert isinstance(ended, ValueError) and (svg, lines) == ("", [])
 
 
+def test_the_other_model_is_asked_for_and_once_more_where_it_cannot_be_had(names, expert):
+    def load(name):
+        if name != "names-expert":
+            raise ValueError(f"{name}: no such model")
+        return expert
+
+    app = stepper(names, "Крас", load=load)
+    wrong, right = screens(app, "space d nothing enter", "d names-expert enter")
+    assert "nothing: no such model" in wrong
+    steps = [next(iter(decode(m, m.encode("Крас"), DRAWN))) for m in (names, expert)]
+    assert re.findall(r"entropy ([\d.]+)", right.split("\n")[-3]) == [f"{step.entropy:.2f}" for step in steps]
+    [row] = [row for row in right.split("\n") if row.startswith("  1 ")]
+    assert re.findall("«(.)»", row) == [step.candidates[0].token.text for step in steps]
+
+
 def test_keys_of_a_cyrillic_keyboard_stand_for_those_in_their_place(names):
     assert screen(stepper(names, "Крас"), "т д").split("\n")[4].startswith(" Lens")
 
