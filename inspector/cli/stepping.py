@@ -84,7 +84,7 @@ def step(
             origins,
             asked.max_new_tokens,
             kv_cache=loop.kv_cache,
-            load=lambda name: loaded(how, name),
+            load=lambda name: loaded_beside(how, name),
             encode=lambda other, text: reading.encode(other, text) if has_template(other) else other.encode(text),
             system=reading.system,
             raw=reading.raw,
@@ -127,6 +127,17 @@ def loaded(how: ModelOptions, name: str):
     m = load(name, **how.arguments(), built=how.settle)
     how.settle(m.model)
     return m
+
+
+def loaded_beside(how: ModelOptions, name: str):
+    """Another model; the threads stay as many as fit the first one, whose last bits they may decide."""
+    import torch
+
+    before = threads_now()
+    try:
+        return loaded(how, name)
+    finally:
+        torch.set_num_threads(before)
 
 
 def has_template(m) -> bool:

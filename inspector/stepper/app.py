@@ -91,6 +91,7 @@ class Stepper(App[object]):
     ):
         super().__init__()
         self.load, self.name_shown, self.t, self.write, self.replay, self.other = load, title, t, write, replay, beside
+        self.named = beside
         self.engine = None
         self.shown: Shown | None = None
         self.trial: Step | None = None  # the step with the settings that are being typed
@@ -106,6 +107,7 @@ class Stepper(App[object]):
         self.dark_paper = True
         self.saved: list[tuple[Path, str]] = []
         self.left = False
+        self.to_draw = False
         self.machine = Machine(lambda key, result: self.post_message(self.Done(key, result)))
 
     # What is on the screen.
@@ -141,7 +143,14 @@ class Stepper(App[object]):
         self.draw()
 
     def draw(self) -> None:
+        """Shows everything as it is, once what is being handled has been."""
+        if not self.to_draw:
+            self.to_draw = True
+            self.call_later(self.draw_now)
+
+    def draw_now(self) -> None:
         """Shows everything as it is."""
+        self.to_draw = False
         if not self.is_mounted_all:
             return
         width, height = self.size
@@ -287,6 +296,8 @@ class Stepper(App[object]):
         elif isinstance(result, BaseException):
             self.told = visible(str(result) or type(result).__name__)
             if key == "page":
+                if self.page == "beside" and self.other != self.named:
+                    self.other = self.named  # to be asked for again
                 self.page = None
         elif isinstance(result, Shown):
             moved = self.shown is not None and (self.shown.branch, self.shown.at, self.shown.step) != (
@@ -597,8 +608,8 @@ class Stepper(App[object]):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being computed."""
-        return not self.waiting
+        """Whether nothing is being computed or still to be drawn."""
+        return not self.waiting and not self.to_draw
 
 
 PAGES = ("lens", "attention", "verify", "beside", "info")  # whose data belong to the step in view

@@ -19,12 +19,12 @@ DRAWN = Sampling(temperature=0.8, top_p=0.9, seed=0)
 
 
 def stepper(m: Loaded, prompt: str, language: str = "en", sampling: Sampling = DRAWN, max_new_tokens: int = 20, **more) -> Stepper:
-    """The application; ``more`` are ``beside``, ``other`` models by name, and functions that write a run and say what replays it."""
+    """The application; ``more`` are ``beside``, ``others``, models by name, or ``load``, which gives one, and ``write``, of a run."""
     origins = {own.name: "flag" if own.name in ("temperature", "top_p") else "default" for own in fields(Sampling)}
-    others = more.get("others", {})
+    other = more.get("load") or more.get("others", {}).__getitem__
 
     def engine(say: Callable[[str], None]) -> Engine:
-        return Engine(m, prompt, m.encode(prompt), sampling, origins, max_new_tokens, load=others.__getitem__)
+        return Engine(m, prompt, m.encode(prompt), sampling, origins, max_new_tokens, load=other)
 
     write, replay = more.get("write", lambda run, path: None), lambda path: f"inspector run --replay {path}"
     return Stepper(engine, m.origin.name, translator(language), write, replay, more.get("beside"))

@@ -119,44 +119,38 @@ def test_settings_move_the_kept_set_before_they_are_taken(names):
     assert "branch 2 of 2" in taken and "step 3, not drawn yet" in taken and "kept: 4 tokens" in taken
 
 
-def test_arrows_turn_the_value_that_is_typed(names):
-    by_arrows = screen(stepper(names, "Крас"), "j 3 enter t up up enter")
-    assert by_arrows.startswith(" names-qwen2 · step 3, not drawn yet") and "T=1, top-p 0.9" in by_arrows
-    assert "top-p 0.85" in screen(stepper(names, "Крас"), "p down enter")
+def test_arrows_turn_the_value_that_is_typed_and_an_empty_one_is_off(names):
+    below, above, off = screens(stepper(names, "Крас"), "p down enter", "t up up enter", "p 0 enter")
+    assert "T=0.8, top-p 0.85" in below and "T=1, top-p 0.85" in above and "T=1, seed 0" in off
 
 
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ("t x enter", "temperature 'x': give a number"),
-        ("t -1 enter", "temperature=-1.0: give 0 (greedy) or a positive number"),
-        ("k 1.5 enter", "top-k '1.5': give a whole number"),
-        ("p 2 enter", "top_p=2.0: give a number above 0 and up to 1"),
-        ("f 40 enter", "there is no"),
-        ("f #0 enter", "#0: give a place from #1 to #32"),
-        ("j 0 enter", "step '0': give a number from 1 up"),
-        ("j x enter", "step 'x': give a number from 1 up"),
-    ],
-)
-def test_what_cannot_be_is_said_and_nothing_happens(tiny, keys, said):
+WRONG = {
+    "t x enter": "temperature 'x': give a number",
+    "t -1 enter": "temperature=-1.0: give 0 (greedy) or a positive number",
+    "k 1.5 enter": "top-k '1.5': give a whole number",
+    "p 2 enter": "top_p=2.0: give a number above 0 and up to 1",
+    "f 40 enter": "token '40'",
+    "f #0 enter": "#0: give a place from #1 to #32",
+    "j 0 enter": "step '0': give a number from 1 up",
+    "j x enter": "step 'x': give a number from 1 up",
+}
+
+
+def test_what_cannot_be_is_said_and_nothing_happens(tiny):
     app = stepper(tiny, TINY)
-    shown = screen(app, keys)
-    assert said in shown or "has no such token" in shown
-    assert app.shown.line.steps == () and app.shown.settings == DRAWN
+    shown = screens(app, *(f"escape {keys}" for keys in WRONG))
+    for said, text in zip(WRONG.values(), shown, strict=True):
+        assert said in text
+    assert app.shown.line.steps == () and app.shown.settings == DRAWN and len(app.shown.branches) == 1
 
 
-def test_off_is_an_empty_top_p(names):
-    assert "top-p" not in screen(stepper(names, "Крас"), "p 0 enter").split("\n")[1]
-
-
-@pytest.mark.parametrize("named", ["#2", "и", "42"])
-def test_a_token_is_forced_by_its_place_its_text_or_its_number(names, named):
+def test_a_token_is_forced_by_its_place_its_text_or_its_number(names):
     step = next(iter(decode(names, names.encode("Крас"), DRAWN)))
-    assert (step.candidates[1].token.text, step.candidates[1].token.id) == ("и", names.token_id("и"))
-    named = str(names.token_id("и")) if named == "42" else named
-    shown = screen(stepper(names, "Крас"), f"f {named} enter")
-    assert "<s>Крас|и" in shown and "· forced" in shown
-    assert "«и» was named by hand (removed by top-p); the settings would have chosen «н»" in shown
+    token = step.candidates[1].token
+    assert token.text == "и"
+    for shown in screens(stepper(names, "Крас"), "f #2 enter", "j 1 enter f и enter", f"j 1 enter f {token.id} enter"):
+        assert "<s>Крас|и" in shown and "· forced" in shown
+        assert "«и» was named by hand (removed by top-p); the settings would have chosen «н»" in shown
 
 
 def test_branches_are_compared_and_gone_over_to(names):
@@ -276,6 +270,21 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tiny):
     app.load = load
     svg, lines, ended = asyncio.run(application.picture(app, ["space"], (80, 24)))
     assert isinstance(ended, ValueError) and (svg, lines) == ("", [])
+
+
+def test_the_other_model_is_asked_for_and_once_more_where_it_cannot_be_had(names, expert):
+    def load(name):
+        if name != "names-expert":
+            raise ValueError(f"{name}: no such model")
+        return expert
+
+    app = stepper(names, "Крас", load=load)
+    wrong, right = screens(app, "space d nothing enter", "d names-expert enter")
+    assert "nothing: no such model" in wrong
+    steps = [next(iter(decode(m, m.encode("Крас"), DRAWN))) for m in (names, expert)]
+    assert re.findall(r"entropy ([\d.]+)", right.split("\n")[-3]) == [f"{step.entropy:.2f}" for step in steps]
+    [row] = [row for row in right.split("\n") if row.startswith("  1 ")]
+    assert re.findall("«(.)»", row) == [step.candidates[0].token.text for step in steps]
 
 
 def test_keys_of_a_cyrillic_keyboard_stand_for_those_in_their_place(names):
