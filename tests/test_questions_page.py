@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from axe_core_python.selenium import Axe
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from inspector.loop.decoding import run
@@ -263,6 +264,18 @@ def test_the_page_answers_where_the_table_says(number, opened, sides):
     titles = opened.at(0).browser.execute_script("return [...document.querySelectorAll('h2')].map((one) => one.textContent)")
     assert panel in titles
     ANSWERS[number - 1](opened, sides)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_a_screen_reader_or_a_keyboard_out(opened, scheme):
+    """What axe-core finds: names, roles, landmarks, headings, contrast of all that is shown."""
+    opened.at(1, 2)
+    opened.browser.execute_script("document.documentElement.style.colorScheme = arguments[0]", scheme)
+    try:
+        found = Axe().run(opened.browser, options=dict(resultTypes=["violations"]))["violations"]
+    finally:
+        opened.browser.execute_script("document.documentElement.style.colorScheme = ''")
+    assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
 
 
 def test_all_sides_are_those_of_the_main_screen(sides):

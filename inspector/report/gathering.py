@@ -63,7 +63,7 @@ def gather(
         unknown=tuple(m.unknown(prompt or "")),
         command=command,
         branches=branched(m, run, branches, passes),
-        redraws=redraws(m, run, said=redrawn) if size > SMALL else (),
+        redraws=redraws(m, run, said=redrawn) if size > SMALL or m.device.type != "cpu" else (),
         inside=within,
         **found,
     )

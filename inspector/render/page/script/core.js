@@ -153,7 +153,7 @@ const Page = (() => {
       header(shown),
       el("main", { id: "main", tabindex: "-1" }, ...sections),
       el("p", { id: "said", class: "said", "aria-live": "polite" }),
-      ...(page.run.steps.length > 0 ? [el("div", { id: "at", role: "group", "aria-label": t("Step", "Шаг") })] : []),
+      ...(page.run.steps.length > 0 ? [el("footer", { id: "at", "aria-label": t("Step", "Шаг") })] : []),
     );
     live = [...shown.map((panel, i) => panel.build(sections[i], page) ?? {}), { step: showStep }];
     live.forEach((part) => part.step?.());

@@ -44,7 +44,7 @@ function bars(rows, heads, caption) {
     "table",
     { class: "bars" },
     el("caption", { class: "said" }, caption),
-    el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))),
+    el("thead", {}, el("tr", {}, ...heads.map((head) => headOf(head)))),
     el(
       "tbody",
       {},
@@ -75,17 +75,22 @@ function bar(value) {
   );
 }
 
+/** The head of a column; without words it is an empty cell, which a screen reader does not announce. */
+function headOf(head, kind = null) {
+  return el(head === "" ? "td" : "th", { scope: head === "" ? null : "col", class: kind }, head);
+}
+
 /** A table of texts and nodes. `numbers`: the columns that hold numbers, which stand right. */
 function grid(heads, rows, caption, numbers = []) {
   const kind = (i) => (numbers.includes(i) ? "number" : null);
   return el(
     "div",
-    { class: "wide" },
+    { class: "wide", role: "group", "aria-label": caption, tabindex: "0" }, // what scrolls must be reached by keys
     el(
       "table",
       { class: "grid" },
       el("caption", { class: "said" }, caption),
-      el("thead", {}, el("tr", {}, ...heads.map((head, i) => el("th", { scope: "col", class: kind(i) }, head)))),
+      el("thead", {}, el("tr", {}, ...heads.map((head, i) => headOf(head, kind(i))))),
       el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell, i) => el(i ? "td" : "th", { scope: i ? null : "row", class: kind(i) }, cell))))),
     ),
   );
