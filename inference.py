@@ -154,7 +154,7 @@ def main(
     # 6. Are the parts, run by hand, the model?
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
     with options.busy(t("comparing …", "сравнение …")):
-        verdicts = [verify(m, row, run.sampling, len(run.steps), loop.kv_cache) for m, row, run in zip(models, ids, runs, strict=True)]
+        verdicts = [verify(m, row, run.sampling, run.most_new_tokens, loop.kv_cache) for m, row, run in zip(models, ids, runs, strict=True)]
     screen.show(*(verdict_line(name, verdict, t) for name, verdict in zip(names, verdicts, strict=True)))
     lines = [lesson.code_lines(getsource(by_generate)), lesson.code_lines(Path(__file__).read_text(encoding="utf8"))]
     screen.show(comparison_table(models[0].split.backbone_name, models[0].split.head_name, verdicts[0], lines, t))

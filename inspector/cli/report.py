@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -114,7 +114,9 @@ def side(m, name: str, run: Run, prompt: str, *, branches=None, verdict=None, de
     t = out.t
     if branches is None:
         branches = USUAL_BRANCHES if sum(p.numel() for p in m.model.parameters()) < SMALL else 0
-    run = with_settings(m, run, prompt, reading, asked, loop)
+    usual = next(own.default for own in fields(asked) if own.name == "max_new_tokens")
+    origins = run.origins | dict(max_new_tokens="default" if asked.max_new_tokens == usual else "flag")
+    run = replace(run, parts=reading.parts(m, [token.id for token in run.prompt], prompt), origins=origins)
     again = [asked.again(run.sampling, defaults), loop, reading, how]
     command = f"{program()} {command_arguments('verify', name, prompt, options=again)}"
     with busy(t("looking inside …", "взгляд внутрь …")) as say:
@@ -178,16 +180,6 @@ def write_lesson(
     sides = [side(m, m.origin.name, run, prompt, verdict=verdict, reading=read, **more) for m, run, prompt, verdict, read in found]
     sides, weights = with_models(sides, models)
     write_page(out.html, report(*sides), weights, out)
-
-
-def with_settings(m, run: Run, prompt: str, reading, asked, loop) -> Run:
-    """A run that also tells where the tokens of its prompt are from, and all settings beside those of ``generate()``."""
-    from ..loop.settings import explained
-
-    ids = [token.id for token in run.prompt]
-    limits = run.origins | dict(max_new_tokens="default")
-    settings = tuple(explained(m, len(ids), run.sampling, run.max_new_tokens, limits, asked.checkpoint_settings, loop.kv_cache))
-    return replace(run, parts=reading.parts(m, ids, prompt), settings=settings)
 
 
 def write_page(place: Path, shown: Report, weights: Sequence[bytes], out: Output) -> None:

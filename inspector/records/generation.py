@@ -417,6 +417,11 @@ class Run(Shown):
     schema: int = SCHEMAS[-1]
 
     @property
+    def most_new_tokens(self) -> int:
+        """How many new tokens a comparison asks for: as many as the run did, or had when it was interrupted."""
+        return len(self.steps) if self.stop_reason == "interrupted" else self.max_new_tokens
+
+    @property
     def step_seconds(self) -> tuple[float, ...]:
         """The time of every step, for ``median_step``."""
         return tuple(step.seconds for step in self.steps)

@@ -20,12 +20,12 @@ def proof(m: Loaded, run: Run, verdict: Verdict | None = None, check: bool = Tru
     why = unequal(run) or (None if verdict or check else ("not compared", "не сравнивалось"))
     if why is None:
         try:
-            verdict = verdict or verify(m, [token.id for token in run.prompt], run.sampling, asked(run), run.kv_cache)
+            verdict = verdict or verify(m, [token.id for token in run.prompt], run.sampling, run.most_new_tokens, run.kv_cache)
         except ValueError as error:
             why = (str(error), str(error))
     if why is not None or verdict is None:
         return found | dict(verdict_words=why)
-    most = within_context(m, len(run.prompt), asked(run))
+    most = within_context(m, len(run.prompt), run.most_new_tokens)
     words: Words = tuple(verdict_line(run.model, verdict, t).plain for t in LANGUAGES)
     told = explicit_settings(run.sampling, most, m.stop_ids, run.kv_cache)
     return found | dict(verdict=verdict, verdict_words=words, told=told, commands=commands(run, told))
@@ -43,18 +43,13 @@ def unequal(run: Run) -> Words | None:
     return None
 
 
-def asked(run: Run) -> int:
-    """How many new tokens a comparison asks for: as many as the run did, or had when it was interrupted."""
-    return len(run.steps) if run.stop_reason == "interrupted" else run.max_new_tokens
-
-
 def commands(run: Run, told: dict) -> tuple[str, str, str]:
     """The loop by hand, the call of ``generate()``, and what compares the two, as Python; ``m`` is the model, ``ids`` the prompt."""
     on = [name for name in SETTINGS if name != "seed" and (run.sampling.is_on(name) or (name == "temperature" and run.sampling.greedy))]
     seed = [] if run.sampling.greedy else ["seed"]
     sampling = f"inspector.Sampling({', '.join(f'{name}={getattr(run.sampling, name)!r}' for name in (*on, *seed))})"
     cache = ", kv_cache=True" * run.kv_cache
-    most = asked(run)
+    most = run.most_new_tokens
     by_hand = f"steps = inspector.decode(m, ids, {sampling}, max_new_tokens={most}{cache})\n[step.token.id for step in steps]"
     arguments = ", ".join(f"{name}={value!r}" for name, value in told.items())
     seeded = "" if run.sampling.greedy else f"torch.manual_seed({run.sampling.seed})\n"
