@@ -35,6 +35,7 @@ COMMANDS = (
     "run names-qwen2 Крас --seed 3 --min-p 0.05 --max-new-tokens 3",
     "run names-qwen2 --prompts items.txt --max-new-tokens 1",
     "run names-qwen2 Крас --top-p 0.9 --max-new-tokens 2 --step 2",
+    "report names-qwen2 Крас --max-new-tokens 2 --branches 0",
     "step names-qwen2 Крас --top-p 0.9 --save-svg step.svg --keys j",
     "verify names-qwen2 Крас --max-new-tokens 3",
     "coverage granite bert",
