@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -29,12 +30,30 @@ spec.loader.exec_module(inference)
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
-def lesson(*arguments, columns=120, code=0, **env):
-    environment = os.environ | OFFLINE | {"COLUMNS": str(columns), "OMP_NUM_THREADS": "1"} | env
+def lesson(*arguments, columns=120):
+    """The lesson in a process of its own."""
+    environment = os.environ | OFFLINE | {"COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "inference.py"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == code and "Traceback" not in result.stderr, result.stderr
-    return result
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def lesson_here(monkeypatch, capfd):
+    """A function: arguments of the lesson → what it prints, in this process, which has imported torch already."""
+
+    def run(*arguments: str, columns: int = 120, code: int = 0) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["inference.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "inference.py"), run_name="__main__")
+        sys.stderr.flush()
+        shown = capfd.readouterr()
+        assert (ended.value.code or 0) == code and "Traceback" not in shown.err, shown.err
+        return shown.err if code else shown.out
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +64,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def output(pictures):
     saved = "--slides", str(pictures / "slides"), "--save-png", str(pictures / "lesson.png")
-    return lesson("--lang", "en", *saved, columns=100).stdout.replace("\u00a0", " ")
+    return lesson("--lang", "en", *saved, columns=100).replace("\u00a0", " ")
 
 
 def test_the_lesson_is_saved_as_slides_and_as_one_picture(output, pictures):
@@ -106,10 +125,10 @@ def test_the_main_screen_answers_on_no_more_lines_than_it_had(output):
     assert [question for question, part in said.items() if part not in output] == []
 
 
-def test_the_shown_command_repeats_the_run(tmp_path):
+def test_the_shown_command_repeats_the_run(tmp_path, lesson_here):
     """With settings that only the lesson has, and a prompt that a shell must not take apart."""
     given = ["--prompt", "Анна Кр", "--min-p", "0.02", "--bad-words", "ов", "--seed", "3", "--max-new-tokens", "6"]
-    output = lesson("--lang", "en", *given, "--json", str(tmp_path / "lesson.json")).stdout
+    output = lesson_here("--lang", "en", *given, "--json", str(tmp_path / "lesson.json"))
     [command] = [line for line in output.splitlines() if "inspector run names-qwen2 'Анна Кр'" in line]
     words = shlex.split(command.partition("inspector run ")[2])
     verb = [sys.executable, "-m", "inspector", "run", *words, "--json", "-"]
@@ -128,8 +147,8 @@ def test_the_default_seed_shows_top_p_removing_the_runner_up():
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(columns):
-    lines = lesson("--lang", "ru", columns=columns).stdout.splitlines()
+def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(columns, lesson_here):
+    lines = lesson_here("--lang", "ru", columns=columns).splitlines()
     from rich.cells import cell_len
 
     assert max(map(cell_len, lines)) <= columns
@@ -139,7 +158,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(columns):
 
 
 def test_json_holds_runs_and_verdicts_that_come_back():
-    data = json.loads(lesson("--json", "-", "--max-new-tokens", "5", "--temperature", "0.7", "--seed", "4").stdout)
+    data = json.loads(lesson("--json", "-", "--max-new-tokens", "5", "--temperature", "0.7", "--seed", "4"))
     runs, verdicts = [from_json(Run, run) for run in data["runs"]], [from_json(Verdict, v) for v in data["verdicts"]]
     assert [run.model for run in runs] == ["names-qwen2", "names-expert"]
     assert runs[0].sampling == Sampling(temperature=0.7, top_p=0.9, seed=4) and runs[0].origins["top_p"] == "lesson"
@@ -148,8 +167,8 @@ def test_json_holds_runs_and_verdicts_that_come_back():
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".html"])
-def test_the_screen_is_saved_in_colours_that_can_be_read(tmp_path, suffix, contrasts):
-    lesson("--save-screen", str(tmp_path / f"screen{suffix}"), "--max-new-tokens", "3", "--expert-prompt", "<script>К")
+def test_the_screen_is_saved_in_colours_that_can_be_read(tmp_path, suffix, contrasts, lesson_here):
+    lesson_here("--save-screen", str(tmp_path / f"screen{suffix}"), "--max-new-tokens", "3", "--expert-prompt", "<script>К")
     text = (tmp_path / f"screen{suffix}").read_text()
     assert "Qwen2DecoderLayer" in text.replace("&#160;", " ") and "<script>" not in text
     assert [file.name for file in tmp_path.iterdir()] == [f"screen{suffix}"]
@@ -167,13 +186,14 @@ def test_the_screen_is_saved_in_colours_that_can_be_read(tmp_path, suffix, contr
         (["--top-k", "-1"], "top_k=-1"),
     ],
 )
-def test_a_model_that_was_named_is_never_replaced_and_mistakes_are_one_line(arguments, part):
-    error = lesson(*arguments, code=2).stderr
+def test_a_model_that_was_named_is_never_replaced_and_mistakes_are_one_line(arguments, part, lesson_here, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    error = lesson_here(*arguments, code=2)
     assert part in error and error.count("\n") == 1
 
 
-def test_greedy_and_raw_work_and_special_settings_are_kept():
-    output = lesson("--greedy", "--lang", "en", "--max-new-tokens", "3").stdout
+def test_greedy_and_raw_work_and_special_settings_are_kept(lesson_here):
+    output = lesson_here("--greedy", "--lang", "en", "--max-new-tokens", "3")
     assert "the most probable" in output and "bitwise · names-qwen2 · greedy" in output
 
 
@@ -240,8 +260,8 @@ def test_both_languages_have_every_text():
         translator("de")
 
 
-def test_with_a_cache_the_lesson_says_so_and_chooses_the_same(tmp_path, output):
-    shown = lesson("--lang", "en", "--kv-cache", "--json", str(tmp_path / "out.json"), columns=100).stdout.replace("\u00a0", " ")
+def test_with_a_cache_the_lesson_says_so_and_chooses_the_same(tmp_path, output, lesson_here):
+    shown = lesson_here("--lang", "en", "--kv-cache", "--json", str(tmp_path / "out.json"), columns=100).replace("\u00a0", " ")
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf8"))
     assert all(one["kv_cache"] for one in (*written["runs"], *written["verdicts"]))
     assert [verdict["level"] for verdict in written["verdicts"]] == ["bitwise", "bitwise"]

@@ -47,6 +47,7 @@ EXAMPLES = {f"{page}, {i}": block for page in SISTERS for i, block in enumerate(
 FILES = {found[1]: block for block in EXAMPLES.values() if (found := re.match(r"# (\w+\.py): ", block))}  # what FILE.py:factory reads
 ADAPTER = "python examples/adapter.py runs/adapter"  # what other commands of its page read
 EXPORT = "inspector export gpt-moe --onnx moe.onnx --kv-cache"  # likewise
+RECORD = "inspector run names-qwen2 Крас --seed 3 --record 512 --json run.json"
 OTHERWISE = {  # a command that shows how it ends when something does not hold → its exit code
     "inspector diverge names-qwen2 examples/ported.py:faulty Крас": 1,
     "inspector diverge names-qwen2 runs/adapter Крас": 1,
@@ -202,6 +203,10 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", EXPORT.split())
         with pytest.raises(SystemExit):
             main()
+    if re.search("--(run|replay) run.json", command):
+        monkeypatch.setattr(sys, "argv", RECORD.split())
+        with pytest.raises(SystemExit):
+            main()
     if "runs/adapter" in command:
         monkeypatch.setattr(sys, "argv", ADAPTER.split()[1:])
         runpy.run_path("examples/adapter.py", run_name="__main__")
@@ -231,7 +236,7 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
 
 
 def test_commands_that_end_otherwise_are_shown():
-    assert {*OTHERWISE, ADAPTER, EXPORT} <= set(COMMANDS) and set(FILES) == {"two.py"}
+    assert {*OTHERWISE, ADAPTER, EXPORT, RECORD} <= set(COMMANDS) and set(FILES) == {"two.py"}
 
 
 @pytest.mark.parametrize(("page", "language"), [("docs/your_model.md", "en"), ("docs/ru/your_model.md", "ru")])
