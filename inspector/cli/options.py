@@ -23,7 +23,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from ..files import check_writable, is_stream, write_whole
+from ..files import check_page, check_writable, is_stream, write_whole
 from ..process import CLOSED, OutputError
 from ..records.as_json import to_json
 from ..records.generation import Sampling
@@ -550,13 +550,6 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
     if not prompts:
         raise ValueError(f"{path}: holds no prompts: write one a line")
     return prompts
-
-
-def check_page(place: Path | None, option: str) -> None:
-    """Refuses a page whose name does not end in .html, or that cannot be written. Raises ``ValueError``."""
-    if place is not None and place.suffix != ".html":
-        raise ValueError(f"{option} {place}: give a name that ends in .html")
-    check_writable(place)
 
 
 def write_json(path: Path, record) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..files import write_whole
+from ..files import check_page, write_whole
 from ..records.as_json import from_json
 from ..records.generation import Run
 from ..records.report import Idea, Report, Side
@@ -24,7 +24,6 @@ from .options import (
     PromptOptions,
     SamplingOptions,
     busy,
-    check_page,
     command_arguments,
     grouped,
     importing,
@@ -77,14 +76,14 @@ def report(
     out.write(shown)
 
 
-def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop, reading, how, out) -> tuple[Report, list[bytes]]:
+def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop, reading, how, out) -> tuple[Report, Sequence[bytes]]:
     """Runs the models and gathers what the page shows of them; the weights of those that it carries."""
     t = out.t
     models = loop.checked(*(how.load(name) for name in names))
     how.settle(*(m.model for m in models))
     with importing():
         from ..loop.decoding import run as generate
-        from ..report.gathering import report
+        from ..report.pages import page_of
 
     sides = []
     for name, m in zip(names, models, strict=True):
@@ -95,16 +94,8 @@ def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop
             run = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache, recorded=RECORDED)
         options = dict(asked=asked, loop=loop, reading=reading, how=how, out=out)
         sides.append(side(m, name, run, prompt, branches=branches, defaults=LESSON, **options))
-    sides, weights = with_models(sides, models)
-    return report(*sides), weights
-
-
-def with_models(sides: Sequence[Side], models: Sequence) -> tuple[list[Side], list[bytes]]:
-    """The sides with what the page runs their models with, and the weights for that, side by side."""
-    from ..report.carrying import with_model
-
-    pairs = [with_model(one, m) for one, m in zip(sides, models, strict=True)]
-    return [one for one, _ in pairs], [weights for _, weights in pairs]
+    found = page_of(sides, models)
+    return found.report, found.weights
 
 
 def side(m, name: str, run: Run, prompt: str, *, branches=None, verdict=None, defaults: dict, asked, loop, reading, how, out) -> Side:
@@ -173,13 +164,13 @@ def write_lesson(
     asked, loop, reading, how, out = options
     if out.html is None:
         return
-    from ..report.gathering import report
+    from ..report.pages import page_of
 
     more = dict(defaults=defaults, asked=asked, loop=loop, how=how, out=out)
     found = zip(models, runs, prompts, verdicts, (reading, PromptOptions()), strict=True)  # the second prompt is for a native model
     sides = [side(m, m.origin.name, run, prompt, verdict=verdict, reading=read, **more) for m, run, prompt, verdict, read in found]
-    sides, weights = with_models(sides, models)
-    write_page(out.html, report(*sides), weights, out)
+    written = page_of(sides, models)
+    write_page(out.html, written.report, written.weights, out)
 
 
 def write_page(place: Path, shown: Report, weights: Sequence[bytes], out: Output) -> None:

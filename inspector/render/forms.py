@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from ..records.caching import CacheLesson
-from ..records.comparison import Divergence, Verdict
+from ..records.comparison import Divergence, Replayed, Verdict
 from ..records.effects import Contributions, Effect
 from ..records.generation import Run, Sampling, Step, Token
 from ..records.inside import Attention, Lens, Trace
@@ -33,7 +33,7 @@ from .tables import Held, notices
 from .text import Translate, translator
 from .traits import trait_name, trait_words
 from .trees import parts_explained, split_table, tree_panel
-from .verdicts import sampling_words, verdict_line
+from .verdicts import replayed_words, sampling_words, verdict_line
 
 COLUMNS = 110  # of what a notebook shows in letters
 HIGHEST = 720  # pixels of a page in a notebook: a longer one is scrolled, and drawn larger at its corner
@@ -166,6 +166,7 @@ FORMS: dict[type, Callable[..., Iterator[RenderableType]]] = {
     Effect: view_form(View("", lambda record, width, t: effect_view(record, t))),
     CacheLesson: view_form(View("", lesson_view)),
     Divergence: divergence_form,
+    Replayed: alone(lambda result, width, t: replayed_words(result, t)),
     Speculation: alone(lambda record, width, t: speculation_view(record, t)),
     Side: lambda side, width, t: report_form(Report((side,)), width, t),
     Report: report_form,
