@@ -1,6 +1,5 @@
 """``inspector report``: the page, and what else writes one."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import typer
 from rich.text import Text
 
 from ..files import check_page, write_whole
-from ..records.as_json import from_json
 from ..records.generation import Run
 from ..records.report import Idea, Report, Side
 from ..render.tables import program
@@ -28,6 +26,7 @@ from .options import (
     grouped,
     importing,
 )
+from .runs import read_runs
 
 LESSON = dict(temperature=0.8, top_p=0.9)  # as in ``inference.py``: a page of greedy steps has no draw to show
 MOST_BRANCHES, USUAL_BRANCHES = 10, 3
@@ -64,7 +63,7 @@ def report(
             raise ValueError(f"{model!r} and --run {recorded} contradict each other: give models and a prompt, or a run")
         from ..render.report import from_runs
 
-        shown, weights = from_runs(read_runs(recorded)), []
+        shown, weights = from_runs(read_runs(recorded, "--run", most=2)), []
     else:
         if prompt is None:
             prompt, other = other, None
@@ -182,26 +181,3 @@ def write_page(place: Path, shown: Report, weights: Sequence[bytes], out: Output
     size = len(text.encode()) / 1e6
     said = visible(str(place))
     out.console.print(Text(out.t(f"page written: {said}, {size:.1f} MB", f"страница записана: {said}, {size:.1f} МБ")))
-
-
-def read_runs(path: Path) -> list[Run]:
-    """The runs of a file that ``--json`` wrote, one or two, of ``run`` or of ``inference.py``.
-
-    Raises:
-        ValueError: the file cannot be read, holds no run, or more than two.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--run {path}: {error.strerror}: give a file that run --json wrote") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--run {path} is no JSON ({error}): give a file that run --json wrote") from None
-    if isinstance(data, dict) and "runs" in data:
-        data = data["runs"]
-    many = data if isinstance(data, list) else [data]
-    if not 1 <= len(many) <= 2:
-        raise ValueError(f"--run {path} holds {len(many)} runs: give a file with one, or with two that are to stand beside each other")
-    try:
-        return [from_json(Run, one) for one in many]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"--run {path}: {error}") from None

@@ -1,7 +1,6 @@
 """The verb ``step``, and ``run --replay``: a generation that is stepped through, and one that is made again."""
 
 import asyncio
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,8 +14,6 @@ from rich.text import Text
 
 from .. import process
 from ..files import write_whole
-from ..records.as_json import from_json
-from ..records.generation import Run, is_id
 from ..render.tables import program, unwrapped
 from ..render.text import visible
 from ..render.verdicts import replayed_words
@@ -35,6 +32,7 @@ from .options import (
     threads_now,
     write_json,
 )
+from .runs import read_runs
 
 KEYS_HELP = 'For --save-svg and --save-png: keys to press first, such as "space space t 0.5 enter": a word of letters is typed one by one.'
 NO_TEXTUAL = "inspector step needs Textual: pip install 'textual>=8' (the extra tui of this package)"
@@ -191,7 +189,7 @@ def draw(stepper, app, out: Output, keys: list[str], size: tuple[int, int]) -> N
 
 def replayed(model: str | None, path: Path, how: ModelOptions, out: Output) -> None:
     """Generates a recorded run again and holds every number against it: exit code 1 where one is another."""
-    run = read_run(path)
+    [run] = read_runs(path, "--replay")
     if how.dtype == "auto":
         how = replace(how, dtype=run.dtype)
     m = how.load(model or run.model)
@@ -206,35 +204,3 @@ def replayed(model: str | None, path: Path, how: ModelOptions, out: Output) -> N
     out.write(result)
     if not result.holds:
         raise typer.Exit(1)
-
-
-def read_run(path: Path) -> Run:
-    """The run in a file.
-
-    Raises:
-        ValueError: it cannot be read, or holds no run; what it holds instead.
-    """
-    remedy = "give what --json of inspector run, or w in inspector step, wrote"
-    try:
-        data = json.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise ValueError(f"--replay {path}: {error.strerror}: {remedy}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--replay {path}: no JSON: {remedy}") from error
-    if isinstance(data, list) or (isinstance(data, dict) and "runs" in data):
-        raise ValueError(f"--replay {path}: holds several runs: give a file of one")
-    try:
-        run = from_json(Run, data)
-        whole = (
-            bool(run.prompt)
-            and all(is_id(token.id) for token in run.prompt)
-            and all(step.index == i and is_id(step.token.id) for i, step in enumerate(run.steps))
-            and all(isinstance(word, str) for word in (run.model, run.dtype, run.text))
-        )
-    except ValueError as error:
-        raise ValueError(f"--replay {path}: no run: {error}") from error
-    except (TypeError, AttributeError, KeyError, StopIteration, RecursionError) as error:
-        raise ValueError(f"--replay {path}: no run ({type(error).__name__}): {remedy}") from error
-    if not whole:
-        raise ValueError(f"--replay {path}: not a whole run: {remedy}")
-    return run

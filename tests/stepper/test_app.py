@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from inspector.cli.stepping import pressed, read_run, size_of
+from inspector.cli.runs import read_runs
+from inspector.cli.stepping import pressed, size_of
 from inspector.loading.texts import Texts
 from inspector.loop.decoding import decode
 from inspector.loop.stepping import replay
@@ -187,7 +188,7 @@ def test_a_transcript_is_saved_and_recurs(names, tmp_path):
             await press(app, pilot, "enter")
 
     asyncio.run(go())
-    run = read_run(path)
+    [run] = read_runs(path, "--replay")
     assert [step.forced for step in run.steps][:3] == [False, True, False] and len(run.steps) > 3 and run.parts[0] == "special"
     assert replay(names, run).holds and app.saved == [(path, f"inspector run --replay {path}")]
 
