@@ -6,10 +6,7 @@ from ..loading.loaded import Loaded
 from ..parts.structure import differences, measured, shapes, trait_differences
 from ..records.generation import Run
 from ..records.report import Parts, Side, Words
-from ..render.text import translator
-from ..render.traits import trait_name, trait_words
-
-LANGUAGES = translator("en"), translator("ru")
+from ..render.traits import names_in_both, words_in_both
 
 
 def architecture(m: Loaded, run: Run) -> dict:
@@ -22,7 +19,7 @@ def architecture(m: Loaded, run: Run) -> dict:
         tree=node,
         sums=node.sums(),
         traits=traits,
-        trait_words={trait: tuple(trait_words(trait, facts, t) for t in LANGUAGES) for trait, facts in traits.items()},
+        trait_words=words_in_both(traits),
         costs=costs,
         parts=Parts(m.split.backbone_name, m.split.describe(), m.split.probe, seen),
     )
@@ -30,7 +27,9 @@ def architecture(m: Loaded, run: Run) -> dict:
 
 def compared(sides: Sequence[Side]) -> dict:
     """The fields of a ``Report`` that say what differs between two architectures, and what traits are called."""
-    names: dict[str, Words] = {trait: tuple(trait_name(trait, t) for t in LANGUAGES) for side in sides for trait in side.traits or ()}
+    names: dict[str, Words] = {}
+    for side in sides:
+        names |= names_in_both(side.traits or {})
     if len(sides) != 2 or not all(side.tree and side.traits for side in sides):
         return dict(words=names)
     a, b = sides
