@@ -35,6 +35,7 @@ from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict
 from .bench import bench
 from .caching import cache
 from .export import export
+from .grouping import at_least_one, grouped
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
     Dtype,
@@ -47,17 +48,13 @@ from .options import (
     SamplingOptions,
     SpreadOptions,
     TrustRemoteCode,
-    at_least_one,
-    busy,
-    check_threads,
-    grouped,
-    importing,
     read_prompts,
-    threads_now,
 )
 from .report import report
 from .stepping import replayed, step
+from .threads import check_threads, threads_now
 from .train import train
+from .waiting import busy, importing
 
 EXPLAIN_HELP = (
     "First list every generation setting: its value, where it is from, what generate() would use. "

@@ -13,20 +13,11 @@ from ..records.generation import Run
 from ..records.report import Idea, Report, Side
 from ..render.tables import program
 from ..render.text import visible
-from .options import (
-    RECORDED,
-    SMALL,
-    LoopOptions,
-    ModelOptions,
-    Output,
-    PromptOptions,
-    SamplingOptions,
-    busy,
-    command_arguments,
-    grouped,
-    importing,
-)
+from .grouping import grouped
+from .options import RECORDED, LoopOptions, ModelOptions, Output, PromptOptions, SamplingOptions, command_arguments
 from .runs import read_runs
+from .threads import SMALL
+from .waiting import busy, importing
 
 LESSON = dict(temperature=0.8, top_p=0.9)  # as in ``inference.py``: a page of greedy steps has no draw to show
 MOST_BRANCHES, USUAL_BRANCHES = 10, 3

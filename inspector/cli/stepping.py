@@ -17,6 +17,7 @@ from ..files import write_whole
 from ..render.tables import program, unwrapped
 from ..render.text import visible
 from ..render.verdicts import replayed_words
+from .grouping import grouped
 from .options import (
     LoopOptions,
     ModelArgument,
@@ -25,14 +26,12 @@ from .options import (
     PromptArgument,
     PromptOptions,
     SamplingOptions,
-    busy,
     command_arguments,
-    grouped,
-    importing,
-    threads_now,
     write_json,
 )
 from .runs import read_runs
+from .threads import threads_now
+from .waiting import busy, importing
 
 KEYS_HELP = 'For --save-svg and --save-png: keys to press first, such as "space space t 0.5 enter": a word of letters is typed one by one.'
 NO_TEXTUAL = "inspector step needs Textual: pip install 'textual>=8' (the extra tui of this package)"
