@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from ..loading.loaded import Loaded
-from ..parts.structure import differences, measured, shapes, trait_differences
+from ..parts.structure import differences, trait_differences
 from ..records.generation import Run
-from ..records.report import Parts, Side, Words
+from ..records.report import Side, Words
 from ..render.traits import names_in_both, words_in_both
 
 
@@ -13,15 +13,14 @@ def architecture(m: Loaded, run: Run) -> dict:
     """The fields of a ``Side`` that say what ``m`` is made of; none for a model that nothing can look into."""
     if getattr(m.model, "opaque", None) is not None:
         return {}
-    node, costs, traits = measured(m.model, m.split)
-    seen = shapes(m.split, m.prompt([token.id for token in run.prompt]))
+    seen = m.overview([token.id for token in run.prompt])
     return dict(
-        tree=node,
-        sums=node.sums(),
-        traits=traits,
-        trait_words=words_in_both(traits),
-        costs=costs,
-        parts=Parts(m.split.backbone_name, m.split.describe(), m.split.probe, seen),
+        tree=seen.tree,
+        sums=seen.tree.sums(),
+        traits=seen.traits,
+        trait_words=words_in_both(seen.traits),
+        costs=seen.costs,
+        parts=seen.parts,
     )
 
 

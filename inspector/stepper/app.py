@@ -416,9 +416,9 @@ class Stepper(App[object]):
             name = INFO[self.info]
             jobs["info"] = {
                 "steps": (lambda: True, ""),
-                "parts": (engine.structure, t("counting …", "подсчёт …")),
+                "parts": (engine.overview, t("counting …", "подсчёт …")),
                 "architecture": (
-                    lambda: (engine.structure(), engine.beside(other) if engine.other is not None else None),
+                    lambda: (engine.overview(), engine.beside(other) if engine.other is not None else None),
                     t("comparing …", "сравнение …"),
                 ),
                 "settings": (engine.settings, ""),
