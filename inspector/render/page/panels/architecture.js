@@ -269,7 +269,7 @@ Page.panel({
       const share = (node.parameters * around) / Math.max(1, box.side.tree.parameters);
       const chips = two ? named(box) : [];
       const classes = ["arch-box", node.functional ? "arch-step" : "", box.children.length ? "arch-holds" : "", isFlow(box) ? "arch-flow" : "", node.part ? `arch-as-${node.part}` : "", other ? "arch-other" : ""];
-      const repeated = node.repeat > 1 ? el("b", { class: "arch-times" }, ` × ${whole(node.repeat)}`) : null;
+      const repeated = node.repeat > 1 ? el("b", {}, ` × ${whole(node.repeat)}`) : null;
       const button = el(
         "button",
         { type: "button", class: "plain arch-name", id: `arch-${i}-${box.key.replace(/\W+/g, "-")}-${box.row}-${box.rows}`, "data-key": box.key, "data-path": box.path, "aria-pressed": "false", on: { click: () => press(box.key) } },
