@@ -61,7 +61,7 @@ def step(
     if not picture and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ValueError("inspector step needs a terminal: run it in one, or give --save-svg FILE for a picture, inspector run for a log")
     t = out.t
-    from ..stepper import app as stepper
+    from ..stepper.app import Stepper
 
     def load(say: Callable[[str], None]) -> object:
         with importing():
@@ -91,9 +91,9 @@ def step(
     def again(path: Path) -> str:
         return f"{program()} {command_arguments('run', model, options=[Replaying(str(path)), how])}"
 
-    shown = stepper.Stepper(load, model, t, lambda run, path: write_json(path, run), again, beside)
+    shown = Stepper(load, model, t, lambda run, path: write_json(path, run), again, beside)
     if picture:
-        draw(stepper, shown, out, pressed(keys or ""), columns_lines)
+        draw(shown, out, pressed(keys or ""), columns_lines)
         out_json(shown, out)
         return
     ended = shown.run()
@@ -168,10 +168,12 @@ def pressed(keys: str) -> list[str]:
     return found
 
 
-def draw(stepper, app, out: Output, keys: list[str], size: tuple[int, int]) -> None:
+def draw(app, out: Output, keys: list[str], size: tuple[int, int]) -> None:
     """Writes the screen after these keys as pictures, and prints its letters."""
+    from ..stepper.pictures import picture
+
     with busy(out.t("drawing …", "рисунок …")):
-        svg, lines, ended = asyncio.run(stepper.picture(app, keys, size))
+        svg, lines, ended = asyncio.run(picture(app, keys, size))
     if isinstance(ended, BaseException):
         raise ended
     if not lines:
