@@ -143,5 +143,5 @@ const Draws = (() => {
     }[name] ?? name;
   }
 
-  return { settings, prepare, filtered, asRecorded, recorded, drew, size, origin, verdict, agrees, draw, filterName };
+  return { settings, context, prepare, filtered, asRecorded, recorded, drew, size, origin, verdict, agrees, draw, filterName };
 })();
