@@ -15,7 +15,7 @@ from rich.text import Text
 from .. import process
 from ..files import write_whole
 from ..render.tables import program, unwrapped
-from ..render.text import visible
+from ..render.text import Translate, visible
 from ..render.verdicts import replayed_words
 from .grouping import grouped
 from .options import (
@@ -64,29 +64,7 @@ def step(
     from ..stepper.app import Stepper
 
     def load(say: Callable[[str], None]) -> object:
-        with importing():
-            from ..stepper.engine import Engine
-
-        say(t(f"loading {visible(model)} …", f"загрузка {visible(model)} …"))
-        m = loaded(how, model)
-        loop.checked(m)
-        sampling, origins = asked.settings(m)
-        ids = reading.encode(m, prompt)
-        say(t("reading …", "чтение …"))
-        return Engine(
-            m,
-            prompt or "",
-            ids,
-            sampling,
-            origins,
-            asked.max_new_tokens,
-            kv_cache=loop.kv_cache,
-            load=lambda name: loaded_beside(how, name),
-            encode=lambda other, text: reading.encode(other, text) if has_template(other) else other.encode(text),
-            system=reading.system,
-            raw=reading.raw,
-            checkpoint=asked.checkpoint_settings,
-        )
+        return engine(model, prompt, say, t, asked=asked, loop=loop, reading=reading, how=how)
 
     def again(path: Path) -> str:
         return f"{program()} {command_arguments('run', model, options=[Replaying(str(path)), how])}"
@@ -108,6 +86,33 @@ def step(
         if ended == 2:  # Ctrl-C
             raise KeyboardInterrupt
         process.end(ended)
+
+
+def engine(model: str, prompt: str | None, say: Callable[[str], None], t: Translate, *, asked, loop, reading, how):
+    """What computes for the application, once its model is loaded; ``say`` tells the reader what is being done."""
+    with importing():
+        from ..stepper.engine import Engine
+
+    say(t(f"loading {visible(model)} …", f"загрузка {visible(model)} …"))
+    m = loaded(how, model)
+    loop.checked(m)
+    sampling, origins = asked.settings(m)
+    ids = reading.encode(m, prompt)
+    say(t("reading …", "чтение …"))
+    return Engine(
+        m,
+        prompt or "",
+        ids,
+        sampling,
+        origins,
+        asked.max_new_tokens,
+        kv_cache=loop.kv_cache,
+        load=lambda name: loaded_beside(how, name),
+        encode=lambda other, text: reading.encode(other, text) if has_template(other) else other.encode(text),
+        system=reading.system,
+        raw=reading.raw,
+        checkpoint=asked.checkpoint_settings,
+    )
 
 
 def out_json(app, out: Output) -> None:
