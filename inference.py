@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from inspector.cli import entry, native, options
+from inspector.cli import entry, grouping, native, options, waiting
 from inspector.cli.report import write_lesson
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps
@@ -64,7 +64,7 @@ def one_step(m, ids, sampling, max_new_tokens=20):
     return int((logits_V.softmax(-1) / q_V).argmax()), stages
 
 
-@options.grouped(without=["compile", "cuda_graph"])
+@grouping.grouped(without=["compile", "cuda_graph"])
 def main(
     model: Annotated[str | None, typer.Option(help=f"{options.MODEL_HELP} By default Qwen2.5-0.5B-Instruct if it can be had.")] = None,
     expert: Annotated[str, typer.Option(help="The native model beside it.")] = "names-expert",
@@ -153,7 +153,7 @@ def main(
 
     # 6. Are the parts, run by hand, the model?
     screen.show(section(t("6. Against model.generate()", "6. Сравнение с model.generate()")))
-    with options.busy(t("comparing …", "сравнение …")):
+    with waiting.busy(t("comparing …", "сравнение …")):
         verdicts = [verify(m, row, run.sampling, run.most_new_tokens, loop.kv_cache) for m, row, run in zip(models, ids, runs, strict=True)]
     screen.show(*(verdict_line(name, verdict, t) for name, verdict in zip(names, verdicts, strict=True)))
     lines = [lesson.code_lines(getsource(by_generate)), lesson.code_lines(Path(__file__).read_text(encoding="utf8"))]
@@ -161,7 +161,7 @@ def main(
 
     # 7. What came out, and what it cost.
     screen.show(section(t("7. Texts and times", "7. Тексты и время")))
-    with options.busy(t("measuring …", "измерение …")):
+    with waiting.busy(t("measuring …", "измерение …")):
         shares = {m.origin.name: shares_of_pass(m, m.prompt(row)) for m, row in zip(models, ids, strict=True)}
         times = {m.origin.name: seconds_per_step(m, LENGTHS) for m in models}
         if nodes[0].parameters != 494_032_768:  # those of Qwen2.5-0.5B

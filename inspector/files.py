@@ -110,6 +110,13 @@ def check_writable(path: Path | None) -> None:
         raise ValueError(f"{path} cannot be written: it is another user's, and its folder lets nobody replace it: give another file")
 
 
+def check_page(place: Path | None, name: str) -> None:
+    """Refuses a page whose name does not end in .html, or that cannot be written. Raises ``ValueError``."""
+    if place is not None and place.suffix != ".html":
+        raise ValueError(f"{name} {place}: give a name that ends in .html")
+    check_writable(place)
+
+
 def is_stream(path: Path) -> bool:
     """Whether something is written to and not replaced: a device, a pipe, or what a process has open by a number."""
     return os.path.exists(path) and (not stat.S_ISREG(os.stat(path).st_mode) or by_number(path) is not None)

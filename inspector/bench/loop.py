@@ -75,15 +75,21 @@ def shares_of_pass(m: Loaded, ids: torch.Tensor, repeats: int = 3) -> dict[str, 
     if getattr(m.model, "opaque", None) is not None:
         return {}
     parts = {role: part for role, part in with_head(m).items() if re.fullmatch(r"(layers\d*\.\d+\.)?\w+", role) and group_of(role)}
-    passes: list[Counter] = []
-    for _ in turns(repeats):
-        seconds = by_hand(m.split, ids, parts, clock=Clock(m.device)).seconds
-        whole, spent = seconds.pop(""), Counter()
-        for role, own in seconds.items():
-            spent[group_of(role)] += own / whole
-        passes.append(spent | Counter(rest=spent["rest"] + max(0.0, 1 - spent.total())))
-    shares = {group: statistics.median(spent[group] for spent in passes[1:]) for group in set().union(*passes)}
+    passes = [clocked_pass(m, ids, parts, group_of, "rest") for _ in turns(repeats)][1:]
+    shares = {group: statistics.median(spent[group] / spent.total() for spent in passes) for group in set().union(*passes)}
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def clocked_pass(m: Loaded, ids: torch.Tensor, parts: dict[str, nn.Module], kind: Callable[[str], str], rest: str = "") -> Counter:
+    """Seconds of a pass by hand over a prompt [1, T] by the ``kind`` of component, of ``parts`` that stand beside each other; what
+    they leave of the pass is added to ``rest``."""
+    seconds = by_hand(m.split, ids, parts, clock=Clock(m.device)).seconds
+    spent = Counter()
+    for role, own in seconds.items():
+        if role:
+            spent[kind(role)] += own
+    spent[rest] += max(0.0, seconds[""] - spent.total())
+    return spent
 
 
 WAYS = ("hand", "generate", "cached", "generate_cached", "native", "native_cached", "fast", "fast_cached")

@@ -35,6 +35,7 @@ from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict
 from .bench import bench
 from .caching import cache
 from .export import export
+from .grouping import at_least_one, grouped
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
     Dtype,
@@ -47,17 +48,13 @@ from .options import (
     SamplingOptions,
     SpreadOptions,
     TrustRemoteCode,
-    at_least_one,
-    busy,
-    check_threads,
-    grouped,
-    importing,
     read_prompts,
-    threads_now,
 )
 from .report import report
 from .stepping import replayed, step
+from .threads import check_threads, threads_now
 from .train import train
+from .waiting import busy, importing
 
 EXPLAIN_HELP = (
     "First list every generation setting: its value, where it is from, what generate() would use. "
@@ -157,17 +154,14 @@ def run(
         return
     if model is None:
         raise ValueError("MODEL is missing: name a model, or give --replay FILE; --help lists what there is")
-    if loop.compile and prompts is not None:
-        raise ValueError("--compile is for one prompt: leave it or --prompts out")
     if prompt is not None and prompts is not None:
         raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
+    for name, given in dict(compile=loop.compile, record=record, step=step is not None).items():
+        if given and prompts is not None:
+            raise ValueError(f"--{name} is for one prompt: leave it or --prompts out")
     at_least_one(batch_size=batch_size, step=step)
     if record < 0:
         raise ValueError(f"--record {record}: give a whole number, 0 for none")
-    if record and prompts is not None:
-        raise ValueError("--record is for one prompt: leave it or --prompts out")
-    if step is not None and prompts is not None:
-        raise ValueError("--step is for one prompt: leave it or --prompts out")
     if step is not None and step > asked.max_new_tokens:
         raise ValueError(f"--step {step}: at most {asked.max_new_tokens} tokens are generated: give a smaller one, or --max-new-tokens")
     screen, processes = out.console, None

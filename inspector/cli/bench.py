@@ -21,25 +21,11 @@ from ..render.speed import limits_view, ways_view
 from ..render.tables import table
 from ..render.text import Translate, memory, visible
 from ..render.verdicts import loop_table
-from .options import (
-    MODEL_HELP,
-    SMALL,
-    ModelArgument,
-    ModelOptions,
-    Native,
-    Output,
-    PromptArgument,
-    SamplingOptions,
-    Threads,
-    at_least_one,
-    busy,
-    check_threads,
-    grouped,
-    importing,
-    settle_threads,
-    threads_now,
-)
+from .grouping import at_least_one, grouped
+from .options import MODEL_HELP, ModelArgument, ModelOptions, Native, Output, PromptArgument, SamplingOptions, Threads
+from .threads import SMALL, check_threads, settle_threads, threads_now
 from .train import bar_of_steps
+from .waiting import busy, importing
 
 bench = typer.Typer(help="Measure: each question prints a table; --json writes its numbers.")
 

@@ -10,7 +10,9 @@ from ..files import check_writable
 from ..records.generation import SETTINGS
 from ..render import caching
 from ..render.text import visible
-from .options import ModelArgument, ModelOptions, Output, PromptArgument, PromptOptions, SamplingOptions, at_least_one, busy, grouped
+from .grouping import at_least_one, grouped
+from .options import ModelArgument, ModelOptions, Output, PromptArgument, PromptOptions, SamplingOptions
+from .waiting import busy
 
 
 @grouped(max_new_tokens=40)

@@ -9,7 +9,9 @@ from rich.text import Text
 from ..files import check_writable
 from ..render.tables import command
 from ..render.text import memory, visible
-from .options import ModelArgument, ModelOptions, Output, busy, command_arguments, grouped
+from .grouping import grouped
+from .options import ModelArgument, ModelOptions, Output, command_arguments
+from .waiting import busy
 
 
 @grouped(without=["json_path", "save_svg", "save_png"])

@@ -15,6 +15,7 @@ from ..render import effects, parting
 from ..render.inside import BELOW, STATISTICS, VIEWS, View, views_below
 from ..render.tables import notice
 from ..render.text import visible
+from .grouping import at_least_one, grouped
 from .options import (
     DTYPE_HELP,
     MODEL_HELP,
@@ -25,12 +26,9 @@ from .options import (
     PromptArgument,
     PromptOptions,
     SpreadOptions,
-    at_least_one,
-    busy,
     check_quantise,
-    grouped,
-    importing,
 )
+from .waiting import busy, importing
 
 
 class ChosenView:

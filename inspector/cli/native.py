@@ -8,7 +8,8 @@ from ..render.tables import subsection
 from ..render.text import Translate
 from ..render.traits import architectures
 from ..render.trees import trees
-from .options import ModelOptions, busy
+from .options import ModelOptions
+from .waiting import busy
 
 TOKENS = 64  # that both read
 

@@ -1,29 +1,19 @@
-"""The options that every verb and ``inference.py`` share, one spelling each, in groups, and what is made of them.
+"""The options that every verb and ``inference.py`` share, one spelling each, in groups, and what is made of them."""
 
-A verb names a group once, as a parameter annotated with it, and ``grouped`` makes options of its fields.
-"""
-
-import gc
 import json
-import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from copy import copy
-from dataclasses import Field, dataclass, fields, is_dataclass, make_dataclass, replace
-from functools import cache, cached_property, wraps
-from inspect import Parameter, Signature, signature
-from os.path import expanduser
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, fields, make_dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, get_args, get_origin
+from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
-from rich.text import Text
 
-from ..files import check_writable, is_stream, write_whole
+from ..files import check_page, check_writable, write_whole
 from ..process import CLOSED, OutputError
 from ..records.as_json import to_json
 from ..records.generation import Sampling
@@ -34,15 +24,14 @@ from ..render.slides import check_slides, write_slides
 from ..render.steps import computing_line, fed_panel
 from ..render.tables import notices
 from ..render.text import Translate, translator, visible
-from ..training.recipe import SIZES
+from .threads import check_threads, settle_threads, threads_now
+from .waiting import busy, importing
 
 MODEL_HELP = (
     "An embedded model (names-qwen2, names-expert, gpt-moe, gpt-mla, gpt-mtp), a folder, a hub id, or FILE.py:factory, a function of yours."
 )
 DTYPE_HELP = "auto, float32, bfloat16, float16, float64. auto: the checkpoint's, on the CPU float32."
-SMALL = 10_000_000  # parameters below which a second thread gives little, and beside another process costs up to 200 times as much
 RECORDED = 512  # logits of every step that a page is given: all of a small vocabulary
-MOST_THREADS = 64  # that can be asked for on any machine: more than it has processors slow it down, and thousands cannot be started
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")]
 Dtype = Annotated[str, typer.Option(help=DTYPE_HELP)]
@@ -56,119 +45,6 @@ QUANTISED = ("int8", "int4", "int8-dynamic")  # as in ``parts.quantised``, which
 QUANTISE_HELP = "Round the linear layers' weights: int8, int4, or int8-dynamic, which rounds what they read too."
 Quantise = Annotated[str | None, typer.Option(metavar="int8|int4|int8-dynamic", help=QUANTISE_HELP)]
 JsonPath = Annotated[Path | None, typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - is the standard output.")]
-
-
-def grouped(*, without: Sequence[str] = (), **defaults) -> Callable[[Callable], Callable]:
-    """For a verb whose parameters may be groups of options: gives typer the options of each group, and the verb the groups.
-
-    Args:
-        without: options of the groups that this verb does not have: they keep their defaults.
-        defaults: option → this verb's own default.
-    """
-
-    def expand(verb: Callable) -> Callable:
-        parameters, groups = [], {}
-        for own in signature(verb).parameters.values():
-            options = [own]
-            if is_dataclass(own.annotation):
-                options = [option for option in signature(own.annotation).parameters.values() if option.name not in without]
-                groups[own.name] = own.annotation, [option.name for option in options]
-            keyword = dict(kind=Parameter.KEYWORD_ONLY)
-            parameters += [o.replace(**keyword, annotation=named(o), default=defaults.get(o.name, o.default)) for o in options]
-
-        @wraps(verb)
-        def call(**given) -> None:
-            bound = call.__signature__.bind(**given)
-            bound.apply_defaults()
-            given = bound.arguments
-            check_numbers(given, parameters)
-            check_places(given, parameters)
-            made = {name: group(**{option: given.pop(option) for option in options}) for name, (group, options) in groups.items()}
-            verb(**given, **made)
-
-        call.__signature__ = Signature(parameters)
-        return call
-
-    return expand
-
-
-def named(own: Parameter) -> object:
-    """A parameter's annotation; that of a path with a parser, since typer makes the current folder of an empty one."""
-    if get_origin(own.annotation) is not Annotated or Path not in (get_args(own.annotation)[0], *get_args(get_args(own.annotation)[0])):
-        return own.annotation
-    kind, told = get_args(own.annotation)
-    told = copy(told)
-    told.parser, told.metavar = path_of, told.metavar or "PATH"
-    return Annotated[kind, told]
-
-
-def path_of(text: str) -> Path:
-    """The path that an option gives. Raises ``typer.BadParameter``."""
-    if not text:
-        raise typer.BadParameter("'' is no path: give one.")
-    return Path(text)
-
-
-def spelled(own: Parameter) -> str:
-    """What a parameter is called on the command line."""
-    told = next(iter(get_args(own.annotation)[1:]), None)
-    if isinstance(told, type(typer.Argument())):
-        return told.metavar or own.name.upper()
-    names = [getattr(told, "default", None), *(getattr(told, "param_decls", None) or ())]  # typer takes the first for a default
-    long = [name for name in names if str(name).startswith("--")]
-    return long[0] if long else f"--{own.name.replace('_', '-')}"
-
-
-# Parameters of the verbs, by their names: what they write, and what they read from files, alone or in folders.
-WRITTEN = ("json_path", "save_svg", "save_png", "save_screen", "slides", "html", "page")
-WRITTEN += ("markdown", "tensors", "png", "out", "folder", "onnx")
-READ = ("model", "expert", "recorded", "replay", "beside", "diff", "a", "b", "corpus", "validation", "prompts")
-EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
-
-
-def check_numbers(given: dict, parameters: Sequence[Parameter]) -> None:
-    """Refuses whole numbers that no machine's word holds; sizes of what is trained are held against the memory. Raises ``ValueError``."""
-    for own in parameters:
-        value = given.get(own.name)
-        if not ("d_model" in given and own.name in SIZES) and type(value) is int and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{spelled(own)} {value}: give a whole number of at most 18 digits")
-
-
-def check_places(given: dict, parameters: Sequence[Parameter]) -> None:
-    """Refuses results that would replace each other, or what they are made from, before anything is read.
-
-    Raises:
-        ValueError: two options write one file, one writes what another reads, or an option that names a place is empty.
-    """
-    written = {own: given[own.name] for own in parameters if own.name in WRITTEN and given.get(own.name) not in (None, Path("-"))}
-    read = {own: str(given[own.name]) for own in parameters if own.name in READ and given.get(own.name) is not None}
-    for own, text in read.items():
-        if not text:
-            raise ValueError(f"{spelled(own)} '': give {'a file' if own.name == 'corpus' else 'a model'}")
-    for i, (own, path) in enumerate(written.items()):
-        if is_stream(path):
-            continue
-        for other, place in list(written.items())[:i]:
-            if same_place(path, place) or (other.name in ("tensors", "slides") and same_place(path.parent, place)):
-                raise ValueError(f"{spelled(other)} and {spelled(own)} both write {path}: give each a place of its own")
-        for other, text in read.items():
-            if any(same_place(path, place) for place in files_of(text)):
-                raise ValueError(f"{spelled(own)} {path} would replace what {spelled(other)} {text} reads: give another file")
-
-
-def files_of(name: str) -> Iterator[Path]:
-    """The files that are here of what a name of a model or of a text leads to."""
-    path = Path(expanduser(re.sub(r"(\.py):\w+$", r"\1", name)))
-    for place in (path, EMBEDDED / name) if Path(name).name == name else (path,):
-        with suppress(OSError, ValueError):
-            yield from place.iterdir() if place.is_dir() else [place] if place.exists() else []
-
-
-def same_place(a: Path, b: Path) -> bool:
-    """Whether two paths name one file, also by links, or would name one that is not there yet."""
-    with suppress(OSError, ValueError):
-        return os.path.samefile(a, b)
-    return os.path.realpath(a) == os.path.realpath(b)
 
 
 @dataclass(frozen=True)
@@ -552,13 +428,6 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
     return prompts
 
 
-def check_page(place: Path | None, option: str) -> None:
-    """Refuses a page whose name does not end in .html, or that cannot be written. Raises ``ValueError``."""
-    if place is not None and place.suffix != ".html":
-        raise ValueError(f"{option} {place}: give a name that ends in .html")
-    check_writable(place)
-
-
 def write_json(path: Path, record) -> None:
     """Writes a record, or a dict or list of them, to a file, or to the standard output for ``-``."""
     text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
@@ -581,78 +450,8 @@ def check_pictures(**files: Path | None) -> None:
         check_writable(path)
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """Imports torch, and what needs it, without garbage collection: it would find nothing, and take a quarter of the time."""
-    if "torch" in sys.modules:
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # modules stay to the end: later collections need not look at them
-        gc.enable()
-
-
-@contextmanager
-def busy(text: str, moving: bool = True) -> Iterator[Callable[[str], None]]:
-    """A word on the terminal while something runs, on the standard error; yields a function that changes it.
-
-    Where something else moves there, such as a bar, it is a line that stays.
-    """
-    console = Console(stderr=True)
-    if not moving:
-        console.quiet = not console.is_terminal
-        console.print(Text(text))
-        yield lambda text: None
-        return
-    with console.status(Text(text)) as status:
-        yield lambda text: status.update(Text(text))
-
-
 def check_quantise(**kinds: str | None) -> None:
     """Refuses what is no kind of quantisation, before anything is loaded; ``kinds`` by their options' names. Raises ``ValueError``."""
     for name, kind in kinds.items():
         if kind is not None and kind not in QUANTISED:
             raise ValueError(f"--{name.replace('_', '-')} {kind!r:.60}: choose one of {', '.join(QUANTISED)}")
-
-
-def check_threads(threads: int | None) -> None:
-    """Refuses a number of threads below 1, and one that no machine of these processors is helped by. Raises ``ValueError``."""
-    at_least_one(threads=threads)
-    most = max(MOST_THREADS, os.cpu_count() or 1)
-    if threads is not None and threads > most:
-        raise ValueError(f"--threads {threads}: this machine has {os.cpu_count()} processors: give a number up to {most}")
-
-
-def at_least_one(**values: int | None) -> None:
-    """Refuses options whose value is below 1. Raises ``ValueError``."""
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: give a whole number from 1 up")
-
-
-def settle_threads(asked: int | None, parameters: int) -> None:
-    """Has torch compute with so many threads as were asked for, or as fit a model of this size.
-
-    Two threads wait for each other after every operation, and a tiny model's are short: where another process computes, a step
-    of 0.8 million parameters took 412 ms with two and 1.9 ms with one; alone two save a tenth at 3 million, a quarter at 30.
-    """
-    import torch
-
-    usual = usual_threads()
-    torch.set_num_threads(asked or (1 if parameters < SMALL else usual))
-
-
-@cache
-def usual_threads() -> int:
-    """What torch takes by itself: asked before the first change."""
-    return threads_now()
-
-
-def threads_now() -> int:
-    """The number of threads that torch computes with."""
-    import torch
-
-    return torch.get_num_threads()

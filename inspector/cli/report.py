@@ -1,6 +1,5 @@
 """``inspector report``: the page, and what else writes one."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,26 +8,16 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..files import write_whole
-from ..records.as_json import from_json
+from ..files import check_page, write_whole
 from ..records.generation import Run
 from ..records.report import Idea, Report, Side
 from ..render.tables import program
 from ..render.text import visible
-from .options import (
-    RECORDED,
-    SMALL,
-    LoopOptions,
-    ModelOptions,
-    Output,
-    PromptOptions,
-    SamplingOptions,
-    busy,
-    check_page,
-    command_arguments,
-    grouped,
-    importing,
-)
+from .grouping import grouped
+from .options import RECORDED, LoopOptions, ModelOptions, Output, PromptOptions, SamplingOptions, command_arguments
+from .runs import read_runs
+from .threads import SMALL
+from .waiting import busy, importing
 
 LESSON = dict(temperature=0.8, top_p=0.9)  # as in ``inference.py``: a page of greedy steps has no draw to show
 MOST_BRANCHES, USUAL_BRANCHES = 10, 3
@@ -65,7 +54,7 @@ def report(
             raise ValueError(f"{model!r} and --run {recorded} contradict each other: give models and a prompt, or a run")
         from ..render.report import from_runs
 
-        shown, weights = from_runs(read_runs(recorded)), []
+        shown, weights = from_runs(read_runs(recorded, "--run", most=2)), []
     else:
         if prompt is None:
             prompt, other = other, None
@@ -77,14 +66,14 @@ def report(
     out.write(shown)
 
 
-def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop, reading, how, out) -> tuple[Report, list[bytes]]:
+def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop, reading, how, out) -> tuple[Report, Sequence[bytes]]:
     """Runs the models and gathers what the page shows of them; the weights of those that it carries."""
     t = out.t
     models = loop.checked(*(how.load(name) for name in names))
     how.settle(*(m.model for m in models))
     with importing():
         from ..loop.decoding import run as generate
-        from ..report.gathering import report
+        from ..report.pages import page_of
 
     sides = []
     for name, m in zip(names, models, strict=True):
@@ -95,16 +84,8 @@ def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop
             run = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache, recorded=RECORDED)
         options = dict(asked=asked, loop=loop, reading=reading, how=how, out=out)
         sides.append(side(m, name, run, prompt, branches=branches, defaults=LESSON, **options))
-    sides, weights = with_models(sides, models)
-    return report(*sides), weights
-
-
-def with_models(sides: Sequence[Side], models: Sequence) -> tuple[list[Side], list[bytes]]:
-    """The sides with what the page runs their models with, and the weights for that, side by side."""
-    from ..report.carrying import with_model
-
-    pairs = [with_model(one, m) for one, m in zip(sides, models, strict=True)]
-    return [one for one, _ in pairs], [weights for _, weights in pairs]
+    found = page_of(sides, models)
+    return found.report, found.weights
 
 
 def side(m, name: str, run: Run, prompt: str, *, branches=None, verdict=None, defaults: dict, asked, loop, reading, how, out) -> Side:
@@ -173,13 +154,13 @@ def write_lesson(
     asked, loop, reading, how, out = options
     if out.html is None:
         return
-    from ..report.gathering import report
+    from ..report.pages import page_of
 
     more = dict(defaults=defaults, asked=asked, loop=loop, how=how, out=out)
     found = zip(models, runs, prompts, verdicts, (reading, PromptOptions()), strict=True)  # the second prompt is for a native model
     sides = [side(m, m.origin.name, run, prompt, verdict=verdict, reading=read, **more) for m, run, prompt, verdict, read in found]
-    sides, weights = with_models(sides, models)
-    write_page(out.html, report(*sides), weights, out)
+    written = page_of(sides, models)
+    write_page(out.html, written.report, written.weights, out)
 
 
 def write_page(place: Path, shown: Report, weights: Sequence[bytes], out: Output) -> None:
@@ -191,26 +172,3 @@ def write_page(place: Path, shown: Report, weights: Sequence[bytes], out: Output
     size = len(text.encode()) / 1e6
     said = visible(str(place))
     out.console.print(Text(out.t(f"page written: {said}, {size:.1f} MB", f"страница записана: {said}, {size:.1f} МБ")))
-
-
-def read_runs(path: Path) -> list[Run]:
-    """The runs of a file that ``--json`` wrote, one or two, of ``run`` or of ``inference.py``.
-
-    Raises:
-        ValueError: the file cannot be read, holds no run, or more than two.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--run {path}: {error.strerror}: give a file that run --json wrote") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--run {path} is no JSON ({error}): give a file that run --json wrote") from None
-    if isinstance(data, dict) and "runs" in data:
-        data = data["runs"]
-    many = data if isinstance(data, list) else [data]
-    if not 1 <= len(many) <= 2:
-        raise ValueError(f"--run {path} holds {len(many)} runs: give a file with one, or with two that are to stand beside each other")
-    try:
-        return [from_json(Run, one) for one in many]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"--run {path}: {error}") from None

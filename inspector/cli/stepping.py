@@ -1,7 +1,6 @@
 """The verb ``step``, and ``run --replay``: a generation that is stepped through, and one that is made again."""
 
 import asyncio
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,11 +14,10 @@ from rich.text import Text
 
 from .. import process
 from ..files import write_whole
-from ..records.as_json import from_json
-from ..records.generation import Run, is_id
 from ..render.tables import program, unwrapped
-from ..render.text import visible
+from ..render.text import Translate, visible
 from ..render.verdicts import replayed_words
+from .grouping import grouped
 from .options import (
     LoopOptions,
     ModelArgument,
@@ -28,13 +26,12 @@ from .options import (
     PromptArgument,
     PromptOptions,
     SamplingOptions,
-    busy,
     command_arguments,
-    grouped,
-    importing,
-    threads_now,
     write_json,
 )
+from .runs import read_runs
+from .threads import threads_now
+from .waiting import busy, importing
 
 KEYS_HELP = 'For --save-svg and --save-png: keys to press first, such as "space space t 0.5 enter": a word of letters is typed one by one.'
 NO_TEXTUAL = "inspector step needs Textual: pip install 'textual>=8' (the extra tui of this package)"
@@ -64,39 +61,17 @@ def step(
     if not picture and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ValueError("inspector step needs a terminal: run it in one, or give --save-svg FILE for a picture, inspector run for a log")
     t = out.t
-    from ..stepper import app as stepper
+    from ..stepper.app import Stepper
 
     def load(say: Callable[[str], None]) -> object:
-        with importing():
-            from ..stepper.engine import Engine
-
-        say(t(f"loading {visible(model)} …", f"загрузка {visible(model)} …"))
-        m = loaded(how, model)
-        loop.checked(m)
-        sampling, origins = asked.settings(m)
-        ids = reading.encode(m, prompt)
-        say(t("reading …", "чтение …"))
-        return Engine(
-            m,
-            prompt or "",
-            ids,
-            sampling,
-            origins,
-            asked.max_new_tokens,
-            kv_cache=loop.kv_cache,
-            load=lambda name: loaded_beside(how, name),
-            encode=lambda other, text: reading.encode(other, text) if has_template(other) else other.encode(text),
-            system=reading.system,
-            raw=reading.raw,
-            checkpoint=asked.checkpoint_settings,
-        )
+        return engine(model, prompt, say, t, asked=asked, loop=loop, reading=reading, how=how)
 
     def again(path: Path) -> str:
         return f"{program()} {command_arguments('run', model, options=[Replaying(str(path)), how])}"
 
-    shown = stepper.Stepper(load, model, t, lambda run, path: write_json(path, run), again, beside)
+    shown = Stepper(load, model, t, lambda run, path: write_json(path, run), again, beside)
     if picture:
-        draw(stepper, shown, out, pressed(keys or ""), columns_lines)
+        draw(shown, out, pressed(keys or ""), columns_lines)
         out_json(shown, out)
         return
     ended = shown.run()
@@ -111,6 +86,33 @@ def step(
         if ended == 2:  # Ctrl-C
             raise KeyboardInterrupt
         process.end(ended)
+
+
+def engine(model: str, prompt: str | None, say: Callable[[str], None], t: Translate, *, asked, loop, reading, how):
+    """What computes for the application, once its model is loaded; ``say`` tells the reader what is being done."""
+    with importing():
+        from ..stepper.engine import Engine
+
+    say(t(f"loading {visible(model)} …", f"загрузка {visible(model)} …"))
+    m = loaded(how, model)
+    loop.checked(m)
+    sampling, origins = asked.settings(m)
+    ids = reading.encode(m, prompt)
+    say(t("reading …", "чтение …"))
+    return Engine(
+        m,
+        prompt or "",
+        ids,
+        sampling,
+        origins,
+        asked.max_new_tokens,
+        kv_cache=loop.kv_cache,
+        load=lambda name: loaded_beside(how, name),
+        encode=lambda other, text: reading.encode(other, text) if has_template(other) else other.encode(text),
+        system=reading.system,
+        raw=reading.raw,
+        checkpoint=asked.checkpoint_settings,
+    )
 
 
 def out_json(app, out: Output) -> None:
@@ -171,10 +173,12 @@ def pressed(keys: str) -> list[str]:
     return found
 
 
-def draw(stepper, app, out: Output, keys: list[str], size: tuple[int, int]) -> None:
+def draw(app, out: Output, keys: list[str], size: tuple[int, int]) -> None:
     """Writes the screen after these keys as pictures, and prints its letters."""
+    from ..stepper.pictures import picture
+
     with busy(out.t("drawing …", "рисунок …")):
-        svg, lines, ended = asyncio.run(stepper.picture(app, keys, size))
+        svg, lines, ended = asyncio.run(picture(app, keys, size))
     if isinstance(ended, BaseException):
         raise ended
     if not lines:
@@ -191,7 +195,7 @@ def draw(stepper, app, out: Output, keys: list[str], size: tuple[int, int]) -> N
 
 def replayed(model: str | None, path: Path, how: ModelOptions, out: Output) -> None:
     """Generates a recorded run again and holds every number against it: exit code 1 where one is another."""
-    run = read_run(path)
+    [run] = read_runs(path, "--replay")
     if how.dtype == "auto":
         how = replace(how, dtype=run.dtype)
     m = how.load(model or run.model)
@@ -206,35 +210,3 @@ def replayed(model: str | None, path: Path, how: ModelOptions, out: Output) -> N
     out.write(result)
     if not result.holds:
         raise typer.Exit(1)
-
-
-def read_run(path: Path) -> Run:
-    """The run in a file.
-
-    Raises:
-        ValueError: it cannot be read, or holds no run; what it holds instead.
-    """
-    remedy = "give what --json of inspector run, or w in inspector step, wrote"
-    try:
-        data = json.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise ValueError(f"--replay {path}: {error.strerror}: {remedy}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--replay {path}: no JSON: {remedy}") from error
-    if isinstance(data, list) or (isinstance(data, dict) and "runs" in data):
-        raise ValueError(f"--replay {path}: holds several runs: give a file of one")
-    try:
-        run = from_json(Run, data)
-        whole = (
-            bool(run.prompt)
-            and all(is_id(token.id) for token in run.prompt)
-            and all(step.index == i and is_id(step.token.id) for i, step in enumerate(run.steps))
-            and all(isinstance(word, str) for word in (run.model, run.dtype, run.text))
-        )
-    except ValueError as error:
-        raise ValueError(f"--replay {path}: no run: {error}") from error
-    except (TypeError, AttributeError, KeyError, StopIteration, RecursionError) as error:
-        raise ValueError(f"--replay {path}: no run ({type(error).__name__}): {remedy}") from error
-    if not whole:
-        raise ValueError(f"--replay {path}: not a whole run: {remedy}")
-    return run

@@ -15,7 +15,10 @@ from ..render.tables import command
 from ..render.text import Translate, threads_of
 from ..training.folder import RECIPE, STATE, check_out
 from ..training.recipe import MODELS, NEEDED, Recipe
-from .options import Output, Threads, at_least_one, busy, check_threads, command_arguments, grouped, importing, settle_threads, threads_now
+from .grouping import at_least_one, grouped
+from .options import Output, Threads, command_arguments
+from .threads import check_threads, settle_threads, threads_now
+from .waiting import busy, importing
 
 FEED_FORWARD_HELP = "Width of the feed-forward; by default 4·d_model for expert, 8/3·d_model for others, of which experts share 1/n_chosen."
 

@@ -91,11 +91,11 @@ class Loaded(Shown):
         """What to know of a prompt that ``encode`` takes: where what is fed is not what was given."""
         return () if self.tokenizer is None else tuple(remarks(self.tokenizer, prompt, system, raw))
 
-    def overview(self) -> Overview:
-        """What it is made of and how it is split; one token and the split's probe are read for it."""
+    def overview(self, ids: Sequence[int] | None = None) -> Overview:
+        """What it is made of and how it is split, with the shapes of a pass over ``ids``, by default over the split's probe."""
         closed = getattr(self.model, "opaque", None) is not None
         tree, costs, traits = (None, None, None) if closed else measured(self.model, self.split)
-        parts = replace(self.split.shown_as(), shapes=shapes(self.split, probe_ids(self.model)))
+        parts = replace(self.split.shown_as(), shapes=shapes(self.split, probe_ids(self.model) if ids is None else self.prompt(ids)))
         return Overview(
             self.origin.name,
             self.origin.kind,

@@ -322,8 +322,8 @@ class Departure:
     found: object
 
 
-@dataclass(frozen=True)
-class Replayed:
+@dataclass(frozen=True, repr=False)
+class Replayed(Shown):
     """A recorded run that was generated again.
 
     Args:

@@ -249,7 +249,6 @@ class Report(Shown):
         sides: the models.
         roles, traits: of two trees what stands where, and what differs; empty with one side.
         words: trait → its name.
-        version: of the program.
     """
 
     SCHEMAS: ClassVar = (1,)
@@ -257,7 +256,6 @@ class Report(Shown):
     roles: tuple[RoleDifference, ...] = ()
     traits: tuple[TraitDifference, ...] = ()
     words: dict[str, Words] = field(default_factory=dict)
-    version: str = ""
     schema: int = SCHEMAS[-1]
 
 

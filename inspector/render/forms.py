@@ -10,12 +10,12 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from ..records.caching import CacheLesson
-from ..records.comparison import Divergence, Verdict
+from ..records.comparison import Divergence, Replayed, Verdict
 from ..records.effects import Contributions, Effect
 from ..records.generation import Run, Sampling, Step, Token
 from ..records.inside import Attention, Lens, Trace
 from ..records.mechanisms import Experts, Further, Latents
-from ..records.report import Inside, Overview, Parts, Report, Side, Words
+from ..records.report import Inside, Overview, Parts, Report, Side
 from ..records.speculation import Speculation
 from ..records.structure import ModuleNode
 from .caching import lesson_view
@@ -31,9 +31,9 @@ from .speculation import speculation_view
 from .steps import fed_panel, four_columns, sentence, steps_table, text_panel
 from .tables import Held, notices
 from .text import Translate, translator
-from .traits import trait_name, trait_words
+from .traits import names_in_both, words_in_both
 from .trees import parts_explained, split_table, tree_panel
-from .verdicts import sampling_words, verdict_line
+from .verdicts import replayed_words, sampling_words, verdict_line
 
 COLUMNS = 110  # of what a notebook shows in letters
 HIGHEST = 720  # pixels of a page in a notebook: a longer one is scrolled, and drawn larger at its corner
@@ -166,6 +166,7 @@ FORMS: dict[type, Callable[..., Iterator[RenderableType]]] = {
     Effect: view_form(View("", lambda record, width, t: effect_view(record, t))),
     CacheLesson: view_form(View("", lesson_view)),
     Divergence: divergence_form,
+    Replayed: alone(lambda result, width, t: replayed_words(result, t)),
     Speculation: alone(lambda record, width, t: speculation_view(record, t)),
     Side: lambda side, width, t: report_form(Report((side,)), width, t),
     Report: report_form,
@@ -181,10 +182,9 @@ def overview_page(m: Overview) -> Report | None:
     """The panel of the architecture, where it is known."""
     if m.tree is None:
         return None
-    words = {trait: both(lambda t, trait=trait: trait_name(trait, t)) for trait in m.traits or ()}
-    said = {trait: both(lambda t, trait=trait, facts=facts: trait_words(trait, facts, t)) for trait, facts in (m.traits or {}).items()}
+    traits, said = m.traits or {}, words_in_both(m.traits or {})
     side = Side(asked(m.name, ()), tree=m.tree, sums=m.tree.sums(), traits=m.traits, trait_words=said, costs=m.costs, parts=m.parts)
-    return Report((side,), words=words)
+    return Report((side,), words=names_in_both(traits))
 
 
 def asked(model: str, prompt: tuple[Token, ...]) -> Run:
@@ -197,11 +197,6 @@ def inside_page(name: str) -> Callable[[Experts | Latents | Further], Report]:
     return lambda record: Report(
         (Side(asked(record.model, record.prompt), inside=Inside(len(record.prompt), **{name: record}), notices=record.notices),)
     )
-
-
-def both(say: Callable[[Translate], str]) -> Words:
-    """The same in the languages of a page."""
-    return tuple(say(translator(language)) for language in ("en", "ru"))
 
 
 PAGES: dict[type, Callable[..., Report | None]] = {

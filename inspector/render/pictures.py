@@ -49,8 +49,13 @@ def svg_format() -> str:
     """rich's form of an SVG without the web font, which a viewer would fetch, and the link: nothing in it leads out of the file."""
     from rich._export_format import CONSOLE_SVG_FORMAT
 
-    form = re.sub(r"\s*@font-face \{\{.*?\}\}|\s*<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-    return form.replace("Fira Code, monospace", FAMILY).replace("font-family: arial", "font-family: sans-serif")
+    return without_font(CONSOLE_SVG_FORMAT).replace("font-family: arial", "font-family: sans-serif")
+
+
+def without_font(svg: str) -> str:
+    """An SVG of rich's, or its form, in which braces are doubled, without the web font and the link."""
+    svg = re.sub(r"\s*@font-face \{+.*?\}+|\s*<!--.*?-->", "", svg, flags=re.DOTALL)
+    return svg.replace("Fira Code, monospace", FAMILY)
 
 
 def lines_of(recorder: Console) -> list[Text]:

@@ -23,6 +23,11 @@ def translator(language: str) -> Translate:
     return lambda english, russian: russian if language == "ru" else english
 
 
+def both(say: Callable[[Translate], str]) -> tuple[str, str]:
+    """What is said, in English and in Russian, for a page that has both."""
+    return say(translator("en")), say(translator("ru"))
+
+
 def visible(text: str) -> str:
     """Text from a prompt, a tokenizer or a model, with every character that acts instead of showing made visible."""
     shown = []

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from ..records.structure import Fact, TraitDifference, Traits
 from .tables import table
-from .text import Translate, visible
+from .text import Translate, both, visible
 
 # trait → its name
 NAMES = {
@@ -157,3 +157,13 @@ def architectures(rows: Sequence[TraitDifference], names: Sequence[str], t: Tran
         if not row.equal:
             result.add_row(Text(trait_name(row.trait, t), "dim"), *(Text(trait_words(row.trait, of, t)) for of in (row.a, row.b)))
     return result
+
+
+def names_in_both(traits: Traits) -> dict[str, tuple[str, str]]:
+    """Trait → what it is called, for a page."""
+    return {trait: both(lambda t, trait=trait: trait_name(trait, t)) for trait in traits}
+
+
+def words_in_both(traits: Traits) -> dict[str, tuple[str, str]]:
+    """Trait → what its facts say, for a page."""
+    return {trait: both(lambda t, trait=trait, facts=facts: trait_words(trait, facts, t)) for trait, facts in traits.items()}

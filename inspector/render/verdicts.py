@@ -271,8 +271,8 @@ def coverage_table(heads: Sequence[str], rows: Sequence[tuple[str, ...]], width:
     return Group(*lines)
 
 
-def replayed_words(result: Replayed, t: Translate, threads: int) -> RenderableType:
-    """What a replay compared, and whether all of it recurs; else the first number that does not."""
+def replayed_words(result: Replayed, t: Translate, threads: int | None = None) -> RenderableType:
+    """What a replay compared, and whether all of it recurs; else the first number that does not. ``threads`` computed, where known."""
     parts = {
         t("tokens", "токены"): result.compared.get("id", 0),
         t("logits", "логиты"): result.compared.get("logit", 0) + result.compared.get("logits", 0),
@@ -281,11 +281,12 @@ def replayed_words(result: Replayed, t: Translate, threads: int) -> RenderableTy
     }
     rest = sum(result.compared.values()) - sum(parts.values())
     told = ", ".join(f"{name} {number:,}" for name, number in parts.items() if number)
-    cache = t("with a KV-cache · ", "с KV-cache · ") if result.kv_cache else ""
+    cache = [t("with a KV-cache", "с KV-cache")] if result.kv_cache else []
+    computed = [threads_of(threads, t)] if threads is not None else []
     name = visible(result.model)
     if result.with_model != result.model:
         name += t(f", replayed with {visible(result.with_model)}", f", повтор на {visible(result.with_model)}")
-    about = Text(f" · {name} · {cache}{threads_of(threads, t)}")
+    about = Text("".join(f" · {one}" for one in (name, *cache, *computed)))
     compared = t(
         f"compared in {result.steps} of {result.recorded} steps: {told}; {rest:,} other entries",
         f"сравнено шагов: {result.steps} из {result.recorded}: {told}; прочих записей {rest:,}",

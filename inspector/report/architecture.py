@@ -3,34 +3,32 @@
 from collections.abc import Sequence
 
 from ..loading.loaded import Loaded
-from ..parts.structure import differences, measured, shapes, trait_differences
+from ..parts.structure import differences, trait_differences
 from ..records.generation import Run
-from ..records.report import Parts, Side, Words
-from ..render.text import translator
-from ..render.traits import trait_name, trait_words
-
-LANGUAGES = translator("en"), translator("ru")
+from ..records.report import Side, Words
+from ..render.traits import names_in_both, words_in_both
 
 
 def architecture(m: Loaded, run: Run) -> dict:
     """The fields of a ``Side`` that say what ``m`` is made of; none for a model that nothing can look into."""
     if getattr(m.model, "opaque", None) is not None:
         return {}
-    node, costs, traits = measured(m.model, m.split)
-    seen = shapes(m.split, m.prompt([token.id for token in run.prompt]))
+    seen = m.overview([token.id for token in run.prompt])
     return dict(
-        tree=node,
-        sums=node.sums(),
-        traits=traits,
-        trait_words={trait: tuple(trait_words(trait, facts, t) for t in LANGUAGES) for trait, facts in traits.items()},
-        costs=costs,
-        parts=Parts(m.split.backbone_name, m.split.describe(), m.split.probe, seen),
+        tree=seen.tree,
+        sums=seen.tree.sums(),
+        traits=seen.traits,
+        trait_words=words_in_both(seen.traits),
+        costs=seen.costs,
+        parts=seen.parts,
     )
 
 
 def compared(sides: Sequence[Side]) -> dict:
     """The fields of a ``Report`` that say what differs between two architectures, and what traits are called."""
-    names: dict[str, Words] = {trait: tuple(trait_name(trait, t) for t in LANGUAGES) for side in sides for trait in side.traits or ()}
+    names: dict[str, Words] = {}
+    for side in sides:
+        names |= names_in_both(side.traits or {})
     if len(sides) != 2 or not all(side.tree and side.traits for side in sides):
         return dict(words=names)
     a, b = sides

@@ -68,8 +68,8 @@ KINDS: dict[type[nn.Module], tuple[str, ...]] = {  # the modules that carried.js
 SILENT = (nn.Dropout, nn.ModuleList)  # which do nothing of their own while nobody trains
 
 
-class NotCarriedError(Exception):
-    """Why a model cannot be carried."""
+class NotCarriedError(ValueError):
+    """Why a model cannot be carried, and what that would need."""
 
     def __init__(self, english: str, russian: str):
         super().__init__(english)
@@ -95,41 +95,25 @@ class Native:
         return {name: part for top, module in tops.items() for name, part in module.named_modules(prefix=top, remove_duplicate=False)}
 
 
-def why_not(m: Loaded) -> Notice | None:
-    """Why a page cannot carry a model, and what that would need; None where it can."""
-    try:
-        carried(m)
-    except NotCarriedError as reason:
-        return reason.notice
-    return None
-
-
-def carry(m: Loaded) -> tuple[Carried, bytes]:
-    """A model for the page: what carried.js builds it from, and its weights one after another, float16 in little-endian bytes.
-
-    Each weight is rounded to the nearest float16, of two equally near ones to the even. The page computes in float64.
-
-    Raises:
-        ValueError: it cannot be carried, for the reason that ``why_not`` gives.
-    """
-    try:
-        return carried(m)
-    except NotCarriedError as reason:
-        raise ValueError(reason.notice.english) from None
-
-
 def with_model(side: Side, m: Loaded) -> tuple[Side, bytes]:
     """The side of a report with what the page runs its model with, and the weights for that; or with the reason, and none."""
     try:
-        record, weights = carried(m)
+        record, weights = carry(m)
     except NotCarriedError as reason:
         return replace(side, not_carried=reason.notice), b""
     return replace(side, carried=record), weights
 
 
 @torch.no_grad()
-def carried(m: Loaded) -> tuple[Carried, bytes]:
-    """``carry``. Raises ``NotCarriedError``."""
+def carry(m: Loaded) -> tuple[Carried, bytes]:
+    """A model for the page: what carried.js builds it from, and its weights one after another, float16 in little-endian bytes.
+
+    Each weight is rounded to the nearest float16, of two equally near ones to the even. The page computes in float64.
+
+    Raises:
+        NotCarriedError: it cannot be carried.
+        ValueError: it is no loaded model.
+    """
     check_loaded(m)
     native = checked(m)
     modules = native.named()

@@ -2,19 +2,17 @@
 
 import re
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
 
 from ..bench.limits import timed
-from ..bench.loop import probe_ids, seconds_per_step, steps_by_hand, work_of
+from ..bench.loop import clocked_pass, probe_ids, seconds_per_step, steps_by_hand, work_of
 from ..bench.trace import kind_of
 from ..loading.loaded import Loaded
 from ..loop.caching import cached
 from ..loop.decoding import next_logits
 from ..parts.costs import MULTIPLY_ADD, STATE_FLOPS
-from ..parts.watching import Clock, by_hand
 from ..records.generation import Run
 from ..records.report import Measured
 
@@ -88,16 +86,9 @@ def operations(m: Loaded, length: int, repeats: int) -> dict[str, float]:
         return {}
     parts = {role: module for role, module in known.items() if not re.fullmatch(r"layers\d*\.\d+", role)}
     parts = {role: module for role, module in parts.items() if not any(role.startswith(f"{other}.") for other in parts)}
-    times: dict[str, list[float]] = defaultdict(list)
-    clock, ids = Clock(m.device), probe_ids(m, length)
-    for turn in range(passes(repeats)):
-        spent: dict[str, float] = defaultdict(float)
-        for name, seconds in by_hand(m.split, ids, parts, clock=clock).seconds.items():
-            spent[kind_of(name) if name else ""] += seconds
-        spent[""] -= sum(seconds for kind, seconds in spent.items() if kind)
-        for kind, seconds in spent.items() if turn or repeats == 1 else ():
-            times[kind].append(seconds)
-    return {kind: max(0.0, statistics.median(seconds)) for kind, seconds in times.items()}
+    ids = probe_ids(m, length)
+    made = [clocked_pass(m, ids, parts, kind_of) for _ in range(passes(repeats))][-repeats:]
+    return {kind: statistics.median(spent[kind] for spent in made) for kind in made[0]}
 
 
 def work_in_steps(m: Loaded, lengths: Iterable[int]) -> tuple[dict[int, int], dict[int, int]]:

@@ -7,15 +7,13 @@ from ..records.comparison import Verdict
 from ..records.generation import SETTINGS, Run
 from ..records.report import Words
 from ..render.settings import remarks_on
-from ..render.text import translator
+from ..render.text import both
 from ..render.verdicts import verdict_line
-
-LANGUAGES = translator("en"), translator("ru")
 
 
 def proof(m: Loaded, run: Run, verdict: Verdict | None = None, check: bool = True) -> dict:
     """The fields of a ``Side`` that say what the run was held against. Without a ``verdict`` and with ``check`` it is compared here."""
-    remarks = [[remarks_on([row], t) for t in LANGUAGES] for row in run.settings]
+    remarks = [both(lambda t, row=row: remarks_on([row], t)) for row in run.settings]
     found = dict(setting_words=tuple(pair for pairs in remarks for pair in zip(*pairs, strict=True)))
     why = unequal(run) or (None if verdict or check else ("not compared", "не сравнивалось"))
     if why is None:
@@ -26,7 +24,7 @@ def proof(m: Loaded, run: Run, verdict: Verdict | None = None, check: bool = Tru
     if why is not None or verdict is None:
         return found | dict(verdict_words=why)
     most = within_context(m, len(run.prompt), run.most_new_tokens)
-    words: Words = tuple(verdict_line(run.model, verdict, t).plain for t in LANGUAGES)
+    words: Words = both(lambda t: verdict_line(run.model, verdict, t).plain)
     told = explicit_settings(run.sampling, most, m.stop_ids, run.kv_cache)
     return found | dict(verdict=verdict, verdict_words=words, told=told, commands=commands(run, told))
 

@@ -416,9 +416,9 @@ class Stepper(App[object]):
             name = INFO[self.info]
             jobs["info"] = {
                 "steps": (lambda: True, ""),
-                "parts": (engine.structure, t("counting …", "подсчёт …")),
+                "parts": (engine.overview, t("counting …", "подсчёт …")),
                 "architecture": (
-                    lambda: (engine.structure(), engine.beside(other) if engine.other is not None else None),
+                    lambda: (engine.overview(), engine.beside(other) if engine.other is not None else None),
                     t("comparing …", "сравнение …"),
                 ),
                 "settings": (engine.settings, ""),
@@ -634,38 +634,3 @@ ACTIONS: dict[str, Callable[[Stepper], None]] = {
     "i": lambda app: app.toggle("info"),
     "w": Stepper.ask_write,
 }
-
-
-async def settled(app: Stepper, pilot) -> None:
-    """Waits until nothing is being computed and everything is drawn."""
-    while True:
-        await pilot.pause()
-        if app.idle:
-            await pilot.pause()
-            if app.idle:
-                return
-        await asyncio.sleep(0.005)
-
-
-async def picture(app: Stepper, keys: Sequence[str], size: tuple[int, int]) -> tuple[str, list[Text], object]:
-    """Presses keys without a terminal: the screen at the end, as an SVG that asks for nothing from a network, and as lines; and what the
-    application returned, where it has ended before."""
-    async with app.run_test(size=size) as pilot:
-        await settled(app, pilot)
-        for key in keys:
-            if app.left or app.shown is None:
-                break
-            await pilot.press(key)
-            await settled(app, pilot)
-        if app.left or app.shown is None:
-            return "", [], app.return_value
-        width, height = size
-        lines = [views.themed(line, True) for line in app.lines(width, height - 1)]
-        lines.append(views.themed(Text(app.last_line()), True))
-        return offline(app.export_screenshot(title=app.title)), lines, None
-
-
-def offline(svg: str) -> str:
-    """An SVG without the web font that a viewer would fetch."""
-    svg = re.sub(r"\s*@font-face \{.*?\}|\s*<!--.*?-->", "", svg, flags=re.DOTALL)
-    return svg.replace("Fira Code", "DejaVu Sans Mono, Menlo, Consolas")

@@ -15,11 +15,12 @@ from ..loading.loaded import Loaded
 from ..loading.texts import parts_of
 from ..loop.settings import explained
 from ..loop.stepping import Session
-from ..parts.structure import measured, shapes, trait_differences
+from ..parts.structure import trait_differences
 from ..records.comparison import Stretch, Verdict
 from ..records.generation import Run, Sampling, Setting, Step
 from ..records.inside import Attention, Lens
-from .shown import LISTED, Beside, Cost, Line, Shown, Structure
+from ..records.report import Overview
+from .shown import LISTED, Beside, Cost, Line, Shown
 
 LENGTHS = (8, 32, 64)  # context lengths at which a step is timed
 
@@ -200,24 +201,22 @@ class Engine:
             theirs = [*self.encode(other, self.prompt), *(other.tokenizer(text, add_special_tokens=False)["input_ids"] if text else [])]
         own = dict.fromkeys(("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"))
         step = Session(other, theirs, replace(self.shown().settings, **own), 1, listed=LISTED).peek().step
-        return Beside(name, step, same, tuple(trait_differences(self.structure(m).traits, self.structure(other).traits)))
+        return Beside(name, step, same, tuple(trait_differences(self.overview(m).traits, self.overview(other).traits)))
 
-    def structure(self, m: Loaded | None = None) -> Structure:
-        """What a model is made of."""
+    def overview(self, m: Loaded | None = None) -> Overview:
+        """What a model is made of; of the own one with the shapes of a pass over the prompt."""
         m = m or self.m
-        if ("structure", id(m)) not in self.known:
-            node, costs, traits = measured(m.model, m.split)
-            s = m.split
-            seen = shapes(s, self.session.prompt_T[None] if m is self.m else self.session.prompt_T.new_zeros(1, 1))
-            self.known["structure", id(m)] = Structure(m.origin.name, node, costs, traits, s.backbone_name, s.describe(), s.probe, seen)
-        return self.known["structure", id(m)]
+        if ("overview", id(m)) not in self.known:
+            m.check_open()
+            self.known["overview", id(m)] = m.overview(self.session.prompt_T if m is self.m else None)
+        return self.known["overview", id(m)]
 
     def cost(self) -> Cost:
         """What a step costs here."""
         if "seconds" not in self.known:
             self.known["seconds"] = seconds_per_step(self.m, LENGTHS)
         ids_1T = self.m.prompt(self.ids)
-        return Cost(self.known["seconds"], shares_of_pass(self.m, ids_1T), len(self.ids), self.session.run(), self.structure().costs)
+        return Cost(self.known["seconds"], shares_of_pass(self.m, ids_1T), len(self.ids), self.session.run(), self.overview().costs)
 
     def settings(self) -> tuple[Setting, ...]:
         """All generation settings of this step, with their origins and those of ``generate()`` alone."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..records.generation import Run, Sampling, Step, Token
-from ..records.structure import Costs, ModuleNode, TraitDifference, Traits
+from ..records.structure import Costs, TraitDifference
 
 LISTED = 32  # candidates of a step, for the highest screens; the chosen token comes behind them where it is none of them
 
@@ -49,20 +49,6 @@ class Shown:
     def line(self) -> Line:
         """The branch that is looked at."""
         return self.branches[self.branch]
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What a model is made of: its tree, its costs, its traits, how it is split, and the shapes of one pass."""
-
-    name: str
-    node: ModuleNode
-    costs: Costs
-    traits: Traits
-    backbone: str
-    head: str
-    probe: int
-    shapes: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.text import Span, Text
 from ..records.comparison import Stretch, Verdict
 from ..records.generation import Sampling, Setting, Step, Token
 from ..records.inside import Attention, Lens
+from ..records.report import Overview
 from ..render.lesson import no_cache, where_time_goes
 from ..render.settings import FILTER_NAMES, origin_words, setting_text
 from ..render.steps import because, lot, part_words, removal, token_line, why
@@ -24,7 +25,7 @@ from ..render.traits import architectures, trait_list
 from ..render.trees import flops_words, split_table, sums_line
 from ..render.verdicts import LEVEL_STYLES, sampling_words, stretch_words, verdict_line
 from .big import ROWS, big
-from .shown import LISTED, Beside, Cost, Shown, Structure
+from .shown import LISTED, Beside, Cost, Shown
 
 HEAD = 4  # lines above the body: title, settings, text, entropies
 WIDE = 112  # columns from which the steps so far stand at the right
@@ -570,13 +571,14 @@ def settings_page(rows: Sequence[Setting], t: Translate, width: int) -> Lines:
     return lines_of(Group(result, Text(told, "dim")), width)
 
 
-def parts_page(found: Structure, t: Translate, width: int) -> Lines:
+def parts_page(found: Overview, t: Translate, width: int) -> Lines:
     """How the model is split, the shapes of a pass, and its parameters."""
-    split = split_table([(found.name, found.backbone, found.head, found.probe, found.shapes)], t)
-    return lines_of(Group(split, Text(""), Text(sums_line(found.node, t)), Text(""), Text(flops_words(found.costs, t))), width)
+    parts = found.parts
+    split = split_table([(found.name, parts.backbone, parts.head, parts.probe, parts.shapes)], t)
+    return lines_of(Group(split, Text(""), Text(sums_line(found.tree, t)), Text(""), Text(flops_words(found.costs, t))), width)
 
 
-def architecture_page(found: Structure, beside: Beside | None, t: Translate, width: int) -> Lines:
+def architecture_page(found: Overview, beside: Beside | None, t: Translate, width: int) -> Lines:
     """What the model does without a module for it; beside another model line by line."""
     if beside is None:
         told = t(

@@ -64,7 +64,7 @@ def test_help_and_mistakes_answer_without_torch(tmp_path):
 def test_torch_is_imported_without_garbage_collection_which_goes_on_afterwards():
     code = """
 import gc
-from inspector.cli.options import importing
+from inspector.cli.waiting import importing
 with importing():
     assert not gc.isenabled()
     import torch

@@ -20,8 +20,9 @@ import torch
 import typer
 from transformers import GenerationConfig
 
-from inspector.cli import app, main, options
-from inspector.cli.options import ModelOptions, Output, SamplingOptions, settle_threads, usual_threads
+from inspector.cli import app, grouping, main, options, threads
+from inspector.cli.options import ModelOptions, Output, SamplingOptions
+from inspector.cli.threads import settle_threads, usual_threads
 from inspector.loop.beam_search import OF_DRAWS
 from inspector.loop.sampling import FILTERS
 from inspector.records.generation import SETTINGS, Sampling
@@ -163,13 +164,13 @@ def test_what_the_checkpoint_and_generate_say_of_a_setting_is_known_to_transform
 
 @pytest.mark.parametrize(("asked", "parameters", "expected"), [(None, 9_999_999, 1), (None, 10_000_000, 4), (3, 5, 3), (2, 10**9, 2)])
 def test_threads_fit_the_model_unless_they_are_asked_for(one_thread, monkeypatch, asked, parameters, expected):
-    monkeypatch.setattr(options, "usual_threads", lambda: 4)
+    monkeypatch.setattr(threads, "usual_threads", lambda: 4)
     settle_threads(asked, parameters)
     assert torch.get_num_threads() == expected
 
 
 def test_the_largest_of_several_models_decides(one_thread, monkeypatch):
-    monkeypatch.setattr(options, "usual_threads", lambda: 4)
+    monkeypatch.setattr(threads, "usual_threads", lambda: 4)
     small, large = torch.nn.Linear(3, 3), torch.nn.Linear(4000, 3000, device="meta")
     ModelOptions().settle(large, small)
     assert torch.get_num_threads() == 4
@@ -212,22 +213,22 @@ def test_the_header_says_the_threads(one_thread, monkeypatch, capsys, arguments)
 
 
 def test_the_header_speaks_russian(one_thread, monkeypatch, capsys):
-    for threads, said in ((1, "1 поток"), (2, "2 потока"), (5, "5 потоков"), (21, "21 поток"), (11, "11 потоков")):
-        monkeypatch.setattr(options, "threads_now", lambda threads=threads: threads)
+    for number, said in ((1, "1 поток"), (2, "2 потока"), (5, "5 потоков"), (21, "21 поток"), (11, "11 потоков")):
+        monkeypatch.setattr(options, "threads_now", lambda number=number: number)
         Output(language="ru").header("м")
         assert capsys.readouterr().out == f"м · {said}\n"
 
 
 def test_a_verdict_is_bitwise_with_any_number_of_threads():
-    for threads in ("1", "2"):
-        command = [sys.executable, "-m", "inspector", "verify", "names-qwen2", "Крас", "--threads", threads, "--json", "-"]
+    for number in ("1", "2"):
+        command = [sys.executable, "-m", "inspector", "verify", "names-qwen2", "Крас", "--threads", number, "--json", "-"]
         assert json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["level"] == "bitwise"
 
 
 def test_groups_become_options_and_come_back_as_groups():
     taken = []
 
-    @options.grouped(without=["dtype"], device="cpu", name="x")
+    @grouping.grouped(without=["dtype"], device="cpu", name="x")
     def verb(name: str, *, how: ModelOptions, out: Output) -> None:
         taken.append(SimpleNamespace(name=name, how=how, out=out))
 
@@ -314,7 +315,7 @@ def test_no_result_replaces_what_it_is_made_from(tmp_path, monkeypatch, capfd):
         assert f"what MODEL {name} reads" in refused(capfd, monkeypatch, "verify", name, "К", "--json", "model/config.json")
     Path("port.py").write_text("")
     assert "what B port.py:f reads" in refused(capfd, monkeypatch, "diverge", "names-expert", "port.py:f", "К", "--json", "port.py")
-    embedded = options.EMBEDDED / "names-expert" / "config.json"
+    embedded = grouping.EMBEDDED / "names-expert" / "config.json"
     assert "what --diff names-expert reads" in refused(
         capfd, monkeypatch, "tree", "names-qwen2", "--diff", "names-expert", "--json", embedded
     )
@@ -328,8 +329,8 @@ def test_two_results_have_two_files(tmp_path, monkeypatch, capfd):
     (tmp_path / "new").mkdir()
     error = refused(capfd, monkeypatch, "trace", "names-expert", "К", "--tensors", tmp_path / "new", "--json", tmp_path / "new/index.json")
     assert "--tensors and --json both write" in error
-    options.check_places(dict(json_path=Path("/dev/null"), markdown=Path("/dev/null")), signature_of("coverage"))
-    options.check_places(dict(json_path=Path("-"), markdown=Path("-")), signature_of("coverage"))
+    grouping.check_places(dict(json_path=Path("/dev/null"), markdown=Path("/dev/null")), signature_of("coverage"))
+    grouping.check_places(dict(json_path=Path("-"), markdown=Path("-")), signature_of("coverage"))
 
 
 def signature_of(verb: str):
@@ -344,9 +345,9 @@ def test_an_empty_path_is_refused_by_every_option_that_names_one(monkeypatch, ca
     found = 0
     for group, own in ((group, own) for group, verbs in groups.items() for own in verbs.registered_commands):
         for parameter in signature(own.callback).parameters.values():
-            name = options.spelled(parameter)
-            if "Path" in str(parameter.annotation) or parameter.name in options.READ:
-                known = parameter.name in (*options.WRITTEN, *options.READ)
+            name = grouping.spelled(parameter)
+            if "Path" in str(parameter.annotation) or parameter.name in grouping.READ:
+                known = parameter.name in (*grouping.WRITTEN, *grouping.READ)
                 assert known, f"{name}: is it read or written?"
             if "Path" in str(parameter.annotation):
                 found += 1

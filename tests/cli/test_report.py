@@ -71,6 +71,7 @@ BAD = {
     "--run text.json": "is no JSON",
     "--run list.json": "holds 3 runs",
     "--run other.json": "schema",
+    "--run empty.json": "not a whole run",
     "--run page.html --out page.html": "would replace",
 }
 
@@ -81,6 +82,8 @@ def test_a_wrong_request_is_one_line(arguments, tmp_path, monkeypatch, capsys):
     (tmp_path / "text.json").write_text("[")
     (tmp_path / "list.json").write_text("[{}, {}, {}]")
     (tmp_path / "other.json").write_text("{}")
+    run = Run("m", "", "float32", "cpu", (), inspector.Sampling(), {}, 1, (), "eos", "")
+    (tmp_path / "empty.json").write_text(json.dumps(to_json(run)))
     (tmp_path / "page.html").write_text("kept")
     call("report", *arguments.split(), code=2)
     said = capsys.readouterr().err

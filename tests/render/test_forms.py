@@ -28,6 +28,7 @@ from inspector.records.report import Report, Side
 from inspector.records.shown import Shown, brief
 from inspector.render.forms import FORMS, HIGHEST, PAGES, UNPACKING
 from inspector.render.forms import html as form_of
+from inspector.report.pages import Page
 from tests.browser import console_errors, requests
 from tests.render.test_page import hostile_run
 
@@ -107,7 +108,7 @@ def test_all_that_the_interface_returns_shows_itself():
     kinds = {name: kind for name, kind in returned.items() if is_dataclass(kind)}
     assert {"run", "trace", "tree", "verify", "speculate", "split", "load"} <= set(kinds)
     assert [name for name, kind in kinds.items() if not issubclass(kind, Shown)] == []
-    assert {*kinds.values(), *PAGES} - {Loaded, Split} <= set(FORMS)  # the two are shown as a record
+    assert {*kinds.values(), *PAGES} - {Loaded, Split, Page} <= set(FORMS)  # these are shown as a record
 
 
 @pytest.mark.parametrize(("variant", "view", "said"), [("gpt-mla", "latents", "Latents"), ("gpt-mtp", "further", "Further ahead")])

@@ -107,7 +107,7 @@ def test_four_columns_at_any_width(whole_at_any_width):
     whole_at_any_width(lambda width, language: printed(four_columns(DRAWN, translator(language)), width))
 
 
-def test_what_a_replay_says():
+def test_what_a_replay_says(monkeypatch):
     result = Replayed("m", "m", 3, 3, dict(id=33, logit=30, logits=9, probability_before=30, probability_after=30, draw=30, rank=3))
     assert printed(replayed_words(result, EN, 2)).splitlines() == [
         "recurs · m · 2 threads",
@@ -115,6 +115,8 @@ def test_what_a_replay_says():
         "compared in 3 of 3 steps: tokens 33, logits 39, probabilities 60, q 30; 3 other entries",
     ]
     other = replace(result, with_model="n", steps=2, departure=Departure(1, "candidates.0.logit", 1.5, 1.25), kv_cache=True)
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    assert printed(result).splitlines()[0] == "recurs · m"  # how many threads there were the record does not know
     assert printed(replayed_words(other, RU, 1)).splitlines()[:2] == [
         "не повторяется · m, повтор на n · с KV-cache · 1 поток",
         "первое отличие на шаге 2: candidates.0.logit — было 1.5, стало 1.25",

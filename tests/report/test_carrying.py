@@ -27,7 +27,7 @@ from inspector.records.as_json import from_json, to_json
 from inspector.records.carried import Carried
 from inspector.records.generation import Run, Sampling
 from inspector.records.report import Side
-from inspector.report.carrying import carry, why_not, with_model
+from inspector.report.carrying import NotCarriedError, carry, with_model
 from inspector.training.tokenizer import character_tokenizer
 
 EMBEDDED = ("names-qwen2", "names-expert", "gpt-moe", "gpt-mla", "gpt-mtp")
@@ -50,7 +50,6 @@ def numbers(record: Carried, weights: bytes, name: str) -> np.ndarray:
 def test_embedded_models_are_carried_in_so_many_bytes(loaded, name):
     m = loaded[name]
     record, weights = carry(m)
-    assert why_not(m) is None
     assert len(base64.b64encode(weights)) + len(json.dumps(to_json(record), ensure_ascii=False).encode()) < 2.2e6
     assert from_json(Carried, json.loads(json.dumps(to_json(record)))) == record
     assert (record.context, record.stops, record.begin, record.unknown, record.composed) == (64, (2,), (1,), 3, True)
@@ -162,10 +161,10 @@ def tiny_qwen2(**options) -> nn.Module:
 def test_other_models_say_what_they_would_need(build, english, russian):
     torch.manual_seed(0)
     m = attach(build().eval())
-    reason = why_not(m)
-    assert english in reason.english and russian in reason.russian
-    with pytest.raises(ValueError, match=re.escape(reason.english)):
+    with pytest.raises(NotCarriedError, match=re.escape(english)) as refused:
         carry(m)
+    reason = refused.value.notice
+    assert english in reason.english and russian in reason.russian
     assert with_model(side(), m) == (replace(side(), not_carried=reason), b"")
 
 
@@ -177,7 +176,7 @@ def test_sides_of_a_report_have_the_model_or_the_reason(loaded):
     record, weights = carry(loaded["gpt-mla"])
     assert with_model(side(), loaded["gpt-mla"]) == (replace(side(), carried=record), weights)
     with pytest.raises(ValueError, match="is no loaded model"):
-        why_not(loaded["gpt-mla"].model)
+        carry(loaded["gpt-mla"].model)
 
 
 def test_models_stay_as_they_were(loaded):

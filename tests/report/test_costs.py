@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import inspector
+from inspector.bench import loop
 from inspector.loop.caching import cached
 from inspector.loop.decoding import next_logits
 from inspector.report import costs
@@ -60,7 +61,7 @@ def test_operations_do_not_count_what_is_inside_of_another_twice(tiny, monkeypat
         watched.extend(parts)
         return SimpleNamespace(seconds=fixed)
 
-    monkeypatch.setattr(costs, "by_hand", by_hand)
+    monkeypatch.setattr(loop, "by_hand", by_hand)
     found = operations(m, 4, 1)
     assert found == {"": 3.5, "embed": 1.0, "layers.*.attn": 5.0, "layers.*.mlp": 0.5}
     assert "layers.0.attn" in watched and not {"layers.0", "layers.0.attn.q", "layers.0.mlp.up"} & set(watched)

@@ -11,8 +11,9 @@ from inspector.loading.loaded import Loaded, attach
 from inspector.loading.loading import load
 from inspector.records.generation import Origin, Sampling
 from inspector.render.text import translator
-from inspector.stepper.app import Stepper, settled
+from inspector.stepper.app import Stepper
 from inspector.stepper.engine import Engine
+from inspector.stepper.pictures import settled
 from tests.conftest import tiny_model
 
 DRAWN = Sampling(temperature=0.8, top_p=0.9, seed=0)

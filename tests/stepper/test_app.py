@@ -10,15 +10,16 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from inspector.cli.stepping import pressed, read_run, size_of
+from inspector.cli.runs import read_runs
+from inspector.cli.stepping import pressed, size_of
 from inspector.loading.texts import Texts
 from inspector.loop.decoding import decode
 from inspector.loop.stepping import replay
 from inspector.records.as_json import to_json
 from inspector.records.generation import Token
 from inspector.render.text import translator
-from inspector.stepper import app as application
-from inspector.stepper.app import settled
+from inspector.stepper import views
+from inspector.stepper.pictures import picture, settled
 from tests.cli.test_russian import english
 from tests.stepper.conftest import DRAWN, press, screen, screens, stepper, text_of
 
@@ -187,7 +188,7 @@ def test_a_transcript_is_saved_and_recurs(names, tmp_path):
             await press(app, pilot, "enter")
 
     asyncio.run(go())
-    run = read_run(path)
+    [run] = read_runs(path, "--replay")
     assert [step.forced for step in run.steps][:3] == [False, True, False] and len(run.steps) > 3 and run.parts[0] == "special"
     assert replay(names, run).holds and app.saved == [(path, f"inspector run --replay {path}")]
 
@@ -268,7 +269,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tiny):
         raise ValueError("no such model")
 
     app.load = load
-    svg, lines, ended = asyncio.run(application.picture(app, ["space"], (80, 24)))
+    svg, lines, ended = asyncio.run(picture(app, ["space"], (80, 24)))
     assert isinstance(ended, ValueError) and (svg, lines) == ("", [])
 
 
@@ -318,18 +319,18 @@ def test_texts_of_models_change_nothing_on_the_screen(tiny):
         assert len(rows) <= 24 and all(cell_len(row) <= 80 for row in rows), rows
         assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"]
     assert "[red]\\x1b[2J" in shown
-    svg, lines, _ = asyncio.run(application.picture(stepper(m, TINY), pressed("j 3 enter"), (100, 60)))
+    svg, lines, _ = asyncio.run(picture(stepper(m, TINY), pressed("j 3 enter"), (100, 60)))
     drawn = re.sub(r"<[^>]*>|&#160;", "", svg).replace("&#x27;", "'")
     assert "[bold]x[/]" in "".join(line.plain for line in lines) and "[bold]x[/]" in drawn and "\x1b" not in svg
 
 
 def test_light_and_dark_and_no_colour(names, monkeypatch):
-    dark, _, _ = asyncio.run(application.picture(stepper(names, "Крас"), pressed("space"), (80, 24)))
-    light, _, _ = asyncio.run(application.picture(stepper(names, "Крас"), pressed("space m"), (80, 24)))
+    dark, _, _ = asyncio.run(picture(stepper(names, "Крас"), pressed("space"), (80, 24)))
+    light, _, _ = asyncio.run(picture(stepper(names, "Крас"), pressed("space m"), (80, 24)))
     assert "#7ee787" in dark and "#7ee787" not in light and "#0b5d1e" in light
     assert "http://www.w3.org" in dark and not re.search(r"url\((?!#)|@import|@font-face|<image|https:", dark)
     monkeypatch.setenv("NO_COLOR", "1")
-    grey, _, _ = asyncio.run(application.picture(stepper(names, "Крас"), pressed("space"), (80, 24)))
+    grey, _, _ = asyncio.run(picture(stepper(names, "Крас"), pressed("space"), (80, 24)))
     assert "#7ee787" not in grey and "▶" in grey
 
 
@@ -339,7 +340,7 @@ def test_colours_are_readable():
         r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
-    for dark, light in application.views.COLOURS.values():
+    for dark, light in views.COLOURS.values():
         for colour, paper in ((dark, "#121212"), (light, "#ffffff")):
             low, high = sorted((luminance(colour), luminance(paper)))
             assert (high + 0.05) / (low + 0.05) >= 4.5

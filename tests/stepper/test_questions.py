@@ -16,7 +16,7 @@ from inspector.parts.structure import measured, shapes, trait_differences
 from inspector.render.steps import ratio
 from inspector.render.text import chance, count, percent, translator
 from inspector.render.traits import trait_words
-from inspector.stepper.app import settled
+from inspector.stepper.pictures import settled
 from tests.stepper.conftest import DRAWN, press, stepper, text_of
 
 ENGLISH = translator("en")

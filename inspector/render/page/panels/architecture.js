@@ -92,72 +92,9 @@ Page.panel({
 
     // The trees as boxes.
 
-    /** A node and what stands below it as boxes; modules that only hold others give these in their place. */
-    function boxes(node, side, path, times, inner = false) {
-      const own = [path, node.name].filter(Boolean).join(".");
-      const all = times * node.repeat;
-      const below = node.children.flatMap((child) => boxes(child, side, node.repeat > 1 && !/\d$/.test(own) ? `${own}.*` : own, all, true));
-      const known = (node.role && node.role !== "layers") || node.part || node.functional || !node.children.length; // layers that differ stand by themselves
-      if (inner && !known) return below;
-      return [{ key: Roles.keyOf(node), node, path: own, times: all, children: below, side }];
-    }
-
-    /** All boxes of a side: the ids above, what backbone and head give behind them. */
-    function column(side) {
-      const [whole] = boxes(side.tree, side, "", 1);
-      const [ids, hidden, logits] = (side.parts?.shapes ?? []).map((shape) => `[${shape.join(", ")}]`);
-      const data = (key, name, shape) => (shape ? [{ key, data: name, shape, children: [], side }] : []);
-      const list = whole.children;
-      const head = list.findIndex((box) => box.node.part === "head");
-      const further = list.findIndex((box) => box.node.part === "mtp");
-      const end = further < 0 ? list.length : further;
-      return [
-        ...data("data ids", t("token ids", "номера токенов"), ids),
-        ...list.slice(0, head < 0 ? end : head),
-        ...(head < 0 ? [] : data("data hidden", t("hidden states", "скрытые состояния"), hidden)),
-        ...(head < 0 ? [] : list.slice(head, end)),
-        ...data("data logits", t("logits", "логиты"), logits),
-        ...list.slice(end),
-      ];
-    }
-
-    /** Rows [a, b] of two lists of boxes in their orders: the longest row of pairs that have the same key, the others alone. */
-    function aligned(a, b) {
-      const longest = Array.from({ length: a.length + 1 }, () => new Array(b.length + 1).fill(0));
-      for (let i = a.length - 1; i >= 0; i -= 1) {
-        for (let j = b.length - 1; j >= 0; j -= 1) {
-          longest[i][j] = a[i].key === b[j].key ? longest[i + 1][j + 1] + 1 : Math.max(longest[i + 1][j], longest[i][j + 1]);
-        }
-      }
-      const rows = [];
-      let [i, j] = [0, 0];
-      while (i < a.length || j < b.length) {
-        if (i < a.length && j < b.length && a[i].key === b[j].key) rows.push([a[i++], b[j++]]);
-        else if (j === b.length || (i < a.length && longest[i + 1][j] >= longest[i][j + 1])) rows.push([a[i++], null]);
-        else rows.push([null, b[j++]]);
-      }
-      return rows;
-    }
-
-    /** Gives the boxes their rows, each box one for itself and those of what is in it; returns how many rows there are. */
-    function placed(rows, first = 1) {
-      let at = first;
-      for (const row of rows) {
-        const inside = placed(aligned(row[0]?.children ?? [], row[1]?.children ?? []), 2);
-        row.forEach((box, i) => {
-          if (!box) return;
-          box.row = at; // in the box around it, whose own head has the first
-          box.rows = 1 + inside;
-          box.beside = two ? row[1 - i] : undefined; // null: it stands alone
-        });
-        at += 1 + inside;
-      }
-      return at - first;
-    }
-
     function diagram() {
-      const columns = sides.map(column);
-      const rows = placed(aligned(columns[0], columns[1] ?? []));
+      const columns = sides.map(Boxes.column);
+      const rows = Boxes.placed(Boxes.aligned(columns[0], columns[1] ?? []), two);
       const parts = columns.map((list, i) => {
         const part = el("div", { class: "arch-side", role: "group", "aria-label": visible(sides[i].run.model) }, ...filled(list, i), tied(list));
         part.style.gridRow = `2 / span ${rows}`;
@@ -207,26 +144,15 @@ Page.panel({
 
     /** The line between a tied weight's two places. */
     function tied(list) {
-      const flat = (boxes) => boxes.flatMap((box) => [box, ...flat(box.children)]);
       const to = list.find((box) => box.node?.tied_to);
       if (!to) return null;
-      const from = flat(list).find((box) => box.node && to.node.tied_to === `${box.path}.weight`);
-      const outer = from && list.find((box) => box === from || flat(box.children).includes(from));
+      const from = Boxes.flat(list).find((box) => box.node && to.node.tied_to === `${box.path}.weight`);
+      const outer = from && list.find((box) => box === from || Boxes.flat(box.children).includes(from));
       if (!from) return null;
-      const below = outer === from ? 0 : offset(outer, from);
+      const below = outer === from ? 0 : Boxes.offset(outer, from);
       const bracket = el("span", { class: "arch-tied" }, el("span", {}, t("the same matrix", "та же матрица")));
       bracket.style.gridRow = `${outer.row + below} / ${to.row + 1}`;
       return bracket;
-    }
-
-    /** By how many rows a box stands below the first row of one around it. */
-    function offset(outer, box) {
-      const child = outer.children.find((other) => other === box || holds(other, box));
-      return child.row - 1 + (child === box ? 0 : offset(child, box));
-    }
-
-    function holds(outer, box) {
-      return outer.children.some((child) => child === box || holds(child, box));
     }
 
     function kind(box) {
@@ -269,7 +195,7 @@ Page.panel({
       const share = (node.parameters * around) / Math.max(1, box.side.tree.parameters);
       const chips = two ? named(box) : [];
       const classes = ["arch-box", node.functional ? "arch-step" : "", box.children.length ? "arch-holds" : "", isFlow(box) ? "arch-flow" : "", node.part ? `arch-as-${node.part}` : "", other ? "arch-other" : ""];
-      const repeated = node.repeat > 1 ? el("b", { class: "arch-times" }, ` × ${whole(node.repeat)}`) : null;
+      const repeated = node.repeat > 1 ? el("b", {}, ` × ${whole(node.repeat)}`) : null;
       const button = el(
         "button",
         { type: "button", class: "plain arch-name", id: `arch-${i}-${box.key.replace(/\W+/g, "-")}-${box.row}-${box.rows}`, "data-key": box.key, "data-path": box.path, "aria-pressed": "false", on: { click: () => press(box.key) } },
@@ -316,8 +242,7 @@ Page.panel({
 
     /** What a component is, and its figures in every model that has it. */
     function told(key) {
-      const flat = (list) => list.flatMap((box) => [box, ...flat(box.children)]);
-      const found = sides.map((side) => flat(boxes(side.tree, side, "", 1)).filter((box) => box.key === key));
+      const found = sides.map((side) => Boxes.flat(Boxes.nested(side)).filter((box) => box.key === key));
       const row = (name, of) => [name, ...found.map((own) => (own.length ? own.map(of).filter((text, n, texts) => texts.indexOf(text) === n).join("; ") : t("not there", "нет")))];
       const total = (box) => box.node.parameters * (box.times / box.node.repeat);
       const rows = [row(t("module", "модуль"), (box) => (box.node.functional ? t("none: a step of the forward pass", "нет: шаг прямого прохода") : visible(box.path)))];

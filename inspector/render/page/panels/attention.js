@@ -141,10 +141,6 @@ Page.panel({
 
     function draw() {
       const { layer, head } = memory;
-      const select = (id, label, options, now, act) => {
-        const made = el("select", { id, on: { change: () => (act(Number(made.value)), document.getElementById(id).focus()) } }, ...options.map((text, i) => el("option", { value: i, selected: i === now ? "" : null }, text)));
-        return field(label, made);
-      };
       pickers.replaceChildren(
         select("attention-layer", t("Layer", "Слой"), weights.map((one) => Within.layerOf(one.role)), layer, (value) => choose(value, memory.head)),
         select("attention-head", t("Head", "Голова"), Array.from({ length: weights[layer].heads }, (_, i) => String(i)), head, (value) => choose(memory.layer, value)),
@@ -198,7 +194,7 @@ Page.panel({
           )
         : t("Maps are whole.", "Карты целые.");
       const error = t("Each weight is rounded to a 255th: off by at most 0.002.", "Каждый вес округлён до 1/255: ошибка не больше 0,002.");
-      const [scale, off] = [fixed(attention.scale), Within.tiny(attention.difference)];
+      const [scale, off] = [fixed(attention.scale), exponent(attention.difference)];
       const own = attention.beside || attention.usual === "None"; // the blocks written here have no other attention
       const from = own
         ? t(

@@ -55,7 +55,7 @@ Page.panel({
         ` ${percent(branch.probabilities[0])}`,
       );
       // Opened, the same tokens stand in the whole text.
-      const line = open ? null : el("span", { class: "preview" }, ...others.map((token, k) => Tint.token(token, branch.probabilities[k + 1])), end(branch.stop_reason));
+      const line = open ? null : el("span", {}, ...others.map((token, k) => Tint.token(token, branch.probabilities[k + 1])), end(branch.stop_reason));
       return el(
         "li",
         { class: branch.chosen ? "own" : null },

@@ -22,12 +22,9 @@ Page.panel(
       return memory.model;
     }
 
-    /** Ids of the run: its prompt and the tokens before a step. */
-    const idsOfRun = (page, step) => [...page.run.prompt, ...page.run.steps.slice(0, step).map((one) => one.token)].map((token) => token.id);
-
     /** The shared beginning of what is fed and of the run's own tokens: the step whose context it is, or null. */
     function stepOf(page, ids) {
-      const own = idsOfRun(page, page.run.steps.length);
+      const own = Draws.context(page.run, page.run.steps.length);
       const step = ids.length - page.run.prompt.length;
       return step >= 0 && step < page.run.steps.length && ids.every((id, i) => id === own[i]) ? page.run.steps[step] : null;
     }
@@ -41,7 +38,7 @@ Page.panel(
         root.append(el("p", { class: "remark" }, t("The weights of this model were not put into this page.", "Веса этой модели не положены в страницу.")));
         return {};
       }
-      const start = idsOfRun(page, 0).slice(0, model.record.context);
+      const start = Draws.context(page.run, 0).slice(0, model.record.context);
       const state = (memory.state ??= { ids: start.length ? start : [model.record.begin[0] ?? 0], at: -1, past: [], out: new Set(), way: "zero", other: start, layer: 0, head: 0, all: false, text: null });
       state.text ??= model.text(state.ids);
 
@@ -52,7 +49,7 @@ Page.panel(
       });
       const said = el("p", { id: "carried-said", class: "quiet", role: "status" });
       const back = button("carried-back", t("Back", "Назад"), () => go(state.past.pop(), false));
-      const take = button("carried-take", "", () => go({ ids: idsOfRun(page, page.at).slice(-model.record.context), at: -1 }));
+      const take = button("carried-take", "", () => go({ ids: Draws.context(page.run, page.at).slice(-model.record.context), at: -1 }));
       const fed = el("div", { class: "carried-fed", role: "group", "aria-label": t("Tokens fed: one of them is looked at", "Поданные токены: на один из них смотрим") });
       const way = el("select", { id: "carried-way", on: { change: () => ((state.way = way.value), show()) } },
         ...Object.entries(WAYS).map(([value, { says }]) => el("option", { value, selected: value === state.way && "" }, says())));

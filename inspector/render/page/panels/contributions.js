@@ -51,7 +51,8 @@ Page.panel({
             "div",
             { class: "tools" },
             el("span", {}, t("Order:", "Порядок:")),
-            Cells.choice(
+            choice(
+              "choice",
               t("Order", "Порядок"),
               [["written", t("as written", "как записано")], ["size", t("the largest lead first", "наибольший отрыв первым")]],
               memory.order,
@@ -76,8 +77,8 @@ Page.panel({
               names()[check.name] ?? check.name,
               fixed(check.sum, 6),
               fixed(check.target, 6),
-              Within.tiny(check.error),
-              Within.tiny(check.allowed),
+              exponent(check.error),
+              exponent(check.allowed),
               check.error <= check.allowed ? t("✓ holds", "✓ верно") : t("✗ does not hold", "✗ неверно"),
             ]),
             t("Checks of the sum", "Проверки суммы"),

@@ -50,7 +50,7 @@ Page.panel({
       return [...all.values()].sort((a, b) => b.ratio - a.ratio);
     }
 
-    const parts = ({ p, q, ratio }) => `p ${Draws.digits(p)} / q ${Draws.digits(q)} = ${Draws.digits(ratio)}`;
+    const parts = ({ p, q, ratio }) => `p ${digits(p)} / q ${digits(q)} = ${digits(ratio)}`;
 
     function drawRace() {
       if (!Draws.drew(page.run, page.at)) {
@@ -82,7 +82,7 @@ Page.panel({
           shown.map((one) => ({
             name: tokenName(one.token),
             values: [one.p, one.q / slowest, one.ratio / shown[0].ratio],
-            texts: [percent(one.p), Draws.digits(one.q), Draws.digits(one.ratio)],
+            texts: [percent(one.p), digits(one.q), digits(one.ratio)],
             class: one === winner ? "chosen" : null,
           })),
           [t("token", "токен"), t("p after the filters", "p после фильтров"), t("noise q", "шум q"), "p/q"],
@@ -173,8 +173,8 @@ Page.panel({
       const mark = (id) => (id === page.step.token.id ? t("yes", "да") : t("no", "нет"));
       if (recorded) {
         const { token, draw, ratio, loser, loser_ratio: behind } = recorded;
-        return [name, tokenName(token), mark(token.id), Draws.digits(draw), Draws.digits(ratio),
-          loser ? el("span", {}, tokenName(loser), ` ${Draws.digits(behind)}`) : "–"];
+        return [name, tokenName(token), mark(token.id), digits(draw), digits(ratio),
+          loser ? el("span", {}, tokenName(loser), ` ${digits(behind)}`) : "–"];
       }
       const { winner, runnerUp, sure, of } = Draws.draw(page.side, page.at, one);
       if (!sure) {
@@ -182,8 +182,8 @@ Page.panel({
         return [name, "?", unknown, "–", "–", "–"];
       }
       const { q, ratio } = of(winner);
-      return [name, tokenName(page.token(winner)), mark(winner), Draws.digits(q), Draws.digits(ratio),
-        runnerUp === null ? "–" : el("span", {}, tokenName(page.token(runnerUp)), ` ${Draws.digits(of(runnerUp).ratio)}`)];
+      return [name, tokenName(page.token(winner)), mark(winner), digits(q), digits(ratio),
+        runnerUp === null ? "–" : el("span", {}, tokenName(page.token(runnerUp)), ` ${digits(of(runnerUp).ratio)}`)];
     }
 
     function drawOthers() {

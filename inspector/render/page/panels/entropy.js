@@ -83,8 +83,7 @@ Page.panel({
         const inside = strip.contains(document.activeElement);
         cells.forEach((cell, i) => {
           cell.tabIndex = i === page.at ? 0 : -1;
-          if (i === page.at) cell.setAttribute("aria-current", "step");
-          else cell.removeAttribute("aria-current");
+          markCurrent(cell, i === page.at);
         });
         if (inside) cells[page.at].focus({ preventScroll: true });
         tell(page.at);

@@ -18,11 +18,11 @@ Page.panel({
     const shown = tokens.slice(begin);
     const detail = el("p", { class: "detail" });
     const place = el("div");
-    const select = el(
-      "select",
-      { id: "experts-mixture", on: { change: () => ((memory.mixture = Number(select.value)), draw(), step()) } },
-      ...mixtures.map((one, i) => el("option", { value: i, selected: i === memory.mixture ? "" : null }, one.role)),
-    );
+    const pick = select("experts-mixture", t("Mixture", "Смесь"), mixtures.map((one) => one.role), memory.mixture, (value) => {
+      memory.mixture = value;
+      draw();
+      step();
+    });
     let table = null;
 
     const weightOf = (mixture, e, c) => {
@@ -77,8 +77,8 @@ Page.panel({
           { class: "quiet" },
           `${total}${shared} `,
           t(
-            `The chosen experts, each asked alone, add up to what the mixture gives: numbers up to ${fixed(mixture.scale)} differ by at most ${Within.tiny(mixture.error)}.`,
-            `Выбранные эксперты, опрошенные по одному, дают в сумме выход смеси: числа до ${fixed(mixture.scale)} отличаются не больше чем на ${Within.tiny(mixture.error)}.`,
+            `The chosen experts, each asked alone, add up to what the mixture gives: numbers up to ${fixed(mixture.scale)} differ by at most ${exponent(mixture.error)}.`,
+            `Выбранные эксперты, опрошенные по одному, дают в сумме выход смеси: числа до ${fixed(mixture.scale)} отличаются не больше чем на ${exponent(mixture.error)}.`,
           ),
         ),
       );
@@ -95,7 +95,7 @@ Page.panel({
     }
 
     draw();
-    root.append(...[Within.part(page), field(t("Mixture", "Смесь"), select), place].filter(Boolean));
+    root.append(...[Within.part(page), pick, place].filter(Boolean));
     return { step };
   },
 });

@@ -22,7 +22,7 @@ Page.panel({
           whole(one.kept_bytes),
           whole(one.full_bytes),
           percent(one.kept_bytes / one.full_bytes),
-          Within.tiny(one.error),
+          exponent(one.error),
         ]),
         t("What each layer keeps", "Что хранит каждый слой"),
         [1, 2, 3, 4, 5, 6, 7],

@@ -71,7 +71,7 @@ Page.panel({
       });
       const options = [["probability", t("probability of the best token", "вероятность лучшего токена")], ["entropy", t("entropy", "энтропия")]];
       place.replaceChildren(
-        el("div", { class: "tools" }, el("span", {}, t("Tint:", "Тон:")), Cells.choice(t("Tint", "Тон"), options, memory.tint, tint)),
+        el("div", { class: "tools" }, el("span", {}, t("Tint:", "Тон:")), choice("choice", t("Tint", "Тон"), options, memory.tint, tint)),
         memory.tint === "probability"
           ? Cells.legend(t("probability", "вероятность"), "0", "1")
           : Cells.legend(t("entropy, nats", "энтропия, нат"), "0", fixed(most)),
@@ -105,8 +105,8 @@ Page.panel({
       const by = lens.norm ? t("final norm and head", "последнюю норму и голову") : t("head", "голову");
       const exact = lens.apart
         ? t(
-            `Several positions are read at once: logits differ from those of inspector.lens by up to ${Within.tiny(lens.apart)}.`,
-            `Позиции прочитаны по нескольку сразу: логиты отличаются от inspector.lens не больше чем на ${Within.tiny(lens.apart)}.`,
+            `Several positions are read at once: logits differ from those of inspector.lens by up to ${exponent(lens.apart)}.`,
+            `Позиции прочитаны по нескольку сразу: логиты отличаются от inspector.lens не больше чем на ${exponent(lens.apart)}.`,
           )
         : t("Every number equals that of inspector.lens bit for bit.", "Каждое число равно числу inspector.lens бит в бит.");
       return el(

@@ -252,8 +252,7 @@ Page.panel({
     return {
       step() {
         tries.querySelectorAll("button").forEach((button, at) => {
-          if (at === page.at) button.setAttribute("aria-current", "step");
-          else button.removeAttribute("aria-current");
+          markCurrent(button, at === page.at);
         });
         drawStep();
       },

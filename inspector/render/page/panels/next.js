@@ -13,7 +13,7 @@ Page.panel({
     const jump = (id) => el("a", { href: `#${id}`, on: { click: (event) => Page.jump(event, id) } }, document.getElementById(`${id}-title`).textContent);
     root.append(
       el("ul", {}, ...here.map(([id, words]) => el("li", {}, words, " ", jump(id)))),
-      el("dl", { class: "ideas" }, ...(page.side.ideas ?? []).flatMap((idea) => [el("dt", {}, t(...idea.words)), el("dd", {}, el("pre", {}, visible(idea.command)))])),
+      el("dl", {}, ...(page.side.ideas ?? []).flatMap((idea) => [el("dt", {}, t(...idea.words)), el("dd", {}, el("pre", {}, visible(idea.command)))])),
     );
   },
 });

@@ -23,7 +23,7 @@ Page.panel({
     };
     const partName = (part) => names[part] ?? t("not told", "не определено");
 
-    root.append(el("p", { class: "prompt-sum" }, summary()));
+    root.append(el("p", {}, summary()));
     const unknown = page.side.unknown ?? [];
     if (unknown.length) {
       const listed = unknown.slice(0, 20).map(quoted).join(", ") + (unknown.length > 20 ? " …" : "");

@@ -88,15 +88,6 @@ Page.panel({
       return el("div", { class: "proof-tables" }, results, table);
     }
 
-    /** A difference as it is: 0, or in powers of ten. */
-    function exponent(value) {
-      value = number(value);
-      if (!value) return "0";
-      if (!Number.isFinite(value)) return fixed(value);
-      const [digits, power] = value.toExponential(1).split("e");
-      return `${fixed(Number(digits), 1)}·10^${power.replace("+", "").replace("-", "−")}`;
-    }
-
     function why() {
       const greedy = verdict.sampling.temperature === 0;
       const said = greedy

@@ -96,8 +96,7 @@ Page.panel({
         // What comes later keeps its room, so that nothing below moves from step to step.
         token.classList.toggle("later", i > page.at);
         token.tabIndex = i === page.at ? 0 : -1;
-        if (i === page.at) token.setAttribute("aria-current", "step");
-        else token.removeAttribute("aria-current");
+        markCurrent(token, i === page.at);
       });
       end.hidden = page.at !== last;
       if (inside) tokens[page.at].focus({ preventScroll: true });
@@ -179,7 +178,7 @@ Page.panel({
         });
         const out = c.removed_by && c.removed_by !== "greedy";
         const ends = race
-          ? el("td", {}, drawn(c) && c.probability_after > 0 ? numbers(ratio(c) / fastest, Draws.digits(ratio(c))) : null)
+          ? el("td", {}, drawn(c) && c.probability_after > 0 ? numbers(ratio(c) / fastest, digits(ratio(c))) : null)
           : greedy(step) && el("td", {}, won ? share(1, false) : null);
         const mark = won ? t(" ◀ chosen", " ◀ выбран") : second ? t(" runner-up", " второй") : null;
         return el(
@@ -337,7 +336,7 @@ Page.panel({
       }
       if (!drawn(chosen)) return [name, t(" was drawn; its noise was not recorded.", " вытянут; шум не записан.")];
       const rival = step.runner_up ?? (others.some(drawn) ? best((c) => (drawn(c) ? ratio(c) : -1)) : null);
-      const parts = (c) => `${Draws.digits(c.probability_after)} / ${Draws.digits(number(c.draw))} = ${Draws.digits(ratio(c))}`;
+      const parts = (c) => `${digits(c.probability_after)} / ${digits(number(c.draw))} = ${digits(ratio(c))}`;
       const won = [t("The largest p/q wins: ", "Побеждает наибольшее p/q: "), name, ` ${parts(chosen)}`];
       if (!rival) return [...won, "."];
       const unlikely = rival.probability_after > chosen.probability_after;

@@ -157,8 +157,7 @@ const Cells = (() => {
         for (const [at, on] of [[column, false], [now, true]]) {
           if (!heads[at]) continue;
           heads[at].classList.toggle("now", on);
-          heads[at].toggleAttribute("aria-current", on);
-          if (on) heads[at].setAttribute("aria-current", "step");
+          markCurrent(heads[at], on);
           cells.forEach((line) => line[at].classList.toggle("now", on));
         }
         column = now;
@@ -167,8 +166,7 @@ const Cells = (() => {
       markRow(now) {
         for (const [at, on] of [[row, false], [now, true]]) {
           if (!names[at]) continue;
-          names[at].toggleAttribute("aria-current", on);
-          if (on) names[at].setAttribute("aria-current", "step");
+          markCurrent(names[at], on);
           lines[at].classList.toggle("now", on);
         }
         row = now;
@@ -187,18 +185,7 @@ const Cells = (() => {
     if (left < box.scrollLeft || right > box.scrollLeft + room) box.scrollLeft = (left + right - room) / 2;
   }
 
-  /** Buttons of which one is pressed. */
-  function choice(label, options, now, act) {
-    return el(
-      "div",
-      { class: "pick", role: "group", "aria-label": label },
-      ...options.map(([value, text]) =>
-        el("button", { id: `choice-${value}`, type: "button", "aria-pressed": String(value === now), on: { click: () => act(value) } }, text),
-      ),
-    );
-  }
-
-  return { table, level, brief, name, called, places, legend, choice };
+  return { table, level, brief, name, called, places, legend };
 })();
 
 /** What the panels share that show one pass over the prompt and everything generated (record Inside). */
@@ -245,11 +232,5 @@ const Within = (() => {
     return found ? `${found[1]}${found[2] ?? ""}` : role;
   }
 
-  /** A small number, as an error is: "1.2e-6", "0". */
-  function tiny(value) {
-    value = number(value);
-    return value === 0 ? "0" : value.toExponential(1);
-  }
-
-  return { tokens, position, has, refused, part, layerOf, tiny };
+  return { tokens, position, has, refused, part, layerOf };
 })();

@@ -186,14 +186,7 @@ const Page = (() => {
 
   function header(shown) {
     const { report } = page;
-    const pick = (label, options, now, choose) =>
-      el(
-        "div",
-        { class: "pick", role: "group", "aria-label": label },
-        ...options.map(([value, text]) =>
-          el("button", { id: `pick-${value}`, type: "button", "aria-pressed": String(value === now), on: { click: () => choose(value) } }, text),
-        ),
-      );
+    const pick = (...how) => choice("pick", ...how);
     return el(
       "header",
       {},

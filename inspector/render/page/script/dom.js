@@ -105,3 +105,30 @@ function remark(notice) {
 function field(label, control, after = null) {
   return el("label", { class: "field" }, el("span", {}, label), control, after);
 }
+
+/** Buttons of which one is pressed. `options`: [value, text]; a button's id is that of all and its value. */
+function choice(id, label, options, now, act) {
+  return el(
+    "div",
+    { class: "pick", role: "group", "aria-label": label },
+    ...options.map(([value, text]) =>
+      el("button", { id: `${id}-${value}`, type: "button", "aria-pressed": String(value === now), on: { click: () => act(value) } }, text),
+    ),
+  );
+}
+
+/** A labelled list of which one is chosen, by its index; it keeps the focus where it is drawn anew. */
+function select(id, label, texts, now, act) {
+  const made = el(
+    "select",
+    { id, on: { change: () => (act(Number(made.value)), document.getElementById(id).focus()) } },
+    ...texts.map((text, i) => el("option", { value: i, selected: i === now ? "" : null }, text)),
+  );
+  return field(label, made);
+}
+
+/** Marks what belongs to the step that is shown, or takes the mark away. */
+function markCurrent(element, on) {
+  if (on) element.setAttribute("aria-current", "step");
+  else element.removeAttribute("aria-current");
+}

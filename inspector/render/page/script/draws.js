@@ -122,16 +122,6 @@ const Draws = (() => {
     return { winner, runnerUp, sure, of };
   }
 
-  /** A number of the race, which may be as small as it likes, with so many digits that count. */
-  function digits(value, count = 3) {
-    if (!Number.isFinite(value) || value === 0) return fixed(value, 0);
-    if (Math.abs(value) >= 1e-4 && Math.abs(value) < 1e6) {
-      return value.toLocaleString(Page.page.lang, { minimumSignificantDigits: count, maximumSignificantDigits: count });
-    }
-    const [mantissa, power] = value.toExponential(count - 1).split("e");
-    return `${fixed(Number(mantissa), count - 1)}e${Number(power) < 0 ? "−" : ""}${Math.abs(Number(power))}`;
-  }
-
   /** What a filter is called, as on the screens of the terminal. */
   function filterName(name) {
     return {
@@ -153,5 +143,5 @@ const Draws = (() => {
     }[name] ?? name;
   }
 
-  return { settings, prepare, filtered, asRecorded, recorded, drew, size, origin, verdict, agrees, draw, digits, filterName };
+  return { settings, context, prepare, filtered, asRecorded, recorded, drew, size, origin, verdict, agrees, draw, filterName };
 })();

@@ -28,6 +28,25 @@ function fixed(value, decimals = 2) {
   return (value < 0 && Number(Math.abs(value).toFixed(decimals)) !== 0 ? "−" : "") + text;
 }
 
+/** A number that may be as small as it likes, with so many digits that count. */
+function digits(value, count = 3) {
+  if (!Number.isFinite(value) || value === 0) return fixed(value, 0);
+  if (Math.abs(value) >= 1e-4 && Math.abs(value) < 1e6) {
+    return value.toLocaleString(Page.page.lang, { minimumSignificantDigits: count, maximumSignificantDigits: count });
+  }
+  const [mantissa, power] = value.toExponential(count - 1).split("e");
+  return `${fixed(Number(mantissa), count - 1)}e${Number(power) < 0 ? "−" : ""}${Math.abs(Number(power))}`;
+}
+
+/** An error or a difference: 0, or in powers of ten. */
+function exponent(value) {
+  value = number(value);
+  if (!value) return "0";
+  if (!Number.isFinite(value)) return fixed(value);
+  const [mantissa, power] = value.toExponential(1).split("e");
+  return `${fixed(Number(mantissa), 1)}·10^${power.replace("+", "").replace("-", "−")}`;
+}
+
 /** A share in percent: "0.3 %", "<0.01 %" where it is more than nothing. */
 function percent(share) {
   share = number(share);

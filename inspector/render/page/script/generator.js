@@ -83,5 +83,5 @@ const Generator = (() => {
     return Array.from({ length: steps }, () => generator.exponential(vocabulary));
   }
 
-  return { Mt19937, noise };
+  return { noise };
 })();

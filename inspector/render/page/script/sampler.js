@@ -622,5 +622,5 @@ const Sampler = (() => {
     return { winner: at(winner), runnerUp: at(second), ratios, sure };
   }
 
-  return { FILTERS, isOn, softmax, sorted, prepare, filter, removedBy, race };
+  return { sorted, prepare, filter, removedBy, race };
 })();
