@@ -13,6 +13,7 @@ Page.panel({
     memory.moved ??= {}; // setting → value, of those that are not as recorded
     const LISTED = 10; // candidates that are shown of a step
     const NAMED = 8; // removed tokens that are named
+    const AT_ONCE = 5000; // logits that are filtered before the page draws again: all of a run with a small vocabulary
     const { run, side } = page;
     const size = Draws.size(side, 0);
     // Of each setting what the slider spans, what stands for "off", and what Sampling has for that.
@@ -87,7 +88,9 @@ Page.panel({
     }
 
     let found = [];
+    let turn = 0;
 
+    /** Draws all anew: the shown step first, and the others behind it in slices, so that a slider moves on while they are computed. */
     function drawAll() {
       for (const { setting, slider, exact } of inputs) {
         slider.value = shown(setting);
@@ -95,10 +98,22 @@ Page.panel({
         exact.parentElement.classList.toggle("moved", setting.name in memory.moved);
       }
       reset.disabled = !Object.keys(memory.moved).length;
-      found = run.steps.map((_, at) => tryStep(at));
+      found = run.steps.map(() => null);
+      drawStep();
+      tryOthers((turn += 1));
+    }
+
+    function tryOthers(mine) {
+      if (mine !== turn || !root.isConnected) return;
+      let logits = 0;
+      for (let at = 0; at < found.length; at++) {
+        if (found[at]) continue;
+        if (logits >= AT_ONCE) return setTimeout(tryOthers, 0, mine);
+        found[at] = tryStep(at);
+        logits += found[at].filtered.scores.length;
+      }
       drawSummary();
       drawTries();
-      drawStep();
     }
 
     const listOf = (steps) => steps.map(({ at }) => at + 1).join(", ");
@@ -169,7 +184,7 @@ Page.panel({
 
     function drawStep() {
       const { at } = page;
-      const { filtered, winner, kind } = found[at];
+      const { filtered, winner, kind } = (found[at] ??= tryStep(at));
       const { stages, step, approximate, spread } = filtered;
       const moved = Object.keys(memory.moved).length > 0;
       const recorded = Draws.asRecorded(run, at);
@@ -184,8 +199,19 @@ Page.panel({
         const marks = [id === run.steps[at].token.id && t("recorded", "записан"), moved && kind !== "unsure" && id === winner && t("now", "теперь")];
         return el("span", {}, tokenName(page.token(id)), ` ${marks.filter(Boolean).join(", ")}`);
       };
-      const cell = (stage, place, course) =>
-        (stage.scores[place] === -Infinity ? Draws.filterName(Sampler.removedBy(course, step.ids[place])) : percent(stage.probabilities[place]));
+      const cell = (stage, place, course) => {
+        const [id, p] = [step.ids[place], stage.probabilities[place]];
+        if (stage.scores[place] === -Infinity) return Draws.filterName(Sampler.removedBy(course, id));
+        return stage.exact?.has(id) ? percent(stage.exact.get(id)) : `${stage.approximate ? "≈ " : ""}${percent(p)}`;
+      };
+      /** A number of a filter: as recorded, where the run has it, else from its least to its most. */
+      const between = (write, least, most) => (write(least) === write(most) ? write(least) : `${write(least).replace(/ %$/, "")}–${write(most)}`);
+      const left = ({ recorded: known, reach: { kept: [least, most] } }) =>
+        (known ? whole(known.kept) : least < most ? `≈ ${between(whole, least, most)}` : whole(most));
+      const mass = ({ recorded: known, approximate: rough, count, mass: gone, reach }) => {
+        if (known) return known.count ? percent(known.mass) : "–";
+        return rough && reach.mass[1] > 0 ? `≈ ${between(percent, ...reach.mass)}` : count ? percent(gone) : "–";
+      };
       const last = stages[stages.length - 1];
       const candidates = bars(
         best.map((place) => ({
@@ -199,11 +225,11 @@ Page.panel({
       );
       const removals = grid(
         [t("filter", "фильтр"), t("tokens", "токены"), t("removed", "убрал"), t("mass", "масса"), t("which", "какие")],
-        stages.slice(1).map((stage) => [
+        stages.slice(1).map((stage, i) => [
           Draws.filterName(stage.name),
-          `${whole(stage.given)} → ${whole(stage.kept)}`,
-          whole(stage.count),
-          stage.count ? percent(stage.mass) : "–",
+          `${left(stages[i])} → ${left(stage)}`,
+          stage.recorded ? whole(stage.recorded.count) : `${stage.reach.kept[0] < stage.reach.kept[1] ? "≈ " : ""}${whole(stage.count)}`,
+          mass(stage),
           names(stage),
         ]),
         t("What each filter removed, and its share of the probability that it was given", "Что убрал каждый фильтр и какую долю полученной вероятности"),
@@ -211,8 +237,8 @@ Page.panel({
       );
       const none = t("No filter is on: the token is drawn from the model's own distribution.", "Фильтров нет: токен тянут из распределения самой модели.");
       const guess = t(
-        `Only the ${whole(step.ids.length)} largest logits of this step are recorded. The other ${tokensOf(step.rest)}, ${percent(step.restMass)} of the raw probability, count here as equal ones; were they as unequal as can be, a probability above would differ by up to ${percent(spread)}.`,
-        `Записаны только ${whole(step.ids.length)} наибольших логитов этого шага. Остальные ${tokensOf(step.rest)}, ${percent(step.restMass)} исходной вероятности, считаются здесь равными; будь они неравны насколько возможно, вероятность выше отличалась бы не больше чем на ${percent(spread)}.`,
+        `≈: only the ${whole(step.ids.length)} largest logits of this step are recorded. The other ${tokensOf(step.rest)}, ${percent(step.restMass)} of the raw probability, count here as equal ones; were they as unequal as can be, a probability above would differ by up to ${percent(spread)}.`,
+        `≈: записаны только ${whole(step.ids.length)} наибольших логитов этого шага. Остальные ${tokensOf(step.rest)}, ${percent(step.restMass)} исходной вероятности, считаются здесь равными; будь они неравны насколько возможно, вероятность выше отличалась бы не больше чем на ${percent(spread)}.`,
       );
       now.replaceChildren(
         el("h3", {}, t(`Step ${at + 1}`, `Шаг ${at + 1}`)),
@@ -226,12 +252,12 @@ Page.panel({
     }
 
     /** The removed tokens by name, the most probable first. */
-    function names({ name, removed, count }) {
+    function names({ name, removed, count, recorded }) {
       if (name === "temperature" || name === "repetition_penalty") return t("changes logits alone", "меняет лишь логиты");
       const raw = found[page.at].filtered.stages[0];
       const { place } = found[page.at].filtered.step;
       const first = [...removed].sort((a, b) => raw.scores[place.get(b)] - raw.scores[place.get(a)]).slice(0, NAMED);
-      const more = count - first.length;
+      const more = (recorded?.count ?? count) - first.length;
       const spaced = first.flatMap((id) => [" ", tokenName(page.token(id))]).slice(1);
       return el("span", {}, ...spaced, more > 0 && ` ${t(`and ${whole(more)} more`, `и ещё ${whole(more)}`)}`);
     }

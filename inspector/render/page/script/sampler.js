@@ -307,7 +307,7 @@ const Sampler = (() => {
       }
       if (!state.rest.count || !beyond) return { ...state, scores };
       // Those of the rest may lose all their mass, or nothing; with a penalty below 1 they may rise by no one knows how much.
-      const weight = given.shape === "flat" ? state.rest.weight : Math.max(0, state.rest.weight - beyond);
+      const weight = given.loses ? Math.max(0, state.rest.weight - beyond) : state.rest.weight;
       return { ...state, scores, rest: { ...state.rest, weight }, loose: penalty < 1 };
     },
 
@@ -477,7 +477,8 @@ const Sampler = (() => {
    * @property {number} highest the largest score that one of them can have
    * @property {boolean} loose one of them can have risen above what is recorded
    * @property {boolean} approximate a number of it depends on how the rest is shaped, by more than 1e-6
-   * @property {number} spread by how much a probability differs between the two ends of what can be
+   * @property {number} spread by how much a probability differs between the ends of what can be
+   * @property {{kept: number[], mass: number[]}} reach the least and the most of both, between those ends
    */
 
   const TOLERANCE = 1e-6;
@@ -528,19 +529,22 @@ const Sampler = (() => {
       loose: after.loose,
       approximate: after.loose,
       spread: 0,
+      reach: { kept: [kept, kept], mass: [mass, mass] },
     };
   }
 
-  /** Marks in the stages with one shape of the rest what the other shape makes otherwise. */
+  /** Marks in the stages with one guess at the rest what another one makes otherwise. */
   function compare(stages, others) {
     stages.forEach((stage, i) => {
       const other = others[i];
-      stage.spread = Math.max(Math.abs(stage.mass - other.mass), Math.abs(stage.rest.mass - other.rest.mass));
+      stage.spread = Math.max(stage.spread, Math.abs(stage.mass - other.mass), Math.abs(stage.rest.mass - other.rest.mass));
       for (let j = 0; j < stage.probabilities.length; j++) {
         stage.spread = Math.max(stage.spread, Math.abs(stage.probabilities[j] - other.probabilities[j]));
       }
       const same = stage.kept === other.kept && stage.scores.every((x, j) => (x === GONE) === (other.scores[j] === GONE));
       stage.approximate ||= !same || stage.spread > TOLERANCE;
+      const widened = ([least, most], x) => [Math.min(least, x), Math.max(most, x)];
+      stage.reach = { kept: widened(stage.reach.kept, other.kept), mass: widened(stage.reach.mass, other.mass) };
       stage.most = Math.max(stage.most, other.most);
       stage.highest = Math.max(stage.highest, other.highest);
     });
@@ -553,19 +557,22 @@ const Sampler = (() => {
    * @param {object} sampling as a Run records it
    * @param {{promptLength: number, maxLength: ?number, stopIds: number[]}} bounds of the run
    * @returns {{stages: Stage[], scores: Float32Array, probabilities: Float32Array, kept: number, rest: {count: number, mass: number},
-   *   approximate: boolean, spread: number, error: ?string, other: Stage}} the course, and what its end leaves. `error` is "none" where the settings
-   *   leave no token, and "extreme" where they make a score that is no number. `other` is the end with the rest in its other shape.
+   *   approximate: boolean, spread: number, error: ?string, others: Stage[]}} the course, and what its end leaves. `error` is "none" where
+   *   the settings leave no token, and "extreme" where they make a score that is no number. `others` are the ends with other guesses at
+   *   the rest: in its other shape, and with a penalty that takes all the mass of those of the rest that it concerns, or none.
    */
   function filter(step, context, sampling, bounds) {
-    const given = { step, context, sampling, bounds, shape: "flat" };
-    const stages = course(given);
-    const others = step.rest ? course({ ...given, shape: "steep" }) : stages;
-    if (step.rest) compare(stages, others);
+    const given = { step, context, sampling, bounds };
+    const stages = course({ ...given, shape: "flat", loses: false });
+    const guesses = [["steep", false]];
+    if (isOn(sampling, "repetition_penalty") && context.some((id) => !step.place.has(id))) guesses.push(["flat", true], ["steep", true]);
+    const others = (step.rest ? guesses : []).map(([shape, loses]) => course({ ...given, shape, loses }));
+    for (const other of others) compare(stages, other);
     const last = stages[stages.length - 1];
     const best = largest(last.scores);
     const error = last.kept === 0 ? "none" : best === Infinity || Number.isNaN(best) ? "extreme" : null;
     const { scores, probabilities, kept, rest, approximate, spread } = last;
-    return { step, sampling, stages, scores, probabilities, kept, rest, approximate, spread, error, other: others[others.length - 1] };
+    return { step, sampling, stages, scores, probabilities, kept, rest, approximate, spread, error, others: others.map((other) => other[other.length - 1]) };
   }
 
   /**
@@ -603,7 +610,7 @@ const Sampler = (() => {
    *   tokens that are not recorded can have won
    */
   function race(filtered, q, fastest = 0) {
-    const { step, rest, other } = filtered;
+    const { step, rest, others } = filtered;
     const run = ({ scores, probabilities }) => {
       const ratios = filtered.sampling.temperature === 0 ? null : probabilities.map((p, i) => p / q[i]);
       return { ratios, runs: (ratios ?? scores).map((x, i) => (scores[i] === GONE ? GONE : x)) };
@@ -612,11 +619,11 @@ const Sampler = (() => {
     const winner = first(runs);
     const second = first(runs.map((x, i) => (i === winner ? GONE : x)));
     let sure = winner >= 0;
-    if (rest.count || other.rest.count) {
+    if (rest.count || others.some((other) => other.rest.count)) {
       const end = filtered.stages[filtered.stages.length - 1];
-      const others = run(other).runs;
       const ahead = ratios ? end.most / fastest : end.highest;
-      sure &&= !end.loose && first(others) === winner && Math.min(runs[winner], others[winner]) > ahead;
+      const wins = (all) => first(all) === winner && all[winner] > ahead;
+      sure &&= !end.loose && wins(runs) && others.every((other) => wins(run(other).runs));
     }
     const at = (place) => (place < 0 ? null : step.ids[place]);
     return { winner: at(winner), runnerUp: at(second), ratios, sure };
