@@ -557,6 +557,26 @@ def test_a_filters_share_is_the_recorded_one_or_stands_between_bounds_that_hold(
     assert mass.startswith("≈") and "–" in mass
 
 
+def test_a_token_that_stands_among_those_not_recorded_is_not_said_to_be_removed(browser, show, large):
+    """Nearly flat distributions: most of what is drawn has a smaller logit than the 512 that are recorded."""
+    m, *_ = large
+    run = show(inspector.run(m, m.encode("一丁丂七"), Sampling(temperature=20, top_p=0.9, seed=3), max_new_tokens=12, recorded=512))
+    wait(browser, "Page.page.memory('live').swept")
+    far = [step for step in run.steps if step.token.id not in step.distribution.ids]
+    assert len(far) > 5
+    said = text(browser, "live-said")
+    assert "the recorded token" in said and "?" not in text(browser, "live-steps") and "Not certain" not in said
+    for step in far[:3]:
+        browser.execute_script("Page.page.goTo(arguments[0])", step.index)
+        press(browser, "draw-replay")
+        assert "bit for bit" in text(browser, "draw-replayed") and "not the recorded token" not in text(browser, "draw-replayed")
+        shown = {row[0].replace(f"«{step.token.text}»", "").strip(): row for row in rows(browser, "#live-step .bars")}
+        assert "recorded, now" in str(shown) or "recorded" in shown, shown
+        assert "top-p" not in str(shown["recorded"])
+    press(browser, "live-top_p", "0.95", "input")  # which keeps them, too
+    assert "Otherwise" not in text(browser, "live-said")
+
+
 def test_a_long_run_of_a_large_vocabulary_stays_quick(browser, show, large):
     """Counted, not timed: steps filtered before a slider moves on, and random numbers passed over on the way through the steps."""
     m, run, _ = large

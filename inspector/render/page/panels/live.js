@@ -81,10 +81,12 @@ Page.panel({
       // The noise of the tokens that are not recorded is known where the page's generator gives the run's.
       const fastest = step.rest && memory.swept && Draws.agrees(side, at) ? Draws.verdict(side, at).fastest : 0;
       const { winner, sure } = Sampler.race(filtered, step.draws, fastest);
+      // As recorded, what won is known; the page's own finding tells of its arithmetic only where it is not a guess.
+      if (!Object.keys(memory.moved).length && filtered.approximate) {
+        return { ...found, winner: run.steps[at].token.id, kind: run.steps[at].forced ? "forced" : "same" };
+      }
       const kind = run.steps[at].forced ? "forced" : winner === run.steps[at].token.id ? "same" : "other";
-      // As recorded, what won is known.
-      const known = sure || (kind === "same" && !Object.keys(memory.moved).length);
-      return { ...found, winner, kind: kind === "forced" || known ? kind : "unsure" };
+      return { ...found, winner, kind: kind === "forced" || sure ? kind : "unsure" };
     }
 
     let found = [];
@@ -199,10 +201,17 @@ Page.panel({
         const marks = [id === run.steps[at].token.id && t("recorded", "записан"), moved && kind !== "unsure" && id === winner && t("now", "теперь")];
         return el("span", {}, tokenName(page.token(id)), ` ${marks.filter(Boolean).join(", ")}`);
       };
+      const isOut = ({ scores, exact }, place) => {
+        const known = exact?.get(step.ids[place]);
+        return known ? !(known.probability_after > 0) : scores[place] === -Infinity;
+      };
       const cell = (stage, place, course) => {
         const [id, p] = [step.ids[place], stage.probabilities[place]];
-        if (stage.scores[place] === -Infinity) return Draws.filterName(Sampler.removedBy(course, id));
-        return stage.exact?.has(id) ? percent(stage.exact.get(id)) : `${stage.approximate ? "≈ " : ""}${percent(p)}`;
+        const known = stage.exact?.get(id);
+        if (known) return known.probability_after > 0 ? percent(known.probability_after) : Draws.filterName(known.removed_by);
+        const guessed = stage.approximate ? "≈ " : "";
+        if (!isOut(stage, place)) return `${guessed}${percent(p)}`;
+        return `${step.beyond.has(id) ? guessed : ""}${Draws.filterName(Sampler.removedBy(course, id))}`;
       };
       /** A number of a filter: as recorded, where the run has it, else from its least to its most. */
       const between = (write, least, most) => (write(least) === write(most) ? write(least) : `${write(least).replace(/ %$/, "")}–${write(most)}`);
@@ -218,7 +227,7 @@ Page.panel({
           name: name(step.ids[place]),
           values: columns.map((stage) => stage.probabilities[place]),
           texts: columns.map((stage, i) => cell(stage, place, moved && i === 1 ? recorded : filtered)),
-          class: [kind !== "unsure" && step.ids[place] === winner && "chosen", last.scores[place] === -Infinity && "gone"].filter(Boolean).join(" "),
+          class: [kind !== "unsure" && step.ids[place] === winner && "chosen", isOut(last, place) && "gone"].filter(Boolean).join(" "),
         })),
         [t("token", "токен"), ...heads],
         t("Probabilities of the step before and after the filters; a removed token has the filter's name", "Вероятности шага до и после фильтров; у убранного токена имя фильтра"),

@@ -32,7 +32,7 @@ const Draws = (() => {
 
   /**
    * A step under some settings. What the filters do up to the first that is set otherwise than in the run is recorded: those stages have
-   * it as `recorded`, and the last one, where all is set alike, the probabilities that the run has, by token id, as `exact`.
+   * it as `recorded`, and the last one, where all is set alike, the candidates that the run has, by token id, as `exact`.
    */
   function filtered(run, at, sampling) {
     const found = Sampler.filter(prepare(run, at), context(run, at), sampling, bounds(run));
@@ -49,7 +49,7 @@ const Draws = (() => {
     }
     const listed = [...step.candidates, step.runner_up].filter((candidate) => candidate);
     const { length } = found.stages;
-    if (changed < 0 && sampling.temperature !== 0) found.stages[length - 1].exact = new Map(listed.map((one) => [one.token.id, one.probability_after]));
+    if (changed < 0 && sampling.temperature !== 0) found.stages[length - 1].exact = new Map(listed.map((one) => [one.token.id, one]));
     return found;
   }
 
