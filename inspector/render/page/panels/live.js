@@ -83,7 +83,8 @@ Page.panel({
       const { winner, sure } = Sampler.race(filtered, step.draws, fastest);
       // As recorded, what won is known; the page's own finding tells of its arithmetic only where it is not a guess.
       if (!Object.keys(memory.moved).length && filtered.approximate) {
-        return { ...found, winner: run.steps[at].token.id, kind: run.steps[at].forced ? "forced" : "same" };
+        const believed = !sure || winner !== run.steps[at].token.id;
+        return { ...found, winner: run.steps[at].token.id, kind: run.steps[at].forced ? "forced" : "same", believed };
       }
       const kind = run.steps[at].forced ? "forced" : winner === run.steps[at].token.id ? "same" : "other";
       return { ...found, winner, kind: kind === "forced" || sure ? kind : "unsure" };
@@ -134,6 +135,11 @@ Page.panel({
               `С записанными настройками страница находит иное, чем Python, на ${atSteps(wrong)}: суммы округляются там по-разному.`)
           : t(`With the recorded settings this page finds the recorded token, and after every filter the recorded number of tokens, at each of ${steps}.`,
               `С записанными настройками страница находит записанный токен и после каждого фильтра записанное число токенов на каждом из ${steps}.`));
+        const believed = found.filter((one) => one.believed).length;
+        if (believed) {
+          parts.push(t(` At ${whole(believed)} of them that is the record's word: by the recorded logits alone another token could have won.`,
+            ` На ${whole(believed)} из них это слово записи: по одним записанным логитам мог победить и другой токен.`));
+        }
       } else if (other.length) {
         parts.push(
           t(`Otherwise at ${other.length} of ${steps}, first at step ${other[0].at + 1}: `, `Иначе на ${other.length} из ${steps}, впервые на шаге ${other[0].at + 1}: `),
@@ -209,9 +215,9 @@ Page.panel({
         const [id, p] = [step.ids[place], stage.probabilities[place]];
         const known = stage.exact?.get(id);
         if (known) return known.probability_after > 0 ? percent(known.probability_after) : Draws.filterName(known.removed_by);
-        const guessed = stage.approximate ? "≈ " : "";
-        if (!isOut(stage, place)) return `${guessed}${percent(p)}`;
-        return `${step.beyond.has(id) ? guessed : ""}${Draws.filterName(Sampler.removedBy(course, id))}`;
+        if (!isOut(stage, place)) return stage.approximate ? roughly(percent(p)) : percent(p);
+        const by = Draws.filterName(Sampler.removedBy(course, id));
+        return stage.loose && step.beyond.has(id) ? roughly(by) : by;
       };
       /** A number of a filter: as recorded, where the run has it, else from its least to its most. */
       const between = (write, least, most) => (write(least) === write(most) ? write(least) : `${write(least).replace(/ %$/, "")}–${write(most)}`);
@@ -268,7 +274,8 @@ Page.panel({
       const first = [...removed].sort((a, b) => raw.scores[place.get(b)] - raw.scores[place.get(a)]).slice(0, NAMED);
       const more = (recorded?.count ?? count) - first.length;
       const spaced = first.flatMap((id) => [" ", tokenName(page.token(id))]).slice(1);
-      return el("span", {}, ...spaced, more > 0 && ` ${t(`and ${whole(more)} more`, `и ещё ${whole(more)}`)}`);
+      if (more > 0) spaced.push(first.length ? t(` and ${whole(more)} more`, ` и ещё ${whole(more)}`) : t("logits not recorded", "логиты не записаны"));
+      return el("span", {}, ...spaced);
     }
 
     /** Finds out, a step at a time so that the page stays quick, how fast the tokens were that are not recorded. */
