@@ -120,7 +120,7 @@ Page.panel({
     }
 
     const listOf = (steps) => steps.map(({ at }) => at + 1).join(", ");
-    const atSteps = (steps) => (steps.length === 1 ? t(`step ${listOf(steps)}`, `шаге ${listOf(steps)}`) : t(`steps ${listOf(steps)}`, `шагах ${listOf(steps)}`));
+    const atSteps = (steps) => (steps.length > 1 && steps.length === run.steps.length ? t("every step", "каждом шаге") : steps.length === 1 ? t(`step ${listOf(steps)}`, `шаге ${listOf(steps)}`) : t(`steps ${listOf(steps)}`, `шагах ${listOf(steps)}`));
 
     function drawSummary() {
       const of = (kind) => found.filter((one) => one.kind === kind);
@@ -243,7 +243,7 @@ Page.panel({
         stages.slice(1).map((stage, i) => [
           Draws.filterName(stage.name),
           `${left(stages[i])} → ${left(stage)}`,
-          stage.recorded ? whole(stage.recorded.count) : `${stage.reach.kept[0] < stage.reach.kept[1] ? "≈ " : ""}${whole(stage.count)}`,
+          stage.recorded ? whole(stage.recorded.count) : stage.reach.kept[0] < stage.reach.kept[1] ? "?" : whole(stage.count),
           mass(stage),
           names(stage),
         ]),
