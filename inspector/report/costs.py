@@ -1,7 +1,9 @@
 """What steps of a model cost on this machine, measured when a page is made: in a few seconds, whatever the model's size."""
 
+import math
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterable
 
 import torch
@@ -17,7 +19,8 @@ from ..records.generation import Run
 from ..records.report import Measured
 
 LENGTHS = (8, 32, 64, 128, 256, 512)
-BUDGET = 4.0  # seconds that one pass at each measured length may take together
+BUDGET = 4.0  # seconds that one pass at each measured length is expected to take together, at most
+LIMIT = 15.0  # seconds after which no further length is begun, however long they were expected to take
 SLOW = 0.2  # seconds of a pass from which on it is measured once: what warms up is small beside it
 REPEATS = 3
 BEHIND = 4  # steps that are timed behind what a cache holds
@@ -26,15 +29,27 @@ BEHIND = 4  # steps that are timed behind what a cache holds
 def measured(m: Loaded, run: Run, said: Callable[[str, str], None] = lambda english, russian: None) -> dict:
     """The field of a ``Side`` that says what steps cost: at the run's own lengths and others, without a cache and with one."""
     said("measuring what steps cost", "измеряется, сколько стоят шаги")
+    ends = time.perf_counter() + LIMIT
     own = [step.context_length for step in run.steps] or [len(run.prompt)]
     pass_seconds = timed(lambda: next_logits(m.split, probe_ids(m, own[-1])))
     repeats = 1 if pass_seconds > SLOW else REPEATS
-    lengths = chosen((own[-1], own[0], *LENGTHS), pass_seconds / own[-1], m.context_length)
+    wanted = (own[-1], own[0], *LENGTHS)
+    lengths = sorted(chosen(wanted, pass_seconds / own[-1], m.context_length), key=wanted.index)
     without, with_cache = work_in_steps(m, {*own, *lengths})
+    uncached: dict[str, float] = {}
+    with_one: dict[str, float] = {}  # a cache
+    for some in [[length] for length in lengths] if repeats == 1 else [lengths]:  # quick ones take turns
+        if uncached and time.perf_counter() > ends:
+            break
+        words = ", ".join(map(str, sorted(some)))
+        said(f"measuring what steps cost: contexts of {words} tokens", f"измеряется, сколько стоят шаги: контексты в {words} токенов")
+        uncached |= {str(length): seconds for length, seconds in seconds_per_step(m, some, repeats).items()}
+        with_one |= cached_seconds(m, some, repeats, ends)
+    said("measuring what operations cost", "измеряется, сколько стоят операции")
     return dict(
         measured=Measured(
-            uncached={str(length): seconds for length, seconds in seconds_per_step(m, lengths, repeats).items()},
-            cached=cached_seconds(m, lengths, repeats),
+            uncached=by_length(uncached),
+            cached=by_length(with_one),
             operations=operations(m, own[-1], repeats),
             length=own[-1],
             threads=torch.get_num_threads(),
@@ -54,10 +69,20 @@ def chosen(wanted: Iterable[int], seconds_per_token: float, context_length: int 
     return sorted(found)
 
 
-def cached_seconds(m: Loaded, lengths: Iterable[int], repeats: int) -> dict[str, float]:
-    """Length of the context → the time of a step that reads one token, the others in a cache; {} for a model that reads with none."""
+def by_length(seconds: dict[str, float]) -> dict[str, float]:
+    """The same with the lengths ascending."""
+    return dict(sorted(seconds.items(), key=lambda pair: int(pair[0])))
+
+
+def cached_seconds(m: Loaded, lengths: Iterable[int], repeats: int, ends: float = math.inf) -> dict[str, float]:
+    """Length of the context → the time of a step that reads one token, the others in a cache; {} for a model that reads with none.
+
+    After the first, none is begun when the clock, ``time.perf_counter()``, stands beyond ``ends``.
+    """
     found: dict[str, float] = {}
     for length in lengths:
+        if found and time.perf_counter() > ends:
+            break
         steps = min(BEHIND, length - 1)
         if not steps:  # a single token has nothing behind it
             continue

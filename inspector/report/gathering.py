@@ -50,11 +50,14 @@ def gather(
     def redrawn(done: int, of: int) -> None:
         said(f"draws with other seeds: step {done} of {of}", f"розыгрыши с другими seed: шаг {done} из {of}")
 
-    found = architecture(m, run) | proof(m, run, verdict, check)
+    said("what it is made of", "из чего она состоит")
+    found = architecture(m, run)
+    if verdict is None and check:
+        said("comparing with generate()", "сравнение с generate()")
+    found |= proof(m, run, verdict, check)
     if measure:
         found |= measured(m, run, said)
-    said("looking inside", "взгляд внутрь")
-    within = inside(m, run)
+    within = inside(m, run, said)
     return Side(
         run=run,
         prompt=prompt,

@@ -32,8 +32,20 @@ LIGHT = 20_000_000  # weights of a model up to which contributions are computed 
 Missing = dict[str, Words]
 
 
-def inside(m: Loaded, run: Run) -> Inside:
+VIEWS = dict(
+    attention="внимание",
+    lens="логит-линза",
+    contributions="вклады",
+    experts="эксперты",
+    latents="скрытые представления",
+    further="дальнейшие токены",
+)
+
+
+def inside(m: Loaded, run: Run, said: Callable[[str, str], None] = lambda english, russian: None) -> Inside:
     """The views of the last pass of a run of ``m``. What is refused is named in ``missing``; what a model does not have is left out.
+
+    ``said`` is told in the two languages which view is being made.
 
     Raises:
         ValueError: the text is longer than ``LONGEST``.
@@ -49,6 +61,7 @@ def inside(m: Loaded, run: Run) -> Inside:
     missing: Missing = {}
 
     def view(name: str, make: Callable[[], object]):
+        said(f"looking inside: {name}", f"взгляд внутрь: {VIEWS[name]}")
         try:
             return make()
         except NoPartError:

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 import inspector
+from inspector.loading.loaded import attach
 from inspector.loop.sampling import FILTERS, Bounds, is_in, race, run_filters
 from inspector.records.as_json import to_json
-from inspector.records.generation import Distribution, Sampling
+from inspector.records.generation import Distribution, Origin, Sampling
 from inspector.records.report import Redraw, Report, Side
 from inspector.render.page import page as render
 from inspector.report.redraws import redraws
+from inspector.training.tokenizer import character_tokenizer
 from tests.browser import console_errors
+from tests.conftest import tiny_model
 
 SCRIPTS = Path(inspector.__file__).parent / "render" / "page" / "script"
 
@@ -508,4 +511,91 @@ def test_what_is_not_recorded_is_said(browser, show, model, whole_run):
     wait(browser, "Page.page.memory('live').swept")
     assert not text(browser, "live-approximate")
     press(browser, "live-temperature", "1.5", "input")
-    assert "Only the" in text(browser, "live-approximate")
+    assert "only the" in text(browser, "live-approximate")
+
+
+# ---- a vocabulary that is not recorded whole ----
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A tiny model of 5,000 tokens, and a run of it as a page is given one, and with all its logits."""
+    tokenizer = character_tokenizer(["".join(chr(0x4E00 + i) for i in range(5000))])
+    m = attach(tiny_model("qwen2", len(tokenizer)), tokenizer, Origin("large", "folder"))
+    ids = m.encode("一丁丂七")
+    return m, *(inspector.run(m, ids, SAMPLING, max_new_tokens=20, recorded=count) for count in (512, m.vocab_size))
+
+
+def test_a_filters_share_is_the_recorded_one_or_stands_between_bounds_that_hold(browser, show, large):
+    _, run, whole = large
+    show(run)
+    for at in (0, 7):
+        browser.execute_script("Page.page.goTo(arguments[0])", at)
+        shown = {name: (tokens, mass) for name, tokens, _, mass, _ in rows(browser, "#live .grid")}
+        for name, label in (("top_k", "top-k"), ("top_p", "top-p")):
+            removal, (tokens, mass) = run.steps[at].removed[name], shown[label]
+            assert tokens == f"{removal.given:,} → {removal.given - removal.count:,}"
+            assert "≈" not in mass and float(mass.strip("<> %")) == pytest.approx(100 * removal.mass, abs=0.051)
+    bounds = Bounds(len(run.prompt), len(run.prompt) + run.max_new_tokens, run.stop_ids)
+    wide = 0
+    for sampling in (replace(SAMPLING, temperature=0.4), replace(SAMPLING, temperature=1.7), replace(SAMPLING, repetition_penalty=1.5)):
+        for step in whole.steps[::4]:
+            reach = browser.execute_script(
+                "const { run } = Page.page; const [at, sampling] = [arguments[0], JSON.parse(arguments[1])];"
+                "return Object.fromEntries(Draws.filtered(run, at, sampling).stages.map(({ name, reach }) => [name, reach.mass]))",
+                step.index,
+                json.dumps(to_json(sampling)),
+            )
+            filtered = run_filters(logits_and_noise(step)[0], tokens_before(whole, step.index), sampling, bounds)
+            true = dict(zip(filtered.stages, filtered.counts()[2].tolist(), strict=True))["top_k"]
+            least, most = reach["top_k"]
+            assert least - 1e-5 <= true <= most + 1e-5, (sampling, step.index, least, true, most)
+            wide += most - least > 1e-3
+    assert wide > 3
+    press(browser, "live-temperature", "1.7", "input")
+    mass = {name: mass for name, *_, mass, _ in rows(browser, "#live .grid")}["top-k"]
+    assert mass.startswith("≈") and "–" in mass
+
+
+def test_a_token_that_stands_among_those_not_recorded_is_not_said_to_be_removed(browser, show, large):
+    """Nearly flat distributions: most of what is drawn has a smaller logit than the 512 that are recorded."""
+    m, *_ = large
+    run = show(inspector.run(m, m.encode("一丁丂七"), Sampling(temperature=20, top_p=0.9, seed=3), max_new_tokens=12, recorded=512))
+    wait(browser, "Page.page.memory('live').swept")
+    far = [step for step in run.steps if step.token.id not in step.distribution.ids]
+    assert len(far) > 5
+    said = text(browser, "live-said")
+    assert "the recorded token" in said and "?" not in text(browser, "live-steps") and "Not certain" not in said
+    for step in far[:3]:
+        browser.execute_script("Page.page.goTo(arguments[0])", step.index)
+        press(browser, "draw-replay")
+        assert "bit for bit" in text(browser, "draw-replayed") and "not the recorded token" not in text(browser, "draw-replayed")
+        shown = {row[0].replace(f"«{step.token.text}»", "").strip(): row for row in rows(browser, "#live-step .bars")}
+        assert "recorded, now" in str(shown) or "recorded" in shown, shown
+        assert "top-p" not in str(shown["recorded"])
+    press(browser, "live-top_p", "0.95", "input")  # which keeps them, too
+    assert "Otherwise" not in text(browser, "live-said")
+
+
+def test_a_long_run_of_a_large_vocabulary_stays_quick(browser, show, large):
+    """Counted, not timed: steps filtered before a slider moves on, and random numbers passed over on the way through the steps."""
+    m, run, _ = large
+    show(run)
+    wait(browser, "Page.page.memory('live').swept")
+    expected = {one.step: one.token.id for one in redraws(m, run, [5])}
+    filtered, skipped, winners = browser.execute_script(
+        "let [filtered, skipped] = [0, 0]; const [filter, { skip }] = [Sampler.filter, Generator.Mt19937.prototype];"
+        "Sampler.filter = (...given) => { filtered++; return filter(...given); };"
+        "Generator.Mt19937.prototype.skip = function (count) { skipped += count; return skip.call(this, count); };"
+        "const slider = document.getElementById('live-top_k'); slider.value = 3; slider.dispatchEvent(new Event('input'));"
+        "const atOnce = filtered;"
+        "const winners = [7, 0, 19, 3, 8, 7].map((at) => [at, Draws.draw(Page.page.side, at, 5).winner]);"
+        "for (let at = 0; at < 20; at++) Page.page.goTo(at);"
+        "return [atOnce, skipped, winners]"
+    )
+    assert 0 < filtered < 14, filtered  # the shown step, as set and as recorded, and a slice of the others
+    assert skipped <= len(run.steps) * m.vocab_size
+    assert dict(winners) == {at: expected[at] for at, _ in winners}
+    wait(browser, "document.getElementById('live-said').textContent.includes('Otherwise at')")
+    others = [at + 1 for at, id in enumerate(chosen_with(large[2], replace(SAMPLING, top_k=3))) if id != run.steps[at].token.id]
+    assert browser.execute_script("return document.getElementById('live-said').dataset.other") == ", ".join(map(str, others))

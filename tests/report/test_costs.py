@@ -73,3 +73,20 @@ def test_a_model_without_a_cache_has_no_times_with_one(tiny, monkeypatch):
 
     monkeypatch.setattr(costs, "cached", refused)
     assert costs.cached_seconds(tiny("qwen2"), [4, 8], 1) == {}
+
+
+def test_measuring_stops_by_the_clock(tiny, monkeypatch):
+    """Passes that were quick when they were expected, and then are not: what was begun is all there is."""
+    m = tiny("qwen2")
+    run = inspector.run(m, m.encode("абв"), inspector.Sampling(temperature=0), 4)
+    now = 0.0
+
+    def slow(m, lengths, repeats):
+        nonlocal now
+        now += 10.0
+        return dict.fromkeys(lengths, 10.0)
+
+    monkeypatch.setattr(costs, "seconds_per_step", slow)
+    monkeypatch.setattr(costs, "SLOW", -1.0)
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now)
+    assert list(measured(m, run)["measured"].uncached) == ["4", "7"]  # the run's first and last lengths: 20 seconds, and no more

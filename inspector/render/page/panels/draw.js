@@ -127,6 +127,9 @@ Page.panel({
             `из ${whole(drawn)} чисел q записанные ${whole(compared)} равны, бит в бит`));
       if (!page.step.distribution || page.step.forced) return replayed.append(".");
       const result = Draws.draw(page.side, page.at);
+      if (!result.sure) {
+        return replayed.append(t(". Not all logits are recorded: who won, only the record says.", ". Записаны не все логиты: кто победил, говорит только запись."));
+      }
       replayed.append(t("; the winner is ", "; побеждает "), tokenName(page.token(result.winner)),
         result.winner === page.step.token.id ? t(", as recorded.", ", как записано.") : t(", and not the recorded token.", ", а не записанный токен."));
     }

@@ -13,6 +13,7 @@ Page.panel({
     memory.moved ??= {}; // setting → value, of those that are not as recorded
     const LISTED = 10; // candidates that are shown of a step
     const NAMED = 8; // removed tokens that are named
+    const AT_ONCE = 5000; // logits that are filtered before the page draws again: all of a run with a small vocabulary
     const { run, side } = page;
     const size = Draws.size(side, 0);
     // Of each setting what the slider spans, what stands for "off", and what Sampling has for that.
@@ -80,14 +81,19 @@ Page.panel({
       // The noise of the tokens that are not recorded is known where the page's generator gives the run's.
       const fastest = step.rest && memory.swept && Draws.agrees(side, at) ? Draws.verdict(side, at).fastest : 0;
       const { winner, sure } = Sampler.race(filtered, step.draws, fastest);
+      // As recorded, what won is known; the page's own finding tells of its arithmetic only where it is not a guess.
+      if (!Object.keys(memory.moved).length && filtered.approximate) {
+        const believed = !sure || winner !== run.steps[at].token.id;
+        return { ...found, winner: run.steps[at].token.id, kind: run.steps[at].forced ? "forced" : "same", believed };
+      }
       const kind = run.steps[at].forced ? "forced" : winner === run.steps[at].token.id ? "same" : "other";
-      // As recorded, what won is known.
-      const known = sure || (kind === "same" && !Object.keys(memory.moved).length);
-      return { ...found, winner, kind: kind === "forced" || known ? kind : "unsure" };
+      return { ...found, winner, kind: kind === "forced" || sure ? kind : "unsure" };
     }
 
     let found = [];
+    let turn = 0;
 
+    /** Draws all anew: the shown step first, and the others behind it in slices, so that a slider moves on while they are computed. */
     function drawAll() {
       for (const { setting, slider, exact } of inputs) {
         slider.value = shown(setting);
@@ -95,14 +101,26 @@ Page.panel({
         exact.parentElement.classList.toggle("moved", setting.name in memory.moved);
       }
       reset.disabled = !Object.keys(memory.moved).length;
-      found = run.steps.map((_, at) => tryStep(at));
+      found = run.steps.map(() => null);
+      drawStep();
+      tryOthers((turn += 1));
+    }
+
+    function tryOthers(mine) {
+      if (mine !== turn || !root.isConnected) return;
+      let logits = 0;
+      for (let at = 0; at < found.length; at++) {
+        if (found[at]) continue;
+        if (logits >= AT_ONCE) return setTimeout(tryOthers, 0, mine);
+        found[at] = tryStep(at);
+        logits += found[at].filtered.scores.length;
+      }
       drawSummary();
       drawTries();
-      drawStep();
     }
 
     const listOf = (steps) => steps.map(({ at }) => at + 1).join(", ");
-    const atSteps = (steps) => (steps.length === 1 ? t(`step ${listOf(steps)}`, `шаге ${listOf(steps)}`) : t(`steps ${listOf(steps)}`, `шагах ${listOf(steps)}`));
+    const atSteps = (steps) => (steps.length > 1 && steps.length === run.steps.length ? t("every step", "каждом шаге") : steps.length === 1 ? t(`step ${listOf(steps)}`, `шаге ${listOf(steps)}`) : t(`steps ${listOf(steps)}`, `шагах ${listOf(steps)}`));
 
     function drawSummary() {
       const of = (kind) => found.filter((one) => one.kind === kind);
@@ -117,6 +135,11 @@ Page.panel({
               `С записанными настройками страница находит иное, чем Python, на ${atSteps(wrong)}: суммы округляются там по-разному.`)
           : t(`With the recorded settings this page finds the recorded token, and after every filter the recorded number of tokens, at each of ${steps}.`,
               `С записанными настройками страница находит записанный токен и после каждого фильтра записанное число токенов на каждом из ${steps}.`));
+        const believed = found.filter((one) => one.believed).length;
+        if (believed) {
+          parts.push(t(` At ${whole(believed)} of them that is the record's word: by the recorded logits alone another token could have won.`,
+            ` На ${whole(believed)} из них это слово записи: по одним записанным логитам мог победить и другой токен.`));
+        }
       } else if (other.length) {
         parts.push(
           t(`Otherwise at ${other.length} of ${steps}, first at step ${other[0].at + 1}: `, `Иначе на ${other.length} из ${steps}, впервые на шаге ${other[0].at + 1}: `),
@@ -169,7 +192,7 @@ Page.panel({
 
     function drawStep() {
       const { at } = page;
-      const { filtered, winner, kind } = found[at];
+      const { filtered, winner, kind } = (found[at] ??= tryStep(at));
       const { stages, step, approximate, spread } = filtered;
       const moved = Object.keys(memory.moved).length > 0;
       const recorded = Draws.asRecorded(run, at);
@@ -184,26 +207,44 @@ Page.panel({
         const marks = [id === run.steps[at].token.id && t("recorded", "записан"), moved && kind !== "unsure" && id === winner && t("now", "теперь")];
         return el("span", {}, tokenName(page.token(id)), ` ${marks.filter(Boolean).join(", ")}`);
       };
-      const cell = (stage, place, course) =>
-        (stage.scores[place] === -Infinity ? Draws.filterName(Sampler.removedBy(course, step.ids[place])) : percent(stage.probabilities[place]));
+      const isOut = ({ scores, exact }, place) => {
+        const known = exact?.get(step.ids[place]);
+        return known ? !(known.probability_after > 0) : scores[place] === -Infinity;
+      };
+      const cell = (stage, place, course) => {
+        const [id, p] = [step.ids[place], stage.probabilities[place]];
+        const known = stage.exact?.get(id);
+        if (known) return known.probability_after > 0 ? percent(known.probability_after) : Draws.filterName(known.removed_by);
+        if (!isOut(stage, place)) return stage.approximate ? roughly(percent(p)) : percent(p);
+        const by = Draws.filterName(Sampler.removedBy(course, id));
+        return stage.loose && step.beyond.has(id) ? roughly(by) : by;
+      };
+      /** A number of a filter: as recorded, where the run has it, else from its least to its most. */
+      const between = (write, least, most) => (write(least) === write(most) ? write(least) : `${write(least).replace(/ %$/, "")}–${write(most)}`);
+      const left = ({ recorded: known, reach: { kept: [least, most] } }) =>
+        (known ? whole(known.kept) : least < most ? `≈ ${between(whole, least, most)}` : whole(most));
+      const mass = ({ recorded: known, approximate: rough, count, mass: gone, reach }) => {
+        if (known) return known.count ? percent(known.mass) : "–";
+        return rough && reach.mass[1] > 0 ? `≈ ${between(percent, ...reach.mass)}` : count ? percent(gone) : "–";
+      };
       const last = stages[stages.length - 1];
       const candidates = bars(
         best.map((place) => ({
           name: name(step.ids[place]),
           values: columns.map((stage) => stage.probabilities[place]),
           texts: columns.map((stage, i) => cell(stage, place, moved && i === 1 ? recorded : filtered)),
-          class: [kind !== "unsure" && step.ids[place] === winner && "chosen", last.scores[place] === -Infinity && "gone"].filter(Boolean).join(" "),
+          class: [kind !== "unsure" && step.ids[place] === winner && "chosen", isOut(last, place) && "gone"].filter(Boolean).join(" "),
         })),
         [t("token", "токен"), ...heads],
         t("Probabilities of the step before and after the filters; a removed token has the filter's name", "Вероятности шага до и после фильтров; у убранного токена имя фильтра"),
       );
       const removals = grid(
         [t("filter", "фильтр"), t("tokens", "токены"), t("removed", "убрал"), t("mass", "масса"), t("which", "какие")],
-        stages.slice(1).map((stage) => [
+        stages.slice(1).map((stage, i) => [
           Draws.filterName(stage.name),
-          `${whole(stage.given)} → ${whole(stage.kept)}`,
-          whole(stage.count),
-          stage.count ? percent(stage.mass) : "–",
+          `${left(stages[i])} → ${left(stage)}`,
+          stage.recorded ? whole(stage.recorded.count) : stage.reach.kept[0] < stage.reach.kept[1] ? "?" : whole(stage.count),
+          mass(stage),
           names(stage),
         ]),
         t("What each filter removed, and its share of the probability that it was given", "Что убрал каждый фильтр и какую долю полученной вероятности"),
@@ -211,8 +252,8 @@ Page.panel({
       );
       const none = t("No filter is on: the token is drawn from the model's own distribution.", "Фильтров нет: токен тянут из распределения самой модели.");
       const guess = t(
-        `Only the ${whole(step.ids.length)} largest logits of this step are recorded. The other ${tokensOf(step.rest)}, ${percent(step.restMass)} of the raw probability, count here as equal ones; were they as unequal as can be, a probability above would differ by up to ${percent(spread)}.`,
-        `Записаны только ${whole(step.ids.length)} наибольших логитов этого шага. Остальные ${tokensOf(step.rest)}, ${percent(step.restMass)} исходной вероятности, считаются здесь равными; будь они неравны насколько возможно, вероятность выше отличалась бы не больше чем на ${percent(spread)}.`,
+        `≈: only the ${whole(step.ids.length)} largest logits of this step are recorded. The other ${tokensOf(step.rest)}, ${percent(step.restMass)} of the raw probability, count here as equal ones; were they as unequal as can be, a probability above would differ by up to ${percent(spread)}.`,
+        `≈: записаны только ${whole(step.ids.length)} наибольших логитов этого шага. Остальные ${tokensOf(step.rest)}, ${percent(step.restMass)} исходной вероятности, считаются здесь равными; будь они неравны насколько возможно, вероятность выше отличалась бы не больше чем на ${percent(spread)}.`,
       );
       now.replaceChildren(
         el("h3", {}, t(`Step ${at + 1}`, `Шаг ${at + 1}`)),
@@ -226,14 +267,15 @@ Page.panel({
     }
 
     /** The removed tokens by name, the most probable first. */
-    function names({ name, removed, count }) {
+    function names({ name, removed, count, recorded }) {
       if (name === "temperature" || name === "repetition_penalty") return t("changes logits alone", "меняет лишь логиты");
       const raw = found[page.at].filtered.stages[0];
       const { place } = found[page.at].filtered.step;
       const first = [...removed].sort((a, b) => raw.scores[place.get(b)] - raw.scores[place.get(a)]).slice(0, NAMED);
-      const more = count - first.length;
+      const more = (recorded?.count ?? count) - first.length;
       const spaced = first.flatMap((id) => [" ", tokenName(page.token(id))]).slice(1);
-      return el("span", {}, ...spaced, more > 0 && ` ${t(`and ${whole(more)} more`, `и ещё ${whole(more)}`)}`);
+      if (more > 0) spaced.push(first.length ? t(` and ${whole(more)} more`, ` и ещё ${whole(more)}`) : t("logits not recorded", "логиты не записаны"));
+      return el("span", {}, ...spaced);
     }
 
     /** Finds out, a step at a time so that the page stays quick, how fast the tokens were that are not recorded. */

@@ -167,7 +167,7 @@ Page.panel({
       const numbers = (value, text) => [bar(value), el("span", { class: "number" }, text)];
       // One scale for all columns, so that a bar grows only where its probability does.
       const most = Math.max(...columns.flatMap((column) => rows.map((c) => column.of(c).p ?? 0)), greedy(step) ? 1 : 0);
-      const share = (p, rough) => numbers(p / most, (rough ? "≈ " : "") + percent(p));
+      const share = (p, rough) => numbers(p / most, rough ? roughly(percent(p)) : percent(p));
       const row = (c) => {
         const won = c.token.id === step.token.id;
         const second = !won && c.token.id === step.runner_up?.token.id;
@@ -198,7 +198,7 @@ Page.panel({
       const rest = columns.map(({ rest: mass, left, about: rough }) => {
         if (left === 0) return el("td", {}, t("none left", "не осталось"));
         const fewer = left > 0 && left !== others && el("div", {}, t(`${whole(left)} left`, `осталось ${whole(left)}`));
-        return el("td", {}, el("span", { class: "number" }, (rough ? "≈ " : "") + percent(mass)), fewer || null);
+        return el("td", {}, el("span", { class: "number" }, rough ? roughly(percent(mass)) : percent(mass)), fewer || null);
       });
       course.replaceChildren(
         el(

@@ -2,7 +2,7 @@
 const Draws = (() => {
   "use strict";
 
-  const [prepared, courses] = [new WeakMap(), new WeakMap()];
+  const [prepared, courses, drawn] = [new WeakMap(), new WeakMap(), new WeakMap()];
 
   /** The settings of a step. */
   const settings = (run, at) => run.steps[at].sampling ?? run.sampling;
@@ -30,9 +30,27 @@ const Draws = (() => {
     return prepared.get(step);
   }
 
-  /** A step under some settings. */
+  /**
+   * A step under some settings. What the filters do up to the first that is set otherwise than in the run is recorded: those stages have
+   * it as `recorded`, and the last one, where all is set alike, the candidates that the run has, by token id, as `exact`.
+   */
   function filtered(run, at, sampling) {
-    return Sampler.filter(prepare(run, at), context(run, at), sampling, bounds(run));
+    const found = Sampler.filter(prepare(run, at), context(run, at), sampling, bounds(run));
+    const [own, step] = [settings(run, at), run.steps[at]];
+    const value = (of, name) => (Sampler.isOn(of, name) ? JSON.stringify(of[name]) : null);
+    const changed = Sampler.FILTERS.findIndex((name) => value(own, name) !== value(sampling, name));
+    let given = found.stages[0].kept;
+    for (const stage of found.stages.slice(1)) {
+      const kept = step.kept[stage.name];
+      if ((changed >= 0 && Sampler.FILTERS.indexOf(stage.name) >= changed) || kept === undefined) break;
+      const taken = kept === given ? { count: 0, mass: 0 } : step.removed?.[stage.name];
+      if (taken) stage.recorded = { given, kept, count: taken.count, mass: taken.mass };
+      given = kept;
+    }
+    const listed = [...step.candidates, step.runner_up].filter((candidate) => candidate);
+    const { length } = found.stages;
+    if (changed < 0 && sampling.temperature !== 0) found.stages[length - 1].exact = new Map(listed.map((one) => [one.token.id, one]));
+    return found;
   }
 
   /** A step under the settings that it was recorded with. */
@@ -72,13 +90,36 @@ const Draws = (() => {
     return { seed, before };
   }
 
+  const begun = new WeakMap(); // run → seed → how many draws were before → the generator behind them
+
   /**
-   * The noise of a step from the generator, for every token of the vocabulary.
+   * The noise of a step from the generator, for every token of the vocabulary. The generator is kept at every step where it has been, so
+   * that none goes the whole way from the seed again.
    * @param {number | string} [seed] another one than the run's
    * @returns {Float32Array}
    */
   function again(side, at, seed = origin(side.run, at).seed) {
-    return Generator.noise(seed, size(side, at), 1, origin(side.run, at).before)[0];
+    if (!begun.has(side.run)) begun.set(side.run, new Map());
+    const seeds = begun.get(side.run);
+    const key = String(seed);
+    if (!seeds.has(key)) seeds.set(key, new Map([[0, new Generator.Mt19937(seed)]]));
+    const [states, { before }, count] = [seeds.get(key), origin(side.run, at), size(side, at)];
+    const nearest = Math.max(...[...states.keys()].filter((draws) => draws <= before));
+    const generator = states.get(nearest).copy();
+    for (let draws = nearest; draws < before; ) {
+      generator.skip(count);
+      states.set((draws += 1), generator.copy());
+    }
+    const noise = generator.exponential(count);
+    states.set(before + 1, generator);
+    return noise;
+  }
+
+  /** The smallest noise of the tokens whose noise, or logit, is not known: those that `known` has not. */
+  function fastestBut(noise, known) {
+    let least = Infinity;
+    for (let id = 0; id < noise.length; id++) if (noise[id] < least && !known.has(id)) least = noise[id];
+    return least;
   }
 
   /**
@@ -90,8 +131,7 @@ const Draws = (() => {
     const [noise, known] = [again(side, at), recorded(side.run, at)];
     let differ = 0;
     for (const [id, draw] of known) differ += noise[id] !== Math.fround(draw);
-    const fastest = noise.reduce((least, q, id) => (known.has(id) ? least : Math.min(least, q)), Infinity);
-    return { compared: known.size, differ, drawn: noise.length, fastest };
+    return { compared: known.size, differ, drawn: noise.length, fastest: fastestBut(noise, known) };
   }
 
   const compared = new WeakMap();
@@ -114,12 +154,18 @@ const Draws = (() => {
    * @returns {{winner: ?number, runnerUp: ?number, sure: boolean, of: function(number): {p: number, q: number, ratio: number}}} ids,
    *   whether no token whose logit is not recorded can have won, and what ran for an id
    */
-  function draw(side, at, seed) {
-    const [step, course, noise] = [prepare(side.run, at), asRecorded(side.run, at), again(side, at, seed)];
-    const fastest = noise.reduce((least, q, id) => (step.place.has(id) ? least : Math.min(least, q)), Infinity);
-    const { winner, runnerUp, ratios, sure } = Sampler.race(course, Float32Array.from(step.ids, (id) => noise[id]), fastest);
-    const of = (id) => ({ p: course.probabilities[step.place.get(id)], q: noise[id], ratio: ratios[step.place.get(id)] });
-    return { winner, runnerUp, sure, of };
+  function draw(side, at, seed = origin(side.run, at).seed) {
+    const [step, course] = [prepare(side.run, at), asRecorded(side.run, at)];
+    if (!drawn.has(step)) drawn.set(step, new Map());
+    const seeds = drawn.get(step);
+    if (!seeds.has(String(seed))) {
+      const noise = again(side, at, seed);
+      const q = Float32Array.from(step.ids, (id) => noise[id]);
+      const { winner, runnerUp, ratios, sure } = Sampler.race(course, q, fastestBut(noise, step.place));
+      const of = (id) => [step.place.get(id)].map((place) => ({ p: course.probabilities[place], q: q[place], ratio: ratios[place] }))[0];
+      seeds.set(String(seed), { winner, runnerUp, sure, of });
+    }
+    return seeds.get(String(seed));
   }
 
   /** What a filter is called, as on the screens of the terminal. */

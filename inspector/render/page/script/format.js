@@ -57,6 +57,11 @@ function percent(share) {
   return `${fixed(value, value >= 10 ? 1 : 2)} %`;
 }
 
+/** A text of a number that is not exact; "<0.01 %" says so itself. */
+function roughly(text) {
+  return /^[<>]/.test(text) ? text : `≈ ${text}`;
+}
+
 /** A whole number with its thousands apart. */
 function whole(value) {
   return value.toLocaleString(Page.page.lang);

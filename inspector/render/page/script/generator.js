@@ -22,13 +22,22 @@ const Generator = (() => {
       }
     }
 
+    /** @returns {Mt19937} another one, which goes on from here */
+    copy() {
+      const other = Object.create(Mt19937.prototype);
+      return Object.assign(other, { state: this.state.slice(), next: this.next });
+    }
+
     /** Mixes the whole state anew. */
     twist() {
       const state = this.state;
-      for (let i = 0; i < N; i++) {
-        const bits = (state[i] & 0x80000000) | (state[(i + 1) % N] & 0x7fffffff);
-        state[i] = state[(i + M) % N] ^ (bits >>> 1) ^ (bits & 1 ? 0x9908b0df : 0);
-      }
+      const mix = (i, next, far) => {
+        const bits = (state[i] & 0x80000000) | (state[next] & 0x7fffffff);
+        state[i] = state[far] ^ (bits >>> 1) ^ (-(bits & 1) & 0x9908b0df);
+      };
+      for (let i = 0; i < N - M; i++) mix(i, i + 1, i + M);
+      for (let i = N - M; i < N - 1; i++) mix(i, i + 1, i + M - N);
+      mix(N - 1, 0, M - 1);
       this.next = 0;
     }
 

@@ -220,16 +220,18 @@ const Sampler = (() => {
    * @param {object} distribution a `Distribution` as a Run records it
    * @param {object[]} [extras] candidates that may stand beyond it, as the chosen one: their logits are known too
    * @returns {{ids: Int32Array, logits: Float32Array, draws: ?Float32Array, place: Map<number, number>, size: number,
-   *   rest: number, restMass: number, floor: number}} `size` is the vocabulary's, `floor` the largest logit that one of the `rest`
-   *   tokens can have, `place` where an id stands
+   *   rest: number, restMass: number, floor: number, beyond: Set<number>}} `size` is the vocabulary's, `floor` the largest logit that
+   *   one of the `rest` tokens can have, `place` where an id stands, `beyond` the ids of known tokens that stand somewhere among the rest
    */
   function prepare(distribution, extras = []) {
     const { ids, logits, draws, rest, rest_mass: restMass } = distribution;
     const known = ids.map((id, i) => ({ id, logit: finite(logits[i]), draw: draws ? draws[i] : null }));
     const step = { size: ids.length + rest, rest, restMass, floor: f32(known.length ? known[known.length - 1].logit : 0) };
+    step.beyond = new Set();
     for (const { token, logit, draw, probability_before: p } of extras) {
       if (!step.rest || known.some(({ id }) => id === token.id)) continue;
       known.push({ id: token.id, logit: finite(logit), draw });
+      step.beyond.add(token.id);
       step.rest -= 1;
       step.restMass = Math.max(0, step.restMass - p);
     }
@@ -294,6 +296,16 @@ const Sampler = (() => {
     return { scores, beyond: state.beyond, rest: beyond.size ? { count: beyond.size, weight: beyond.size, logit: 0 } : NO_REST };
   }
 
+  /**
+   * What a filter by rank left of a state; loose where a known token that stands among the rest may fare otherwise than here: of the rest
+   * nobody knows how many are before it.
+   */
+  function ranked(before, after, { step }) {
+    const at = [...step.beyond].map((id) => step.place.get(id)).filter((place) => before.scores[place] !== GONE);
+    const loose = before.rest.count > 0 && at.some((place) => after.rest.count > 0 || after.scores[place] !== GONE);
+    return { ...after, loose: before.loose || loose };
+  }
+
   const APPLY = {
     repetition_penalty(state, given) {
       const { step, context } = given;
@@ -307,7 +319,7 @@ const Sampler = (() => {
       }
       if (!state.rest.count || !beyond) return { ...state, scores };
       // Those of the rest may lose all their mass, or nothing; with a penalty below 1 they may rise by no one knows how much.
-      const weight = given.shape === "flat" ? state.rest.weight : Math.max(0, state.rest.weight - beyond);
+      const weight = given.loses ? Math.max(0, state.rest.weight - beyond) : state.rest.weight;
       return { ...state, scores, rest: { ...state.rest, weight }, loose: penalty < 1 };
     },
 
@@ -378,14 +390,15 @@ const Sampler = (() => {
       const above = descending.findLastIndex((x) => x >= rest.logit) + 1; // those before the rest, or beside it
       if (!rest.count || k <= above) {
         const least = descending[k - 1];
-        return { ...state, scores: map(scores, (x) => x >= least), rest: rest.logit < least ? NO_REST : rest };
+        return ranked(state, { ...state, scores: map(scores, (x) => x >= least), rest: rest.logit < least ? NO_REST : rest }, given);
       }
       if (k > above + rest.count) {
         const least = descending[k - 1 - rest.count];
-        return { ...state, scores: map(scores, (x) => x >= least) };
+        return ranked(state, { ...state, scores: map(scores, (x) => x >= least) }, given);
       }
       const count = k - above;
-      return { ...state, scores: map(scores, (x) => x >= rest.logit), rest: { ...rest, count, weight: Math.min(rest.weight, count) } };
+      const left = { ...rest, count, weight: Math.min(rest.weight, count) };
+      return ranked(state, { ...state, scores: map(scores, (x) => x >= rest.logit), rest: left }, given);
     },
 
     top_p(state, given) {
@@ -414,7 +427,7 @@ const Sampler = (() => {
         if (i < p.length - 1 && f32(mass) <= limit) out.add(places[i]);
       });
       if (!left) passRest();
-      return { ...state, scores: map(scores, (_, i) => !out.has(i)), rest: left };
+      return ranked(state, { ...state, scores: map(scores, (_, i) => !out.has(i)), rest: left }, given);
     },
 
     min_p(state, given) {
@@ -451,11 +464,8 @@ const Sampler = (() => {
       }
       let mass = 0;
       const [farthest] = steps.find(([, share]) => f32((mass += share)) >= enough) ?? steps[steps.length - 1];
-      return {
-        ...state,
-        scores: map(scores, (_, i) => !(distances[i] > farthest)),
-        rest: rest.weight && restDistance <= farthest ? { ...rest, count: Math.ceil(rest.weight) } : NO_REST,
-      };
+      const left = rest.weight && restDistance <= farthest ? { ...rest, count: Math.ceil(rest.weight) } : NO_REST;
+      return ranked(state, { ...state, scores: map(scores, (_, i) => !(distances[i] > farthest)), rest: left }, given);
     },
   };
 
@@ -469,15 +479,16 @@ const Sampler = (() => {
    * @property {Float32Array} probabilities softmax of the scores
    * @property {number} kept tokens left after it, those of the rest counted
    * @property {number} given tokens that it was given
-   * @property {number[]} removed ids that it removed, without those of the rest
+   * @property {number[]} removed ids that it removed, without those of the rest, and those of which it is not known
    * @property {number} count how many it removed, those of the rest counted
    * @property {number} mass the probability of the removed ones in the softmax of what it was given
    * @property {{count: number, mass: number}} rest what is left of the tokens that are not recorded
    * @property {number} most the largest probability that one of them can have
    * @property {number} highest the largest score that one of them can have
-   * @property {boolean} loose one of them can have risen above what is recorded
+   * @property {boolean} loose one of them can have risen above what is recorded, or may have left a token in or out that stands among them
    * @property {boolean} approximate a number of it depends on how the rest is shaped, by more than 1e-6
-   * @property {number} spread by how much a probability differs between the two ends of what can be
+   * @property {number} spread by how much a probability differs between the ends of what can be
+   * @property {{kept: number[], mass: number[]}} reach the least and the most of both, between those ends
    */
 
   const TOLERANCE = 1e-6;
@@ -528,19 +539,23 @@ const Sampler = (() => {
       loose: after.loose,
       approximate: after.loose,
       spread: 0,
+      reach: { kept: [kept, kept], mass: [mass, mass] },
     };
   }
 
-  /** Marks in the stages with one shape of the rest what the other shape makes otherwise. */
+  /** Marks in the stages with one guess at the rest what another one makes otherwise. */
   function compare(stages, others) {
     stages.forEach((stage, i) => {
       const other = others[i];
-      stage.spread = Math.max(Math.abs(stage.mass - other.mass), Math.abs(stage.rest.mass - other.rest.mass));
+      stage.spread = Math.max(stage.spread, Math.abs(stage.mass - other.mass), Math.abs(stage.rest.mass - other.rest.mass));
       for (let j = 0; j < stage.probabilities.length; j++) {
         stage.spread = Math.max(stage.spread, Math.abs(stage.probabilities[j] - other.probabilities[j]));
       }
       const same = stage.kept === other.kept && stage.scores.every((x, j) => (x === GONE) === (other.scores[j] === GONE));
-      stage.approximate ||= !same || stage.spread > TOLERANCE;
+      stage.loose ||= other.loose;
+      stage.approximate ||= stage.loose || !same || stage.spread > TOLERANCE;
+      const widened = ([least, most], x) => [Math.min(least, x), Math.max(most, x)];
+      stage.reach = { kept: widened(stage.reach.kept, other.kept), mass: widened(stage.reach.mass, other.mass) };
       stage.most = Math.max(stage.most, other.most);
       stage.highest = Math.max(stage.highest, other.highest);
     });
@@ -553,19 +568,23 @@ const Sampler = (() => {
    * @param {object} sampling as a Run records it
    * @param {{promptLength: number, maxLength: ?number, stopIds: number[]}} bounds of the run
    * @returns {{stages: Stage[], scores: Float32Array, probabilities: Float32Array, kept: number, rest: {count: number, mass: number},
-   *   approximate: boolean, spread: number, error: ?string, other: Stage}} the course, and what its end leaves. `error` is "none" where the settings
-   *   leave no token, and "extreme" where they make a score that is no number. `other` is the end with the rest in its other shape.
+   *   approximate: boolean, spread: number, error: ?string, others: Stage[]}} the course, and what its end leaves. `error` is "none" where
+   *   the settings leave no token, and "extreme" where they make a score that is no number. `others` are the ends with other guesses at
+   *   the rest: in its other shape, and with a penalty that takes all the mass of those of the rest that it concerns, or none.
    */
   function filter(step, context, sampling, bounds) {
-    const given = { step, context, sampling, bounds, shape: "flat" };
-    const stages = course(given);
-    const others = step.rest ? course({ ...given, shape: "steep" }) : stages;
-    if (step.rest) compare(stages, others);
+    const given = { step, context, sampling, bounds };
+    const stages = course({ ...given, shape: "flat", loses: false });
+    const guesses = [["steep", false]];
+    if (isOn(sampling, "repetition_penalty") && context.some((id) => !step.place.has(id))) guesses.push(["flat", true], ["steep", true]);
+    const others = (step.rest ? guesses : []).map(([shape, loses]) => course({ ...given, shape, loses }));
+    for (const other of others) compare(stages, other);
+    for (const stage of stages) if (stage.loose) stage.removed = stage.removed.filter((id) => !step.beyond.has(id));
     const last = stages[stages.length - 1];
     const best = largest(last.scores);
     const error = last.kept === 0 ? "none" : best === Infinity || Number.isNaN(best) ? "extreme" : null;
     const { scores, probabilities, kept, rest, approximate, spread } = last;
-    return { step, sampling, stages, scores, probabilities, kept, rest, approximate, spread, error, other: others[others.length - 1] };
+    return { step, sampling, stages, scores, probabilities, kept, rest, approximate, spread, error, others: others.map((other) => other[other.length - 1]) };
   }
 
   /**
@@ -603,7 +622,7 @@ const Sampler = (() => {
    *   tokens that are not recorded can have won
    */
   function race(filtered, q, fastest = 0) {
-    const { step, rest, other } = filtered;
+    const { step, rest, others } = filtered;
     const run = ({ scores, probabilities }) => {
       const ratios = filtered.sampling.temperature === 0 ? null : probabilities.map((p, i) => p / q[i]);
       return { ratios, runs: (ratios ?? scores).map((x, i) => (scores[i] === GONE ? GONE : x)) };
@@ -612,11 +631,11 @@ const Sampler = (() => {
     const winner = first(runs);
     const second = first(runs.map((x, i) => (i === winner ? GONE : x)));
     let sure = winner >= 0;
-    if (rest.count || other.rest.count) {
+    if (rest.count || others.some((other) => other.rest.count)) {
       const end = filtered.stages[filtered.stages.length - 1];
-      const others = run(other).runs;
       const ahead = ratios ? end.most / fastest : end.highest;
-      sure &&= !end.loose && first(others) === winner && Math.min(runs[winner], others[winner]) > ahead;
+      const wins = (all) => first(all) === winner && all[winner] > ahead;
+      sure &&= !end.loose && wins(runs) && others.every((other) => wins(run(other).runs));
     }
     const at = (place) => (place < 0 ? null : step.ids[place]);
     return { winner: at(winner), runnerUp: at(second), ratios, sure };
