@@ -25,8 +25,8 @@ from rich.text import Text
 
 from ..files import check_writable, is_stream, write_whole
 from ..process import CLOSED, OutputError
-from ..records.as_json import to_json
-from ..records.generation import Sampling
+from ..records.as_json import from_json, to_json
+from ..records.generation import Run, Sampling, check_run
 from ..records.notices import Notice
 from ..render import lesson
 from ..render.screen import Screen
@@ -124,6 +124,7 @@ WRITTEN = ("json_path", "save_svg", "save_png", "save_screen", "slides", "html",
 WRITTEN += ("markdown", "tensors", "png", "out", "folder", "onnx")
 READ = ("model", "expert", "recorded", "replay", "beside", "diff", "a", "b", "corpus", "validation", "prompts")
 EMBEDDED = Path(__file__).parents[1] / "assets"  # as in ``loading.finding``, which loads torch
+LARGEST_RECORDED = 256 << 20  # bytes of a recorded run that is read: objects in Python take ten times as much
 
 
 def check_numbers(given: dict, parameters: Sequence[Parameter]) -> None:
@@ -162,6 +163,11 @@ def files_of(name: str) -> Iterator[Path]:
     for place in (path, EMBEDDED / name) if Path(name).name == name else (path,):
         with suppress(OSError, ValueError):
             yield from place.iterdir() if place.is_dir() else [place] if place.exists() else []
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a name is that of a model that comes with the program."""
+    return Path(name).name == name and "\0" not in name and (EMBEDDED / name[:99] / "config.json").is_file()
 
 
 def same_place(a: Path, b: Path) -> bool:
@@ -557,6 +563,34 @@ def check_page(place: Path | None, option: str) -> None:
     if place is not None and place.suffix != ".html":
         raise ValueError(f"{option} {place}: give a name that ends in .html")
     check_writable(place)
+
+
+def read_recorded(path: Path, option: str, remedy: str) -> object:
+    """The JSON in a file that somebody recorded. Raises ``ValueError``: it cannot be read, is too large, or no JSON."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_RECORDED + 1)  # of what has no end, too
+        if len(content) > LARGEST_RECORDED:
+            raise ValueError(f"{option} {path} holds more than {LARGEST_RECORDED >> 20} MB: {remedy}, with fewer numbers")
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror}: {remedy}") from None
+    try:
+        return json.loads(content.decode("utf8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{option} {path} is no JSON ({error}): {remedy}") from None
+
+
+def recorded_run(data: object, path: Path, option: str) -> Run:
+    """The run in the JSON of a file, whole. Raises ``ValueError``: it holds something else, or what no generation leaves."""
+    try:
+        run = from_json(Run, data)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{option} {path}: no run: {error}") from None
+    try:
+        check_run(run)
+    except ValueError as error:
+        raise ValueError(f"{option} {path}: not a whole run: {error}: give what --json wrote") from None
+    return run
 
 
 def write_json(path: Path, record) -> None:

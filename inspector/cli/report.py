@@ -1,6 +1,5 @@
 """``inspector report``: the page, and what else writes one."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import typer
 from rich.text import Text
 
 from ..files import write_whole
-from ..records.as_json import from_json
 from ..records.generation import Run
 from ..records.report import Idea, Report, Side
 from ..render.tables import program
@@ -28,6 +26,8 @@ from .options import (
     command_arguments,
     grouped,
     importing,
+    read_recorded,
+    recorded_run,
 )
 
 LESSON = dict(temperature=0.8, top_p=0.9)  # as in ``inference.py``: a page of greedy steps has no draw to show
@@ -199,18 +199,10 @@ def read_runs(path: Path) -> list[Run]:
     Raises:
         ValueError: the file cannot be read, holds no run, or more than two.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--run {path}: {error.strerror}: give a file that run --json wrote") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--run {path} is no JSON ({error}): give a file that run --json wrote") from None
+    data = read_recorded(path, "--run", "give a file that run --json wrote")
     if isinstance(data, dict) and "runs" in data:
         data = data["runs"]
     many = data if isinstance(data, list) else [data]
     if not 1 <= len(many) <= 2:
         raise ValueError(f"--run {path} holds {len(many)} runs: give a file with one, or with two that are to stand beside each other")
-    try:
-        return [from_json(Run, one) for one in many]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"--run {path}: {error}") from None
+    return [recorded_run(one, path, "--run") for one in many]

@@ -1,7 +1,6 @@
 """The verb ``step``, and ``run --replay``: a generation that is stepped through, and one that is made again."""
 
 import asyncio
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,8 +14,7 @@ from rich.text import Text
 
 from .. import process
 from ..files import write_whole
-from ..records.as_json import from_json
-from ..records.generation import Run, is_id
+from ..records.generation import Run
 from ..render.tables import program, unwrapped
 from ..render.text import visible
 from ..render.verdicts import replayed_words
@@ -32,6 +30,9 @@ from .options import (
     command_arguments,
     grouped,
     importing,
+    is_embedded,
+    read_recorded,
+    recorded_run,
     threads_now,
     write_json,
 )
@@ -194,6 +195,11 @@ def replayed(model: str | None, path: Path, how: ModelOptions, out: Output) -> N
     run = read_run(path)
     if how.dtype == "auto":
         how = replace(how, dtype=run.dtype)
+    if model is None and not is_embedded(run.model):  # whose file it is nobody knows: it neither fetches a model nor runs code
+        raise ValueError(
+            f"--replay {path} is of {run.model!r:.80}, and what a file names is loaded by itself only where it is an embedded model: "
+            "name it as MODEL: inspector run MODEL --replay FILE"
+        )
     m = how.load(model or run.model)
     with busy(out.t("replaying …", "повтор …")):
         from ..loop.stepping import replay
@@ -214,27 +220,7 @@ def read_run(path: Path) -> Run:
     Raises:
         ValueError: it cannot be read, or holds no run; what it holds instead.
     """
-    remedy = "give what --json of inspector run, or w in inspector step, wrote"
-    try:
-        data = json.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise ValueError(f"--replay {path}: {error.strerror}: {remedy}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--replay {path}: no JSON: {remedy}") from error
+    data = read_recorded(path, "--replay", "give what --json of inspector run, or w in inspector step, wrote")
     if isinstance(data, list) or (isinstance(data, dict) and "runs" in data):
         raise ValueError(f"--replay {path}: holds several runs: give a file of one")
-    try:
-        run = from_json(Run, data)
-        whole = (
-            bool(run.prompt)
-            and all(is_id(token.id) for token in run.prompt)
-            and all(step.index == i and is_id(step.token.id) for i, step in enumerate(run.steps))
-            and all(isinstance(word, str) for word in (run.model, run.dtype, run.text))
-        )
-    except ValueError as error:
-        raise ValueError(f"--replay {path}: no run: {error}") from error
-    except (TypeError, AttributeError, KeyError, StopIteration, RecursionError) as error:
-        raise ValueError(f"--replay {path}: no run ({type(error).__name__}): {remedy}") from error
-    if not whole:
-        raise ValueError(f"--replay {path}: not a whole run: {remedy}")
-    return run
+    return recorded_run(data, path, "--replay")

@@ -48,7 +48,9 @@ def from_json(kind, data):
             raise ValueError(f"not a whole {kind.__name__} ({error}): give what --json wrote") from error
     if isinstance(kind, types.UnionType):
         kinds = [one for one in kind.__args__ if one is not type(None)]
-        return None if data is None and len(kinds) < len(kind.__args__) else from_json(kinds[0], data) if len(kinds) == 1 else data
+        if len(kinds) > 1 or (data is None and len(kinds) < len(kind.__args__)):
+            return data
+        return from_json(kinds[0], data)
     if typing.get_origin(kind) is tuple:
         return tuple(from_json(kind.__args__[0], value) for value in of_kind(list, data))
     if typing.get_origin(kind) is dict:
@@ -59,7 +61,7 @@ def from_json(kind, data):
         try:
             return float(data if data in NOT_FINITE else of_kind(float, data))
         except OverflowError:
-            raise Unfit(f"a number, not one of {len(str(data))} digits") from None
+            raise UnfitError(f"a number, not one of {len(str(data))} digits") from None
     return of_kind(kind, data) if kind in (int, str, bool) else data
 
 
@@ -67,15 +69,15 @@ NOT_FINITE = ("inf", "-inf", "nan")
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "an object"}
 
 
-class Unfit(ValueError):
+class UnfitError(ValueError):
     """Data is of another type than a record has there; says of which it must be."""
 
 
 def of_kind(kind: type, data):
-    """The data, if JSON writes such a value so. Raises ``Unfit``."""
+    """The data, if JSON writes such a value so. Raises ``UnfitError``."""
     kinds = {float: (int, float), list: (list, tuple)}.get(kind, (kind,))
     if type(data) not in kinds:
-        raise Unfit(f"{WORDS[kind]}, not {str(data)[:40]!r}")
+        raise UnfitError(f"{WORDS[kind]}, not {str(data)[:40]!r}")
     return data
 
 
@@ -83,5 +85,5 @@ def of_field(kind: type, name: str, hint, value):
     """The value of a record's field. Raises ``ValueError``, which names the field."""
     try:
         return from_json(hint, value)
-    except Unfit as error:
+    except UnfitError as error:
         raise ValueError(f"{name} of {kind.__name__} must be {error}: give what --json wrote") from None
