@@ -53,7 +53,7 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
             k = random.randrange(3, 40 if name == "--help" else 2000)
             yield f"Ctrl-C at import {k} of {name}", stopped(argv, at=k)
     for argv in (["inspector", "report", "names-qwen2", "Крас"], [*EARLY["inference.py"], "--html", "p.html", "--slides", "slides"]):
-        for _ in range(3):
+        for _ in range(2):
             yield f"Ctrl-C while {Path(argv[1]).name} computes", stopped(argv, seconds=2 + 5 * random.random())
     for name in ("INT", "TERM", "HUP"):
         yield f"SIG{name} while a training runs", asked_to_end(name)

@@ -93,6 +93,7 @@ def test_what_models_and_prompts_say_is_data():
     assert text.count("<script") == text.count("</script>") == 2 and "hijacked" not in text.replace("&#39;hijacked&#39;", "")
     data = re.search(r'id="report">([^<]*)<', text)[1]
     assert from_json(Report, json.loads(gzip.decompress(base64.b64decode(data)))) == report
+    assert "<title>\\ud800</title>" in page(Report((Side(run=replace(hostile_run("\ud800"), text="\ud800")),)))
 
 
 def test_hostile_texts_change_nothing_and_nothing_is_asked_for(opened):
