@@ -134,6 +134,11 @@ def files_of(name: str) -> Iterator[Path]:
             yield from place.iterdir() if place.is_dir() else [place] if place.exists() else []
 
 
+def is_embedded(name: str) -> bool:
+    """Whether a name is that of a model that comes with the program."""
+    return Path(name).name == name and "\0" not in name and (EMBEDDED / name[:99] / "config.json").is_file()
+
+
 def same_place(a: Path, b: Path) -> bool:
     """Whether two paths name one file, also by links, or would name one that is not there yet."""
     with suppress(OSError, ValueError):

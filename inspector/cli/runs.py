@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 from ..records.as_json import from_json
-from ..records.generation import Run, is_id
+from ..records.generation import Run, check_run
 
 REMEDY = "give what --json of inspector run, or w in inspector step, wrote"
+LARGEST = 256 << 20  # bytes of a file that is read: objects in Python take ten times as much
 COUNTS = {1: "one", 2: "one, or with two that are to stand beside each other"}
 
 
@@ -18,32 +19,31 @@ def read_runs(path: Path, option: str, most: int = 1) -> list[Run]:
     """
     beginning = f"{option} {path}"
     try:
-        data = json.loads(path.read_text(encoding="utf8"))
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)  # of what has no end, too
+        if len(content) > LARGEST:
+            raise ValueError(f"{beginning} holds more than {LARGEST >> 20} MB: {REMEDY}, with fewer numbers")
     except OSError as error:
-        raise ValueError(f"{beginning}: {error.strerror}: {REMEDY}") from error
+        raise ValueError(f"{beginning}: {error.strerror}: {REMEDY}") from None
+    try:
+        data = json.loads(content.decode("utf8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{beginning} is no JSON ({error}): {REMEDY}") from error
+        raise ValueError(f"{beginning} is no JSON ({error}): {REMEDY}") from None
     data = data["runs"] if isinstance(data, dict) and "runs" in data else data
     many = data if isinstance(data, list) else [data]
     if not 1 <= len(many) <= most:
         raise ValueError(f"{beginning} holds {len(many)} runs: give a file with {COUNTS[most]}")
+    return [recorded_run(one, beginning) for one in many]
+
+
+def recorded_run(data: object, beginning: str) -> Run:
+    """The run in the JSON of a file, whole. Raises ``ValueError``: it holds something else, or what no generation leaves."""
     try:
-        runs = [from_json(Run, one) for one in many]
-        whole = all(map(is_whole, runs))
+        run = from_json(Run, data)
+    except (ValueError, TypeError, AttributeError, KeyError, StopIteration, RecursionError) as error:
+        raise ValueError(f"{beginning}: no run: {error}") from None
+    try:
+        check_run(run)
     except ValueError as error:
-        raise ValueError(f"{beginning}: no run: {error}") from error
-    except (TypeError, AttributeError, KeyError, StopIteration, RecursionError) as error:
-        raise ValueError(f"{beginning}: no run ({type(error).__name__}): {REMEDY}") from error
-    if not whole:
-        raise ValueError(f"{beginning}: not a whole run: {REMEDY}")
-    return runs
-
-
-def is_whole(run: Run) -> bool:
-    """Whether a run has a prompt, all its steps from the first on, and tokens that can be."""
-    return (
-        bool(run.prompt)
-        and all(is_id(token.id) for token in run.prompt)
-        and all(step.index == i and is_id(step.token.id) for i, step in enumerate(run.steps))
-        and all(isinstance(word, str) for word in (run.model, run.dtype, run.text))
-    )
+        raise ValueError(f"{beginning}: not a whole run: {error}: {REMEDY}") from None
+    return run

@@ -17,7 +17,7 @@ from ..files import write_whole
 from ..render.tables import program, unwrapped
 from ..render.text import Translate, visible
 from ..render.verdicts import replayed_words
-from .grouping import grouped
+from .grouping import grouped, is_embedded
 from .options import (
     LoopOptions,
     ModelArgument,
@@ -198,6 +198,11 @@ def replayed(model: str | None, path: Path, how: ModelOptions, out: Output) -> N
     [run] = read_runs(path, "--replay")
     if how.dtype == "auto":
         how = replace(how, dtype=run.dtype)
+    if model is None and not is_embedded(run.model):  # whose file it is nobody knows: it neither fetches a model nor runs code
+        raise ValueError(
+            f"--replay {path} is of {run.model!r:.80}, and what a file names is loaded by itself only where it is an embedded model: "
+            "name it as MODEL: inspector run MODEL --replay FILE"
+        )
     m = how.load(model or run.model)
     with busy(out.t("replaying …", "повтор …")):
         from ..loop.stepping import replay

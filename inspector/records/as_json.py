@@ -43,15 +43,47 @@ def from_json(kind, data):
         if unknown := set(data) - {own.name for own in fields(kind)}:
             raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}: give what --json wrote")
         try:
-            return kind(**{name: from_json(hints[name], value) for name, value in data.items()})
+            return kind(**{name: of_field(kind, name, hints[name], value) for name, value in data.items()})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a whole {kind.__name__} ({error}): give what --json wrote") from error
     if isinstance(kind, types.UnionType):
-        return None if data is None else from_json(next(k for k in kind.__args__ if k is not type(None)), data)
+        kinds = [one for one in kind.__args__ if one is not type(None)]
+        if len(kinds) > 1 or (data is None and len(kinds) < len(kind.__args__)):
+            return data
+        return from_json(kinds[0], data)
     if typing.get_origin(kind) is tuple:
-        return tuple(from_json(kind.__args__[0], value) for value in data)
+        return tuple(from_json(kind.__args__[0], value) for value in of_kind(list, data))
     if typing.get_origin(kind) is dict:
-        return {key: from_json(kind.__args__[1], value) for key, value in data.items()}
+        return {key: from_json(kind.__args__[1], value) for key, value in of_kind(dict, data).items()}
     if kind is object and isinstance(data, list):  # a value of any kind: records hold no lists
         return tuple(from_json(object, value) for value in data)
-    return float(data) if kind is float else data
+    if kind is float:
+        try:
+            return float(data if data in NOT_FINITE else of_kind(float, data))
+        except OverflowError:
+            raise UnfitError(f"a number, not one of {len(str(data))} digits") from None
+    return of_kind(kind, data) if kind in (int, str, bool) else data
+
+
+NOT_FINITE = ("inf", "-inf", "nan")
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "an object"}
+
+
+class UnfitError(ValueError):
+    """Data is of another type than a record has there; says of which it must be."""
+
+
+def of_kind(kind: type, data):
+    """The data, if JSON writes such a value so. Raises ``UnfitError``."""
+    kinds = {float: (int, float), list: (list, tuple)}.get(kind, (kind,))
+    if type(data) not in kinds:
+        raise UnfitError(f"{WORDS[kind]}, not {str(data)[:40]!r}")
+    return data
+
+
+def of_field(kind: type, name: str, hint, value):
+    """The value of a record's field. Raises ``ValueError``, which names the field."""
+    try:
+        return from_json(hint, value)
+    except UnfitError as error:
+        raise ValueError(f"{name} of {kind.__name__} must be {error}: give what --json wrote") from None

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import chain
+from itertools import chain, pairwise
 from numbers import Real
 from typing import ClassVar
 
@@ -430,6 +430,54 @@ class Run(Shown):
     def recording_seconds(self) -> tuple[float, ...]:
         """The time that the record of every step took."""
         return tuple(step.recording_seconds for step in self.steps)
+
+
+LARGEST_ID = 2**53  # from which on a browser's numbers are no longer every whole number
+
+
+def check_run(run: Run) -> None:
+    """Refuses what no generation leaves, of a file that anybody may have written: its types are right already.
+
+    Raises:
+        ValueError: what does not hold, and where.
+    """
+    if not run.prompt:
+        raise ValueError("its prompt has no token")
+    check_tokens("the prompt", run.prompt)
+    if run.parts and len(run.parts) != len(run.prompt):
+        raise ValueError(f"its prompt has {len(run.prompt)} tokens and {len(run.parts)} parts")
+    if len(run.steps) > run.max_new_tokens:
+        raise ValueError(f"it has {len(run.steps)} steps, and max_new_tokens is {run.max_new_tokens}")
+    for number, step in enumerate(run.steps, 1):
+        where = f"step {number}"
+        if step.index != number - 1:
+            raise ValueError(f"{where} has the index {step.index}: they must be in order, from 0")
+        check_tokens(where, [step.token, *([step.runner_up.token] if step.runner_up else [])])
+        check_tokens(f"the candidates of {where}", [c.token for c in step.candidates], distinct=True)
+        if (found := step.distribution) is not None:
+            check_distribution(f"the distribution of {where}", found)
+
+
+def check_tokens(where: str, tokens: Sequence[Token], distinct: bool = False) -> None:
+    """Refuses ids that no vocabulary has; and ``distinct``, the same one twice. Raises ``ValueError``."""
+    ids = [token.id for token in tokens]
+    if wrong := [id for id in ids if not 0 <= id < LARGEST_ID]:
+        raise ValueError(f"{where}: {wrong[0]} is no token id")
+    if distinct and len(set(ids)) < len(ids):
+        raise ValueError(f"{where}: an id comes twice")
+
+
+def check_distribution(where: str, found: Distribution) -> None:
+    """Refuses lists that do not belong together, and what is not sorted. Raises ``ValueError``."""
+    lengths = [len(values) for values in (found.ids, found.logits, found.draws) if values is not None]
+    if len(set(lengths)) > 1 or not lengths[0]:
+        raise ValueError(f"{where}: its lists have {', '.join(map(str, lengths))} entries")
+    if len(set(found.ids)) < len(found.ids) or not all(0 <= id < LARGEST_ID for id in found.ids):
+        raise ValueError(f"{where}: its ids are none, or one comes twice")
+    if not all(a >= b for a, b in pairwise((math.inf, *found.logits))):  # with NaN neither
+        raise ValueError(f"{where}: its logits are not sorted, the largest first")
+    if not 0 <= found.rest < LARGEST_ID:
+        raise ValueError(f"{where}: the rest cannot be {found.rest} tokens")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ BAD = {
     "--run list.json": "holds 3 runs",
     "--run other.json": "schema",
     "--run empty.json": "not a whole run",
+    "--run many.json": "a run of 10001 steps: a page shows at most 10000",
+    "--run /dev/zero": "/dev/zero holds more than 256 MB",
     "--run page.html --out page.html": "would replace",
 }
 
@@ -84,6 +86,11 @@ def test_a_wrong_request_is_one_line(arguments, tmp_path, monkeypatch, capsys):
     (tmp_path / "other.json").write_text("{}")
     run = Run("m", "", "float32", "cpu", (), inspector.Sampling(), {}, 1, (), "eos", "")
     (tmp_path / "empty.json").write_text(json.dumps(to_json(run)))
+    if "many" in arguments:
+        step = dict(index=0, context_length=1, candidates=[], other_mass=0, entropy=0, kept={}, token=dict(id=1, text=""), rank=1, text="")
+        many = dict(steps=[step | dict(index=i, seconds=0) for i in range(10001)], max_new_tokens=10001, stop_reason="", text="")
+        who = dict(schema=2, model="m", model_type="", dtype="", device="", prompt=[dict(id=1, text="")], sampling={}, origins={})
+        (tmp_path / "many.json").write_text(json.dumps(many | who))
     (tmp_path / "page.html").write_text("kept")
     call("report", *arguments.split(), code=2)
     said = capsys.readouterr().err

@@ -65,6 +65,8 @@ def test_a_recorded_run_recurs_and_another_number_is_found(inspector, recorded, 
 
 def test_what_is_no_run_is_one_line(inspector, recorded, tmp_path):
     data = json.loads(recorded.read_text())
+    code = tmp_path / "made.py"
+    code.write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
     wrong = {
         "": "no JSON",
         "{": "no JSON",
@@ -80,14 +82,22 @@ def test_what_is_no_run_is_one_line(inspector, recorded, tmp_path):
         json.dumps(data | dict(prompt=[])): "not a whole run",
         json.dumps(data | dict(steps=data["steps"][1:])): "not a whole run",
         json.dumps(data | dict(sampling=data["sampling"] | dict(top_p=7))): "top_p=7",
-        json.dumps(data | dict(prompt=[dict(id="x", text="x")])): "not a whole run",
-        json.dumps(data | dict(max_new_tokens="x")): "max_new_tokens='x'",
+        json.dumps(data | dict(prompt=[dict(id="x", text="x")])): "id of Token must be a whole number, not 'x'",
+        json.dumps(data | dict(prompt=[dict(id=-1, text="x")], parts=[])): "the prompt: -1 is no token id",
+        json.dumps(data | dict(prompt=[dict(id=10**6, text="x")], parts=[])): "1000000",
+        json.dumps(data | dict(max_new_tokens="x")): "max_new_tokens of Run must be a whole number, not 'x'",
+        json.dumps(data | dict(max_new_tokens=1)): "it has 3 steps, and max_new_tokens is 1",
         json.dumps(data | dict(dtype="int3")): "int3",
+        # What the file names is not run, and not fetched.
+        **{
+            json.dumps(data | dict(model=name)): "is loaded by itself only where" for name in (f"{code}:made", "a/hub", str(tmp_path), "..")
+        },
     }
     path = tmp_path / "wrong.json"
     for text, said in wrong.items():
         path.write_text(text)
         assert said in inspector("run", "--replay", path, code=2), text[:60]
+    assert not (tmp_path / "ran").exists()
     path.write_bytes(b"\xff\xfe")
     assert "no JSON" in inspector("run", "--replay", path, code=2)
     assert "No such file or directory" in inspector("run", "--replay", tmp_path / "none.json", code=2)

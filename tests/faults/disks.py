@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from .kills import CORPUS, JSON, TENSORS, TRAIN, goes_on, reference
+from .kills import CORPUS, JSON, SLIDES, STEP, TENSORS, TRAIN, goes_on, reference
 from .trials import ROOT, Outcome, Skipped, Trial, forked, no_leftovers, one_line, snapshot, unchanged, went
 
 NOBODY = 65534
@@ -21,7 +21,11 @@ LINES = {
     "r.json": JSON[1:],
     "tree.json": ["tree", "names-qwen2", "--json", "tree.json"],
     "table.md": ["coverage", "llama", "--markdown", "table.md"],
+    "s.svg": STEP[1:],
+    "s.png": [*STEP[1:], "--save-png", "s.png"],
+    "p.html": ["report", "names-qwen2", "Крас", "--max-new-tokens", "2", "--out", "p.html"],
 }
+FEWER = {"s.svg": (0, 10_000), "s.png": (), "p.html": (60_000,)}  # of ``LIMITS``, for what takes longer
 
 
 def trials(common: Path, random: Random) -> Iterator[Trial]:
@@ -34,11 +38,12 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
                 limited_training(limit, whole, common, resumed),
             )
         yield f"trace --tensors where no file may have more than {limit} bytes", limited_tensors(limit)
-        for file in LINES:
+        for file in (file for file in LINES if limit in FEWER.get(file, LIMITS)):
             yield f"{file} where no file may have more than {limit} bytes", limited_output(limit, file)
     for size in SIZES:
         yield f"train on a disk of {size}", full_training(size, common)
         yield f"trace --tensors on a disk of {size}", full_output(size)
+    yield "slides on a disk of 8k", full_slides
     for file, argv in LINES.items():
         yield f"{file} in a folder that may not be written to", read_only(argv, file)
         yield f"{file} that may not be written to", read_only_file(argv, file)
@@ -174,6 +179,15 @@ def full_output(size: str) -> Callable[[Path], None]:
             no_leftovers(outcome, place)
 
     return trial
+
+
+def full_slides(folder: Path) -> None:
+    """Slides that do not fit on a disk: there are none of them."""
+    with disk(folder, "8k") as place:
+        code = f"import sys; sys.argv = ['', 'Title']\n{SLIDES}".replace('"slides"', repr(str(place / "slides")))
+        outcome = forked([], folder, code)
+        broke_off(outcome, "slides")
+        outcome.must(not list(place.iterdir()), "nothing may be left over")
 
 
 def as_nobody() -> None:

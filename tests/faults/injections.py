@@ -52,6 +52,11 @@ VERBS = {
     "a model of run": ["run", "./HERE", "Крас"],
     "an option": ["run", "names-qwen2", "Крас", "--bad-words", "HERE", "--max-new-tokens", "1"],
     "a role": ["intervene", "names-qwen2", "Крас", "--ablate", "HERE"],
+    "step": ["step", "names-qwen2", "HERE", "--save-svg", "s.svg", "--keys", "space i"],
+    "keys of step": ["step", "names-qwen2", "Крас", "--save-svg", "s.svg", "--keys", "f HERE enter"],
+    "a model of step": ["step", "./HERE", "Крас", "--save-svg", "s.svg"],
+    "a run to be replayed": ["run", "--replay", "HERE"],
+    "a page": ["report", "names-qwen2", "Крас", "--out", "no/HERE.html"],
     "a path": ["run", "names-qwen2", "Крас", "--max-new-tokens", "1", "--json", "no/HERE"],
     "a verb": ["HERE"],
     "a corpus that is not there": ["train", "--corpus", "HERE", "--out", "new"],
@@ -67,7 +72,7 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
                 yield f"{name} as {place}", shown([word.replace("HERE", payload) for word in argv], payload)
             if place in ON_TERMINAL and name in ("colour", "clear", "link", "title", "return", "C1", "bidi", "markup"):
                 yield f"{name} as {place} on a terminal", shown([word.replace("HERE", payload) for word in argv], payload, terminal=True)
-    for verb in ("run", "verify", "trace", "trace --lens", "contributions", "diverge"):
+    for verb in ("run", "verify", "trace", "trace --lens", "contributions", "diverge", "step"):
         yield f"tokens of a tokenizer in {verb}", tokens(verb)
         yield f"tokens of a tokenizer in {verb} on a terminal", tokens(verb, terminal=True)
     for name, payload in PAYLOADS.items():
@@ -77,9 +82,11 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
         yield f"{name} in a corpus", corpus(payload)
         yield f"{name} in a config.json", config(payload)
         yield f"{name} as the name of a folder", named(payload)
+        yield f"{name} in the file of a run", in_run(payload)
     for name in ("colour", "link", "markup", "script", "closing tag", "entity", "quotes"):
         for kind in ("svg", "html"):
             yield f"{name} in a picture .{kind}", picture(PAYLOADS[name], kind)
+    yield "tokens of a tokenizer on a page", page_of_tokens
     yield "names of types in Markdown", markdown
 
 
@@ -128,6 +135,8 @@ def tokens(verb: str, terminal: bool = False) -> Callable[[Path], None]:
         outcome = forked([word if word != "1" else "8" for word in argv], folder, terminal=terminal)
         went(outcome, 0, 1)
         inert(outcome, "\x1b[31mX", terminal)
+        if verb == "step":
+            inert_svg(outcome, folder / "s.svg")
 
     return trial
 
@@ -219,6 +228,65 @@ class Tags(html.parser.HTMLParser):
         self.attributes |= {name for name, _ in attrs}
 
 
+def inert_svg(outcome: Outcome, path: Path) -> None:
+    """A picture is well formed, and nothing in it runs or leads out of it."""
+    elements = list(ElementTree.fromstring(path.read_text(encoding="utf8")).iter())
+    found = {element.tag.rpartition("}")[2] for element in elements}
+    attributes = {name.rpartition("}")[2]: value for element in elements for name, value in element.attrib.items()}
+    acts = found & {"script", "img", "image", "a", "iframe", "foreignObject", "object", "use"}
+    outcome.must(not acts and not any(name.startswith("on") or name == "href" for name in attributes), f"nothing may run in it: {acts}")
+    style = "".join(element.text or "" for element in elements if element.tag.endswith("style"))
+    outcome.must("http" not in style and "@import" not in style, "nothing in it may be fetched")
+    letters = "".join(element.text or "" for element in elements if element.tag.endswith("text"))
+    outcome.must(not acting(letters), "no character in it may act")
+
+
+def inert_page(outcome: Outcome, path: Path) -> None:
+    """A page is what its template is: a script of its own, a policy that lets no other run and nothing be fetched, and data."""
+    text = path.read_text(encoding="utf8")
+    parser = Tags()
+    parser.feed(text)
+    outcome.must(parser.tags == {"html", "head", "meta", "title", "style", "body", "noscript", "p", "div", "script"}, str(parser.tags))
+    outcome.must(parser.attributes <= {"lang", "charset", "http-equiv", "content", "name", "id", "type"}, str(parser.attributes))
+    data = re.findall(r'<script type="application/octet-stream" id="[a-z0-9-]+">([A-Za-z0-9+/=]*)</script>', text)
+    outcome.must(len(data) >= 1 and text.count("<script") == len(data) + 1, "what is not the page's own is in base64")
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    outcome.must(
+        policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy, "its policy lets nothing else run"
+    )
+    outcome.must(not acting(re.search(r"<title>(.*)</title>", text, re.S)[1]), "no character of its title may act")
+
+
+def in_run(payload: str) -> Callable[[Path], None]:
+    """A trial: a file of a run whose texts are all this one: its page, and what is said of its replay."""
+
+    def trial(folder: Path) -> None:
+        went(forked("run names-qwen2 Крас --seed 3 --max-new-tokens 1 --record 9 --json run.json", folder))
+        run = json.loads((folder / "run.json").read_text())
+        run |= dict(text=payload, device=payload, model_type=payload, origins=dict.fromkeys(run["origins"], payload))
+        run["notices"] = [dict(kind=payload, english=payload, russian=payload, names=[payload])]
+        for token in (*run["prompt"], run["steps"][0]["token"], *(c["token"] for c in run["steps"][0]["candidates"])):
+            token["text"] = payload
+        for file, model in (("run.json", "names-qwen2"), ("other.json", payload)):
+            (folder / file).write_text(json.dumps(run | dict(model=model)))
+            inert(forked(["run", "--replay", file], folder), payload)
+        outcome = forked("report --run other.json --out p.html", folder)
+        inert(outcome, payload)
+        went(outcome)
+        inert_page(outcome, folder / "p.html")
+
+    return trial
+
+
+def page_of_tokens(folder: Path) -> None:
+    """The page of a model whose tokens are the payloads."""
+    went(forked([], folder, f"PAYLOADS = {PAYLOADS!r}\n{HOSTILE}"))
+    outcome = forked(f"report ./{TOKENIZED} word --max-new-tokens 2 --out p.html", folder)
+    went(outcome)
+    inert(outcome, "\x1b[31mX")
+    inert_page(outcome, folder / "p.html")
+
+
 def picture(payload: str, kind: str) -> Callable[[Path], None]:
     """A trial: the lesson's picture is a picture: well formed, without anything that runs."""
 
@@ -231,14 +299,11 @@ def picture(payload: str, kind: str) -> Callable[[Path], None]:
         outcome = lesson(folder)
         inert(outcome, payload)
         went(outcome)
-        text = (folder / f"p.{kind}").read_text(encoding="utf8")
         if kind == "svg":
-            found = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(text).iter()}
-            attributes = {name for element in ElementTree.fromstring(text).iter() for name in element.attrib}
-        else:
-            parser = Tags()
-            parser.feed(text)
-            found, attributes = parser.tags, parser.attributes
+            return inert_svg(outcome, folder / "p.svg")
+        parser = Tags()
+        parser.feed((folder / "p.html").read_text(encoding="utf8"))
+        found, attributes = parser.tags, parser.attributes
         outcome.must(not found & {"script", "img", "a", "iframe", "foreignObject", "object"}, f"nothing may run in it: {sorted(found)}")
         outcome.must(not any(name.startswith("on") for name in attributes), "nothing may run in it")
 

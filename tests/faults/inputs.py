@@ -30,6 +30,8 @@ VERBS = {
     "bench agreement": ["bench", "agreement", "--samples", "1"],
     "bench names": shlex.split("bench names --corpus items.txt --models gpt --steps 2 --d-model 32 --n-layers 1 --parameters 60000"),
     "bench mtp": ["bench", "mtp", "gpt-mtp", "--samples", "1", "--rounds", "1", "--max-new-tokens", "2"],
+    "report": ["report", "names-qwen2", "Крас", "--max-new-tokens", "2", "--out", "p.html"],
+    "step": ["step", "names-qwen2", "Крас", "--max-new-tokens", "2", "--save-svg", "s.svg"],
 }
 LONG = "ab" * 5000
 BAD_OF_TYPE = {  # of every option of that type, in every verb
@@ -95,6 +97,12 @@ BAD = {  # option → values, in every verb that has it
     "rounds": ["0", "-1"],
     "tokens": ["0", "-1"],
     "parameters": ["0", "-1", "10", "9" * 30],
+    "record": ["-1", "9" * 30],
+    "step": ["0", "-1", "3", "9" * 30],
+    "branches": ["-1", "11", "9" * 30],
+    "size": ["5x5", "", "80", "9999x24", LONG],
+    "save-svg": ["no/such/folder/x.svg", "x.png", "folder", "readonly.svg", ""],
+    "save-png": ["no/such/folder/x.png", "x.svg"],
     "out": ["items.txt", "items.txt/x", "full", "", LONG, "n" * 256],
 }
 NEEDS = {("trace", "head"): "--attention", ("trace", "position"): "--lens", ("trace", "token"): "--lens", ("trace", "top"): "--lens"}
@@ -164,7 +172,57 @@ WHOLE = [  # command lines that are wrong as a whole → what the line must name
     ("train --corpus items.txt --out folder --resume", "folder"),
     ("train --corpus items.txt --out new --validation items.txt --max-seq-len 2", "max_seq_len"),
     ("train --corpus items.txt --out readonly.json", "readonly.json"),
+    ("report names-qwen2", None),
+    ("report names-qwen2 Крас --out folder.html", "folder.html"),
+    ("report names-qwen2 Крас --out no/such/p.html", "no/such/p.html"),
+    ("report names-qwen2 Крас --out -", "-"),
+    ("report names-qwen2 Крас --out p.html --json p.html", "p.html"),
+    ("report names-qwen2 Крас --run items.txt", "items.txt"),
+    ("report --run items.txt", "items.txt"),
+    ("report --run folder", "folder"),
+    ("report --run /dev/zero", "/dev/zero"),
+    ("run --replay no-such.json", "no-such.json"),
+    ("run --replay items.txt", "items.txt"),
+    ("run --replay /dev/zero", "/dev/zero"),
+    ("run names-qwen2 --replay items.txt --seed 3", "--seed"),
+    ("step names-qwen2 Крас", "terminal"),
+    ("step names-qwen2 Крас --keys space", "--keys"),
+    ("step names-qwen2 Крас --save-svg s.svg --save-png s.svg", "s.svg"),
+    ("step names-qwen2 Крас --save-svg s.svg --keys q", "--keys"),
 ]
+RUNS = {  # what is wrong with the file of a run → what makes it so, or that and the codes that report and replay may have
+    "an id that is no whole number": "run['steps'][0]['token']['id'] = 1.5",
+    "a negative id": "run['prompt'][0]['id'] = -1",
+    "an id that no number of a browser's is": "run['steps'][0]['candidates'][0]['token']['id'] = 2**60",
+    "an id twice": "run['steps'][0]['distribution']['ids'][1] = run['steps'][0]['distribution']['ids'][0]",
+    "lists of different lengths": "run['steps'][0]['distribution']['logits'].pop()",
+    "logits that are not sorted": "run['steps'][0]['distribution']['logits'].reverse()",
+    "a logit of NaN": "run['steps'][1]['distribution']['logits'][0] = 'nan'",
+    "a text for a number": "run['steps'][0]['entropy'] = 'high'",
+    "a number for a text": "run['text'] = 3",
+    "null for a step": "run['steps'][0] = None",
+    "steps out of order": "run['steps'].reverse()",
+    "no candidates' field": "del run['steps'][0]['candidates']",
+    "a sampling that cannot be": "run['sampling']['top_p'] = 7",
+    "too few parts": "run['parts'] = ['prompt']",
+    "too many steps": (
+        "bare = dict(candidates=[], distribution=None, runner_up=None); run['max_new_tokens'] = 10001; "
+        "run['steps'] = [run['steps'][0] | bare | dict(index=i) for i in range(10001)]",
+        (2,),
+        (1, 2),
+    ),
+    "a number of 400 digits": "run['steps'][0]['entropy'] = 10**400",
+    "two thousand candidates": (
+        "c = run['steps'][0]['candidates']; c += [c[0] | dict(token=dict(id=9999 + i, text='x')) for i in range(2000)]",
+        (2,),
+        (1, 2),
+    ),
+    "halves of characters": ("run['text'] = run['model'] = run['prompt'][0]['text'] = chr(0xd800)", (0,), (2,)),
+    "infinite times": ("run['steps'][0]['seconds'] = 'inf'", (0,), (0,)),
+    "a model of somebody's": ("run['model'] = 'ran.py:made'", (0,), (2,)),
+    "a model of the hub": ("run['model'] = 'some/body'", (0,), (2,)),
+    "a model by a path": ("run['model'] = '../work/names'", (0,), (2,)),
+}
 PYTHON = [  # snippets after `m` and `ids` → what the line must name
     ("inspector.load('')", None),
     ("inspector.load('no/such')", "no/such"),
@@ -234,6 +292,8 @@ def trials(common: Path, random: random.Random) -> Iterator[Trial]:
     for options in NOT_FINITE:
         yield f"train {options}, which does not stay finite", not_finite(shlex.split(options))
     yield "a deleted current folder", deleted_folder
+    for what, wrong in RUNS.items():
+        yield f"the file of a run with {what}", bad_run(*((wrong,) if isinstance(wrong, str) else wrong))
 
 
 def lines() -> Iterator[tuple[str, Sequence[str], str | None]]:
@@ -300,6 +360,9 @@ def furnish(folder: Path) -> None:
     (folder / "readonly.json").write_text("{}")
     (folder / "readonly.json").chmod(0o444)
     (folder / "folder").mkdir()
+    (folder / "folder.html").mkdir()
+    (folder / "readonly.svg").write_text("<svg/>")
+    (folder / "readonly.svg").chmod(0o444)
     (folder / "full").mkdir()
     (folder / "full" / "notes.txt").write_text("mine")
     (folder / "items-link").symlink_to("items.txt")
@@ -423,6 +486,32 @@ def bad_state(what: str) -> Callable[[Path], None]:
         outcome = forked(["train", *shlex.split(BEGUN), *QUICK, "--resume"], folder)
         refused(outcome, "begun")
         unchanged(outcome, folder, before)
+
+    return trial
+
+
+def recorded(folder: Path) -> dict:
+    """A run with all that can be recorded of it, which lies in the folder as run.json."""
+    line = "run names-qwen2 Крас --temperature 0.8 --top-p 0.9 --seed 3 --max-new-tokens 2 --record 65 --json run.json"
+    went(forked(line, folder))
+    return json.loads((folder / "run.json").read_text())
+
+
+def bad_run(change: str, report: Sequence[int] = (2,), replay: Sequence[int] = (2,)) -> Callable[[Path], None]:
+    """A trial: a page of a run that no generation leaves, and its replay, end with these codes; what it names is not run."""
+
+    def trial(folder: Path) -> None:
+        run = recorded(folder)
+        exec(change, dict(run=run))
+        (folder / "run.json").write_text(json.dumps(run))
+        (folder / "ran.py").write_text("open('ran', 'w')\n")
+        for line, codes in (("report --run run.json --out p.html", report), ("run --replay run.json", replay)):
+            outcome = forked(line, folder)
+            went(outcome, *codes)
+            if outcome.code == 2:
+                refused(outcome, "run.json", "steps", "candidates")
+            outcome.must(line.startswith("run") or (folder / "p.html").exists() == (outcome.code == 0), "there must be a page, or none")
+            outcome.must(not (folder / "ran").exists(), "code that a file names must not run")
 
     return trial
 

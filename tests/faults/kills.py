@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+from .at_call import watch
 from .trials import QUICK, Outcome, Trial, digest, forked, no_leftovers, process, went
 
 CORPUS = "Анна\nИван\nМария\nОльга\nПётр\nИрина\n" * 4
@@ -25,7 +26,7 @@ for _ in range(int(sys.argv[3])):
 
 
 def trials(common: Path, random: Random) -> Iterator[Trial]:
-    """See above; of the kills 56 are single ones, and 9 of trainings that are killed three times."""
+    """See above; of the kills 58 are single ones of a process, and 9 of trainings that are killed three times."""
     common.mkdir(exist_ok=True)
     whole, seconds = reference(common)
     for i in range(18):
@@ -39,6 +40,10 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
         yield f"trace --tensors killed, {i}", killed_output(None, TENSORS, seconds * (0.4 + 0.6 * random.random()))
     for i in range(8):
         yield f"run --json killed, {i}", killed_output("r.json", JSON, seconds * (0.4 + 0.6 * random.random()))
+    for i in range(2):
+        yield f"report --run killed, {i}", killed_output("p.html", page_of(common), seconds * (0.4 + 0.8 * random.random()))
+    for i in range(6):
+        yield f"slides killed, {i}", killed_slides(random.randrange(1, 12), ("before", "after")[i % 2])
     for name in ("saved", "saved.pt"):
         for i in range(5):
             yield f"save_checkpoint to {name} killed, {i}", killed_saving(name, seconds * (0.5 + random.random()))
@@ -47,6 +52,24 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
 OLD = b"the old one"
 TENSORS = ["inspector", "trace", "names-qwen2", "Крас", "--tensors", "tensors"]
 JSON = ["inspector", "run", "names-qwen2", "Крас", "--max-new-tokens", "3", "--json", "r.json"]
+
+
+STEP = ["inspector", "step", "names-qwen2", "Крас", "--save-svg", "s.svg", "--keys", "space"]
+SLIDES = """
+import sys
+from pathlib import Path
+from inspector.render.screen import Screen
+from inspector.render.slides import write_slides
+from inspector.render.tables import section
+kept = [((section(f"{i}. {sys.argv[1]}"),), {}) if i % 2 else (("a line",), {}) for i in range(1, 7)]
+write_slides(Path("slides"), kept)
+"""
+
+
+def page_of(common: Path) -> list[str]:
+    """The command that writes a page of a recorded run, of which every byte is the same each time."""
+    went(forked([*JSON[1:-1], str(common / "run.json"), "--record", "9"], common))
+    return ["inspector", "report", "--run", str(common / "run.json"), "--out", "p.html"]
 
 
 def reference(common: Path) -> tuple[str, float]:
@@ -128,6 +151,35 @@ def killed_output(file: str | None, argv: list[str], seconds: float) -> Callable
         outcome = process(argv, folder, seconds)
         outcome.must(outcome.code in (0, 137), "it must end by the kill or by itself")
         old_or_new(outcome, folder, file, argv) if file else none_or_all(outcome, folder)
+
+    return trial
+
+
+def killed_slides(at: int, when: str) -> Callable[[Path], None]:
+    """A trial: slides that replace others are killed at a call to the system: they are those or the new ones, all of them, after the next
+    command at the latest, and a file of the user's stays."""
+
+    def trial(folder: Path) -> None:
+        def write(title: str, before: Callable[[], None] = lambda: None) -> Outcome:
+            return forked([], folder, f"import sys; sys.argv = ['', {title!r}]\n{SLIDES}", before)
+
+        def slides() -> dict[str, str]:
+            return {path.name: digest(path) for path in (folder / "slides").glob("*.png")}
+
+        went(write("New"))
+        new = slides()
+        went(write("Old"))
+        (folder / "slides" / "notes.txt").write_text("mine")
+        old = slides()
+        outcome = write("New", lambda: watch(f"{when}:{at}:KILL"))
+        outcome.must(outcome.code in (0, 137) and len(new) == len(old) > 1 and new != old, "the trial itself must be right")
+        found = slides()
+        going = (folder / "slides" / ".inspector.ready").exists()  # they are whole, and on their way
+        outcome.must(going or found in (old, new), "they must be the old ones or the new ones")
+        again = write("New")
+        went(again)
+        again.must(slides() == new and (folder / "slides" / "notes.txt").read_text() == "mine", "they must be the new ones")
+        no_leftovers(again, folder)
 
     return trial
 

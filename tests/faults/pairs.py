@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from .kills import CORPUS, JSON, SAVE, TENSORS, TRAIN, begin, none_or_all, same
+from .kills import CORPUS, JSON, SAVE, STEP, TENSORS, TRAIN, begin, none_or_all, same
 from .trials import Outcome, Trial, digest, ended, forked, no_leftovers, one_line, process, start, went
 
 LONGER = [*TRAIN, "--steps", "60", "--evaluate-every", "10"]
@@ -28,6 +28,7 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
     for i in range(3):
         yield f"trace --tensors twice, {i}", tensors
         yield f"run --json twice, {i}", outputs("r.json", JSON)
+    yield "step --save-svg twice", outputs("s.svg", STEP)
     for i in range(3):
         yield f"train --resume, and run of its result, {i}", reading(common / "begun")
     for name in ("saved", "saved.pt"):

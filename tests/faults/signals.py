@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from .at_call import TOLD, watch
-from .kills import CORPUS, JSON, OLD, TENSORS, TRAIN, goes_on, none_or_all, old_or_new, reference
+from .kills import CORPUS, JSON, OLD, STEP, TENSORS, TRAIN, goes_on, none_or_all, old_or_new, reference
 from .trials import ROOT, SECONDS, Outcome, Trial, ended, forked, process, start, went
 
 AT_CALL = str(Path(__file__).with_name("at_call.py"))
@@ -21,12 +21,14 @@ EARLY = {  # command lines that are stopped while Python still imports
     "run": ["inspector", "run", "names-qwen2", "Крас"],
     "train": TRAIN,
     "inference.py": [sys.executable, str(ROOT / "inference.py"), "--model", "names-qwen2"],
+    "step": ["inspector", "step", "names-qwen2", "Крас", "--save-svg", "s.svg"],
 }
 COMMANDS = {  # name → arguments, and the signals at the first call of each kind: of one each gets one in turn
     "train": (TRAIN, [("INT", "TERM"), ("KILL",)]),
     "train --resume": ([*TRAIN, "--resume"], [("KILL", "INT", "TERM")]),
     "trace --tensors": (TENSORS, [("TERM", "KILL", "INT")]),
     "run --json": (JSON, [("INT",), ("TERM",), ("KILL",)]),
+    "step --save-svg": (STEP, []),
 }
 
 
@@ -38,7 +40,7 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
         for k in range(1, len(made) + 1):
             asked = f"before:{k}:{('INT', 'TERM', 'KILL')[k % 3]}"
             yield f"{name}, in a fork, {asked} of {len(made)}, {made[k - 1]}", interrupted(name, argv, asked, whole, common, forks=True)
-        made = calls(common, name, argv, forks=False)
+        made = calls(common, name, argv, forks=False) if each else []
         pairs = list(itertools.pairwise(["", *made]))  # a call is of another kind after one of another kind
         firsts = [k for k, pair in enumerate(pairs, 1) if pairs.index(pair) == k - 1]
         for (i, k), names in itertools.product(enumerate(firsts), each):
@@ -50,6 +52,9 @@ def trials(common: Path, random: Random) -> Iterator[Trial]:
         for _ in range(2 if name != "run" else 4):
             k = random.randrange(3, 40 if name == "--help" else 2000)
             yield f"Ctrl-C at import {k} of {name}", stopped(argv, at=k)
+    for argv in (["inspector", "report", "names-qwen2", "Крас"], [*EARLY["inference.py"], "--html", "p.html", "--slides", "slides"]):
+        for _ in range(2):
+            yield f"Ctrl-C while {Path(argv[1]).name} computes", stopped(argv, seconds=2 + 5 * random.random())
     for name in ("INT", "TERM", "HUP"):
         yield f"SIG{name} while a training runs", asked_to_end(name)
 
@@ -61,6 +66,8 @@ def furnish(folder: Path, name: str, common: Path) -> None:
         shutil.copytree(common / "begun", folder / "new")
     elif name == "run --json":
         (folder / "r.json").write_bytes(OLD)
+    elif name == "step --save-svg":
+        (folder / "s.svg").write_bytes(OLD)
 
 
 def launched(argv: Sequence[str], folder: Path, asked: str, forks: bool) -> Outcome:
@@ -92,7 +99,9 @@ def interrupted(name: str, argv: Sequence[str], asked: str, whole: str, common: 
         furnish(folder, name, common)
         outcome = launched(argv, folder, asked, forks)
         ends_as_a_shell_sees(outcome, asked.rpartition(":")[2])
-        if name == "run --json":
+        if name == "step --save-svg":
+            old_or_new(outcome, folder, "s.svg", list(argv))
+        elif name == "run --json":
             old_or_new(outcome, folder, "r.json", list(argv))
         elif name == "trace --tensors":
             none_or_all(outcome, folder)
@@ -123,6 +132,9 @@ def stopped(argv: Sequence[str], seconds: float | None = None, at: int | None = 
             return
         outcome.must(outcome.code in (0, 130), "the exit code must be 130")
         outcome.must(not outcome.err, "stderr must be empty")
+        outcome.must(
+            not list(folder.glob(".inspector-*")) and (outcome.code == 0 or not list(folder.glob("s.svg"))), "nothing half-written"
+        )
 
     return trial
 

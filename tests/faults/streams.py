@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from .trials import Outcome, Trial, one_line, process, refused, went
+from .trials import Outcome, Trial, forked, one_line, process, refused, went
 
 RUN = "inspector run names-qwen2 Крас --max-new-tokens 2"
 LINES = {
@@ -18,6 +18,8 @@ LINES = {
     "run": RUN,
     "run --json -": f"{RUN} --json -",
     "tree --json -": "inspector tree names-qwen2 --json -",
+    "step": "inspector step names-qwen2 Крас --save-svg s.svg",
+    "report": "inspector report --run run.json --out p.html",
     "train": "inspector train --corpus items.txt --out new --steps 2 --d-model 16 --n-layers 1 --n-heads 2 --threads 1",
 }
 
@@ -54,6 +56,8 @@ def in_shell(line: str, right: Callable[[Outcome], None]) -> Callable[[Path], No
 
     def trial(folder: Path) -> None:
         (folder / "items.txt").write_text("Анна\nИван\n", encoding="utf8")
+        if "run.json" in line:
+            went(forked("run names-qwen2 Крас --max-new-tokens 2 --json run.json", folder))
         right(process(["/bin/bash", "-c", line], folder))
 
     return trial

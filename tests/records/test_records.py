@@ -13,7 +13,7 @@ import pytest
 
 from inspector.records.as_json import SCHEMA, from_json, to_json
 from inspector.records.comparison import LEVELS, Verdict
-from inspector.records.generation import Candidate, Origin, Removal, Run, Sampling, Step, Token, median_step
+from inspector.records.generation import Candidate, Distribution, Origin, Removal, Run, Sampling, Step, Token, check_run, median_step
 from inspector.records.structure import ModuleNode
 
 TOKEN = Token(7, "ин")
@@ -231,11 +231,44 @@ def test_data_of_another_kind_is_an_error(data):
         ("sampling", 5),
         ("prompt", [1]),
         ("origins", []),
+        ("text", 3),
+        ("max_new_tokens", 2.0),
+        ("kv_cache", 1),
+        ("steps", {}),
+        ("context_length", True),
     ],
 )
 def test_value_of_another_kind_is_an_error(key, value):
     with pytest.raises(ValueError):
         from_json(Run, through_text(RUN) | {key: value})
+
+
+def test_run_that_no_generation_leaves_is_refused():
+    check_run(RUN)
+    step = replace(RUN.steps[0], index=0, distribution=Distribution((3, 1), (2.0, -math.inf), None, 0, 0.0))
+    run = replace(RUN, steps=(step,), parts=())
+    check_run(run)
+    wrong = {
+        "lists have 2, 1": dict(logits=(2.0,)),
+        "lists have 2, 2, 3": dict(draws=(1.0, 1.0, 1.0)),
+        "one comes twice": dict(ids=(3, 3)),
+        "are none": dict(ids=(3, 2**53)),
+        "not sorted": dict(logits=(1.0, 2.0)),
+        "logits are not": dict(logits=(math.nan, 1.0)),
+        "the rest": dict(rest=-1),
+    }
+    for said, changed in wrong.items():
+        with pytest.raises(ValueError, match=said):
+            check_run(replace(run, steps=(replace(step, distribution=replace(step.distribution, **changed)),)))
+    for said, other in (
+        ("in order", replace(run, steps=(replace(step, index=1),))),
+        ("no token", replace(run, prompt=())),
+        ("parts", replace(run, parts=("prompt",) * 99)),
+        ("max_new_tokens", replace(run, max_new_tokens=0)),
+        ("no token id", replace(run, steps=(replace(step, token=Token(-1, "")),))),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_run(other)
 
 
 def test_setting_that_cannot_be_is_an_error_from_json_too():

@@ -93,6 +93,7 @@ def test_what_models_and_prompts_say_is_data():
     assert text.count("<script") == text.count("</script>") == 2 and "hijacked" not in text.replace("&#39;hijacked&#39;", "")
     data = re.search(r'id="report">([^<]*)<', text)[1]
     assert from_json(Report, json.loads(gzip.decompress(base64.b64decode(data)))) == report
+    assert "<title>\\ud800</title>" in page(Report((Side(run=replace(hostile_run("\ud800"), text="\ud800")),)))
 
 
 def test_hostile_texts_change_nothing_and_nothing_is_asked_for(opened):
@@ -154,6 +155,29 @@ def test_a_run_without_steps_and_one_of_the_first_schema_are_shown(opened):
     bare = replace(bare, steps=tuple(replace(step, distribution=None, removed={}) for step in bare.steps), parts=())
     browser = opened(Report((Side(run=bare),)))
     assert console_errors(browser) == [] and browser.find_elements("id", "steps")
+
+
+def test_a_panel_that_cannot_be_drawn_says_so_and_the_others_stay(opened):
+    run = hostile_run()
+    run = replace(run, steps=(run.steps[0], replace(run.steps[1], kept=None)))
+    browser = opened(Report((Side(run=run, prompt="a", tokens=run.prompt),)))
+    shown = (
+        "return [[...document.querySelectorAll('.failure')].map((one) => one.parentElement.id), [...document.querySelectorAll('.panel')]"
+    )
+    shown += ".filter((one) => [...one.children].some((child) => child.tagName !== 'H2' && child.offsetParent)).length]"
+    before = browser.execute_script(shown)
+    assert before[0] == [] and before[1] > 3 and console_errors(browser) == []
+    press = "document.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))"  # to the document, where nothing has the focus
+    browser.execute_script(press, "End")
+    failed, panels = browser.execute_script(shown)
+    assert failed == ["steps"] and panels == before[1] and "This panel cannot show what the page holds (TypeError" in text_of(browser)
+    assert console_errors(browser) and "step 2 of 2" in text_of(browser)
+    browser.execute_script(press, "Home")
+    assert browser.execute_script(shown) == before and console_errors(browser) == []
+    browser = opened(Report((Side(run=replace(run, prompt=None)),)))  # nothing can be drawn of it: each panel says so
+    assert "cannot show what the page holds" in text_of(browser) and console_errors(browser)
+    browser = opened(Report((Side(run=replace(run, notices=None)),)))
+    assert "This page cannot be shown" in text_of(browser) and console_errors(browser)
 
 
 def test_a_page_that_was_cut_off_says_so(browser, tmp_path):

@@ -11,6 +11,7 @@ import jinja2
 
 from ...records.as_json import to_json
 from ...records.report import Report
+from ..text import visible
 
 HERE = Path(__file__).parent
 # In the order in which they are joined: libraries first, and of the panels what teaches most.
@@ -32,7 +33,11 @@ def page(report: Report, lang: str = "en", weights: Sequence[bytes] = ()) -> str
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (HERE / "page.html").read_text(encoding="utf-8")
     )
-    data = json.dumps(to_json(report), ensure_ascii=False, separators=(",", ":")).encode()
+    told = to_json(report)
+    try:
+        data = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # a name that is no UTF-8, or half of a character
+        data = json.dumps(told, separators=(",", ":")).encode()
     return template.render(
         lang=lang,
         script=script,
@@ -41,7 +46,7 @@ def page(report: Report, lang: str = "en", weights: Sequence[bytes] = ()) -> str
         style_hash=digest(style),
         data=base64.b64encode(gzip.compress(data, mtime=0)).decode(),
         weights=[base64.b64encode(one).decode() for one in weights],
-        title=" · ".join(side.run.model for side in report.sides) or "inspector",
+        title=visible(" · ".join(side.run.model for side in report.sides)) or "inspector",
     )
 
 

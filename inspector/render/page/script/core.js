@@ -45,7 +45,7 @@ const Page = (() => {
     choose,
     announce,
   };
-  let live = []; // what build returned, of the panels that are shown
+  let live = []; // of the panels that are shown: the section, and what build returned
   let timer = null;
   let theme = "auto";
   const known = new Map();
@@ -71,7 +71,7 @@ const Page = (() => {
   function goTo(index) {
     const last = page.run.steps.length - 1;
     page.at = Math.max(0, Math.min(last, index));
-    live.forEach((part) => part.step?.());
+    stepped();
     keep();
   }
 
@@ -135,12 +135,48 @@ const Page = (() => {
         goTo(page.at + 1);
       }, 1200);
     }
-    live.forEach((part) => part.step?.());
+    stepped();
+  }
+
+  /**
+   * What a panel does, of which an error stays in its section: said there and on the console, in place of what else stands in it. The
+   * page's data may be a file of anybody's, and the other panels do not hang on it.
+   */
+  function guarded(section, act) {
+    try {
+      const made = act();
+      section.classList.remove("failed");
+      section.querySelector(":scope > .failure")?.remove();
+      return made;
+    } catch (error) {
+      console.error(error);
+      section.classList.add("failed");
+      section.querySelector(":scope > .failure")?.remove();
+      section.append(
+        el("p", { class: "remark failure" }, t(`This panel cannot show what the page holds (${error}).`, `Эта панель не может показать то, что есть в странице (${error}).`)),
+      );
+      return null;
+    }
+  }
+
+  /** Tells all panels that another step is shown. */
+  function stepped() {
+    live.forEach(({ section, part }) => part?.step && guarded(section, () => part.step()));
+    showStep();
+  }
+
+  /** Whether a panel has what it shows; one that cannot tell is shown, and says so. */
+  function needed(panel) {
+    try {
+      return !panel.needs || panel.needs(page.side, page.report);
+    } catch {
+      return true;
+    }
   }
 
   function draw() {
     const focused = document.activeElement?.id;
-    const shown = panels.filter((panel) => !panel.needs || panel.needs(page.side, page.report));
+    const shown = panels.filter(needed);
     const root = document.getElementById("page");
     const sections = shown.map((panel) => {
       const heading = el("h2", { id: `${panel.id}-title` }, panel.title());
@@ -155,8 +191,8 @@ const Page = (() => {
       el("p", { id: "said", class: "said", "aria-live": "polite" }),
       ...(page.run.steps.length > 0 ? [el("footer", { id: "at", "aria-label": t("Step", "Шаг") })] : []),
     );
-    live = [...shown.map((panel, i) => panel.build(sections[i], page) ?? {}), { step: showStep }];
-    live.forEach((part) => part.step?.());
+    live = shown.map((panel, i) => ({ section: sections[i], part: guarded(sections[i], () => panel.build(sections[i], page)) }));
+    stepped();
     Slides.drawn(sections);
     if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
     keep();
@@ -220,7 +256,8 @@ const Page = (() => {
   /** Arrow keys go through the steps and space plays, unless something that uses these keys itself is focused. */
   function pressed(event) {
     if (event.altKey || event.ctrlKey || event.metaKey || event.defaultPrevented) return;
-    const own = event.target.closest("input, select, textarea, [contenteditable], [role=grid], [role=slider]");
+    const at = event.target instanceof Element ? event.target : document.body; // with nothing focused it may be the document
+    const own = at.closest("input, select, textarea, [contenteditable], [role=grid], [role=slider]");
     if (own) return;
     const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (move) {
@@ -228,7 +265,7 @@ const Page = (() => {
       goTo(page.at + move);
     } else if (event.key === "Home") goTo(0);
     else if (event.key === "End") goTo(page.run.steps.length - 1);
-    else if (event.key === " " && !event.target.closest("button, a, summary")) play(!playing());
+    else if (event.key === " " && !at.closest("button, a, summary")) play(!playing());
     else return;
     event.preventDefault();
   }
@@ -241,9 +278,15 @@ const Page = (() => {
       root.textContent = `This page cannot be read (${error}): the file may be cut off, or the browser too old for DecompressionStream.`;
       return;
     }
-    recall();
+    try {
+      recall();
+      draw();
+    } catch (error) {
+      console.error(error);
+      root.textContent = `This page cannot be shown (${error}): its data is not what inspector writes.`;
+      return;
+    }
     document.addEventListener("keydown", pressed);
-    draw();
     if (window.parent !== window) new ResizeObserver(tellHeight).observe(document.body);
     document.body.dataset.ready = "yes"; // for tests and for pictures
   }

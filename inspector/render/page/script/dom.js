@@ -71,7 +71,7 @@ function bar(value) {
   return svg(
     "svg",
     { class: "bar", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-    value === null ? null : svg("rect", { width: Math.max(0, Math.min(1, value)) * 100, height: 10 }),
+    Number.isFinite(value) ? svg("rect", { width: Math.max(0, Math.min(1, value)) * 100, height: 10 }) : null,
   );
 }
 
