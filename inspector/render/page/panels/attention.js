@@ -18,9 +18,9 @@ Page.panel({
     const unpacked = weights.map(() => null);
     const most = Math.max(...weights.map((one) => one.heads));
     const overview = el("p", { class: "quiet" });
-    const chosen = el("div");
+    const chosen = el("div", { class: "attending-map" });
     const told = el("p", { id: "attention-said" });
-    const looks = el("div");
+    const looks = el("div", { class: "attending-looks" });
     const pickers = el("div", { class: "tools" });
     const LISTED = 12; // keys of a row in the list, where the map is whole
     let map = null;
@@ -183,8 +183,7 @@ Page.panel({
       press: choose,
     });
     overview.textContent = t("Rows look at columns; small weights are drawn stronger than they are. Point at a map for its numbers; click or press Enter to enlarge it.", "Строки смотрят на столбцы; малые веса нарисованы сильнее, чем есть. Наведите на карту, чтобы увидеть её числа; щелчок или Enter увеличивает её.");
-    const [left, right] = strongest ? [[], [looks]] : [[looks], []]; // what is short stands beside what is long
-    const beside = el("div", { class: strongest ? "attending long" : "attending" }, el("div", {}, small.element, overview, pickers, told, ...left), el("div", {}, chosen, ...right));
+    const beside = el("div", { class: strongest ? "attending long" : "attending" }, el("div", { class: "attending-heads" }, small.element, overview, pickers, told), chosen, looks);
     root.append(...[Within.part(page), beside, ...notes()].filter(Boolean));
     draw();
 

@@ -205,7 +205,7 @@ const Page = (() => {
           pick(t("Model", "Модель"), report.sides.map((side, i) => [i, side.run.model]), page.index, choose),
         pick(t("Language", "Язык"), [["en", "English"], ["ru", "Русский"]], page.lang, speak),
         pick(t("Colours", "Цвета"), [["auto", t("Auto", "Авто")], ["light", t("Light", "Светлые")], ["dark", t("Dark", "Тёмные")]], theme, paint),
-        Slides.button(),
+        Slides.controls(),
       ),
       ...page.run.notices.concat(page.side.notices ?? []).map(remark),
       el(
@@ -219,8 +219,7 @@ const Page = (() => {
   function jump(event, id) {
     event.preventDefault();
     const section = document.getElementById(id);
-    Slides.show(section);
-    section.scrollIntoView();
+    if (!Slides.show(section)) section.scrollIntoView();
     section.focus({ preventScroll: true });
   }
 
