@@ -175,8 +175,24 @@ def test_slides_show_one_panel_in_letters_of_24_pixels(opened):
             "return [shown.length, texts.map((one) => parseFloat(getComputedStyle(one).fontSize))]"
         )
         assert shown == 1 and min(sizes) >= 1.25 * browser.execute_script("return innerWidth") / 100 - 0.01 >= 23
-    finally:
+        turned = []
+        for _ in range(2):
+            turned.append(
+                browser.execute_script("return [document.querySelector('.current').id, document.getElementById('slide-at').innerText]")
+            )
+            browser.find_element("id", "slide-next").click()
+        sections = browser.execute_script("return [...document.querySelectorAll('.panel')].map((one) => one.id)")
+        assert turned == [[one, f"slide {i + 1} of {len(sections)}"] for i, one in enumerate(sections[:2])]
+        browser.execute_script(
+            "document.body.style.paddingBottom = '3000px'; window.scrollTo(0, 500);"
+            "Page.jump(new Event('click'), document.querySelectorAll('.panel')[1].id)"
+        )
+        seen = "return [document.querySelector('.current').id, scrollY, document.querySelector('.tools').getBoundingClientRect().top >= 0]"
+        assert browser.execute_script(seen) == [sections[1], 0, True]  # a jump leaves the tools in sight
         browser.find_element("id", "present").click()
+        assert browser.execute_script("return document.querySelectorAll('.panel')[1].getBoundingClientRect().top") < 100
+    finally:
+        browser.refresh()
         browser.set_window_size(1280, 900)
 
 
