@@ -197,16 +197,16 @@ Page.panel({
           )
         : t("Maps are whole.", "Карты целые.");
       const error = t("Each weight is rounded to a 255th: off by at most 0.002.", "Каждый вес округлён до 1/255: ошибка не больше 0,002.");
-      const [scale, off] = [fixed(attention.scale), Within.tiny(attention.difference)];
+      const [scale, off] = [fixed(attention.scale), Within.apart(attention.difference)];
       const own = attention.beside || attention.usual === "None"; // the blocks written here have no other attention
       const from = own
         ? t(
-            `Seen in the model's own attention, or computed beside it: final hidden states (up to ${scale}) differ by at most ${off}.`,
-            `Увидено в собственном внимании модели или посчитано рядом: скрытые состояния (до ${scale}) отличаются не больше чем на ${off}.`,
+            `Seen in the model's own attention, or computed beside it: final hidden states (up to ${scale}) ${off}.`,
+            `Увидено в собственном внимании модели или посчитано рядом: скрытые состояния (до ${scale}) ${off}.`,
           )
         : t(
-            `From an eager pass; the model usually runs ${attention.usual}: final hidden states (up to ${scale}) differ by at most ${off}.`,
-            `Из прохода eager; обычно модель считает через ${attention.usual}: скрытые состояния (до ${scale}) отличаются не больше чем на ${off}.`,
+            `From an eager pass; the model usually runs ${attention.usual}: final hidden states (up to ${scale}) ${off}.`,
+            `Из прохода eager; обычно модель считает через ${attention.usual}: скрытые состояния (до ${scale}) ${off}.`,
           );
       return [
         attention.unseen.length > 0 && el("p", { class: "remark" }, t("No weights were seen in: ", "Весов не видно в: "), visible(attention.unseen.join(", "))),

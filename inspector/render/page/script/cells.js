@@ -248,8 +248,13 @@ const Within = (() => {
   /** A small number, as an error is: "1.2e-6", "0". */
   function tiny(value) {
     value = number(value);
-    return value === 0 ? "0" : value.toExponential(1);
+    return value === 0 ? "0" : value.toExponential(1).replace(".", t(".", ",")).replace("-", "−");
   }
 
-  return { tokens, position, has, refused, part, layerOf, tiny };
+  /** By how much numbers that should be equal are not. */
+  function apart(value) {
+    return number(value) === 0 ? t("are equal bit for bit", "равны бит в бит") : t(`differ by at most ${tiny(value)}`, `отличаются не больше чем на ${tiny(value)}`);
+  }
+
+  return { tokens, position, has, refused, part, layerOf, tiny, apart };
 })();
