@@ -150,10 +150,12 @@ def test_a_run_without_steps_and_one_of_the_first_schema_are_shown(opened):
     run = replace(hostile_run(), steps=(), stop_reason="interrupted", notices=())
     browser = opened(Report((Side(run=run),)))
     assert console_errors(browser) == [] and browser.find_elements("id", "at") == []
+    assert browser.find_element("id", "no-steps").text == "This run has no step: nothing was generated."
     bare = hostile_run()
     bare = replace(bare, steps=tuple(replace(step, distribution=None, removed={}) for step in bare.steps), parts=())
     browser = opened(Report((Side(run=bare),)))
     assert console_errors(browser) == [] and browser.find_elements("id", "steps")
+    assert not browser.find_elements("css selector", "#next a[href='#draw']")  # without logits no other seed can be tried
 
 
 def test_a_page_that_was_cut_off_says_so(browser, tmp_path):

@@ -198,7 +198,7 @@ Page.panel({
       others.replaceChildren(
         el("h3", {}, t("This step with other seeds", "Этот шаг с другими seed")),
         grid(
-          ["seed", t("winner", "победитель"), t("as in the run", "как в прогоне"), "q", "p/q", t("best loser, p/q", "лучший из проигравших, p/q")],
+          ["seed", t("winner", "победитель"), t("as in the run", "как в прогоне"), "q", "p/q", t("best loser, p/q", "второй, p/q")],
           ids,
           t("The same step drawn with other seeds, its context unchanged", "Тот же шаг с другими seed, контекст прежний"),
           [3, 4],
