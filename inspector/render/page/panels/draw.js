@@ -174,7 +174,7 @@ Page.panel({
       if (recorded) {
         const { token, draw, ratio, loser, loser_ratio: behind } = recorded;
         return [name, tokenName(token), mark(token.id), Draws.digits(draw), Draws.digits(ratio),
-          loser ? el("span", {}, tokenName(loser), ` ${Draws.digits(behind)}`) : "–"];
+          loser ? el("span", { class: "number" }, tokenName(loser), ` ${Draws.digits(behind)}`) : "–"];
       }
       const { winner, runnerUp, sure, of } = Draws.draw(page.side, page.at, one);
       if (!sure) {
@@ -183,7 +183,7 @@ Page.panel({
       }
       const { q, ratio } = of(winner);
       return [name, tokenName(page.token(winner)), mark(winner), Draws.digits(q), Draws.digits(ratio),
-        runnerUp === null ? "–" : el("span", {}, tokenName(page.token(runnerUp)), ` ${Draws.digits(of(runnerUp).ratio)}`)];
+        runnerUp === null ? "–" : el("span", { class: "number" }, tokenName(page.token(runnerUp)), ` ${Draws.digits(of(runnerUp).ratio)}`)];
     }
 
     function drawOthers() {
