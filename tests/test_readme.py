@@ -47,7 +47,7 @@ EXAMPLES = {f"{page}, {i}": block for page in SISTERS for i, block in enumerate(
 FILES = {found[1]: block for block in EXAMPLES.values() if (found := re.match(r"# (\w+\.py): ", block))}  # what FILE.py:factory reads
 ADAPTER = "python examples/adapter.py runs/adapter"  # what other commands of its page read
 EXPORT = "inspector export gpt-moe --onnx moe.onnx --kv-cache"  # likewise
-RECORD = "inspector run names-qwen2 Крас --seed 3 --record 512 --json run.json"
+RECORD = "inspector run names-qwen2 Крас --seed 3 --json run.json"  # likewise
 OTHERWISE = {  # a command that shows how it ends when something does not hold → its exit code
     "inspector diverge names-qwen2 examples/ported.py:faulty Крас": 1,
     "inspector diverge names-qwen2 runs/adapter Крас": 1,
@@ -199,12 +199,9 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
     if command == "inspector bench compile":  # without the C++ compiler, which a machine need not have
         monkeypatch.setattr("inspector.loop.compiling.check_compiler", lambda device: None)
         monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))
-    if "moe.onnx" in command and command != EXPORT:
-        monkeypatch.setattr(sys, "argv", EXPORT.split())
-        with pytest.raises(SystemExit):
-            main()
-    if re.search("--(run|replay) run.json", command):
-        monkeypatch.setattr(sys, "argv", RECORD.split())
+    read = {"moe.onnx": EXPORT, "--replay run.json": RECORD, "--run run.json": RECORD}
+    for before in {made for words, made in read.items() if words in command and command != made}:
+        monkeypatch.setattr(sys, "argv", before.split())
         with pytest.raises(SystemExit):
             main()
     if "runs/adapter" in command:

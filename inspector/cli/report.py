@@ -121,7 +121,7 @@ def ideas(name: str, prompt: str, options: Sequence) -> Iterator[Idea]:
         call("run", replace(drawn, temperature=1.5, top_p=0.9, seed=1), loop, reading, how),
     )
     yield Idea(
-        ("no draw at all: always the most probable token", "без жребия: всегда самый вероятный токен"),
+        ("no draw at all: always the most probable token", "без розыгрыша: всегда самый вероятный токен"),
         call("run", replace(drawn, greedy=True, temperature=None, top_p=None, seed=None), loop, reading, how),
     )
     yield Idea(

@@ -253,8 +253,10 @@ def replay(m: Loaded, run: Run, on_step: Callable[[Step], None] = lambda step: N
     The times alone are not compared. It ends at the first number that differs. ``on_step`` is called with each step as it comes.
 
     Raises:
-        ValueError: the model cannot read the run's prompt, or does not have a token that was forced.
+        ValueError: the run has no step, the model cannot read its prompt, or does not have a token that was forced.
     """
+    if not run.steps:
+        raise ValueError("the run has no step: nothing can recur; give one in which a token was generated")
     session = Session(m, [token.id for token in run.prompt], run.sampling, run.max_new_tokens, kv_cache=run.kv_cache)
     counts: dict[str, int] = {}
     departure = None

@@ -264,7 +264,9 @@ def choice(step: Step, t: Translate) -> str:
         return words.format(text, chance(chosen.probability_before))
     left = list(step.kept.values())[-1] if step.kept else None
     rank = t(f"rank {step.rank}", f"{step.rank}-й")
-    if left:
+    if chosen.removed_by is not None:
+        rank = t("removed, and forced", "убран, но задан")
+    elif left:
         rank = t(f"rank {step.rank} of {left:,} kept", f"{step.rank}-й из {left:,} {'оставшегося' if singular(left) else 'оставшихся'}")
     return f"{text}: {rank}; p {chance(chosen.probability_before)} → {chance(chosen.probability_after)}"
 

@@ -238,7 +238,7 @@ class Stepper(App[object]):
             "parts": t("parts", "части"),
             "architecture": t("architecture", "архитектура"),
             "settings": t("settings", "настройки"),
-            "prompt": t("prompt", "промпт"),
+            "prompt": t("prompt", "запрос"),
             "cost": t("cost", "цена"),
         }
         title = Text(" ")

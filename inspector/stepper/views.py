@@ -16,6 +16,7 @@ from ..records.comparison import Stretch, Verdict
 from ..records.generation import Sampling, Setting, Step, Token
 from ..records.inside import Attention, Lens
 from ..records.report import Overview
+from ..records.structure import Costs
 from ..render.lesson import no_cache, where_time_goes
 from ..render.settings import FILTER_NAMES, origin_words, setting_text
 from ..render.steps import because, lot, part_words, removal, token_line, why
@@ -209,6 +210,8 @@ def facts_of(step: Step, t: Translate, drawn: bool) -> list[str]:
     if drawn and chosen is not None:
         p = f"p {chance(chosen.probability_before)} → {chance(chosen.probability_after)}"
         rank = t(f"rank {step.rank}", f"место {step.rank}") + (t(f" of {kept:,} kept", f" из {kept:,}") if kept and not greedy else "")
+        if chosen.removed_by not in (None, "greedy"):
+            rank = t("removed", "убран")  # it has no place among what is kept
         facts.append(
             t(f"id {step.token.id}", f"№ {step.token.id}") + f" · {p} · {rank}" + (t(" · forced", " · задан") if step.forced else "")
         )
@@ -535,7 +538,8 @@ def steps_page(shown: Shown, t: Translate, width: int) -> Lines:
         c = step.chosen
         p = f"{chance(c.probability_before)} → {chance(c.probability_after)}" if c else ""
         name = quoted(step.token.text) + (t(" forced", " задан") if step.forced else "") + (" ■" if step.stop_reason else "")
-        row = " ".join(map(cell, (str(step.index + 1), name, p, str(step.rank), f"{step.entropy:.2f}"), sizes))
+        rank = "–" if c and c.removed_by not in (None, "greedy") else str(step.rank)
+        row = " ".join(map(cell, (str(step.index + 1), name, p, rank, f"{step.entropy:.2f}"), sizes))
         best = [f"{quoted(one.token.text)} {one.logit:z.2f}" for one in step.candidates[:5]]
         line = Text(row, "bold reverse" if step.index == shown.at else "")
         lines.append(line + Text(" " + that_fit(best, width - cell_len(row) - 1) if best else ""))
@@ -571,11 +575,16 @@ def settings_page(rows: Sequence[Setting], t: Translate, width: int) -> Lines:
     return lines_of(Group(result, Text(told, "dim")), width)
 
 
+def flops_of(costs: Costs, t: Translate) -> Text:
+    """What a token costs."""
+    return Text(t("FLOPs per token: ", "FLOP на токен: ") + flops_words(costs, t))
+
+
 def parts_page(found: Overview, t: Translate, width: int) -> Lines:
     """How the model is split, the shapes of a pass, and its parameters."""
     parts = found.parts
     split = split_table([(found.name, parts.backbone, parts.head, parts.probe, parts.shapes)], t)
-    return lines_of(Group(split, Text(""), Text(sums_line(found.tree, t)), Text(""), Text(flops_words(found.costs, t))), width)
+    return lines_of(Group(split, Text(""), Text(sums_line(found.tree, t)), Text(""), flops_of(found.costs, t)), width)
 
 
 def architecture_page(found: Overview, beside: Beside | None, t: Translate, width: int) -> Lines:
@@ -599,7 +608,7 @@ def cost_page(found: Cost, t: Translate, width: int) -> Lines:
         Text(""),
         *where_time_goes({found.run.model: found.shares}, t),
         Text(""),
-        Text(flops_words(found.costs, t)),
+        flops_of(found.costs, t),
     ]
     return lines_of(Group(*rows), width)
 
@@ -631,8 +640,8 @@ def help_lines(t: Translate, width: int) -> Lines:
             "на шаге 1: f #2 Enter: другой первый токен и текст за ним",
         ),
         t(
-            "s 1 Enter: other noise q, other tokens; s 0 gives the first ones again",
-            "s 1 Enter: другой шум q, другие токены; s 0 вернёт прежние",
+            "s 1 Enter: other noise q, other tokens; the old seed, the old tokens",
+            "s 1 Enter: другой шум q, другие токены; прежний seed — прежние",
         ),
         t("l: from which layer on the model knows the token", "l: с какого слоя модель знает токен"),
     )

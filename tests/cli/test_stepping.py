@@ -80,6 +80,7 @@ def test_what_is_no_run_is_one_line(inspector, recorded, tmp_path):
         json.dumps(data | dict(steps=None)): "no run",
         json.dumps(data | dict(steps=[{}])): "no run: not a whole Step",
         json.dumps(data | dict(prompt=[])): "not a whole run",
+        json.dumps(data | dict(steps=[])): "the run has no step: nothing can recur",
         json.dumps(data | dict(steps=data["steps"][1:])): "not a whole run",
         json.dumps(data | dict(sampling=data["sampling"] | dict(top_p=7))): "top_p=7",
         json.dumps(data | dict(prompt=[dict(id="x", text="x")])): "id of Token must be a whole number, not 'x'",

@@ -151,10 +151,12 @@ def test_a_run_without_steps_and_one_of_the_first_schema_are_shown(opened):
     run = replace(hostile_run(), steps=(), stop_reason="interrupted", notices=())
     browser = opened(Report((Side(run=run),)))
     assert console_errors(browser) == [] and browser.find_elements("id", "at") == []
+    assert browser.find_element("id", "no-steps").text == "This run has no step: nothing was generated."
     bare = hostile_run()
     bare = replace(bare, steps=tuple(replace(step, distribution=None, removed={}) for step in bare.steps), parts=())
     browser = opened(Report((Side(run=bare),)))
     assert console_errors(browser) == [] and browser.find_elements("id", "steps")
+    assert not browser.find_elements("css selector", "#next a[href='#draw']")  # without logits no other seed can be tried
 
 
 def test_a_panel_that_cannot_be_drawn_says_so_and_the_others_stay(opened):
@@ -199,8 +201,24 @@ def test_slides_show_one_panel_in_letters_of_24_pixels(opened):
             "return [shown.length, texts.map((one) => parseFloat(getComputedStyle(one).fontSize))]"
         )
         assert shown == 1 and min(sizes) >= 1.25 * browser.execute_script("return innerWidth") / 100 - 0.01 >= 23
-    finally:
+        turned = []
+        for _ in range(2):
+            turned.append(
+                browser.execute_script("return [document.querySelector('.current').id, document.getElementById('slide-at').innerText]")
+            )
+            browser.find_element("id", "slide-next").click()
+        sections = browser.execute_script("return [...document.querySelectorAll('.panel')].map((one) => one.id)")
+        assert turned == [[one, f"slide {i + 1} of {len(sections)}"] for i, one in enumerate(sections[:2])]
+        browser.execute_script(
+            "document.body.style.paddingBottom = '3000px'; window.scrollTo(0, 500);"
+            "Page.jump(new Event('click'), document.querySelectorAll('.panel')[1].id)"
+        )
+        seen = "return [document.querySelector('.current').id, scrollY, document.querySelector('.tools').getBoundingClientRect().top >= 0]"
+        assert browser.execute_script(seen) == [sections[1], 0, True]  # a jump leaves the tools in sight
         browser.find_element("id", "present").click()
+        assert browser.execute_script("return document.querySelectorAll('.panel')[1].getBoundingClientRect().top") < 100
+    finally:
+        browser.refresh()
         browser.set_window_size(1280, 900)
 
 

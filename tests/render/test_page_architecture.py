@@ -210,6 +210,11 @@ def test_sums_and_costs_are_those_of_the_records(shown, opened):
     costs = browser.execute_script("return document.getElementById('arch-costs').innerText")
     for side in shown.sides:
         assert f"{side.costs.parameters:,}" in costs and f"{side.costs.active_parameters:,}" in costs
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=360, height=800, deviceScaleFactor=1, mobile=False))
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_names_are_pressed_from_the_keyboard_and_the_choice_outlasts_the_language(shown, opened):

@@ -100,6 +100,16 @@ def test_every_setting_stands_there_with_its_origin_and_what_generate_was_told(s
     assert rows["eos_token_id"][2] == "2" and rows["num_beams"][:3] == ["not applied", "", "–"]
     on = browser.execute_script("return [...document.querySelectorAll('.proof-on th')].map((th) => th.textContent)")
     assert on == [row.name for row in shown.run.settings if row.applied == "yes"]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=400, height=800, deviceScaleFactor=1, mobile=False))
+    try:
+        broken = browser.execute_script(
+            "return [...document.querySelectorAll('#proof-settings :is(th, td)')].filter((cell) => {"
+            "  const range = document.createRange(); range.selectNodeContents(cell);"
+            "  return !/[ _]/.test(cell.textContent) && range.getClientRects().length > 1 }).map((cell) => cell.textContent)"
+        )
+        assert broken == []  # a word that is broken letter by letter cannot be read
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -207,7 +207,7 @@ def test_a_step_of_its_own_says_so(opened, sides):
     steps = (
         replace(first, forced=True),
         replace(second, sampling=replace(run.sampling, top_p=0.5, seed=8), seeded=True),
-        replace(third, candidates=(), runner_up=None),
+        replace(third, candidates=(), runner_up=None, sampling=replace(run.sampling, top_p=None, temperature=1.5)),
         *others,
     )
     browser = opened(Side(run=replace(run, steps=steps)))
@@ -218,6 +218,7 @@ def test_a_step_of_its_own_says_so(opened, sides):
     assert "settings of its own: top-p 0.5, seed 8." in remarks and "began anew at this step, with seed 8" in remarks
     go(browser, 2)
     assert text(browser, "#steps-why") == f"«{third.token.text}» was chosen; its rivals were not recorded."
+    assert texts(browser, "#steps .remark") == ["This step has settings of its own: temperature 1.5, top-p off."]
     go(browser, 3)
     assert texts(browser, "#steps .remark") == [] and console_errors(browser) == []
 

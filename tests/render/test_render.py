@@ -331,6 +331,12 @@ def test_who_won_and_over_whom(step, said):
         ),
         (replace(STEP, kept={}, removed={}), "«ин» 6.44: rank 2; p 0.21 → 0.34"),
         (
+            replace(
+                STEP, forced=True, candidates=tuple(replace(one, removed_by="top_p", probability_after=0.0) for one in STEP.candidates)
+            ),
+            "«ин» 6.44: removed, and forced; p 0.21 → 0.00; top-p removed 63 of 65 (8.5 % of the mass)",
+        ),
+        (
             replace(STEP, removed={"bad_words_ids": Removal(1, 1066, 0.5), "top_k": Removal(1060, 1065, 0.00001)}),
             "«ин» 6.44: rank 2 of 2 kept; p 0.21 → 0.34; bad words removed 1 of 1,066 (50.0 % of the mass); "
             "top-k removed 1,060 of 1,065 (<0.01 % of the mass)",

@@ -18,9 +18,9 @@ Page.panel({
     const unpacked = weights.map(() => null);
     const most = Math.max(...weights.map((one) => one.heads));
     const overview = el("p", { class: "quiet" });
-    const chosen = el("div");
+    const chosen = el("div", { class: "attending-map" });
     const told = el("p", { id: "attention-said" });
-    const looks = el("div");
+    const looks = el("div", { class: "attending-looks" });
     const pickers = el("div", { class: "tools" });
     const LISTED = 12; // keys of a row in the list, where the map is whole
     let map = null;
@@ -179,8 +179,7 @@ Page.panel({
       press: choose,
     });
     overview.textContent = t("Rows look at columns; small weights are drawn stronger than they are. Point at a map for its numbers; click or press Enter to enlarge it.", "Строки смотрят на столбцы; малые веса нарисованы сильнее, чем есть. Наведите на карту, чтобы увидеть её числа; щелчок или Enter увеличивает её.");
-    const [left, right] = strongest ? [[], [looks]] : [[looks], []]; // what is short stands beside what is long
-    const beside = el("div", { class: strongest ? "attending long" : "attending" }, el("div", {}, small.element, overview, pickers, told, ...left), el("div", {}, chosen, ...right));
+    const beside = el("div", { class: strongest ? "attending long" : "attending" }, el("div", { class: "attending-heads" }, small.element, overview, pickers, told), chosen, looks);
     root.append(...[Within.part(page), beside, ...notes()].filter(Boolean));
     draw();
 
@@ -194,16 +193,16 @@ Page.panel({
           )
         : t("Maps are whole.", "Карты целые.");
       const error = t("Each weight is rounded to a 255th: off by at most 0.002.", "Каждый вес округлён до 1/255: ошибка не больше 0,002.");
-      const [scale, off] = [fixed(attention.scale), exponent(attention.difference)];
+      const [scale, off] = [fixed(attention.scale), Within.apart(attention.difference)];
       const own = attention.beside || attention.usual === "None"; // the blocks written here have no other attention
       const from = own
         ? t(
-            `Seen in the model's own attention, or computed beside it: final hidden states (up to ${scale}) differ by at most ${off}.`,
-            `Увидено в собственном внимании модели или посчитано рядом: скрытые состояния (до ${scale}) отличаются не больше чем на ${off}.`,
+            `Seen in the model's own attention, or computed beside it: final hidden states (up to ${scale}) ${off}.`,
+            `Увидено в собственном внимании модели или посчитано рядом: скрытые состояния (до ${scale}) ${off}.`,
           )
         : t(
-            `From an eager pass; the model usually runs ${attention.usual}: final hidden states (up to ${scale}) differ by at most ${off}.`,
-            `Из прохода eager; обычно модель считает через ${attention.usual}: скрытые состояния (до ${scale}) отличаются не больше чем на ${off}.`,
+            `From an eager pass; the model usually runs ${attention.usual}: final hidden states (up to ${scale}) ${off}.`,
+            `Из прохода eager; обычно модель считает через ${attention.usual}: скрытые состояния (до ${scale}) ${off}.`,
           );
       return [
         attention.unseen.length > 0 && el("p", { class: "remark" }, t("No weights were seen in: ", "Весов не видно в: "), visible(attention.unseen.join(", "))),

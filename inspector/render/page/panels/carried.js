@@ -349,7 +349,7 @@ Page.panel(
     return {
       id: "carried",
       title: () => t("The model in this page", "Модель в этой странице"),
-      intro: () => t("Type another prompt, go on with a token, take a part out: the page computes it itself.", "Введите другой запрос, продолжите токеном, уберите часть: страница считает сама."),
+      intro: (side) => side.carried && t("Type another prompt, go on with a token, take a part out: the page computes it itself.", "Введите другой запрос, продолжите токеном, уберите часть: страница считает сама."),
       needs: (side) => Boolean(side.carried || side.not_carried),
       build,
     };

@@ -64,14 +64,14 @@ Page.panel({
       const table = grid(["", t("without a cache", "без кэша"), t("with a cache", "с кэшем"), t("ratio", "отношение")], rows, t("This run as a whole", "Весь этот прогон"), [1, 2, 3]);
       table.id = "cost-run";
       const steps = counted(lengths.length, "step", "steps", "шаг", "шага", "шагов");
-      const sum = lengths.length > 2 ? `${lengths[0]} + … + ${once}` : lengths.join(" + ");
+      const sum = lengths.length > 1 ? `${lengths.length > 2 ? `${lengths[0]} + … + ${once}` : lengths.join(" + ")} = ` : "";
       const this_ = run.kv_cache ? t("with a KV-cache", "с KV-cache") : t("without a KV-cache", "без KV-cache");
       return el(
         "div",
         {},
         el("p", { id: "cost-sentence" }, t(
-          `This run: ${steps}, ${this_}, ${seconds(actual)} for its steps. Without a cache they read ${sum} = ${tokensOf(read)}, with one each token once: ${tokensOf(once)}.`,
-          `Этот прогон: ${steps}, ${this_}, шаги заняли ${seconds(actual)}. Без кэша они читают ${sum} = ${tokensOf(read)}, с ним каждый токен один раз: ${tokensOf(once)}.`,
+          `This run: ${steps}, ${this_}, ${seconds(actual)} for its steps. Without a cache they read ${sum}${tokensOf(read)}, with one each token once: ${tokensOf(once)}.`,
+          `Этот прогон: ${steps}, ${this_}, шаги заняли ${seconds(actual)}. Без кэша они читают ${sum}${tokensOf(read)}, с ним каждый токен один раз: ${tokensOf(once)}.`,
         )),
         table,
       );

@@ -177,7 +177,7 @@ Page.panel({
       if (recorded) {
         const { token, draw, ratio, loser, loser_ratio: behind } = recorded;
         return [name, tokenName(token), mark(token.id), digits(draw), digits(ratio),
-          loser ? el("span", {}, tokenName(loser), ` ${digits(behind)}`) : "–"];
+          loser ? el("span", { class: "number" }, tokenName(loser), ` ${digits(behind)}`) : "–"];
       }
       const { winner, runnerUp, sure, of } = Draws.draw(page.side, page.at, one);
       if (!sure) {
@@ -186,7 +186,7 @@ Page.panel({
       }
       const { q, ratio } = of(winner);
       return [name, tokenName(page.token(winner)), mark(winner), digits(q), digits(ratio),
-        runnerUp === null ? "–" : el("span", {}, tokenName(page.token(runnerUp)), ` ${digits(of(runnerUp).ratio)}`)];
+        runnerUp === null ? "–" : el("span", { class: "number" }, tokenName(page.token(runnerUp)), ` ${digits(of(runnerUp).ratio)}`)];
     }
 
     function drawOthers() {
@@ -201,7 +201,7 @@ Page.panel({
       others.replaceChildren(
         el("h3", {}, t("This step with other seeds", "Этот шаг с другими seed")),
         grid(
-          ["seed", t("winner", "победитель"), t("as in the run", "как в прогоне"), "q", "p/q", t("best loser, p/q", "лучший из проигравших, p/q")],
+          ["seed", t("winner", "победитель"), t("as in the run", "как в прогоне"), "q", "p/q", t("best loser, p/q", "второй, p/q")],
           ids,
           t("The same step drawn with other seeds, its context unchanged", "Тот же шаг с другими seed, контекст прежний"),
           [3, 4],

@@ -77,8 +77,8 @@ Page.panel({
           { class: "quiet" },
           `${total}${shared} `,
           t(
-            `The chosen experts, each asked alone, add up to what the mixture gives: numbers up to ${fixed(mixture.scale)} differ by at most ${exponent(mixture.error)}.`,
-            `Выбранные эксперты, опрошенные по одному, дают в сумме выход смеси: числа до ${fixed(mixture.scale)} отличаются не больше чем на ${exponent(mixture.error)}.`,
+            `The chosen experts, each asked alone, add up to what the mixture gives: numbers up to ${fixed(mixture.scale)} ${Within.apart(mixture.error)}.`,
+            `Выбранные эксперты, опрошенные по одному, дают в сумме выход смеси: числа до ${fixed(mixture.scale)} ${Within.apart(mixture.error)}.`,
           ),
         ),
       );

@@ -99,7 +99,7 @@ Page.panel({
     }
 
     draw();
-    root.append(...[Within.part(page), place, detail, proof()].filter(Boolean));
+    root.append(...[Within.part(page), el("div", { class: "reading" }, place, detail), proof()].filter(Boolean));
 
     function proof() {
       const by = lens.norm ? t("final norm and head", "последнюю норму и голову") : t("head", "голову");

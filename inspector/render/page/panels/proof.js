@@ -104,7 +104,7 @@ Page.panel({
       const says = {
         eos: () => [t("Generation ended because the model chose a stop token, ", "Генерация закончилась: модель выбрала стоп-токен "), tokenName(last.token), ` (id ${last.token.id}).`],
         max_new_tokens: () => [t(`Generation ended at the limit that was asked for: ${tokensOf(run.max_new_tokens)}.`, `Генерация закончилась на заданном пределе: ${tokensOf(run.max_new_tokens)}.`)],
-        context_full: () => [t(`Generation ended because the context is full: the model reads at most ${tokensOf(run.context_length ?? last.context_length)}.`, `Генерация закончилась: контекст полон, модель читает не больше, чем ${tokensOf(run.context_length ?? last.context_length)}.`)],
+        context_full: () => [t(`Generation ended because the context is full: the model reads at most ${tokensOf(run.context_length ?? last?.context_length)}.`, `Генерация закончилась: контекст полон, модель читает не больше, чем ${tokensOf(run.context_length ?? last?.context_length)}.`)],
         interrupted: () => [t("Generation was interrupted.", "Генерация прервана.")],
       };
       return el("p", { id: "proof-end" }, ...(says[run.stop_reason] ?? (() => [visible(run.stop_reason)]))());

@@ -285,13 +285,20 @@ Page.panel({
       removed.replaceChildren(...lines);
     }
 
+    /** A setting's value, short. */
+    function settingOf(value) {
+      if (value === null || value === false || (Array.isArray(value) && !value.length)) return t("off", "нет");
+      if (typeof value === "number") return value.toLocaleString(page.lang, { maximumFractionDigits: 10, useGrouping: false });
+      return value === true ? t("on", "да") : visible(JSON.stringify(value));
+    }
+
     /** Settings that are this step's alone. */
     function showOwn() {
       const { step } = page;
       own.replaceChildren();
       if (step.sampling) {
         const other = Object.keys(step.sampling).filter((name) => JSON.stringify(step.sampling[name]) !== JSON.stringify(run.sampling[name]));
-        const said = other.map((name) => `${Draws.filterName(name)} ${JSON.stringify(step.sampling[name])}`).join(", ");
+        const said = other.map((name) => `${Draws.filterName(name)} ${settingOf(step.sampling[name])}`).join(", ");
         own.append(el("p", { class: "remark" }, t(`This step has settings of its own: ${said || "the run's"}.`, `У этого шага свои настройки: ${said || "те же"}.`)));
       }
       if (step.seeded) {

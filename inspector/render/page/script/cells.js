@@ -232,5 +232,12 @@ const Within = (() => {
     return found ? `${found[1]}${found[2] ?? ""}` : role;
   }
 
-  return { tokens, position, has, refused, part, layerOf };
+  /** By how much numbers that should be equal are not. */
+  function apart(value) {
+    return number(value) === 0
+      ? t("are equal bit for bit", "равны бит в бит")
+      : t(`differ by at most ${exponent(value)}`, `отличаются не больше чем на ${exponent(value)}`);
+  }
+
+  return { tokens, position, has, refused, part, layerOf, apart };
 })();

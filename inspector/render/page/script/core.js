@@ -6,7 +6,7 @@
  *   Page.panel({
  *     id: "steps",                                     // also the id of its section
  *     title: () => t("Step by step", "Шаг за шагом"),
- *     intro: () => t("One sentence.", "Одно предложение."),   // optional
+ *     intro: (side) => t("One sentence.", "Одно предложение."),   // optional; none where it gives nothing
  *     needs: (side, report) => side.run.steps.length > 0,     // the panel is left out where this is false
  *     build(root, page) {                              // fills its section; called anew when model or language changes
  *       …
@@ -181,7 +181,8 @@ const Page = (() => {
     const sections = shown.map((panel) => {
       const heading = el("h2", { id: `${panel.id}-title` }, panel.title());
       const section = el("section", { id: panel.id, class: "panel", "aria-labelledby": `${panel.id}-title`, tabindex: "-1" }, heading);
-      if (panel.intro) section.append(el("p", { class: "intro" }, panel.intro()));
+      const intro = panel.intro?.(page.side);
+      if (intro) section.append(el("p", { class: "intro" }, intro));
       return section;
     });
     root.replaceChildren(
@@ -234,9 +235,10 @@ const Page = (() => {
           pick(t("Model", "Модель"), report.sides.map((side, i) => [i, side.run.model]), page.index, choose),
         pick(t("Language", "Язык"), [["en", "English"], ["ru", "Русский"]], page.lang, speak),
         pick(t("Colours", "Цвета"), [["auto", t("Auto", "Авто")], ["light", t("Light", "Светлые")], ["dark", t("Dark", "Тёмные")]], theme, paint),
-        Slides.button(),
+        Slides.controls(),
       ),
       ...page.run.notices.concat(page.side.notices ?? []).map(remark),
+      page.run.steps.length === 0 && el("p", { class: "remark", id: "no-steps" }, t("This run has no step: nothing was generated.", "В этом прогоне нет шагов: ничего не сгенерировано.")),
       el(
         "nav",
         { "aria-label": t("Panels", "Панели") },
@@ -248,8 +250,7 @@ const Page = (() => {
   function jump(event, id) {
     event.preventDefault();
     const section = document.getElementById(id);
-    Slides.show(section);
-    section.scrollIntoView();
+    if (!Slides.show(section)) section.scrollIntoView();
     section.focus({ preventScroll: true });
   }
 
