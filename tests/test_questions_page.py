@@ -186,7 +186,7 @@ def no_cache(opened, sides):
 def operations(opened, sides):
     shares = {
         name: float(share)
-        for name, share in re.findall(r"([a-z -]+?) [\d.]+ (?:ms|µs) · ([\d.]+) %", opened.at(0).text("#cost-operations"))
+        for name, share in re.findall(r"([a-z -]+?) [\d.]+ (?:ms|µs) · ([\d.]+) %", opened.at(0).text("#cost-operations tbody"))
     }
     assert {"attention", "feed-forward"} <= {name.strip() for name in shares} and sum(shares.values()) == pytest.approx(100, abs=1)
 
