@@ -92,5 +92,5 @@ const Generator = (() => {
     return Array.from({ length: steps }, () => generator.exponential(vocabulary));
   }
 
-  return { noise };
+  return { noise, Mt19937 };
 })();

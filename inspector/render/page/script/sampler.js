@@ -641,5 +641,5 @@ const Sampler = (() => {
     return { winner: at(winner), runnerUp: at(second), ratios, sure };
   }
 
-  return { sorted, prepare, filter, removedBy, race };
+  return { FILTERS, isOn, sorted, prepare, filter, removedBy, race };
 })();
