@@ -25,12 +25,15 @@ lint: .venv/installed
 
 # The page of the lesson and the pictures of README.md and README.ru.md. Those of the page need Chromium.
 LESSON := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 COLUMNS=120 $(BIN)/python inference.py
+RUN := HF_HUB_OFFLINE=1 COLUMNS=100 $(BIN)/python -m inspector run names-qwen2 Крас --temperature 0.8 --top-p 0.9 --seed 3
 STEP := HF_HUB_OFFLINE=1 $(BIN)/python -m inspector step names-expert Крас --beside names-qwen2 --temperature 0.8 --top-p 0.9 --seed 0 --size 100x30
 SHOT := $(BIN)/python tools/screenshot.py docs/lesson.html
 
 pictures: .venv/installed
 	$(LESSON) --lang en --save-svg docs/lesson.svg --html docs/lesson.html > /dev/null
 	$(LESSON) --lang ru --save-svg docs/ru/lesson.svg > /dev/null
+	$(RUN) --lang en --save-svg docs/run.svg > /dev/null
+	$(RUN) --lang ru --save-svg docs/ru/run.svg > /dev/null
 	$(STEP) --lang en --save-svg docs/step.svg --keys "space"
 	$(STEP) --lang ru --save-svg docs/ru/step.svg --keys "space"
 	$(SHOT) docs/page.png --width 1280 --height 900 --at en.2.1

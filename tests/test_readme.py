@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -179,8 +180,17 @@ def test_the_steps_that_are_explained_are_those_of_the_command(page):
         assert best == " · ".join(f"«{c.token.text}» {c.logit:.2f}" for c in step.candidates[:3])
 
 
+@pytest.fixture(scope="module")
+def made_before(tmp_path_factory) -> dict[str, Path]:
+    """Command → the folder with what it made, for other commands of its page."""
+    folders = {EXPORT: tmp_path_factory.mktemp("export"), RECORD: tmp_path_factory.mktemp("record")}
+    for command, folder in folders.items():
+        subprocess.run([sys.executable, "-m", *command.split()], cwd=folder, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return folders
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_runs(command, tmp_path, monkeypatch, capfd):
+def test_command_runs(command, tmp_path, monkeypatch, capfd, request):
     name, *arguments = shlex.split(command)
     if name == "conda":
         assert command in ("conda env create -f environment.yml", "conda activate transformers-layers-demo")
@@ -199,11 +209,12 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd):
     if command == "inspector bench compile":  # without the C++ compiler, which a machine need not have
         monkeypatch.setattr("inspector.loop.compiling.check_compiler", lambda device: None)
         monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))
+    if command == "inspector bench limits":
+        monkeypatch.setattr("inspector.bench.limits.LARGER_THAN_CACHES", 2**22)
+        monkeypatch.setattr("inspector.bench.limits.SHAPES", ((896, 128), (896, 4864)))
     read = {"moe.onnx": EXPORT, "--replay run.json": RECORD, "--run run.json": RECORD}
     for before in {made for words, made in read.items() if words in command and command != made}:
-        monkeypatch.setattr(sys, "argv", before.split())
-        with pytest.raises(SystemExit):
-            main()
+        shutil.copytree(request.getfixturevalue("made_before")[before], ".", dirs_exist_ok=True)
     if "runs/adapter" in command:
         monkeypatch.setattr(sys, "argv", ADAPTER.split()[1:])
         runpy.run_path("examples/adapter.py", run_name="__main__")

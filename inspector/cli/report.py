@@ -113,17 +113,23 @@ def ideas(name: str, prompt: str, options: Sequence) -> Iterator[Idea]:
     def call(verb: str, *groups) -> str:
         return f"{program()} {command_arguments(verb, name, prompt, options=groups)}"
 
-    yield Idea(
-        (
-            "a flatter distribution: top-p keeps more tokens, and the text gets stranger",
-            "распределение ровнее: top-p оставит больше токенов, и текст станет страннее",
-        ),
-        call("run", replace(drawn, temperature=1.5, top_p=0.9, seed=1), loop, reading, how),
-    )
-    yield Idea(
-        ("no draw at all: always the most probable token", "без розыгрыша: всегда самый вероятный токен"),
-        call("run", replace(drawn, greedy=True, temperature=None, top_p=None, seed=None), loop, reading, how),
-    )
+    if asked.greedy or asked.temperature == 0:
+        yield Idea(
+            ("a draw instead of the most probable token: other texts", "розыгрыш вместо самого вероятного токена: другие тексты"),
+            call("run", replace(drawn, temperature=1.0, top_p=0.9, seed=1), loop, reading, how),
+        )
+    else:
+        yield Idea(
+            (
+                "a flatter distribution: top-p keeps more tokens, and the text gets stranger",
+                "распределение ровнее: top-p оставит больше токенов, и текст станет страннее",
+            ),
+            call("run", replace(drawn, temperature=max(1.5, 2 * (asked.temperature or 1.0)), top_p=0.9, seed=1), loop, reading, how),
+        )
+        yield Idea(
+            ("no draw at all: always the most probable token", "без розыгрыша: всегда самый вероятный токен"),
+            call("run", replace(drawn, greedy=True, temperature=None, top_p=None, seed=None), loop, reading, how),
+        )
     yield Idea(
         (
             "every layer read as if it were the last: where the answer first appears",

@@ -457,12 +457,17 @@ def wrong(*arguments, **options):
     return replace(m, split=replace(m.split, head=lambda h: head(h) * 1.001))
 loading.attach = wrong
 from inspector.cli import main
-sys.argv = ["inspector", "verify", "names-expert", "Крас", "--greedy", *sys.argv[1:]]
-main()
+for require in (["--require", "tokens"], ["--require", "rounding"], []):
+    sys.argv = ["inspector", "verify", "names-expert", "Крас", "--greedy", *require]
+    try:
+        main()
+    except SystemExit as ended:
+        print("exit", ended.code)
 """
-    for require, expected in ((["--require", "tokens"], 0), (["--require", "rounding"], 1), ([], 1)):
-        result = subprocess.run([sys.executable, "-c", code, *require], capture_output=True, text=True)
-        assert result.returncode == expected and result.stdout.startswith("tokens"), result.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    words = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(("tokens", "exit"))]
+    codes = [line for line in result.stdout.splitlines() if line.startswith("exit")]
+    assert codes == ["exit 0", "exit 1", "exit 1"] and words.count("tokens") == 3, result.stdout + result.stderr
 
 
 def test_what_a_prompt_holds_is_shown_and_not_obeyed(inspector):

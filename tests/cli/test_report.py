@@ -61,6 +61,14 @@ def test_a_recorded_run_makes_a_page_without_its_model(tmp_path, monkeypatch):
     assert [side.run.model for side in report_of(tmp_path / "page.html").sides] == ["names-expert"] * 2
 
 
+@pytest.mark.parametrize("given, first", [("--temperature 2", "--temperature 4.0"), ("--greedy", "--temperature 1.0")])
+def test_what_to_try_next_is_not_what_was_done(given, first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call("report", "names-qwen2", "Крас", *given.split(), "--max-new-tokens", "1", "--branches", "0", "--out", "page.html")
+    [side] = report_of(tmp_path / "page.html").sides
+    assert first in side.ideas[0].command and ("--greedy" in side.ideas[1].command) == (given != "--greedy")
+
+
 BAD = {
     "names-qwen2": "no model and prompt: give MODEL PROMPT",
     "names-qwen2 Крас --out page.txt": "--out page.txt: give a name that ends in .html",
