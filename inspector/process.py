@@ -3,7 +3,6 @@
 Only the modules that start a command call ``begin``: ``import inspector`` leaves signals and streams as they are.
 """
 
-import atexit
 import io
 import os
 import signal
@@ -31,6 +30,8 @@ def begin() -> None:
     for number in ENDING:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, end)
+    import atexit  # not before the signals are handled: all that is imported above Python has already
+
     atexit.register(leave_signals)  # the first to be registered is the last to run
     know_letters()
     open_streams()
