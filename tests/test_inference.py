@@ -245,6 +245,7 @@ def test_with_native_both_trees_and_the_line_that_ours_is_the_model_are_shown(la
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [dict(fast=True), dict(quantise="int8")])
 def test_with_native_faster_products_and_quantised_weights_are_compared_too(way, capsys):
     how, t = inference.options.ModelOptions(native=True, **way), translator("en")
