@@ -7,6 +7,8 @@ and run JavaScript with ``browser.execute_script("return …", argument)``.
 import json
 import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,18 @@ def requests(browser) -> list[str]:
     """The addresses that were asked for since it was asked last, the page's own among them."""
     messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
     return [message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+
+
+def open_page(browser, place: Path, text: str, hash: str = "", broken: bool = False):
+    """The browser with a report page open, of which nothing of the console or of requests is read yet. Fails where the page does not draw
+    itself; one that is ``broken`` only has to say something."""
+    place.write_text(text, encoding="utf-8")
+    console_errors(browser), requests(browser)
+    browser.get("about:blank")
+    browser.get(place.as_uri() + hash)
+    drawn = "document.getElementById('page').textContent" if broken else "document.body.dataset.ready"
+    for _ in range(500):
+        if browser.execute_script(f"return {drawn}"):
+            return browser
+        time.sleep(0.02)
+    pytest.fail(str(console_errors(browser)))

@@ -14,7 +14,7 @@ from inspector.records.generation import Candidate, Distribution, Removal, Run, 
 from inspector.records.notices import Notice
 from inspector.records.report import Report, Side
 from inspector.render.page import HERE, digest, page
-from tests.browser import console_errors, requests
+from tests.browser import console_errors, open_page, requests
 
 HOSTILE = (
     "</script><script>document.title = 'hijacked'</script>",
@@ -69,18 +69,10 @@ def opened(browser, tmp_path_factory):
     """A function: report, and more of ``page`` → the browser with it open, nothing of the console or of requests read yet."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def open_page(report: Report, hash: str = "", **options):
-        place = folder / "page.html"
-        place.write_text(page(report, **options), encoding="utf-8")
-        console_errors(browser), requests(browser)
-        browser.get("about:blank")
-        browser.get(place.as_uri() + hash)
-        for _ in range(100):
-            if browser.execute_script("return document.body.dataset.ready"):
-                break
-        return browser
+    def opened_page(report: Report, hash: str = "", broken: bool = False, **options):
+        return open_page(browser, folder / "page.html", page(report, **options), hash, broken)
 
-    return open_page
+    return opened_page
 
 
 def text_of(browser) -> str:
@@ -182,7 +174,7 @@ def test_a_panel_that_cannot_be_drawn_says_so_and_the_others_stay(opened):
     assert browser.execute_script(shown) == before and console_errors(browser) == []
     browser = opened(Report((Side(run=replace(run, prompt=None)),)))  # nothing can be drawn of it: each panel says so
     assert "cannot show what the page holds" in text_of(browser) and console_errors(browser)
-    browser = opened(Report((Side(run=replace(run, notices=None)),)))
+    browser = opened(Report((Side(run=replace(run, notices=None)),)), broken=True)
     assert "This page cannot be shown" in text_of(browser) and console_errors(browser)
 
 

@@ -1,7 +1,6 @@
 """The panels of architecture and prompt in a browser: what stands there is what the records say."""
 
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ import inspector
 from inspector.records.generation import Token
 from inspector.render.page import page
 from inspector.report.gathering import gather, report
-from tests.browser import console_errors
+from tests.browser import console_errors, open_page
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">'\u202e\u0000"
 # Every name that can be pressed: what is marked then, and what is said of it, as the cells of the table.
@@ -47,19 +46,10 @@ def opened(browser, tmp_path_factory):
     """A function: report and hash → the browser with its page."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def open_page(shown, hash: str = "#en.1.1"):
-        place = folder / "page.html"
-        place.write_text(page(shown), encoding="utf-8")
-        console_errors(browser)
-        browser.get("about:blank")
-        browser.get(place.as_uri() + hash)
-        for _ in range(500):
-            if browser.execute_script("return document.body.dataset.ready"):
-                return browser
-            time.sleep(0.02)
-        pytest.fail(str(console_errors(browser)))
+    def opened_page(shown, hash: str = "#en.1.1"):
+        return open_page(browser, folder / "page.html", page(shown), hash)
 
-    return open_page
+    return opened_page
 
 
 def everything(node, path="", times=1):

@@ -10,7 +10,7 @@ from inspector.records.comparison import LEVELS
 from inspector.records.report import Measured
 from inspector.render.page import page
 from inspector.report.gathering import gather, report
-from tests.browser import console_errors
+from tests.browser import console_errors, open_page
 
 CELLS = "return [...document.querySelectorAll(arguments[0])].map((tr) => [...tr.cells].map((cell) => cell.textContent.trim()))"
 COMMAND = "inspector verify names-qwen2 Анна --temperature 0.8 --top-p 0.9 --seed 0"
@@ -41,19 +41,10 @@ def opened(browser, tmp_path_factory):
     """A function: side and hash → the browser with its page."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def open_page(side, hash: str = "#en.1.1"):
-        place = folder / "page.html"
-        place.write_text(page(report(side)), encoding="utf-8")
-        console_errors(browser)
-        browser.get("about:blank")
-        browser.get(place.as_uri() + hash)
-        for _ in range(500):
-            if browser.execute_script("return document.body.dataset.ready"):
-                return browser
-            time.sleep(0.02)
-        pytest.fail(str(console_errors(browser)))
+    def opened_page(side, hash: str = "#en.1.1"):
+        return open_page(browser, folder / "page.html", page(report(side)), hash)
 
-    return open_page
+    return opened_page
 
 
 def text_of(browser, id: str) -> str:

@@ -14,7 +14,7 @@ from inspector.records.generation import Token
 from inspector.records.report import Report, Side
 from inspector.render.page import page
 from inspector.report.gathering import gather
-from tests.browser import console_errors, requests
+from tests.browser import console_errors, open_page, requests
 
 DRAWN = inspector.Sampling(temperature=0.9, top_k=12, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=4)
 GREEDY = inspector.Sampling(temperature=0, repetition_penalty=1.3, bad_words_ids=((14,),))
@@ -39,18 +39,10 @@ def opened(browser, tmp_path_factory):
     """A function: sides → the browser with their page, nothing of its console read yet."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def open_page(*sides: Side, hash: str = ""):
-        place = folder / "page.html"
-        place.write_text(page(Report(sides)), encoding="utf-8")
-        console_errors(browser), requests(browser)
-        browser.get("about:blank")
-        browser.get(place.as_uri() + hash)
-        for _ in range(100):
-            if browser.execute_script("return document.body.dataset.ready"):
-                break
-        return browser
+    def opened_page(*sides: Side, hash: str = ""):
+        return open_page(browser, folder / "page.html", page(Report(sides)), hash)
 
-    return open_page
+    return opened_page
 
 
 def text(browser, selector: str) -> str:
