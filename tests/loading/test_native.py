@@ -370,12 +370,12 @@ def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path):
     small = in_two_files(tmp_path / "small")
     kept, cast = peaks(small, large, "bfloat16", "float32")
     assert kept <= 0.5  # those that need no cast stay in the files; a product in bfloat16 has one of them in another order meanwhile
-    assert 0.99 <= cast <= 1.15
+    assert 0.9 <= cast <= 1.15  # below 1: some pages that the loads before gave back to malloc are taken again
 
 
 @pytest.mark.slow
 def test_the_full_size_stand_in_is_transformers_model_bit_for_bit(standin, tmp_path):
-    assert 0.99 <= peaks(in_two_files(tmp_path / "small"), standin, "float32")[0] <= 1.15
+    assert 0.9 <= peaks(in_two_files(tmp_path / "small"), standin, "float32")[0] <= 1.15
     theirs = AutoModelForCausalLM.from_pretrained(standin, dtype=torch.float32).eval()
     ours, ids = load(str(standin), native=True), torch.arange(300)[None]
     with torch.no_grad():
