@@ -30,7 +30,17 @@ Page.panel({
     };
     const about = el("div", { class: "arch-about", id: "arch-about" });
 
-    root.append(...[two ? traits() : ownTraits(), legend(), diagram(), about, heading(t("What the parameters are for", "На что уходят параметры")), sums(), heading(t("What it costs", "Чего это стоит")), costs(), ...modules()].filter(Boolean));
+    root.append(
+      part(two ? traits() : ownTraits()),
+      part(legend(), diagram(), about),
+      part(
+        heading(t("What the parameters are for", "На что уходят параметры")),
+        sums(),
+        heading(t("What it costs", "Чего это стоит")),
+        costs(),
+        ...modules(),
+      ),
+    );
     mark(memory.chosen ?? null);
 
     function heading(text) {
@@ -97,17 +107,13 @@ Page.panel({
       const rows = Boxes.placed(Boxes.aligned(columns[0], columns[1] ?? []), two);
       const parts = columns.map((list, i) => {
         const part = el("div", { class: "arch-side", role: "group", "aria-label": visible(sides[i].run.model) }, ...filled(list, i), tied(list));
-        part.style.gridRow = `2 / span ${rows}`;
+        part.style.gridRow = `1 / span ${rows}`;
         part.style.gridColumn = String(i + 1);
         return part;
       });
-      const heads = sides.map((side, i) => {
-        const head = el("h3", { class: "arch-model" }, modelName(side));
-        head.style.gridColumn = String(i + 1);
-        return head;
-      });
-      const whole = el("div", { class: two ? "arch two" : "arch", id: "arch" }, ...heads, ...parts);
-      return whole;
+      const heads = sides.map((side) => el("h3", { class: "arch-model" }, modelName(side)));
+      const kinds = two ? "arch two" : "arch";
+      return el("div", {}, el("div", { class: `${kinds} arch-models` }, ...heads), el("div", { class: kinds, id: "arch" }, ...parts));
     }
 
     /** A list of boxes with the lines between them; in a layer also those that go round its parts. */

@@ -57,12 +57,11 @@ Page.panel(
       const otherField = field(t("Another prompt", "Другой запрос"), other);
       const patching = el("p", { class: "quiet", role: "status" });
       const clear = button("carried-clear", t("Put everything back", "Вернуть всё"), () => (state.out.clear(), show()));
-      const [next, lens, attention, routing, further] = ["next", "lens", "attention", "routing", "further"].map((name) => el("div", { id: `carried-${name}`, class: "carried-view" }));
+      const [next, proven, lens, attention, routing, further] = ["next", "proven", "lens", "attention", "routing", "further"].map((name) => el("div", { id: `carried-${name}`, class: "carried-view" }));
       root.append(
         el("div", { class: "carried-ask" }, field(t("Prompt", "Запрос"), input), back, take),
-        said,
-        fed,
-        el("div", { class: "carried-both" },
+        el("div", { class: "carried-given" }, said, fed),
+        part(el("div", { class: "carried-both" },
           el("div", {},
             el("h3", {}, t("Take parts out, or change them", "Уберите или измените части")),
             el("p", { class: "quiet" }, field(t("What is pressed is replaced by", "Нажатое заменяется"), way), clear),
@@ -73,8 +72,11 @@ Page.panel(
               ? t("Without a block means without its attention and its feed-forward: what came in goes on, through the block's norms.", "Без блока — значит без его внимания и feed-forward: вошедшее идёт дальше, через нормы блока.")
               : t("Without a block means without its attention and its feed-forward: what came in goes on.", "Без блока — значит без его внимания и feed-forward: вошедшее идёт дальше.")),
           ),
-          next),
-        lens, attention, routing, further,
+          next), proven),
+        part(lens),
+        part(attention),
+        ...(model.blocks.some((block) => block.experts.length) ? [part(routing)] : []),
+        ...(model.depths ? [part(further)] : []),
       );
 
       function button(id, text, press) {
@@ -212,8 +214,8 @@ Page.panel(
           bars(rows, [t("token", "токен"), ...(changed ? [t("as it is", "как есть"), t("with the change", "с изменением")] : [t("probability", "вероятность")])],
             t("The next token's probabilities", "Вероятности следующего токена")),
           el("p", {}, el("button", { id: "carried-all", type: "button", "aria-pressed": String(state.all), on: { click: () => ((state.all = !state.all), show()) } }, t(`All ${now.length} tokens`, `Все токены (${now.length})`))),
-          proof(before),
         );
+        proven.replaceChildren(proof(before));
         page.announce(sentence + moved);
       }
 

@@ -23,16 +23,18 @@ Page.panel({
     ];
 
     root.append(
-      ...[
+      part(
         together(),
         el("h3", {}, t("Time of a step against the length of the context", "Время шага и длина контекста")),
         chart(),
+      ),
+      part(
         times(),
         rises() ? null : el("p", { class: "remark", id: "cost-busy" }, t("The machine was too busy to tell: more tokens seemed to take less time.", "Машина была слишком занята, чтобы судить: больше токенов будто бы заняли меньше времени.")),
         cached.length ? null : el("p", { class: "remark" }, t("This model reads with no cache.", "С кэшем эта модель не читает.")),
         el("p", { class: "quiet", id: "cost-how" }, how()),
         ...operations(),
-      ].filter(Boolean),
+      ),
     );
 
     function how() {

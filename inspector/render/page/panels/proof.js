@@ -12,12 +12,17 @@ Page.panel({
     const { side, run } = page;
     const { verdict } = side;
 
-    if (verdict) root.append(box(), numbers(), why());
-    else if (side.verdict_words?.length) root.append(el("p", { class: "remark" }, t("No verdict: ", "Вердикта нет: "), t(...side.verdict_words)));
-    root.append(ended());
-    if (side.commands?.length) root.append(...code());
-    if (side.command) root.append(el("h3", {}, t("Repeat it in a terminal", "Повторить в терминале")), copyable(side.command, "proof-command"));
-    if (run.settings.length) root.append(...settings());
+    const first = part();
+    root.append(first);
+    if (verdict) first.append(box(), numbers(), why());
+    else if (side.verdict_words?.length) first.append(el("p", { class: "remark" }, t("No verdict: ", "Вердикта нет: "), t(...side.verdict_words)));
+    first.append(ended());
+    const again = [
+      ...(side.commands?.length ? code() : []),
+      ...(side.command ? [el("h3", {}, t("Repeat it in a terminal", "Повторить в терминале")), copyable(side.command, "proof-command")] : []),
+    ];
+    if (again.length) root.append(part(...again));
+    if (run.settings.length) root.append(part(...settings()));
 
     function levelName(level) {
       const russian = { bitwise: "побитово", rounding: "округление", tokens: "токены", "near-tie": "почти ничья", different: "различие" };

@@ -8,7 +8,7 @@
  *     title: () => t("Step by step", "Шаг за шагом"),
  *     intro: (side) => t("One sentence.", "Одно предложение."),   // optional; none where it gives nothing
  *     needs: (side, report) => side.run.steps.length > 0,     // the panel is left out where this is false
- *     build(root, page) {                              // fills its section; called anew when model or language changes
+ *     build(root, page) {                              // fills its section; called anew when model or language changes; a `part` is a slide
  *       …
  *       return { step() { … } };                       // called once after build, and whenever the step changes (optional)
  *     },

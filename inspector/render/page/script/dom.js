@@ -101,6 +101,11 @@ function remark(notice) {
   return el("p", { class: "remark" }, t(notice.english, notice.russian));
 }
 
+/** A part of a panel that is a slide of its own where the page is presented. */
+function part(...children) {
+  return el("div", { class: "part" }, ...children);
+}
+
 /** A labelled control. */
 function field(label, control, after = null) {
   return el("label", { class: "field" }, el("span", {}, label), control, after);
