@@ -278,3 +278,39 @@ def test_nothing_keeps_a_screen_reader_or_a_keyboard_out(opened, scheme):
 
 def test_all_sides_are_those_of_the_main_screen(sides):
     assert [type(side) for side in sides] == [Side, Side]
+
+
+SLIDES = """
+const [main, next, found] = [document.getElementById("main"), document.getElementById("slide-next"), []];
+document.getElementById("present").click();
+while (!document.getElementById("slide-back").disabled) document.getElementById("slide-back").click();
+for (;;) {
+  const texts = (one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  const seen = (one) => one.getClientRects().length && !one.closest(".said, option");
+  const said = [...document.querySelectorAll("#page *")].filter((one) => texts(one) && seen(one));
+  const letters = Math.min(...said.map((one) => parseFloat(getComputedStyle(one).fontSize)));
+  const high = main.scrollHeight - main.clientHeight + Math.max(0, document.documentElement.scrollHeight - innerHeight);
+  const name = document.querySelector(".panel.current").id + (document.querySelector(".part.current #arch") ? " diagram" : "");
+  found.push([name, high, main.scrollWidth - main.clientWidth, letters]);
+  if (next.disabled) break;
+  next.click();
+}
+document.getElementById("present").click();
+return found;
+"""
+
+
+@pytest.mark.parametrize(("lang", "model"), [("en", 0), ("ru", 1)])
+def test_every_slide_fits_into_1080_lines_in_letters_of_24_pixels(opened, lang, model):
+    """But for the diagram of the architecture, which is scrolled under its heading."""
+    browser = opened.at(model, 2).browser
+    browser.execute_script("document.getElementById(`pick-${arguments[0]}`).click()", lang)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=1920, height=1080, deviceScaleFactor=1, mobile=False))
+    try:
+        found = browser.execute_script(SLIDES)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        opened.at()
+    panels = browser.execute_script("return [...document.querySelectorAll('.panel')].map((one) => one.id)")
+    assert list(dict.fromkeys(name.split()[0] for name, *_ in found)) == panels and len(found) > len(panels)
+    assert [slide for slide in found if (slide[1] and slide[0] != "architecture diagram") or slide[2] or slide[3] < 24] == []

@@ -206,11 +206,18 @@ def test_slides_show_one_panel_in_letters_of_24_pixels(opened):
         sections = browser.execute_script("return [...document.querySelectorAll('.panel')].map((one) => one.id)")
         assert turned == [[one, f"slide {i + 1} of {len(sections)}"] for i, one in enumerate(sections[:2])]
         browser.execute_script(
-            "document.body.style.paddingBottom = '3000px'; window.scrollTo(0, 500);"
-            "Page.jump(new Event('click'), document.querySelectorAll('.panel')[1].id)"
+            "document.querySelectorAll('.panel').forEach((one) => { one.style.paddingBottom = '3000px'; });"
+            "document.getElementById('main').scrollTop = 500; Page.jump(new Event('click'), document.querySelectorAll('.panel')[1].id)"
         )
-        seen = "return [document.querySelector('.current').id, scrollY, document.querySelector('.tools').getBoundingClientRect().top >= 0]"
-        assert browser.execute_script(seen) == [sections[1], 0, True]  # a jump leaves the tools in sight
+        seen = "const [main, tools] = [document.getElementById('main'), document.querySelector('.tools').getBoundingClientRect()];"
+        seen += "const heading = document.querySelector('.current h2').getBoundingClientRect();"
+        seen += "return [document.querySelector('.current').id, main.scrollTop, tools.top >= 0, heading.top >= tools.bottom, scrollY]"
+        assert browser.execute_script(seen) == [sections[1], 0, True, True, 0]  # a jump leaves the tools in sight
+        press = "document.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))"
+        browser.execute_script(press, "ArrowDown")  # what is longer than a slide is scrolled under its heading
+        assert browser.execute_script(seen) == [sections[1], 100, True, True, 0]
+        browser.execute_script(press, "ArrowUp")
+        assert browser.execute_script(seen) == [sections[1], 0, True, True, 0]
         browser.find_element("id", "present").click()
         assert browser.execute_script("return document.querySelectorAll('.panel')[1].getBoundingClientRect().top") < 100
     finally:
