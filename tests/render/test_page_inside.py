@@ -187,6 +187,12 @@ def test_attention_shows_the_weights_of_the_head_that_is_chosen(shown, sides):
     assert [float(weight) for _, weight in looked] == sorted((float(weight) for _, weight in looked), reverse=True)
     Select(browser.find_element("id", "attention-head")).select_by_index(3)
     assert text(browser, "#attention-said").startswith("layer 2, head 3:") and console_errors(browser) == []
+    again = (
+        "const press = (id) => document.getElementById(`pick-${id}`).click(), first = () => document.querySelector('#attention canvas');"
+    )
+    again += "press('light'); const one = first(); press('ru'); const two = first(); press('dark'); const three = first();"
+    again += "press('auto'); press('en'); return [one === two, two === three]"
+    assert browser.execute_script(again) == [True, False]  # a language changes nothing in the pictures of heads, a theme their colour
 
 
 def test_of_a_long_text_the_strongest_keys_and_the_last_positions_are_shown(shown, sides):

@@ -48,8 +48,16 @@ Page.panel({
       return found.filter(([key]) => !attention.causal || key <= position);
     }
 
-    /** A head as a picture: rows look, columns are looked at; what is darker has more weight. */
+    /** A head as a picture, drawn once for each theme: a language changes nothing in it. */
     function picture(layer, head, ink) {
+      if (memory.ink !== ink) [memory.ink, memory.pictures] = [ink, new Map()];
+      const key = `${layer} ${head}`;
+      if (!memory.pictures.has(key)) memory.pictures.set(key, drawn(layer, head, ink));
+      return memory.pictures.get(key);
+    }
+
+    /** Rows look, columns are looked at; what is darker has more weight. */
+    function drawn(layer, head, ink) {
       const rows = length - begin;
       const side = Math.min(64, length);
       const canvas = el("canvas", { width: side, height: Math.min(side, rows), class: "small", "aria-hidden": "true" });
