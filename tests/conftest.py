@@ -1,6 +1,7 @@
 """What several tests share: tiny random models with a tokenizer, and the full-size stand-in."""
 
 import errno
+import gc
 import os
 import re
 import resource
@@ -53,6 +54,17 @@ def tiny_model(kind: str, vocab_size: int, context: int = 48):
         initializer_range=0.5,
     )
     return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What torch, transformers and the tests themselves are made of stays to the end: the garbage collector passes it over."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_addoption(parser):
