@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import inspector
 from inspector.cli import app, main
 
 # Mathematics and the terms that Russian texts keep; dtypes and units; settings and options; roles; models and files; columns of JSON.
@@ -91,6 +92,8 @@ def test_a_screen_in_russian_is_russian(command, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("inspector.bench.growth.PRESETS", dict(small=small))
     monkeypatch.setattr("inspector.bench.expert.TEST_CONFIGURATION", small)
     monkeypatch.setattr("inspector.bench.startup.clocked", lambda words: (1.0, "1.0"))
+    monkeypatch.setattr("inspector.bench.onnx.export", lambda m, file, kv_cache: file.touch())  # exporting takes seconds and says nothing
+    monkeypatch.setattr("inspector.bench.onnx.load", lambda file: inspector.load("names-expert"))
     monkeypatch.setattr("inspector.loop.compiling.check_compiler", lambda device: None)
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))  # which needs no C++ compiler
     said = []  # what moves on a terminal while a verb computes
