@@ -50,9 +50,9 @@ ADAPTER = "python examples/adapter.py runs/adapter"  # what other commands of it
 EXPORT = "inspector export gpt-moe --onnx moe.onnx --kv-cache"
 RECORD = "inspector run names-qwen2 Крас --seed 3 --json run.json"
 MADE = {EXPORT: "moe.onnx", RECORD: "run.json"}  # likewise, and the file that each makes
-# Commands that take long and whose parts other tests hold: two exports of another model; processes of their own, one after another;
-# launches of two processes, of which tests/loop/test_batches.py and tests/training/test_processes.py hold what they give.
-SLOW = ("inspector bench onnx gpt-moe", "inspector bench startup", "accelerate launch")
+# Commands that take long and whose parts other tests hold: processes of their own, one after another; launches of two processes,
+# of which tests/loop/test_batches.py and tests/training/test_processes.py hold what they give.
+SLOW = ("inspector bench startup", "accelerate launch")
 OTHERWISE = {  # a command that shows how it ends when something does not hold → its exit code
     "inspector diverge names-qwen2 examples/ported.py:faulty Крас": 1,
     "inspector diverge names-qwen2 runs/adapter Крас": 1,
@@ -220,6 +220,17 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd, made_before):
     if command == "inspector bench limits":
         monkeypatch.setattr("inspector.bench.limits.LARGER_THAN_CACHES", 2**22)
         monkeypatch.setattr("inspector.bench.limits.SHAPES", ((896, 128), (896, 4864)))
+    small = dict(vocab_size=50, d_model=32, n_layers=1, n_heads=2, d_ff=64)
+    if command == "inspector bench growth":
+        monkeypatch.setattr("inspector.bench.growth.PRESETS", dict(small=small))
+    if command == "inspector bench expert":
+        from inspector.bench import expert
+
+        monkeypatch.setattr(expert, "measure", partial(expert.measure, config=small))
+        monkeypatch.setattr("inspector.bench.limits.LARGER_THAN_CACHES", 2**22)
+    if command == "inspector bench onnx gpt-moe":  # tests/bench/test_onnx.py exports and measures it
+        monkeypatch.setattr("inspector.bench.onnx.export", lambda m, file, kv_cache: file.touch())
+        monkeypatch.setattr("inspector.bench.onnx.load", lambda file: inspector.load("gpt-moe"))
     read = {"moe.onnx": EXPORT, "--replay run.json": RECORD, "--run run.json": RECORD}
     if command in MADE:
         assert [path.name for path in made_before(command).iterdir()] == [MADE[command]]
