@@ -184,7 +184,7 @@ def said_of_a_full_disk():
     return said
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """A function: kind ("expert", a variant of it, or "qwen2") → a tiny ``Loaded`` over the Cyrillic letters."""
 
