@@ -69,7 +69,7 @@ COMMANDS = (
     "bench compile --rounds 1",
     "bench onnx --tokens 2 --rounds 1",
     "bench growth --longest 64 --processes 1 --rounds 1",
-    "export gpt-mla --onnx mla.onnx",
+    "export names-expert --onnx expert.onnx",
     "bench mtp gpt-mtp --samples 1 --rounds 1 --max-new-tokens 5",
 )
 
