@@ -111,7 +111,7 @@ def faulty(k: int, fail: Callable[[], None], after: bool = False, on: bool = Fal
             setattr(os, name, call)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def forked():
     """A function: what is done in a process of its own → its exit code; 1 where it raised anything."""
 

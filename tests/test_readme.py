@@ -185,13 +185,22 @@ def test_the_steps_that_are_explained_are_those_of_the_command(page):
 
 
 @pytest.fixture(scope="module")
-def made_before(tmp_path_factory):
+def made_before(tmp_path_factory, forked):
     """A function: a command → the folder with what it made in a process of its own, for itself and other commands of its page."""
+
+    def run(command: str, folder: Path) -> None:
+        os.chdir(folder)
+        sys.argv = shlex.split(command)
+        try:
+            main()
+        except SystemExit as ended:
+            sys.stderr.flush()
+            assert not ended.code
 
     @cache
     def made(command: str) -> Path:
         folder = tmp_path_factory.mktemp("made")
-        subprocess.run([sys.executable, "-m", *command.split()], cwd=folder, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert forked(lambda: run(command, folder)) == 0
         return folder
 
     return made
