@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# Tests start hundreds of processes: what Python compiled for one of them is there for the others.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-slow test-faults lint pictures
 

@@ -1,6 +1,7 @@
 """What several tests share: tiny random models with a tokenizer, and the full-size stand-in."""
 
 import errno
+import gc
 import os
 import re
 import resource
@@ -55,6 +56,17 @@ def tiny_model(kind: str, vocab_size: int, context: int = 48):
     return Qwen2ForCausalLM(config).eval()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What torch, transformers and the tests themselves are made of stays to the end: the garbage collector passes it over."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 def pytest_addoption(parser):
     parser.addoption("--rewrite-golden", action="store_true", help="write what tests/golden should hold instead of comparing")
 
@@ -99,7 +111,7 @@ def faulty(k: int, fail: Callable[[], None], after: bool = False, on: bool = Fal
             setattr(os, name, call)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def forked():
     """A function: what is done in a process of its own → its exit code; 1 where it raised anything."""
 
@@ -172,7 +184,7 @@ def said_of_a_full_disk():
     return said
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """A function: kind ("expert", a variant of it, or "qwen2") → a tiny ``Loaded`` over the Cyrillic letters."""
 

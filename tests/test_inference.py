@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from inspector.bench.lines import measure
+from inspector.cli import main
 from inspector.loading.loading import load
 from inspector.records.as_json import from_json
 from inspector.records.comparison import Verdict
@@ -125,14 +126,17 @@ def test_the_main_screen_answers_on_no_more_lines_than_it_had(output):
     assert [question for question, part in said.items() if part not in output] == []
 
 
-def test_the_shown_command_repeats_the_run(tmp_path, lesson_here):
+def test_the_shown_command_repeats_the_run(tmp_path, lesson_here, monkeypatch, capfd):
     """With settings that only the lesson has, and a prompt that a shell must not take apart."""
     given = ["--prompt", "Анна Кр", "--min-p", "0.02", "--bad-words", "ов", "--seed", "3", "--max-new-tokens", "6"]
     output = lesson_here("--lang", "en", *given, "--json", str(tmp_path / "lesson.json"))
     [command] = [line for line in output.splitlines() if "inspector run names-qwen2 'Анна Кр'" in line]
     words = shlex.split(command.partition("inspector run ")[2])
-    verb = [sys.executable, "-m", "inspector", "run", *words, "--json", "-"]
-    again = json.loads(subprocess.run(verb, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    monkeypatch.setattr(sys, "argv", ["inspector", "run", *words, "--json", "-"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    again = json.loads(capfd.readouterr().out)
+    assert ended.value.code == 0
     [first, _] = json.loads((tmp_path / "lesson.json").read_text())["runs"]
     assert first["sampling"] == again["sampling"] and [s["token"] for s in first["steps"]] == [s["token"] for s in again["steps"]]
 
@@ -157,8 +161,8 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(columns, lesson_h
     assert "…" not in tree.split("2. Разделение")[0]
 
 
-def test_json_holds_runs_and_verdicts_that_come_back():
-    data = json.loads(lesson("--json", "-", "--max-new-tokens", "5", "--temperature", "0.7", "--seed", "4"))
+def test_json_holds_runs_and_verdicts_that_come_back(lesson_here):
+    data = json.loads(lesson_here("--json", "-", "--max-new-tokens", "5", "--temperature", "0.7", "--seed", "4"))
     runs, verdicts = [from_json(Run, run) for run in data["runs"]], [from_json(Verdict, v) for v in data["verdicts"]]
     assert [run.model for run in runs] == ["names-qwen2", "names-expert"]
     assert runs[0].sampling == Sampling(temperature=0.7, top_p=0.9, seed=4) and runs[0].origins["top_p"] == "lesson"

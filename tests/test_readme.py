@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 
@@ -47,8 +47,12 @@ COMMANDS = list(dict.fromkeys(command for page in SISTERS for command in command
 EXAMPLES = {f"{page}, {i}": block for page in SISTERS for i, block in enumerate(blocks(TEXTS[page], "python"), 1)}
 FILES = {found[1]: block for block in EXAMPLES.values() if (found := re.match(r"# (\w+\.py): ", block))}  # what FILE.py:factory reads
 ADAPTER = "python examples/adapter.py runs/adapter"  # what other commands of its page read
-EXPORT = "inspector export gpt-moe --onnx moe.onnx --kv-cache"  # likewise
-RECORD = "inspector run names-qwen2 Крас --seed 3 --json run.json"  # likewise
+EXPORT = "inspector export gpt-moe --onnx moe.onnx --kv-cache"
+RECORD = "inspector run names-qwen2 Крас --seed 3 --json run.json"
+MADE = {EXPORT: "moe.onnx", RECORD: "run.json"}  # likewise, and the file that each makes
+# Commands that take long and whose parts other tests hold: processes of their own, one after another; launches of two processes,
+# of which tests/loop/test_batches.py and tests/training/test_processes.py hold what they give.
+SLOW = ("inspector bench startup", "accelerate launch")
 OTHERWISE = {  # a command that shows how it ends when something does not hold → its exit code
     "inspector diverge names-qwen2 examples/ported.py:faulty Крас": 1,
     "inspector diverge names-qwen2 runs/adapter Крас": 1,
@@ -181,16 +185,29 @@ def test_the_steps_that_are_explained_are_those_of_the_command(page):
 
 
 @pytest.fixture(scope="module")
-def made_before(tmp_path_factory) -> dict[str, Path]:
-    """Command → the folder with what it made, for other commands of its page."""
-    folders = {EXPORT: tmp_path_factory.mktemp("export"), RECORD: tmp_path_factory.mktemp("record")}
-    for command, folder in folders.items():
-        subprocess.run([sys.executable, "-m", *command.split()], cwd=folder, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    return folders
+def made_before(tmp_path_factory, forked):
+    """A function: a command → the folder with what it made in a process of its own, for itself and other commands of its page."""
+
+    def run(command: str, folder: Path) -> None:
+        os.chdir(folder)
+        sys.argv = shlex.split(command)
+        try:
+            main()
+        except SystemExit as ended:
+            sys.stderr.flush()
+            assert not ended.code
+
+    @cache
+    def made(command: str) -> Path:
+        folder = tmp_path_factory.mktemp("made")
+        assert forked(lambda: run(command, folder)) == 0
+        return folder
+
+    return made
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_runs(command, tmp_path, monkeypatch, capfd, request):
+@pytest.mark.parametrize("command", [pytest.param(own, marks=[pytest.mark.slow] * own.startswith(SLOW)) for own in COMMANDS])
+def test_command_runs(command, tmp_path, monkeypatch, capfd, made_before):
     name, *arguments = shlex.split(command)
     if name == "conda":
         assert command in ("conda env create -f environment.yml", "conda activate transformers-layers-demo")
@@ -212,9 +229,23 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd, request):
     if command == "inspector bench limits":
         monkeypatch.setattr("inspector.bench.limits.LARGER_THAN_CACHES", 2**22)
         monkeypatch.setattr("inspector.bench.limits.SHAPES", ((896, 128), (896, 4864)))
+    small = dict(vocab_size=50, d_model=32, n_layers=1, n_heads=2, d_ff=64)
+    if command == "inspector bench growth":
+        monkeypatch.setattr("inspector.bench.growth.PRESETS", dict(small=small))
+    if command == "inspector bench expert":
+        from inspector.bench import expert
+
+        monkeypatch.setattr(expert, "measure", partial(expert.measure, config=small))
+        monkeypatch.setattr("inspector.bench.limits.LARGER_THAN_CACHES", 2**22)
+    if command == "inspector bench onnx gpt-moe":  # tests/bench/test_onnx.py exports and measures it
+        monkeypatch.setattr("inspector.bench.onnx.export", lambda m, file, kv_cache: file.touch())
+        monkeypatch.setattr("inspector.bench.onnx.load", lambda file: inspector.load("gpt-moe"))
     read = {"moe.onnx": EXPORT, "--replay run.json": RECORD, "--run run.json": RECORD}
-    for before in {made for words, made in read.items() if words in command and command != made}:
-        shutil.copytree(request.getfixturevalue("made_before")[before], ".", dirs_exist_ok=True)
+    if command in MADE:
+        assert [path.name for path in made_before(command).iterdir()] == [MADE[command]]
+        return
+    for before in {made for words, made in read.items() if words in command}:
+        shutil.copytree(made_before(before), ".", dirs_exist_ok=True)
     if "runs/adapter" in command:
         monkeypatch.setattr(sys, "argv", ADAPTER.split()[1:])
         runpy.run_path("examples/adapter.py", run_name="__main__")
@@ -244,7 +275,8 @@ def test_command_runs(command, tmp_path, monkeypatch, capfd, request):
 
 
 def test_commands_that_end_otherwise_are_shown():
-    assert {*OTHERWISE, ADAPTER, EXPORT, RECORD} <= set(COMMANDS) and set(FILES) == {"two.py"}
+    assert {*OTHERWISE, ADAPTER, *MADE} <= set(COMMANDS) and set(FILES) == {"two.py"}
+    assert len([command for command in COMMANDS if command.startswith(SLOW)]) == len(SLOW) + 1
 
 
 @pytest.mark.parametrize(("page", "language"), [("docs/your_model.md", "en"), ("docs/ru/your_model.md", "ru")])

@@ -12,24 +12,53 @@ from inspector.parts.splitting import split
 PAGE = Path(__file__).parents[2] / "docs/coverage.md"
 
 
+ANEW = "inspector coverage --markdown docs/coverage.md writes it anew"
+# Of each kind of row one: heads that are tied, biased, scaled, capped, cut off, or of several layers; a cache that is refused, of
+# another kind, not as told, or changes logits; FLOPs that are exact, off, or not counted; roles that are not all recognised; other
+# tokens for a known reason; a context that is read both ways; refused; not built.
+KINDS = ["gpt2", "codegen", "cohere", "gemma2", "inkling_text", "bert", "openai-gpt", "rwkv", "dbrx", "cpmant", "xlm-roberta"]
+KINDS += ["xlnet", "prophetnet", "musicgen"]
+PROMISED = {  # total → the least and the most
+    "built": (150, 999),
+    "refused": (0, 12),
+    "wrong": (0, 0),
+    "every layer role recognised": (170, 999),
+    "FLOPs within 1 % of torch's count": (135, 999),
+    "cached, bitwise": (179, 999),
+    "cached, refused": (0, 2),
+    "cached, other logits than without": (0, 14),
+}
+
+
 @pytest.fixture(scope="module")
 def rows():
     return list(bench.coverage())
 
 
+def test_the_committed_page_has_its_rows_anew_for_each_kind_and_its_totals_are_as_promised():
+    """Every row of it is compared by a slow test."""
+    committed, made = PAGE.read_text(encoding="utf8").splitlines(), bench.markdown(list(bench.coverage(KINDS))).splitlines()
+    figures, table = made.index(f"- registered: {len(KINDS)}"), len(made) - len(KINDS)
+    assert made[:figures] == committed[:figures] and made[table - 3 : table] == committed[table - 3 : table], ANEW
+    assert [line for line in made[table:] if line not in committed[table:]] == [], ANEW
+    names = [line.split(" | ")[0].strip("| ").replace("\\", "") for line in committed[table:]]
+    totals = {name: int(number) for name, number in (line[2:].split(": ") for line in committed[figures : table - 3])}
+    assert names == types() and totals["registered"] == len(names)
+    assert all(least <= totals[name] <= most for name, (least, most) in PROMISED.items())
+
+
+@pytest.mark.slow
 def test_the_committed_page_is_what_the_command_writes(rows):
     committed = PAGE.read_text(encoding="utf8").splitlines()
     for now, then in zip(bench.markdown(rows).splitlines(), committed, strict=True):
-        assert now == then, "inspector coverage --markdown docs/coverage.md writes it anew"
+        assert now == then, ANEW
 
 
+@pytest.mark.slow
 def test_the_figures_that_are_promised(rows):
     totals = bench.totals(rows)
     assert totals["registered"] == len(types()) == len({row.model_type for row in rows})
-    assert totals["built"] >= 150 and totals["refused"] <= 12 and totals["wrong"] == 0
-    assert totals["every layer role recognised"] >= 170
-    assert totals["FLOPs within 1 % of torch's count"] >= 135
-    assert totals["cached, bitwise"] >= 179 and totals["cached, refused"] <= 2 and totals["cached, other logits than without"] <= 14
+    assert all(least <= totals[name] <= most for name, (least, most) in PROMISED.items())
     assert all(row.of_cache for row in rows if row.split == "proved" and row.cached != "bitwise")
     assert all(row.reason for row in rows if row.split != "proved" or {row.greedy, row.sampled} != {"bitwise"})
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from html import unescape
 
 import pytest
@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inspector.cli import main
+from inspector.loading import loading
 from inspector.loading.finding import ASSETS
 from inspector.loading.loading import load
 from inspector.loop.settings import explained
@@ -312,13 +313,17 @@ def test_every_filter_has_a_flag_that_reaches_the_run_and_the_verdict(inspector)
     assert "bad words [47 35] [33] (flag)" in inspector("run", "names-qwen2", "К", *FILTERS).replace("\n", " ")
 
 
-def test_settings_that_leave_no_token_are_one_line(tmp_path):
+def test_settings_that_leave_no_token_are_one_line(tmp_path, monkeypatch, capfd):
     shutil.copytree(ASSETS / "names-qwen2", tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(dict(suppress_tokens=list(range(65)))))
     for verb in ("run", "verify"):
-        result = process(verb, str(tmp_path / "model"), "К", "--checkpoint-settings", "--no-repeat-ngram-size", "2")
-        assert result.returncode == 2 and result.stderr.count("\n") == 1
-        assert "no_repeat_ngram_size, suppress_tokens together leave no token" in result.stderr
+        arguments = [verb, str(tmp_path / "model"), "К", "--checkpoint-settings", "--no-repeat-ngram-size", "2"]
+        monkeypatch.setattr(sys, "argv", ["inspector", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        error = capfd.readouterr().err
+        assert exit.value.code == 2 and error.count("\n") == 1
+        assert "no_repeat_ngram_size, suppress_tokens together leave no token" in error
 
 
 def test_explain_lists_what_runs_and_what_generate_would_do(inspector, tmp_path):
@@ -444,30 +449,18 @@ def test_every_verb_takes_a_model_that_is_spread(inspector):
             assert [row["output"] for row in spread_out["components"]] == [row["output"] for row in usual["components"]]
 
 
-def test_verify_exits_with_1_when_the_verdict_does_not_hold():
-    """A head that is wrong in the hand-made run alone, planted in a fresh process."""
-    code = """
-import sys
-from dataclasses import replace
-import inspector.loading.loading as loading
-attach = loading.attach
-def wrong(*arguments, **options):
-    m = attach(*arguments, **options)
-    head = m.split.head
-    return replace(m, split=replace(m.split, head=lambda h: head(h) * 1.001))
-loading.attach = wrong
-from inspector.cli import main
-for require in (["--require", "tokens"], ["--require", "rounding"], []):
-    sys.argv = ["inspector", "verify", "names-expert", "Крас", "--greedy", *require]
-    try:
-        main()
-    except SystemExit as ended:
-        print("exit", ended.code)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    words = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(("tokens", "exit"))]
-    codes = [line for line in result.stdout.splitlines() if line.startswith("exit")]
-    assert codes == ["exit 0", "exit 1", "exit 1"] and words.count("tokens") == 3, result.stdout + result.stderr
+def test_verify_exits_with_1_when_the_verdict_does_not_hold(inspector, monkeypatch):
+    """A head that is wrong in the hand-made run alone."""
+    attach = loading.attach
+
+    def wrong(*arguments, **options):
+        m = attach(*arguments, **options)
+        head = m.split.head
+        return replace(m, split=replace(m.split, head=lambda h: head(h) * 1.001))
+
+    monkeypatch.setattr(loading, "attach", wrong)
+    for require, code in ((["--require", "tokens"], 0), (["--require", "rounding"], 1), ([], 1)):
+        assert inspector("verify", "names-expert", "Крас", "--greedy", *require, code=code).startswith("tokens")
 
 
 def test_what_a_prompt_holds_is_shown_and_not_obeyed(inspector):
@@ -527,10 +520,8 @@ def test_bench_loop_at_a_length_tells_all_ways_and_refuses_what_the_model_does_n
     assert [row["context"] for row in result["rows"]] == [8]
     ways = ["cached", "generate_cached", "native", "native_cached", "fast", "fast_cached"]
     assert [row["way"] for row in result["ways"]] == ways
-    done = subprocess.run(
-        [sys.executable, "-m", "inspector", "bench", "loop", "names-qwen2", "--tokens", "61"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "--tokens 61: names-qwen2 reads at most 64, of which a measurement adds four" in done.stderr
+    refused = inspector("bench", "loop", "names-qwen2", "--tokens", "61", code=2)
+    assert "--tokens 61: names-qwen2 reads at most 64, of which a measurement adds four" in refused
 
 
 @pytest.mark.slow

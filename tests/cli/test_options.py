@@ -20,6 +20,7 @@ import torch
 import typer
 from transformers import GenerationConfig
 
+import inspector
 from inspector.cli import app, grouping, main, options, threads
 from inspector.cli.options import ModelOptions, Output, SamplingOptions
 from inspector.cli.threads import settle_threads, usual_threads
@@ -180,9 +181,12 @@ def test_the_largest_of_several_models_decides(one_thread, monkeypatch):
         ModelOptions(threads=0)
 
 
-def test_the_library_leaves_torchs_threads_alone():
-    code = "import torch; torch.set_num_threads(2); import inspector; inspector.load('names-qwen2'); assert torch.get_num_threads() == 2"
+def test_the_library_leaves_torchs_threads_alone(one_thread):
+    code = "import torch; torch.set_num_threads(2); import inspector; inspector.load('names-expert'); assert torch.get_num_threads() == 2"
     subprocess.run([sys.executable, "-c", code], check=True)
+    torch.set_num_threads(2)
+    inspector.load("names-qwen2")
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize(
@@ -219,10 +223,13 @@ def test_the_header_speaks_russian(one_thread, monkeypatch, capsys):
         assert capsys.readouterr().out == f"м · {said}\n"
 
 
-def test_a_verdict_is_bitwise_with_any_number_of_threads():
-    for number in ("1", "2"):
-        command = [sys.executable, "-m", "inspector", "verify", "names-qwen2", "Крас", "--threads", number, "--json", "-"]
-        assert json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["level"] == "bitwise"
+def test_a_verdict_is_bitwise_with_any_number_of_threads(one_thread, monkeypatch, capsys):
+    for number in (1, 2):
+        monkeypatch.setattr(sys, "argv", ["inspector", "verify", "names-qwen2", "Крас", "--threads", str(number), "--json", "-"])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        assert exit.value.code == 0 and torch.get_num_threads() == number
+        assert json.loads(capsys.readouterr().out)["level"] == "bitwise"
 
 
 def test_groups_become_options_and_come_back_as_groups():

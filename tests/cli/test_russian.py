@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import inspector
+from inspector.bench import expert
 from inspector.cli import app, main
 
 # Mathematics and the terms that Russian texts keep; dtypes and units; settings and options; roles; models and files; columns of JSON.
@@ -67,7 +69,7 @@ COMMANDS = (
     "bench compile --rounds 1",
     "bench onnx --tokens 2 --rounds 1",
     "bench growth --longest 64 --processes 1 --rounds 1",
-    "export gpt-mla --onnx mla.onnx",
+    "export names-expert --onnx expert.onnx",
     "bench mtp gpt-mtp --samples 1 --rounds 1 --max-new-tokens 5",
 )
 
@@ -89,8 +91,10 @@ def test_a_screen_in_russian_is_russian(command, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("inspector.bench.limits.SHAPES", ((896, 128),))
     small = dict(vocab_size=50, d_model=32, n_layers=1, n_heads=2, d_ff=64)
     monkeypatch.setattr("inspector.bench.growth.PRESETS", dict(small=small))
-    monkeypatch.setattr("inspector.bench.expert.TEST_CONFIGURATION", small)
+    monkeypatch.setattr(expert, "measure", partial(expert.measure, config=small))
     monkeypatch.setattr("inspector.bench.startup.clocked", lambda words: (1.0, "1.0"))
+    monkeypatch.setattr("inspector.bench.onnx.export", lambda m, file, kv_cache: file.touch())  # exporting takes seconds and says nothing
+    monkeypatch.setattr("inspector.bench.onnx.load", lambda file: inspector.load("names-expert"))
     monkeypatch.setattr("inspector.loop.compiling.check_compiler", lambda device: None)
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))  # which needs no C++ compiler
     said = []  # what moves on a terminal while a verb computes

@@ -48,11 +48,17 @@ WRONG = {
 }
 
 
+@pytest.fixture(scope="module")
+def asked(tiny):
+    """A tiny model with everything that the entries ask for, which refusals leave as it is."""
+    return tiny("gpt-moe-mla-mtp", context=24)
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_a_wrong_prompt_is_the_same_clear_error_everywhere(tiny, entry, wrong):
+def test_a_wrong_prompt_is_the_same_clear_error_everywhere(asked, entry, wrong):
     with pytest.raises(ValueError, match=wrong):
-        ENTRIES[entry](tiny("gpt-moe-mla-mtp", context=24), WRONG[wrong])
+        ENTRIES[entry](asked, WRONG[wrong])
 
 
 UNREADABLE = {
@@ -66,9 +72,9 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_a_tensor_whose_numbers_cannot_be_read_is_the_same_clear_error_everywhere(tiny, entry, kind):
+def test_a_tensor_whose_numbers_cannot_be_read_is_the_same_clear_error_everywhere(asked, entry, kind):
     with pytest.raises(ValueError, match=r"ids in a tensor without numbers that can be read \(.*\): give an ordinary one, or a list$"):
-        ENTRIES[entry](tiny("gpt-moe-mla-mtp", context=24), UNREADABLE[kind]())
+        ENTRIES[entry](asked, UNREADABLE[kind]())
 
 
 @pytest.mark.parametrize(

@@ -147,33 +147,40 @@ def test_weights_are_read_from_the_checkpoint_and_copied_only_where_they_cannot_
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("end", ["return", "error", "SIGINT", "SIGTERM"])
-def test_the_copy_goes_with_the_process_however_it_ends(saved, tmp_path, end):
+def test_the_copy_goes_with_the_process_however_it_ends(saved, tmp_path):
+    """One process has imported all that it needs; its children end in the four ways, one after another, and it tells how."""
     folder = as_bin(saved("qwen2"))
     temporary = tmp_path / "temporary"
     temporary.mkdir()
+    ends = {"return": 0, "error": 2, "SIGINT": -signal.SIGINT, "SIGTERM": -signal.SIGTERM}
     code = f"""
-import time
+import gc, os, signal, time
+from pathlib import Path
 from inspector.process import begin
 begin()
 from inspector.cli import entry
 from inspector.cli.options import SpreadOptions
+SpreadOptions(max_memory="cpu=0").load({str(folder)!r})  # imports what it needs
+gc.collect()
+def copies():
+    return sorted(path.suffix for path in Path({str(temporary)!r}).glob("*/*"))
 def command():
     m = SpreadOptions(max_memory="cpu=0").load({str(folder)!r})
-    print("loaded", flush=True)
-    if {end!r} == "error":
+    assert ".safetensors" in copies()
+    if end == "error":
         raise RuntimeError
-    time.sleep(60 if {end!r}.startswith("SIG") else 0)
-entry(command)
+    if end.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, end))
+        time.sleep(60)
+for end in {list(ends)}:
+    child = os.fork()
+    if child == 0:
+        entry(command)
+    print(end, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), os.listdir({str(temporary)!r}), flush=True)
 """
     env = os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "loaded\n"
-    if end.startswith("SIG"):
-        assert list(temporary.glob("inspector-offload-*/*.safetensors"))
-        process.send_signal(getattr(signal, end))
-    process.communicate(timeout=60)
-    assert process.returncode == {"return": 0, "error": 2, "SIGINT": -signal.SIGINT, "SIGTERM": -signal.SIGTERM}[end]
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert told.stdout.splitlines() == [f"{end} {code} []" for end, code in ends.items()], told.stderr
     assert list(temporary.iterdir()) == []
 
 

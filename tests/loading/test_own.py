@@ -144,13 +144,9 @@ def command(*words: str) -> str:
     return f"from inspector.cli import app\napp({list(words)!r}, standalone_mode=False)"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("run", "names-expert", "Анна"), ("trace", "gpt-moe", "Анна"), ("run", "names-qwen2", "Анна", "--native")],
-    ids=lambda words: " ".join(words[:2]),
-)
-def test_a_native_model_runs_without_transformers_modelling_code(words):
-    assert imported(command(*words)) == {"torch", "transformers"}
+def test_a_native_model_runs_without_transformers_modelling_code():
+    own = ("run", "names-expert", "Анна"), ("trace", "gpt-moe", "Анна"), ("run", "names-qwen2", "Анна", "--native")
+    assert imported("\n".join(command(*words) for words in own)) == {"torch", "transformers"}
 
 
 def test_help_imports_no_torch_and_the_native_models_need_no_transformers():

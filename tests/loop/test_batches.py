@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
+from inspector.cli import main
 from inspector.cli.options import read_prompts
 from inspector.compare.verifying import by_generate
 from inspector.loading.loaded import attach
@@ -395,53 +396,79 @@ def test_a_file_of_prompts_is_read_line_by_line(tmp_path):
 
 @pytest.fixture
 def launch(tmp_path):
-    """A function: number of processes, arguments of ``inspector run`` → the finished process; 1 starts no launcher."""
+    """A function: the code that two processes of ``accelerate launch`` run, its arguments → the finished launcher."""
 
-    def call(count: int, *arguments: str, code: str | None = None, env=None):
+    def call(code: str, *arguments: str):
         script = tmp_path / "script.py"
-        script.write_text(code or "from inspector.cli import main\nmain()\n")
-        launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--main_process_port", "0"]
-        command = [sys.executable, *(["-m", *launcher] if count > 1 else []), str(script), "run", *arguments]
-        offline = dict(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=os.pathsep.join(sys.path))
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ | offline | (env or {}), timeout=400)
+        script.write_text(code)
+        launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+        environment = dict(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="2")
+        command = [sys.executable, "-m", *launcher, str(script), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=400)
 
     return call
 
 
-@pytest.mark.parametrize(("lines", "batch_size"), [(5, 2), (1, 2)], ids=["odd number of prompts", "fewer batches than processes"])
-def test_two_processes_give_what_one_gives_in_the_same_order(launch, tmp_path, lines, batch_size):
-    prompts, results = tmp_path / "prompts.txt", []
-    prompts.write_text("".join(f"{line}\n" for line in ["Крас", "Мар", "И", "Алексан", "Пет"][:lines]), encoding="utf8")
-    options = ["names-qwen2", "--prompts", str(prompts), "--batch-size", str(batch_size), "--temperature", "0.9", "--seed", "3"]
-    for count, threads in ((1, "2"), (2, "1")):  # what the environment says about threads must not matter
-        path = tmp_path / f"{count}.json"
-        done = launch(count, *options, "--json", str(path), env={"OMP_NUM_THREADS": threads})
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Крас|") == 1
-        results.append([untimed(from_json(Run, made)) for made in json.loads(path.read_text())])
-    assert results[0] == results[1]
-    assert ["".join(token.text for token in made.prompt[1:]) for made in results[0]] == prompts.read_text(encoding="utf8").split()
-
-
-@pytest.mark.parametrize("error", ["ValueError", "RuntimeError"])
-def test_an_error_in_one_process_ends_the_other(launch, tmp_path, error):
-    """A ValueError is told to all and said in one line; what is a fault of the program ends them all at once."""
-    (tmp_path / "prompts.txt").write_text("Крас\nМар\nПет\n", encoding="utf8")
-    code = f"""
+def planted(error: str) -> str:
+    """Code after which the second process fails in every batch."""
+    return f"""
 import os
-import inspector.loop.batches
+import inspector.loop.batches as batches
 if os.environ["RANK"] == "1":
     def broken(*arguments):
         raise {error}("planted")
-    inspector.loop.batches.side_by_side = broken
-from inspector.cli import main
-main()
+    batches.side_by_side = broken
 """
-    done = launch(2, "names-qwen2", "--prompts", str(tmp_path / "prompts.txt"), "--batch-size", "1", code=code)
+
+
+def test_two_processes_give_what_one_gives_and_tell_each_other_what_is_wrong(launch, tmp_path, monkeypatch):
+    """An odd number of prompts, fewer batches than processes, and a ValueError in one: three runs of one launch, which meets once."""
+    code = f"""
+import os, sys
+from functools import cache
+import inspector.loop.batches as batches
+from inspector.cli import main
+
+batches.join_processes = cache(batches.join_processes)
+folder, *options = sys.argv[1:]
+for name in ("five", "one", "wrong"):
+    if name == "wrong":
+        exec({planted("ValueError")!r})
+    sys.argv = ["inspector", "run", *options, "--prompts", f"{{folder}}/{{name}}.txt", "--json", f"{{folder}}/{{name}}.json"]
+    try:
+        main()
+    except SystemExit as ended:
+        os.write(1, f"{{name}} ends with {{ended.code}}\\n".encode())  # in one piece: two processes write here
+"""
+    lines = ["Крас", "Мар", "И", "Алексан", "Пет"]
+    for name, count in (("five", 5), ("one", 1), ("wrong", 5)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines[:count]), encoding="utf8")
+    options = ["names-qwen2", "--batch-size", "2", "--temperature", "0.9", "--seed", "3"]
+    done = launch(code, str(tmp_path), *options)
+    assert done.returncode == 0, done.stderr
+    for name, count in (("five", 5), ("one", 1)):
+        assert done.stdout.count(f"{name} ends with 0") == 2, done.stderr
+        arguments = ["run", *options, "--prompts", str(tmp_path / f"{name}.txt"), "--json", str(tmp_path / "alone.json")]
+        monkeypatch.setattr(sys, "argv", ["inspector", *arguments])
+        with pytest.raises(SystemExit):  # with one thread, unlike the launch: what the environment says about threads must not matter
+            main()
+        made, alone = (
+            [untimed(from_json(Run, made)) for made in json.loads((tmp_path / f"{of}.json").read_text())] for of in (name, "alone")
+        )
+        assert made == alone
+        assert ["".join(token.text for token in one.prompt[1:]) for one in made] == lines[:count]
+    assert done.stdout.count("Крас|") == 2  # of the two runs that went well, once
+    assert done.stdout.count("wrong ends with 2") == 2 and done.stderr.count("inspector: planted") == 1, done.stderr
+    assert not (tmp_path / "wrong.json").exists() and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_program_in_one_process_ends_them_all_at_once(launch, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Крас\nМар\nПет\n", encoding="utf8")
+    code = f"{planted('RuntimeError')}\nfrom inspector.cli import main\nmain()\n"
+    done = launch(code, "run", "names-qwen2", "--prompts", str(tmp_path / "prompts.txt"), "--batch-size", "1")
     assert done.returncode != 0 and "Крас|" not in done.stdout
-    assert done.stderr.count("inspector: planted") == (error == "ValueError")
-    if error == "RuntimeError":
-        assert "RuntimeError: planted" in done.stderr
+    assert "inspector: planted" not in done.stderr and "RuntimeError: planted" in done.stderr
 
 
 def test_no_process_group_is_left_to_race_with_the_end_of_the_interpreter(launch):
@@ -458,7 +485,7 @@ atexit.register(lambda: print(f"left: {torch.distributed.is_initialized()} {nati
 from inspector.loop.batches import join_processes
 print(join_processes("cpu", 1).gather({0: "met"}), f"running: {len(native())}")
 """
-    done = launch(2, code=code)
+    done = launch(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("met") == done.stdout.count("left: False []") == 2
     assert sys.platform != "linux" or "running: 0" not in done.stdout  # else the names above are not those of this torch

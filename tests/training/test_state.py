@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from inspector.cli import main
 from inspector.files import MANIFEST, NEW, READY, locked, settle
 from inspector.parts.errors import InvariantError
 from inspector.training import loop
@@ -200,7 +201,7 @@ def test_a_second_signal_acts_at_once_and_loses_nothing_that_was_saved(tmp_path,
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_the_command_says_what_is_left_and_ends_as_the_signal_asks(tmp_path):
+def test_the_command_says_what_is_left_and_ends_as_the_signal_asks(tmp_path, monkeypatch, capfd):
     (tmp_path / "lines.txt").write_text("\n".join(LINES))
     command = [sys.executable, "-m", "inspector", "train", "--corpus", "lines.txt", "--out", "out", "--d-model", "8", "--n-layers", "1"]
     command += ["--n-heads", "2", "--steps", "100000", "--batch-size", "2"]
@@ -208,8 +209,12 @@ def test_the_command_says_what_is_left_and_ends_as_the_signal_asks(tmp_path):
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / METRICS).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    second = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True)
-    assert second.returncode == 2 and second.stderr.count("\n") == 1 and "out is being written to by another process" in second.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["inspector", *command[3:], "--resume"])
+    with pytest.raises(SystemExit) as second:
+        main()
+    said = capfd.readouterr().err
+    assert second.value.code == 2 and said.count("\n") == 1 and "out is being written to by another process" in said
     process.send_signal(signal.SIGTERM)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 143 and error == ""
