@@ -27,7 +27,7 @@ def experts_view(experts: Experts, width: int, t: Translate) -> RenderableType:
     said = [
         t(
             "expert and gate weight, the largest first; the gates choose without the noise of training",
-            "эксперт и вес гейта, больший первым; гейты выбирают без шума, который бывает в обучении",
+            "эксперт и вес маршрутизатора, от большего к меньшему; выбор идёт без шума, который бывает в обучении",
         )
     ]
     if any(len(choice.experts) > NAMED for one in some for choice in one.choices):
@@ -275,11 +275,11 @@ def further_view(further: Further, width: int, t: Translate) -> RenderableType:
     said = t(
         "a row is a token of the prompt, with the guesses for it and their probability: the head's from one place before it, depth k's "
         "from 1 + k places before, with the tokens up to the one before it as input",
-        "строка — токен промпта, в ней догадки о нём и их вероятность: головы — за одно место до него, глубины k — за 1 + k мест, "
+        "строка — токен запроса, в ней догадки о нём и их вероятность: головы — за одну позицию до него, глубины k — за 1 + k позиций, "
         "на входе у неё токены до предыдущего включительно",
     )
     if len(further.depths) == 1:
-        said = t("the prompt is too short for a depth to predict anything", "промпт короток: глубинам нечего предсказывать")
+        said = t("the prompt is too short for a depth to predict anything", "запрос короток: глубинам нечего предсказывать")
     proof = t(
         "the head's logits are the same bits after the depths have run, and no guess changes with the token that it is about",
         "логиты головы после работы глубин те же бит в бит, и ни одна догадка не меняется вместе с токеном, о котором она",

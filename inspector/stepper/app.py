@@ -188,7 +188,7 @@ class Stepper(App[object]):
             return ""
         more = self.waiting - 1
         said = self.doing or self.t("computing …", "считаю …")
-        return f"{SPINNER[self.turn % len(SPINNER)]} {said}" + (self.t(f" +{more} waiting", f" +{more} ждут") if more else "")
+        return f"{SPINNER[self.turn % len(SPINNER)]} {said}" + (self.t(f" +{more} waiting", f" +{more} в очереди") if more else "")
 
     def lines(self, width: int, height: int) -> list[Text]:
         """The screen without its last line, as lines of this width."""

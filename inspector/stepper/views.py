@@ -96,7 +96,7 @@ def head(shown: Shown, t: Translate, width: int, status: str = "", tried: Sampli
     steps, line = len(shown.line.steps), shown.line
     at = t(f"step {shown.at + 1} of {steps}", f"шаг {shown.at + 1} из {steps}")
     if not shown.drawn:
-        at = t(f"step {shown.at + 1}, not drawn yet", f"шаг {shown.at + 1}, ещё не выбран")
+        at = t(f"step {shown.at + 1}, not drawn yet", f"шаг {shown.at + 1}, токен ещё не выбран")
     parts = [visible(shown.model), at]
     if len(shown.branches) > 1:
         parts.append(t(f"branch {shown.branch + 1} of {len(shown.branches)}", f"ветвь {shown.branch + 1} из {len(shown.branches)}"))
@@ -311,7 +311,7 @@ def explanation(step: Step, column: int, t: Translate) -> Text:
         ),
         "before": t(
             f"p before: softmax of the raw logits, e^logit over the sum; {name} has {p}. Blue bars; the others have {step.other_mass:.3f}.",
-            f"p до: softmax сырых логитов, e^логит к сумме всех; у {name} {p}. Синие полосы; вне списка {step.other_mass:.3f}.",
+            f"p до: softmax исходных логитов, e^логит к сумме всех; у {name} {p}. Синие полосы; вне списка {step.other_mass:.3f}.",
         ),
         "after": t(
             f"p after: what temperature and filters leave sums to 1 again; {name} has {after}. A dash: removed. Orange bars.",
@@ -319,7 +319,7 @@ def explanation(step: Step, column: int, t: Translate) -> Text:
         ),
         "lot": t(
             "p/q: each token draws a noise q from the seed, and the largest p/q wins: a token wins with probability p. Or who removed it.",
-            "p/q: каждый токен тянет из seed шум q, побеждает наибольшее p/q, то есть токен с вероятностью p. Или кто его убрал.",
+            "p/q: каждый токен тянет из seed шум q, побеждает наибольшее p/q: так токен побеждает с вероятностью p. Или кто его убрал.",
         ),
     }[COLUMNS[column]]
     if COLUMNS[column] == "lot" and "greedy" in step.kept:
@@ -461,7 +461,7 @@ def attention_lines(found: Attention, t: Translate, width: int, height: int) -> 
         told = that_fit([f"{quoted(found.prompt[i].text)}@{i + 1} {row[i]:.2f}" for i in strongest], width - 14)
         lines.append(Text("  " + cell(t(f"head {one.head}", f"голова {one.head}"), 11)).append(told))
     hidden = len(maps) - (height - 2)
-    said = t("@ is the token's place; each row sums to 1", "@ — место токена; в каждой строке сумма 1")
+    said = t("@ is the token's place; each row sums to 1", "@ — позиция токена; в каждой строке сумма 1")
     if hidden > 0:
         said += t(f"; {hidden} more heads: a larger screen shows them", f"; ещё голов {hidden}: больше экран — больше строк")
     lines.append(Text(f" {said}", "dim"))
@@ -544,7 +544,7 @@ def steps_page(shown: Shown, t: Translate, width: int) -> Lines:
         line = Text(row, "bold reverse" if step.index == shown.at else "")
         lines.append(line + Text(" " + that_fit(best, width - cell_len(row) - 1) if best else ""))
     if not shown.line.steps:
-        lines.append(Text(t("none is drawn yet", "ни один ещё не выбран")))
+        lines.append(Text(t("none is drawn yet", "ни один токен ещё не выбран")))
     return [fitted(line, width) for line in lines]
 
 
@@ -625,7 +625,7 @@ def help_lines(t: Translate, width: int) -> Lines:
         ("b", t("branches: compare, go over, open", "ветви: сравнить, перейти, открыть")),
         ("l a d", t("lens, attention, another model beside it", "линза, внимание, другая модель рядом")),
         ("v e i", t("verify so far, explain a column, information", "проверить, объяснить столбец, сведения")),
-        ("w m q", t("save the transcript, light or dark, quit", "сохранить запись, светлее или темнее, выход")),
+        ("w m q", t("save the transcript, light or dark, quit", "сохранить запись, светло или темно, выход")),
     )
     lines = [Text(t(" Keys (Esc leaves a view)", " Клавиши (Esc закрывает)"), "bold cyan")]
     lines += [Text(f"  {cell(key, 13)}", "bold").append(said, "") for key, said in keys]
