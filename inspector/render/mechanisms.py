@@ -270,8 +270,8 @@ def further_view(further: Further, width: int, t: Translate) -> RenderableType:
     rates = table(t("predicted by", "предсказывает"), t("right", "верно"), "%", t("as the head", "как голова"), "%", numbers=(1, 2, 3, 4))
     for depth, (head, _) in zip(further.depths, columns, strict=True):
         all_said = len(depth.foretold)
-        agrees = [f"{depth.agrees:,} / {all_said:,}", percent(depth.agrees, all_said)] if depth.depth else ["", ""]
-        rates.add_row(head, f"{depth.hits:,} / {depth.judged:,}", percent(depth.hits, depth.judged), *agrees)
+        agrees = [f"{depth.agrees:,} / {all_said:,}", hundredths(depth.agrees, all_said)] if depth.depth else ["", ""]
+        rates.add_row(head, f"{depth.hits:,} / {depth.judged:,}", hundredths(depth.hits, depth.judged), *agrees)
     said = t(
         "a row is a token of the prompt, with the guesses for it and their probability: the head's from one place before it, depth k's "
         "from 1 + k places before, with the tokens up to the one before it as input",
@@ -303,6 +303,6 @@ def guess_text(depth: Depth, position: int, room: int) -> Text:
     return Text.assemble((f"{mark} ", style), guess, (sure, "dim"))
 
 
-def percent(part: int, whole: int) -> str:
-    """A share in per cent; a dash of nothing."""
+def hundredths(part: int, whole: int) -> str:
+    """A number of hundredths, for a column whose head says %; a dash of nothing."""
     return f"{100 * part / whole:.0f}" if whole else "–"
