@@ -368,7 +368,7 @@ def entry(command: Callable[[], None]) -> None:
         if os.environ.get("INSPECTOR_TRACEBACK"):
             raise
         code = fail(f"{type(error).__name__}: {error} (INSPECTOR_TRACEBACK=1 shows where)")
-    sys.exit(flushed(code))
+    process.leave(flushed(code))
 
 
 def flushed(code: int | str | None) -> int | str | None:

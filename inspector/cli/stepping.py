@@ -74,6 +74,7 @@ def step(
         draw(shown, out, pressed(keys or ""), columns_lines)
         out_json(shown, out)
         return
+    process.left_behind = True  # the thread that computes
     ended = shown.run()
     if isinstance(ended, BaseException):
         raise ended

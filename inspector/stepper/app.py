@@ -106,6 +106,8 @@ class Stepper(App[object]):
         self.question: Question | None = None
         self.dark_paper = True
         self.saved: list[tuple[Path, str]] = []
+        self.writing = 0  # files that were asked for and are not there yet
+        self.leaving, self.number = False, None  # once they are, with what is returned then
         self.left = False
         self.to_draw = False
         self.machine = Machine(lambda key, result: self.post_message(self.Done(key, result)))
@@ -285,6 +287,7 @@ class Stepper(App[object]):
         """Takes what was computed."""
         self.waiting -= 1
         key, result = message.key, message.result
+        self.writing -= key == "write"
         if not self.waiting:
             self.doing = ""
         if key == "load":
@@ -295,6 +298,7 @@ class Stepper(App[object]):
             self.step(self.engine.shown)
         elif isinstance(result, BaseException):
             self.told = visible(str(result) or type(result).__name__)
+            self.leaving &= key != "write"  # it is to be seen why there is no file
             if key == "page":
                 if self.page == "beside" and self.other != self.named:
                     self.other = self.named  # to be asked for again
@@ -318,6 +322,8 @@ class Stepper(App[object]):
             path, command = result
             path = visible(str(path))
             self.told = self.t(f"saved in {path}; replayed by: {visible(command)}", f"записано в {path}; повтор: {visible(command)}")
+        if self.leaving and not self.writing:
+            self.action_leave(self.number)
         self.draw()
 
     def tried_words(self, step: Step) -> str:
@@ -597,12 +603,18 @@ class Stepper(App[object]):
                 self.write(engine.run(), path)
                 return path, self.replay(path)
 
+            self.writing += 1
             self.ask("write", write, self.t("writing …", "запись …"))
 
         self.put(Question(self.t("file for the transcript", "файл записи"), name, done))
 
     def action_leave(self, number: int | None = None) -> None:
-        """Ends the application."""
+        """Ends the application: at once, but once a transcript is written that was asked for; asked again, without it."""
+        if self.writing and not self.leaving:
+            self.leaving, self.number = True, number
+            self.told = self.t("left once the transcript is written; once more leaves without it", "выход после записи; ещё раз — без неё")
+            self.draw()
+            return
         self.left = True
         self.exit(number)
 
