@@ -158,6 +158,10 @@ def test_what_the_stepper_cannot_do_is_one_line(inspector, tmp_path, monkeypatch
     assert "leave q out" in inspector("step", *RUN, "--save-svg", svg, "--keys", "space q space", code=2)
     assert "--save-svg" in inspector("step", *RUN, "--save-svg", tmp_path / "step.png", code=2)
     assert str(tmp_path / "none") in inspector("step", tmp_path / "none", "x", "--save-svg", svg, code=2)
+    nowhere = {"no/such": "'no/such' is no folder here", "a b": "'a b': no such folder", "none.py:A.make": "none.py:A.make: no such file"}
+    monkeypatch.setattr("inspector.stepper.app.Stepper.__init__", None)  # it is not come to
+    for name, said in nowhere.items():
+        assert f"--beside {said}" in inspector("step", *RUN, "--beside", name, "--save-svg", svg, code=2)
     monkeypatch.setattr("inspector.cli.stepping.find_spec", lambda name: None)
     assert "pip install" in inspector("step", *RUN, "--save-svg", svg, code=2)
     assert not svg.exists()
