@@ -18,7 +18,7 @@ from inspector.loop.stepping import replay
 from inspector.records.as_json import to_json
 from inspector.records.generation import Token
 from inspector.render.text import translator
-from inspector.stepper import views
+from inspector.stepper.lines import COLOURS
 from inspector.stepper.pictures import picture, settled
 from tests.cli.test_russian import english
 from tests.stepper.conftest import DRAWN, press, screen, screens, stepper, text_of
@@ -383,7 +383,7 @@ def test_colours_are_readable():
         r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
-    for dark, light in views.COLOURS.values():
+    for dark, light in COLOURS.values():
         for colour, paper in ((dark, "#121212"), (light, "#ffffff")):
             low, high = sorted((luminance(colour), luminance(paper)))
             assert (high + 0.05) / (low + 0.05) >= 4.5
