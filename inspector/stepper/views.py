@@ -21,7 +21,7 @@ from ..render.lesson import no_cache, where_time_goes
 from ..render.settings import FILTER_NAMES, origin_words, setting_text
 from ..render.steps import because, lot, part_words, removal, token_line, why
 from ..render.tables import bar, table
-from ..render.text import Translate, chance, duration, quoted, tokens_of, visible
+from ..render.text import Translate, chance, duration, quoted, space, tokens_of, visible
 from ..render.traits import architectures, trait_list
 from ..render.trees import flops_words, split_table, sums_line
 from ..render.verdicts import LEVEL_STYLES, sampling_words, stretch_words, verdict_line
@@ -121,10 +121,11 @@ def head(shown: Shown, t: Translate, width: int, status: str = "", tried: Sampli
 def text_line(shown: Shown, t: Translate, width: int) -> Text:
     """The prompt and what was generated, the token in view marked; of a long text the end that holds it."""
     steps, at = shown.line.steps, shown.at
-    prompt = visible("".join(token.text for token in shown.prompt))
-    before = visible("".join(step.token.text for step in steps[:at]))
+    between = space(shown.prompt)
+    prompt = visible(between.join(token.text for token in shown.prompt))
+    before = visible("".join(step.token.text + between for step in steps[:at]))
     chosen = visible(steps[at].token.text) if at < len(steps) else "▁"
-    after = visible("".join(step.token.text for step in steps[at + 1 :]))
+    after = visible("".join(between + step.token.text for step in steps[at + 1 :]))
     text = Text.assemble((prompt, "dim"), ("|", "cyan"), before, (chosen, "bold reverse" if at < len(steps) else "bold"), (after, "dim"))
     start = cell_len(prompt) + 1 + cell_len(before)
     room = width - 2
@@ -194,7 +195,8 @@ def token_block(shown: Shown, step: Step, t: Translate, width: int, drawn: bool)
 
 def text_end(shown: Shown, width: int) -> tuple[str, ...] | None:
     """The end of the text so far in large letters, as much of it as fits; None where it has letters that cannot be drawn."""
-    text = visible("".join(token.text for token in (*shown.prompt, *(step.token for step in shown.line.steps[: shown.at])))) + "…"
+    tokens = (*shown.prompt, *(step.token for step in shown.line.steps[: shown.at]))
+    text = visible(space(shown.prompt).join(token.text for token in tokens)) + "…"
     for start in range(max(0, len(text) - width // 4), len(text) - 1):
         if (letters := big(text[start:], width)) is not None:
             return letters
@@ -226,7 +228,8 @@ def facts_of(step: Step, t: Translate, drawn: bool) -> list[str]:
         facts.append(t("greedy: nothing is drawn", "жадно: случайности нет"))
     if drawn and chosen is not None and chosen.draw is not None:
         seed = f"q {chosen.draw:.4g}"
-        facts.append(t(f"{seed} from the seed; largest p/q wins", f"{seed} из seed; победит большее p/q"))
+        wins = t(f"{seed} from the seed; largest p/q wins", f"{seed} из seed; победит большее p/q")
+        facts.append(t(f"{seed} from the seed; p/q does not decide", f"{seed} из seed; p/q не решает") if step.forced else wins)
     facts.append(t(f"read {tokens_of(step.context_length, t)}", f"прочитано: {tokens_of(step.context_length, t)}"))
     return facts[:ROWS]
 
@@ -349,7 +352,7 @@ def branches_body(shown: Shown, chosen: int, t: Translate, width: int, height: i
     lines = [Text(t(" Branches", " Ветви"), "bold cyan")]
     room = max(3, min(len(shown.branches), height // 3))
     first = max(0, min(chosen - room // 2, len(shown.branches) - room))
-    prompt = visible("".join(token.text for token in shown.prompt))
+    prompt = visible(space(shown.prompt).join(token.text for token in shown.prompt))
     for i in range(first, min(len(shown.branches), first + room)):
         one = shown.branches[i]
         told = tokens_of(len(one.steps), t)

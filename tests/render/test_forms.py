@@ -127,6 +127,11 @@ def test_a_speculation_shows_how_drafts_fared():
     assert any(line.startswith(f"{record.speed_up:.2f} times as fast") for line in lines)
 
 
+def test_numbers_that_stand_for_text_stand_apart(run):
+    numbers = replace(run, prompt=tuple(replace(token, text=str(token.id), special=False) for token in run.prompt))
+    assert any("1 14 49 33 50|" in line for line in printed(numbers))
+
+
 def test_a_step_shows_its_candidates(run):
     step = run.steps[3]
     lines = printed(step)
