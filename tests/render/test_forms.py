@@ -238,6 +238,7 @@ def test_a_frame_is_as_high_as_its_page_up_to_a_limit(m, browser, tmp_path):
         height = browser.execute_async_script(wait, f"{HIGHEST}px")
         browser.switch_to.frame(browser.find_element("css selector", "iframe"))
         own = browser.execute_script("return document.body.offsetHeight")
+        assert browser.find_elements("id", "no-steps") == []  # a model is no run
         assert browser.execute_script("return document.getElementById('page').lastElementChild.nextSibling") is None  # no stray text
         assert HIGHEST < own < 9000 and height == min(own, most)
         browser.switch_to.default_content()
