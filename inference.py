@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 
 from inspector.cli import entry, grouping, native, options, waiting
+from inspector.cli.options import LESSON
 from inspector.cli.report import write_lesson
 from inspector.render import lesson
 from inspector.render.screen import LiveSteps
@@ -33,7 +34,6 @@ from inspector.render.verdicts import comparison_table, growth_table, verdict_li
 
 QWEN_PROMPT = "Назови одну русскую фамилию, которая начинается на «Крас». Ответь только фамилией."
 NAMES_PROMPT = "Крас"
-DEFAULTS = dict(temperature=0.8, top_p=0.9)
 OTHER = 0.5  # the temperature that is asked about beside the run's own, and 1.5 where that is its own
 LENGTHS = (8, 32, 64, 128)  # context lengths at which a step is timed
 
@@ -96,7 +96,7 @@ def main(
     default = QWEN_PROMPT if getattr(models[0].tokenizer, "chat_template", None) and not reading.raw else NAMES_PROMPT
     prompts = [default if prompt is None else prompt, expert_prompt]
     ids = [reading.encode(models[0], prompts[0]), models[1].encode(prompts[1])]
-    settings = [asked.settings(m, DEFAULTS) for m in models]
+    settings = [asked.settings(m, LESSON) for m in models]
     reads = dict(kv_cache=loop.kv_cache, recorded=out.recorded)
     loops = [decode(m, row, s, max_new_tokens, **reads) for m, row, (s, _) in zip(models, ids, settings, strict=True)]
     known = notices([*models[0].notices, *models[1].notices, *reading.remarks(models[0], prompts[0])], t)
@@ -167,10 +167,10 @@ def main(
         if nodes[0].parameters != 494_032_768:  # those of Qwen2.5-0.5B
             times[t("the real Qwen, estimated", "настоящий Qwen, оценка")] = estimate_qwen(models[0], LENGTHS)
     screen.show(*(text_panel(*one, t, other) for *one, other in zip(prompts, runs, others, strict=True)))
-    command = options.command_arguments("run", names[0], prompts[0], options=[asked.again(runs[0].sampling, DEFAULTS), loop, reading, how])
+    command = options.command_arguments("run", names[0], prompts[0], options=[asked.again(runs[0].sampling, LESSON), loop, reading, how])
     screen.show(growth_table(times, t), lesson.no_cache(runs[0], t), *lesson.where_time_goes(shares, t))
     screen.show(*lesson.closing(command, t, runs[0].sampling.greedy))
-    write_lesson(models, runs, prompts, verdicts, [asked, loop, reading, how, out], DEFAULTS)  # with --html
+    write_lesson(models, runs, prompts, verdicts, [asked, loop, reading, how, out], LESSON)  # with --html
     out.write(dict(runs=runs, verdicts=verdicts))
 
 

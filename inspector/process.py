@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 FOLDERS: set[str] = set()  # that go when the process ends, however it ends
 begun = False  # whether this process is a command's
+left_behind = False  # whether a thread of it may compute on when the command has ended
 CLOSED: set[int] = set()  # the standard streams that were not open when the process began
 
 
@@ -48,12 +49,30 @@ def end(number: int, frame: object = None) -> None:
         for terminal in filter(os.isatty, (1, 2)):
             with suppress(OSError):
                 os.write(terminal, b"\r\x1b[2K\x1b[?25h")  # without what was moving there, and with its cursor
+    remove_folders()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def leave(code: int | str | None) -> None:
+    """Ends a command whose output is written with its exit code: at once, also where a thread was left behind that computes.
+
+    The interpreter would shut down under that thread, which takes seconds, or is aborted by what the thread runs.
+    """
+    if not (begun and left_behind):
+        sys.exit(code)
+    with suppress(BaseException):
+        sys.stderr.flush()
+    remove_folders()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def remove_folders() -> None:
+    """Removes the temporary folders that there are."""
     for folder in FOLDERS:
         import shutil  # loaded with tempfile, which made the folder
 
         shutil.rmtree(folder, ignore_errors=True)
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
 
 
 def leave_signals() -> None:

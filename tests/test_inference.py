@@ -139,7 +139,7 @@ def test_the_shown_command_repeats_the_run(tmp_path, lesson_here):
 
 def test_the_default_seed_shows_top_p_removing_the_runner_up():
     m = load("names-qwen2")
-    sampling = Sampling(**inference.DEFAULTS, seed=0)
+    sampling = Sampling(**inference.LESSON, seed=0)
     from inspector.loop.decoding import decode
 
     step = next(decode(m, m.encode("Крас"), sampling))

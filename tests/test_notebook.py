@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ("lesson.ipynb", "lesson_ru.ipynb")
 SAID = {  # id of a cell → what its output says in English and in Russian, as the console prints it
     "split": ("['<s>', 'К', 'р', 'а', 'с'] (1, 5, 128) (1, 5, 65)",) * 2,
-    "step": ("wins the race, ahead of", "выигрывает гонку, впереди"),
+    "step": ("wins the race, ahead of", "побеждает в гонке; второй —"),
     "sampling": ("T=0 ", "T=0 "),
     "verify": ("bitwise", "побитово"),
     "trace": ("the watched pass gave the bits of the unwatched one", "проход с наблюдением дал те же биты"),

@@ -99,6 +99,21 @@ with temporary_folder("inspector-test-") as folder:
     assert ended.returncode == -signal.SIGTERM and list(tmp_path.iterdir()) == []
 
 
+def test_a_command_that_leaves_a_thread_behind_ends_at_once(tmp_path):
+    script = """
+import atexit
+from inspector import process
+process.begin()
+process.left_behind = True
+atexit.register(print, "shut down")
+with process.temporary_folder("inspector-test-"):
+    print("all", flush=True)
+    process.leave(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, b"all\n", b"") and list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_waits_for_the_end_of_a_step_and_keeps_it(monkeypatch):
     before = signal.signal(signal.SIGINT, process.end)
     ended = []

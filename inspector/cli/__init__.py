@@ -61,6 +61,8 @@ EXPLAIN_HELP = (
     'In the JSON they are the run\'s "settings", which without this is empty.'
 )
 
+PROMPTS_HELP = "Run every line of a text file instead, in batches, with one thread unless --threads says otherwise."
+RECORD_HELP = "Write the N largest raw logits of every step into the JSON, for report --run."
 REPLAY_HELP = "Generate a recorded run again (of --json, or saved in inspector step): exit code 1 where a number is another."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -125,18 +127,10 @@ def run(
     context: typer.Context,
     model: Annotated[str | None, ModelArgument.__metadata__[0]] = None,
     prompt: PromptArgument = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Run every line of a text file instead, in batches, with one thread unless --threads says otherwise."
-        ),
-    ] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help=PROMPTS_HELP)] = None,
     batch_size: Annotated[int, typer.Option(help="Of --prompts: prompts that go through the model together.")] = 8,
     explain: Annotated[bool, typer.Option("--explain", help=EXPLAIN_HELP)] = False,
-    record: Annotated[
-        int,
-        typer.Option(metavar="N", help="Write the N largest raw logits of every step into the JSON, for report --run."),
-    ] = 0,
+    record: Annotated[int, typer.Option(metavar="N", help=RECORD_HELP)] = 0,
     step: Annotated[int | None, typer.Option(metavar="N", help="Show step N alone: its candidates in four columns.")] = None,
     replay: Annotated[Path | None, typer.Option(metavar="FILE", help=REPLAY_HELP)] = None,
     *,
@@ -147,24 +141,12 @@ def run(
     out: Output,
 ) -> None:
     """Continue a prompt by hand, token by token, and show what every step weighed; or all prompts of a file, in batches."""
-    t = out.t
     if replay is not None:
         refuse_beside_replay(context, how, out)
         replayed(model, replay, how, out)
         return
-    if model is None:
-        raise ValueError("MODEL is missing: name a model, or give --replay FILE; --help lists what there is")
-    if prompt is not None and prompts is not None:
-        raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
-    for name, given in dict(compile=loop.compile, record=record, step=step is not None).items():
-        if given and prompts is not None:
-            raise ValueError(f"--{name} is for one prompt: leave it or --prompts out")
-    at_least_one(batch_size=batch_size, step=step)
-    if record < 0:
-        raise ValueError(f"--record {record}: give a whole number, 0 for none")
-    if step is not None and step > asked.max_new_tokens:
-        raise ValueError(f"--step {step}: at most {asked.max_new_tokens} tokens are generated: give a smaller one, or --max-new-tokens")
-    screen, processes = out.console, None
+    check_run(model, prompt, prompts, batch_size, record, step, asked.max_new_tokens, loop.compile)
+    t, screen, processes = out.t, out.console, None
     lines = read_prompts(prompts) if prompts is not None else []
     if lines:  # the processes meet before loading: each may have an accelerator of its own
         with busy("loading torch …"), importing():
@@ -174,11 +156,9 @@ def run(
         screen.quiet |= processes.rank > 0  # one of them speaks and writes
     m = loop.prepared(how.load(model))
     out.remarks(*m.notices)
-    from ..loading.texts import check_request
-    from ..loop.decoding import run as generate
-
     sampling, origins = asked.settings(m)
     m, ids = (m, None) if lines else out.read(m, prompt, reading)
+    settled = sampling, origins, asked.max_new_tokens, loop.kv_cache
     if explain:
         from ..loop.settings import explained
 
@@ -191,30 +171,30 @@ def run(
         rows = settings(len(ids or [0]))
         screen.show(settings_table(rows, t), settings_remarks(rows, t))
     if lines:
-        settled = sampling, origins, asked.max_new_tokens, loop.kv_cache
         result = run_lines(m, prompts, lines, reading, *settled, batch_size, processes, screen, t)
     else:
-        check_request(len(ids), asked.max_new_tokens, m.context_length)
-        m = loop.compiled(m, ids, out)
-        screen.show(out.fed(model, m, ids, prompt, reading))
-        screen.show(settings_line(sampling, origins, t, loop.kv_cache))
-        if step is None:
-            with LiveSteps(screen, [model], t) as live:
-                result = generate(m, ids, sampling, asked.max_new_tokens, origins, lambda step: live.add([step]), loop.kv_cache, record)
-        else:
-            with busy(t("generating …", "генерация …")):
-                result = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache, recorded=record)
-            if step > len(result.steps):
-                raise ValueError(f"--step {step}: the generation ended at step {len(result.steps)}: give a number up to that")
-            screen.show(subsection(t(f"step {step} of {len(result.steps)}", f"шаг {step} из {len(result.steps)}")))
-            screen.show(four_columns(result.steps[step - 1], t))
-        result = replace(result, parts=reading.parts(m, ids, prompt))
-        screen.show(text_panel(prompt or "", result, t))
+        result = run_prompt(m, ids, model, prompt, *settled, record, step, loop, reading, out)
     if processes is None or processes.rank == 0:
         if explain:  # each run's own: where it ends, and whether a forced beginning acts, depends on its prompt
             own = [replace(made, settings=settings(len(made.prompt))) for made in (result if lines else [result])]
             result = own if lines else own[0]
         out.write(result)
+
+
+def check_run(model, prompt, prompts, batch_size, record, step, max_new_tokens, compiled) -> None:
+    """Refuses options of ``run`` that contradict each other, or that cannot be. Raises ``ValueError``."""
+    if model is None:
+        raise ValueError("MODEL is missing: name a model, or give --replay FILE; --help lists what there is")
+    if prompt is not None and prompts is not None:
+        raise ValueError(f"PROMPT {prompt!r} and --prompts {prompts} contradict each other: give one")
+    for name, given in dict(compile=compiled, record=record, step=step is not None).items():
+        if given and prompts is not None:
+            raise ValueError(f"--{name} is for one prompt: leave it or --prompts out")
+    at_least_one(batch_size=batch_size, step=step)
+    if record < 0:
+        raise ValueError(f"--record {record}: give a whole number, 0 for none")
+    if step is not None and step > max_new_tokens:
+        raise ValueError(f"--step {step}: at most {max_new_tokens} tokens are generated: give a smaller one, or --max-new-tokens")
 
 
 def refuse_beside_replay(context: typer.Context, how: SpreadOptions, out: Output) -> None:
@@ -224,6 +204,31 @@ def refuse_beside_replay(context: typer.Context, how: SpreadOptions, out: Output
     if wrong := [own for own in given if own.name not in allowed]:
         name = wrong[0].opts[0] if wrong[0].param_type_name == "option" else "PROMPT"
         raise ValueError(f"{name} and --replay contradict each other: the file says what was run: give one")
+
+
+def run_prompt(m, ids, name, prompt, sampling, origins, max_new_tokens, kv_cache, record, step, loop, reading, out):
+    """Runs one prompt and shows what every step weighed, or of one ``step`` all; returns the run."""
+    from ..loading.texts import check_request
+    from ..loop.decoding import run as generate
+
+    t, screen = out.t, out.console
+    check_request(len(ids), max_new_tokens, m.context_length)
+    m = loop.compiled(m, ids, out)
+    screen.show(out.fed(name, m, ids, prompt, reading))
+    screen.show(settings_line(sampling, origins, t, kv_cache))
+    if step is None:
+        with LiveSteps(screen, [name], t) as live:
+            result = generate(m, ids, sampling, max_new_tokens, origins, lambda step: live.add([step]), kv_cache, record)
+    else:
+        with busy(t("generating …", "генерация …")):
+            result = generate(m, ids, sampling, max_new_tokens, origins, kv_cache=kv_cache, recorded=record)
+        if step > len(result.steps):
+            raise ValueError(f"--step {step}: the generation ended at step {len(result.steps)}: give a number up to that")
+        screen.show(subsection(t(f"step {step} of {len(result.steps)}", f"шаг {step} из {len(result.steps)}")))
+        screen.show(four_columns(result.steps[step - 1], t))
+    result = replace(result, parts=reading.parts(m, ids, prompt))
+    screen.show(text_panel(prompt or "", result, t))
+    return result
 
 
 def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, kv_cache, batch_size, processes, screen, t) -> list:
@@ -368,7 +373,7 @@ def entry(command: Callable[[], None]) -> None:
         if os.environ.get("INSPECTOR_TRACEBACK"):
             raise
         code = fail(f"{type(error).__name__}: {error} (INSPECTOR_TRACEBACK=1 shows where)")
-    sys.exit(flushed(code))
+    process.leave(flushed(code))
 
 
 def flushed(code: int | str | None) -> int | str | None:

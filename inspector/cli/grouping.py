@@ -128,7 +128,7 @@ def check_places(given: dict, parameters: Sequence[Parameter]) -> None:
 
 def files_of(name: str) -> Iterator[Path]:
     """The files that are here of what a name of a model or of a text leads to."""
-    path = Path(expanduser(re.sub(r"(\.py):\w+$", r"\1", name)))
+    path = Path(expanduser(re.sub(r"(\.py):[\w.]+$", r"\1", name)))
     for place in (path, EMBEDDED / name) if Path(name).name == name else (path,):
         with suppress(OSError, ValueError):
             yield from place.iterdir() if place.is_dir() else [place] if place.exists() else []

@@ -92,7 +92,7 @@ def trace(
     m = how.load(model, finite=False)
     out.remarks(*m.notices)
     m, ids = out.read(m, prompt, reading)
-    with busy(t("reading the prompt …", "чтение промпта …")):
+    with busy(t("reading the prompt …", "чтение запроса …")):
         result = function_of(VIEWS[view.name])(m, ids, **arguments)
         for name in BELOW if view.name == STATISTICS and not view.role else ():
             try:

@@ -31,6 +31,7 @@ MODEL_HELP = (
     "An embedded model (names-qwen2, names-expert, gpt-moe, gpt-mla, gpt-mtp), a folder, a hub id, or FILE.py:factory, a function of yours."
 )
 DTYPE_HELP = "auto, float32, bfloat16, float16, float64. auto: the checkpoint's, on the CPU float32."
+LESSON = dict(temperature=0.8, top_p=0.9)  # the settings of the lesson and of a page: greedy steps have no draw to show
 RECORDED = 512  # logits of every step that a page is given: all of a small vocabulary
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")]

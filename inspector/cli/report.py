@@ -14,12 +14,11 @@ from ..records.report import Idea, Report, Side
 from ..render.tables import program
 from ..render.text import visible
 from .grouping import grouped
-from .options import RECORDED, LoopOptions, ModelOptions, Output, PromptOptions, SamplingOptions, command_arguments
+from .options import LESSON, RECORDED, LoopOptions, ModelOptions, Output, PromptOptions, SamplingOptions, command_arguments
 from .runs import read_runs
 from .threads import SMALL
 from .waiting import busy, importing
 
-LESSON = dict(temperature=0.8, top_p=0.9)  # as in ``inference.py``: a page of greedy steps has no draw to show
 MOST_BRANCHES, USUAL_BRANCHES = 10, 3
 BRANCHES_HELP = (
     f"Of every step, how many other tokens to go on from, greedily; by default {USUAL_BRANCHES} for a model of less than 10 million "

@@ -4,6 +4,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..files import write_whole
 from ..render.tables import program, unwrapped
 from ..render.text import Translate, visible
 from ..render.verdicts import replayed_words
-from .grouping import grouped, is_embedded
+from .grouping import files_of, grouped, is_embedded
 from .options import (
     LoopOptions,
     ModelArgument,
@@ -61,6 +62,8 @@ def step(
     # Textual draws on the stream of errors: where that leads elsewhere, the terminal would stay empty.
     if not picture and not all(one is not None and one.isatty() for one in (sys.stdin, sys.stdout, sys.__stderr__)):
         raise ValueError("inspector step needs a terminal: run it in one, or give --save-svg FILE for a picture, inspector run for a log")
+    if beside is not None:
+        check_found("--beside", beside)
     t = out.t
     from ..stepper.app import Stepper
 
@@ -75,6 +78,7 @@ def step(
         draw(shown, out, pressed(keys or ""), columns_lines)
         out_json(shown, out)
         return
+    process.left_behind = True  # the thread that computes
     ended = shown.run()
     if isinstance(ended, BaseException):
         raise ended
@@ -87,6 +91,28 @@ def step(
         if ended == 2:  # Ctrl-C
             raise KeyboardInterrupt
         process.end(ended)
+
+
+def check_found(option: str, name: str) -> None:
+    """Refuses a model's name that leads nowhere, without loading the model. Raises ``ValueError``.
+
+    What is here is found at once; what is not, such as a model that the hub may have, takes the import of torch.
+    """
+    if any(files_of(name)):
+        return
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    with suppress(HFValidationError, ValueError, OSError):
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+    with busy("loading torch …"), importing():
+        from ..loading.factories import file_and_function, is_factory
+        from ..loading.finding import find
+    try:
+        file_and_function(name) if is_factory(name) else find(name)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from error
 
 
 def engine(model: str, prompt: str | None, say: Callable[[str], None], t: Translate, *, asked, loop, reading, how):

@@ -56,10 +56,7 @@ def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool
     Raises:
         LoadError: there is no such file or function, or it breaks off.
     """
-    file, function = FACTORY.match(name).groups()
-    path = place(file)
-    if not path.is_file():
-        raise LoadError(f"{name}: no such file: {file}")
+    path, function = file_and_function(name)
     path = path.parent.resolve() / path.name
     try:
         try:
@@ -74,6 +71,15 @@ def from_file(name: str, device: torch.device, dtype: str = "auto", finite: bool
     except BaseException as error:  # whatever the user's code raises
         said = first_line(error).removeprefix(type(error).__name__).strip() or "no message"
         raise LoadError(f"{name}: {type(error).__name__}: {said}{where_in(path, error)}: correct the function") from error
+
+
+def file_and_function(name: str) -> tuple[Path, str]:
+    """The two halves of ``FILE.py:factory``. Raises ``LoadError`` where there is no such file."""
+    file, function = FACTORY.match(name).groups()
+    path = place(file)
+    if not path.is_file():
+        raise LoadError(f"{name}: no such file: {file}")
+    return path, function
 
 
 def of_file(name: str, path: Path, function: str, device: torch.device, dtype: str, finite: bool, quantise: str | None) -> Loaded:

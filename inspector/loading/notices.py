@@ -82,7 +82,7 @@ def split_notices(split: Split) -> Iterator[Notice]:
             "Modules quantised by torch: one scale for all positions, so a token among others gives other bits than alone; "
             "the parts are proved on whole prompts only",
             "Модули, квантованные torch: один масштаб на все позиции, и токен среди других даёт не те биты, что отдельно; "
-            "части доказаны только на целых промптах",
+            "части доказаны только на целых запросах",
             split.per_tensor,
         )
 
@@ -97,7 +97,7 @@ def vocabulary_notices(tokenizer: PreTrainedTokenizerBase, size: int) -> Iterato
             "vocabulary",
             f"The tokenizer has tokens that the model has no ids for: {ids}, the model's end at {size - 1}: they are refused in a prompt; "
             "take the tokenizer that the model was trained with",
-            f"У токенизатора есть токены, номеров которых нет у модели: {ids}, а у модели последний {size - 1}: в промпте они отвергаются; "
+            f"У токенизатора есть токены, номеров которых нет у модели: {ids}, а у модели последний {size - 1}: в запросе они отвергаются; "
             "возьмите токенизатор, с которым модель обучали",
             tuple(word for _, word in beyond),
         )
@@ -115,9 +115,9 @@ def special_notices(
     """Where a tokenizer and its model differ in what begins, ends and fills a text."""
     names = dict(bos=("beginning", "начало"), eos=("end", "конец"), pad=("padding", "заполнение"))
     acts = dict(
-        bos=("a prompt gets the tokenizer's", "промпт получает токен токенизатора"),
+        bos=("a prompt gets the tokenizer's", "запрос получает токен токенизатора"),
         eos=("a generation ends where the settings say", "генерация кончается по настройкам"),
-        pad=("no prompt gets either", "промпт не получает ни того, ни другого"),
+        pad=("no prompt gets either", "запрос не получает ни того, ни другого"),
     )
     for kind in names:
         of_tokenizer = getattr(tokenizer, f"{kind}_token_id", None)

@@ -28,7 +28,7 @@ START = "import sys; sys.path += sys.argv[2:]; import runpy; runpy.run_path(sys.
 PROGRAM = Path(__file__).with_name("template_child.py")
 REMEDY = "--raw leaves the template out"
 OTHER_PROMPT, OTHER_SYSTEM = "PromptStandsHere", "SystemStandsHere"
-NAMES = dict(prompt=("the prompt", "промпт"), system=("the system message", "системное сообщение"))
+NAMES = dict(prompt=("the prompt", "запрос"), system=("the system message", "системное сообщение"))
 
 
 class TemplateError(ValueError):

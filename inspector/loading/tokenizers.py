@@ -68,7 +68,7 @@ def tokenizer_notice(why: Words) -> Notice:
     return Notice(
         "tokenizer",
         f'No tokenizer, so that prompts are token ids, such as "1 5 7": {why[0]}',
-        f'Токенизатора нет, поэтому промпты — номера токенов, например "1 5 7": {why[1]}',
+        f'Токенизатора нет, поэтому запросы — номера токенов, например "1 5 7": {why[1]}',
     )
 
 

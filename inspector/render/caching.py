@@ -160,7 +160,7 @@ def cause_said(cause: DriftCause | None, t: Translate) -> list[str]:
             )
         ]
     if cause.step == 0:
-        where = t("already when both read the prompt", "уже там, где оба читают промпт")
+        where = t("already when both read the prompt", "уже там, где оба читают запрос")
     else:
         where = t(f"at step {cause.step + 1}", f"на шаге {cause.step + 1}")
     lines = [

@@ -85,7 +85,7 @@ def presets_view(rows: list[dict], t: Translate) -> RenderableType:
         ),
         t(
             "what drafting costs a gpt-mtp of these sizes (a drafting pass: one draft, and both tokens checked):",
-            "во что обходится спекуляция gpt-mtp этих размеров (спекулятивный проход: один черновик и проверка обоих токенов):",
+            "во что обходится спекуляция gpt-mtp этих размеров (спекулятивный проход: один набросок и проверка обоих токенов):",
         ),
         t(
             "documents: what the model's documents estimate for these sizes on a CPU, under other names. Medians of rounds after a warm-up",

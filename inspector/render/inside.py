@@ -40,7 +40,7 @@ def trace_view(trace: Trace, width: int, t: Translate) -> RenderableType:
     said = t(
         f"outputs are {form_of(*usual)} where nothing else is said; one pass over {tokens_of(len(trace.prompt), t)} took "
         f"{duration(trace.seconds, t)}, and the time of a component holds what is inside it",
-        f"выходы имеют форму {form_of(*usual)}, где не сказано иное; проход по промпту ({tokens_of(len(trace.prompt), t)}) занял "
+        f"выходы имеют форму {form_of(*usual)}, где не сказано иное; проход по запросу ({tokens_of(len(trace.prompt), t)}) занял "
         f"{duration(trace.seconds, t)}; во время компонента входит всё, что внутри него",
     )
     proof = t("the watched pass gave the bits of the unwatched one", "проход с наблюдением дал те же биты, что и без него")
@@ -161,7 +161,7 @@ def lens_view(lens: Lens, width: int, t: Translate) -> RenderableType:
         )
         result.add_row(row.role, Held.assemble(top), f"{row.entropy:.2f}", f"{row.rank:,}", chance(row.probability))
     here = quoted(lens.prompt[lens.position].text)
-    norm = t("final norm and head", "финальную нормировку и голову") if lens.norm else t("head", "голову")
+    norm = t("final norm and head", "последнюю норму и голову") if lens.norm else t("head", "голову")
     said = [
         t(
             f"read after position {lens.position} ({here}) by {norm}; rank and p are those of the model's choice there, ",

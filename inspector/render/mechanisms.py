@@ -27,7 +27,7 @@ def experts_view(experts: Experts, width: int, t: Translate) -> RenderableType:
     said = [
         t(
             "expert and gate weight, the largest first; the gates choose without the noise of training",
-            "эксперт и вес гейта, больший первым; гейты выбирают без шума, который бывает в обучении",
+            "эксперт и вес маршрутизатора, от большего к меньшему; выбор идёт без шума, который бывает в обучении",
         )
     ]
     if any(len(choice.experts) > NAMED for one in some for choice in one.choices):
@@ -270,16 +270,16 @@ def further_view(further: Further, width: int, t: Translate) -> RenderableType:
     rates = table(t("predicted by", "предсказывает"), t("right", "верно"), "%", t("as the head", "как голова"), "%", numbers=(1, 2, 3, 4))
     for depth, (head, _) in zip(further.depths, columns, strict=True):
         all_said = len(depth.foretold)
-        agrees = [f"{depth.agrees:,} / {all_said:,}", percent(depth.agrees, all_said)] if depth.depth else ["", ""]
-        rates.add_row(head, f"{depth.hits:,} / {depth.judged:,}", percent(depth.hits, depth.judged), *agrees)
+        agrees = [f"{depth.agrees:,} / {all_said:,}", hundredths(depth.agrees, all_said)] if depth.depth else ["", ""]
+        rates.add_row(head, f"{depth.hits:,} / {depth.judged:,}", hundredths(depth.hits, depth.judged), *agrees)
     said = t(
         "a row is a token of the prompt, with the guesses for it and their probability: the head's from one place before it, depth k's "
         "from 1 + k places before, with the tokens up to the one before it as input",
-        "строка — токен промпта, в ней догадки о нём и их вероятность: головы — за одно место до него, глубины k — за 1 + k мест, "
+        "строка — токен запроса, в ней догадки о нём и их вероятность: головы — за одну позицию до него, глубины k — за 1 + k позиций, "
         "на входе у неё токены до предыдущего включительно",
     )
     if len(further.depths) == 1:
-        said = t("the prompt is too short for a depth to predict anything", "промпт короток: глубинам нечего предсказывать")
+        said = t("the prompt is too short for a depth to predict anything", "запрос короток: глубинам нечего предсказывать")
     proof = t(
         "the head's logits are the same bits after the depths have run, and no guess changes with the token that it is about",
         "логиты головы после работы глубин те же бит в бит, и ни одна догадка не меняется вместе с токеном, о котором она",
@@ -303,6 +303,6 @@ def guess_text(depth: Depth, position: int, room: int) -> Text:
     return Text.assemble((f"{mark} ", style), guess, (sure, "dim"))
 
 
-def percent(part: int, whole: int) -> str:
-    """A share in per cent; a dash of nothing."""
+def hundredths(part: int, whole: int) -> str:
+    """A number of hundredths, for a column whose head says %; a dash of nothing."""
     return f"{100 * part / whole:.0f}" if whole else "–"

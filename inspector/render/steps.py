@@ -34,8 +34,8 @@ def part_words(t: Translate) -> dict[str | None, tuple[str, str]]:
     return {
         "special": (t("special", "служебные"), "yellow"),
         "template": (t("template", "шаблон"), "cyan"),
-        "system": (t("system", "система"), "magenta"),
-        "default": (t("system, the template's own", "система, из самого шаблона"), "magenta"),
+        "system": (t("system", "системное сообщение"), "magenta"),
+        "default": (t("system, the template's own", "системное из шаблона"), "magenta"),
         "prompt": (t("prompt", "запрос"), "green"),
         None: (t("not told apart", "не различить"), "none"),
     }
@@ -189,9 +189,9 @@ def because(step: Step, t: Translate) -> str:
         before = t(" after the filters", " после фильтров") if filtered else ""
         return t(
             f"{told(winner)} has the largest logit{before}, ahead of {told(loser)}",
-            f"у {told(winner)} наибольший логит{before}, впереди {told(loser)}",
+            f"у {told(winner)} наибольший логит{before}; второй — {told(loser)}",
         )
-    return t(f"{told(winner)} wins the race, ahead of {told(loser)}", f"{told(winner)} выигрывает гонку, впереди {told(loser)}")
+    return t(f"{told(winner)} wins the race, ahead of {told(loser)}", f"{told(winner)} побеждает в гонке; второй — {told(loser)}")
 
 
 def ratio(candidate: Candidate) -> float:

@@ -162,7 +162,7 @@ def checked(m: Loaded) -> Native:
     if own.shape != theirs.shape or not near(own, theirs):
         no(
             f"{name} computes something else than its backbone and its linear head: the page would need that, too",
-            f"{name} вычисляет не только то, что дают её тело и линейная голова: странице понадобилось бы и остальное",
+            f"{name} вычисляет не только то, что дают её backbone и линейная голова: странице понадобилось бы и остальное",
         )
     return native
 

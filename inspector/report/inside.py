@@ -37,7 +37,7 @@ VIEWS = dict(
     lens="логит-линза",
     contributions="вклады",
     experts="эксперты",
-    latents="скрытые представления",
+    latents="латенты",
     further="дальнейшие токены",
 )
 

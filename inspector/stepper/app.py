@@ -1,11 +1,10 @@
 """The application of ``inspector step``: keys, what is asked of the engine, and the screen. Textual is imported here alone."""
 
 import asyncio
-import re
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.text import Text
@@ -16,11 +15,12 @@ from textual.containers import Horizontal
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from ..files import check_writable
 from ..records.generation import Sampling, Step
-from ..render.text import Translate, visible
-from . import views
+from ..render.text import Translate, quoted, visible
+from . import pages, questions, views
+from .lines import cell, fitted, themed, wrapped
 from .machine import Machine
+from .questions import Question
 from .shown import Shown
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -28,17 +28,6 @@ LEAST = (60, 20)  # columns and lines that the screen needs
 # Keys of a Cyrillic keyboard stand for the Latin ones in the same place.
 LATIN = str.maketrans("йцукенгшщзфывапролдячсмить", "qwertyuiopasdfghjklzxcvbnm")
 INFO = ("steps", "parts", "architecture", "settings", "prompt", "cost")
-
-
-@dataclass(frozen=True)
-class Question:
-    """Something to type: its words, what stands there first, how it becomes settings that are tried at once, what is done with it."""
-
-    words: str
-    value: str
-    done: Callable[[str], None]
-    settings: Callable[[str], Sampling] | None = None
-    step: float | None = None
 
 
 class Stepper(App[object]):
@@ -106,6 +95,8 @@ class Stepper(App[object]):
         self.question: Question | None = None
         self.dark_paper = True
         self.saved: list[tuple[Path, str]] = []
+        self.writing = 0  # files that were asked for and are not there yet
+        self.leaving, self.number = False, None  # once they are, with what is returned then
         self.left = False
         self.to_draw = False
         self.machine = Machine(lambda key, result: self.post_message(self.Done(key, result)))
@@ -155,9 +146,9 @@ class Stepper(App[object]):
             return
         width, height = self.size
         lines = self.lines(width, max(1, height - 1))
-        text = Text("\n", no_wrap=True).join(views.themed(line, self.dark_paper) for line in lines)
+        text = Text("\n", no_wrap=True).join(themed(line, self.dark_paper) for line in lines)
         self.query_one("#all", Static).update(text)
-        self.query_one("#keys", Static).update(Text(views.cell(self.keys(), width), no_wrap=True))
+        self.query_one("#keys", Static).update(Text(cell(self.keys(), width), no_wrap=True))
 
     @property
     def is_mounted_all(self) -> bool:
@@ -188,23 +179,23 @@ class Stepper(App[object]):
             return ""
         more = self.waiting - 1
         said = self.doing or self.t("computing …", "считаю …")
-        return f"{SPINNER[self.turn % len(SPINNER)]} {said}" + (self.t(f" +{more} waiting", f" +{more} ждут") if more else "")
+        return f"{SPINNER[self.turn % len(SPINNER)]} {said}" + (self.t(f" +{more} waiting", f" +{more} в очереди") if more else "")
 
     def lines(self, width: int, height: int) -> list[Text]:
         """The screen without its last line, as lines of this width."""
         t = self.t
         if width < LEAST[0] or height + 1 < LEAST[1]:
             small = t(f"too small: {LEAST[0]}×{LEAST[1]} at least", f"мало места: нужно {LEAST[0]}×{LEAST[1]}")
-            return [views.fitted(Text(small), width)]
+            return [fitted(Text(small), width)]
         if self.shown is None:
             title = f" inspector step · {visible(self.name_shown)}"
-            head = Text(views.cell(views.cell(title, width - len(self.status()) - 1) + self.status(), width), "reverse bold")
-            return [head, *views.loading_lines(self.doing, t, width, height - 1)]
+            head = Text(cell(cell(title, width - len(self.status()) - 1) + self.status(), width), "reverse bold")
+            return [head, *pages.loading_lines(self.doing, t, width, height - 1)]
         top = views.head(self.shown, t, width, self.status(), self.tried)
         room = height - len(top)
         body = self.body(width, room)[:room]
         if self.told and self.page is not None:
-            told = [views.fitted(Text(" ") + line, width) for line in views.wrapped(Text(self.told, "yellow"), width - 2)][:4]
+            told = [fitted(Text(" ") + line, width) for line in wrapped(Text(self.told, "yellow"), width - 2)][:4]
             body = [*body, *[Text("")] * room][: room - len(told)] + told
         return [*top, *body]
 
@@ -215,19 +206,19 @@ class Stepper(App[object]):
             step = self.trial or shown.step
             return views.step_body(shown, step, t, width, height, self.column, self.told)
         if self.page == "help":
-            return self.paged(views.help_lines(t, width), height)
+            return self.paged(pages.help_lines(t, width), height)
         if self.page == "branches":
-            return views.branches_body(shown, self.chosen, t, width, height)
+            return pages.branches_body(shown, self.chosen, t, width, height)
         if data is None:
             return [Text(f" {self.doing or ''}", "dim")]
         if self.page == "lens":
-            return views.lens_lines(data, shown.step.token if shown.drawn else None, t, width, height)
+            return pages.lens_lines(data, shown.step.token if shown.drawn else None, t, width, height)
         if self.page == "attention":
-            return views.attention_lines(data, t, width, height)
+            return pages.attention_lines(data, t, width, height)
         if self.page == "beside":
-            return views.beside_lines(shown, shown.step, data, t, width, height)
+            return pages.beside_lines(shown, shown.step, data, t, width, height)
         if self.page == "verify":
-            return self.paged(views.verdict_lines(data, shown.model, t, width), height)
+            return self.paged(pages.verdict_lines(data, shown.model, t, width), height)
         return self.info_body(width, height)
 
     def info_body(self, width: int, height: int) -> list[Text]:
@@ -245,15 +236,15 @@ class Stepper(App[object]):
         for name, words in names.items():
             title.append(f" {words} ", "bold reverse" if name == INFO[self.info] else "dim").append(" ")
         name, data = INFO[self.info], self.data
-        pages = {
-            "steps": lambda: views.steps_page(self.shown, t, width - 2),
-            "parts": lambda: views.parts_page(data, t, width - 2),
-            "architecture": lambda: views.architecture_page(data[0], data[1], t, width - 2),
-            "settings": lambda: views.settings_page(data, t, width - 2),
-            "prompt": lambda: views.prompt_page(self.shown, data, t, width - 2),
-            "cost": lambda: views.cost_page(data, t, width - 2),
+        found = {
+            "steps": lambda: pages.steps_page(self.shown, t, width - 2),
+            "parts": lambda: pages.parts_page(data, t, width - 2),
+            "architecture": lambda: pages.architecture_page(data[0], data[1], t, width - 2),
+            "settings": lambda: pages.settings_page(data, t, width - 2),
+            "prompt": lambda: pages.prompt_page(self.shown, data, t, width - 2),
+            "cost": lambda: pages.cost_page(data, t, width - 2),
         }
-        return [title, Text(""), *self.paged([Text(" ") + line for line in pages[name]()], height - 2)]
+        return [title, Text(""), *self.paged([Text(" ") + line for line in found[name]()], height - 2)]
 
     def paged(self, lines: Sequence[Text], height: int) -> list[Text]:
         """As many lines as fit; of more than that the part that ↑↓ have come to, with its number."""
@@ -285,6 +276,7 @@ class Stepper(App[object]):
         """Takes what was computed."""
         self.waiting -= 1
         key, result = message.key, message.result
+        self.writing -= key == "write"
         if not self.waiting:
             self.doing = ""
         if key == "load":
@@ -295,6 +287,7 @@ class Stepper(App[object]):
             self.step(self.engine.shown)
         elif isinstance(result, BaseException):
             self.told = visible(str(result) or type(result).__name__)
+            self.leaving &= key != "write"  # it is to be seen why there is no file
             if key == "page":
                 if self.page == "beside" and self.other != self.named:
                     self.other = self.named  # to be asked for again
@@ -318,6 +311,8 @@ class Stepper(App[object]):
             path, command = result
             path = visible(str(path))
             self.told = self.t(f"saved in {path}; replayed by: {visible(command)}", f"записано в {path}; повтор: {visible(command)}")
+        if self.leaving and not self.writing:
+            self.action_leave(self.number)
         self.draw()
 
     def tried_words(self, step: Step) -> str:
@@ -328,7 +323,7 @@ class Stepper(App[object]):
         counts = t(f"{kept:,} kept", f"остаётся {kept:,}") + (t(f", was {was:,}", f", было {was:,}") if was is not None else "")
         if not shown.drawn:
             return counts
-        name, before = views.quoted(step.token.text), views.quoted(shown.step.token.text)
+        name, before = quoted(step.token.text), quoted(shown.step.token.text)
         same = step.token.id == shown.step.token.id
         drawn = t(f"{name} would be chosen, as it was", f"выбран был бы {name}, как и был") if same else ""
         drawn = drawn or t(f"{name} would be chosen instead of {before}", f"выбран был бы {name} вместо {before}")
@@ -523,86 +518,17 @@ class Stepper(App[object]):
     def turn_value(self, by: int) -> None:
         """↑ and ↓ in the line: a step up or down."""
         line, question = self.query_one("#line", Input), self.question
-        if question.step is None:
-            return
-        head, number = re.fullmatch(r"(#?)(.*)", line.value).groups()
-        try:
-            value = float(number) if number else 0.0
-        except ValueError:
-            value = 0.0
-        value = max(0.0, round(value + by * question.step, 6))
-        line.value = head + f"{value:g}"
-        line.cursor_position = len(line.value)
-
-    def ask_setting(self, name: str) -> None:
-        """Asks for another temperature, top-k, top-p or seed from this step on."""
-        now = self.shown.settings
-        words = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "seed": "seed"}[name]
-        whole = name in ("top_k", "seed")
-        before = getattr(now, name)
-        optional = name in ("top_k", "top_p")
-
-        def settings(text: str) -> Sampling:
-            text = text.strip().replace(",", ".")
-            if optional and text in ("", "0"):
-                return replace(now, **{name: None})
-            try:
-                value = int(text) if whole else float(text)
-            except ValueError:
-                kind = self.t("a whole number", "целое число") if whole else self.t("a number", "число")
-                raise ValueError(self.t(f"{words} {text!r}: give {kind}", f"{words} {text!r}: нужно {kind}")) from None
-            return replace(now, **{name: value})
-
-        def done(text: str) -> None:
-            made, engine = settings(text), self.engine
-            self.step(lambda: engine.change(made, seeded=name == "seed"))
-
-        shown = "" if before is None else f"{before:g}" if isinstance(before, float) else str(before)
-        hint = self.t(" (empty: off)", " (пусто: выкл.)") if optional else ""
-        step = {"temperature": 0.1, "top_k": 1, "top_p": 0.05, "seed": 1}[name]
-        self.put(Question(words + hint, shown, done, settings, step))
-
-    def ask_force(self) -> None:
-        """Asks for a token to take at this step."""
-
-        def done(text: str) -> None:
-            engine = self.engine
-            self.step(lambda: engine.force(engine.token(text)))
-
-        self.put(Question(self.t("token: text, number, or #place", "токен: текст, номер или #место"), "#2", done, None, 1))
-
-    def ask_jump(self) -> None:
-        """Asks for a step."""
-
-        def done(text: str) -> None:
-            if not (text.strip().isascii() and text.strip().isdigit() and int(text) >= 1):
-                raise ValueError(self.t(f"step {text!r}: give a number from 1 up", f"шаг {text!r}: нужно число от 1"))
-            engine, target, t = self.engine, min(int(text), 10**6) - 1, self.t
-            self.step(lambda: engine.jump(target, lambda step: self.say(t(f"step {step} …", f"шаг {step} …"))))
-
-        self.put(Question(self.t("step", "шаг"), str(self.shown.at + 1), done, None, 1))
-
-    def ask_write(self) -> None:
-        """Asks for a file for the transcript."""
-        names = ("step.json", *(f"step-{i}.json" for i in range(2, 1000)))
-        name = next(name for name in names if not Path(name).exists())
-
-        def done(text: str) -> None:
-            if not text.strip():
-                raise ValueError(self.t("give a file", "нужен файл"))
-            path, engine = Path(text), self.engine
-            check_writable(path)
-
-            def write() -> tuple[Path, str]:
-                self.write(engine.run(), path)
-                return path, self.replay(path)
-
-            self.ask("write", write, self.t("writing …", "запись …"))
-
-        self.put(Question(self.t("file for the transcript", "файл записи"), name, done))
+        if question.step is not None:
+            line.value = question.turned(line.value, by)
+            line.cursor_position = len(line.value)
 
     def action_leave(self, number: int | None = None) -> None:
-        """Ends the application."""
+        """Ends the application: at once, but once a transcript is written that was asked for; asked again, without it."""
+        if self.writing and not self.leaving:
+            self.leaving, self.number = True, number
+            self.told = self.t("left once the transcript is written; once more leaves without it", "выход после записи; ещё раз — без неё")
+            self.draw()
+            return
         self.left = True
         self.exit(number)
 
@@ -619,12 +545,12 @@ ACTIONS: dict[str, Callable[[Stepper], None]] = {
     "right": Stepper.next,
     "left": Stepper.back,
     "backspace": Stepper.back,
-    "j": Stepper.ask_jump,
-    "t": lambda app: app.ask_setting("temperature"),
-    "k": lambda app: app.ask_setting("top_k"),
-    "p": lambda app: app.ask_setting("top_p"),
-    "s": lambda app: app.ask_setting("seed"),
-    "f": Stepper.ask_force,
+    "j": lambda app: app.put(questions.jump(app)),
+    "t": lambda app: app.put(questions.setting(app, "temperature")),
+    "k": lambda app: app.put(questions.setting(app, "top_k")),
+    "p": lambda app: app.put(questions.setting(app, "top_p")),
+    "s": lambda app: app.put(questions.setting(app, "seed")),
+    "f": lambda app: app.put(questions.forced(app)),
     "b": Stepper.open_branches,
     "l": lambda app: app.toggle("lens"),
     "a": lambda app: app.toggle("attention"),
@@ -632,5 +558,5 @@ ACTIONS: dict[str, Callable[[Stepper], None]] = {
     "v": lambda app: app.toggle("verify"),
     "e": Stepper.explain,
     "i": lambda app: app.toggle("info"),
-    "w": Stepper.ask_write,
+    "w": lambda app: app.put(questions.transcript(app)),
 }

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from ..render.pictures import without_font
-from . import views
 from .app import Stepper
+from .lines import themed
 
 
 async def settled(app: Stepper, pilot) -> None:
@@ -35,6 +35,6 @@ async def picture(app: Stepper, keys: Sequence[str], size: tuple[int, int]) -> t
             return "", [], app.return_value
         width, height = size
         lines = app.lines(width, height - 1)
-        lines = [views.themed(line, True) for line in [*lines, *[Text("")] * (height - 1 - len(lines))]]
-        lines.append(views.themed(Text(app.last_line()), True))
+        lines = [themed(line, True) for line in [*lines, *[Text("")] * (height - 1 - len(lines))]]
+        lines.append(themed(Text(app.last_line()), True))
         return without_font(app.export_screenshot(title=app.title)), lines, None

@@ -164,14 +164,26 @@ def test_what_the_stepper_cannot_do_is_one_line(inspector, tmp_path, monkeypatch
     assert "leave q out" in inspector("step", *RUN, "--save-svg", svg, "--keys", "space q space", code=2)
     assert "--save-svg" in inspector("step", *RUN, "--save-svg", tmp_path / "step.png", code=2)
     assert str(tmp_path / "none") in inspector("step", tmp_path / "none", "x", "--save-svg", svg, code=2)
+    nowhere = {"no/such": "'no/such' is no folder here", "a b": "'a b': no such folder", "none.py:A.make": "none.py:A.make: no such file"}
+    monkeypatch.setattr("inspector.stepper.app.Stepper.__init__", None)  # it is not come to
+    for name, said in nowhere.items():
+        assert f"--beside {said}" in inspector("step", *RUN, "--beside", name, "--save-svg", svg, code=2)
     monkeypatch.setattr("inspector.cli.stepping.find_spec", lambda name: None)
     assert "pip install" in inspector("step", *RUN, "--save-svg", svg, code=2)
     assert not svg.exists()
 
 
+LEFT = """
+import atexit, pathlib, time
+pathlib.Path(__file__).with_name("begun").touch()
+atexit.register(print, "shut down")
+time.sleep(60)
+"""
+
+
 def test_in_a_terminal_it_appears_before_torch_is_imported_and_ends_cleanly(tmp_path):
     """In a pseudo-terminal, with a torch that says when it is imported: the screen is there before, and Ctrl-C gives the terminal back."""
-    (tmp_path / "torch.py").write_text("import time, pathlib\npathlib.Path(__file__).with_name('begun').touch()\ntime.sleep(60)")
+    (tmp_path / "torch.py").write_text(LEFT)
     main_end, own_end = pty.openpty()
     env = os.environ | dict(PYTHONPATH=str(tmp_path), TERM="xterm-256color", COLUMNS="80", LINES="24")
     process = subprocess.Popen(
@@ -183,6 +195,8 @@ def test_in_a_terminal_it_appears_before_torch_is_imported_and_ends_cleanly(tmp_
         if select.select([main_end], [], [], 1)[0]:
             seen += os.read(main_end, 65536)
     assert b"loading torch" in seen
+    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.01)
     os.write(main_end, b"\x03")
     try:
         while True:
@@ -191,3 +205,4 @@ def test_in_a_terminal_it_appears_before_torch_is_imported_and_ends_cleanly(tmp_
         pass
     assert process.wait(30) == 130
     assert seen.rindex(b"\x1b[?1049l") > seen.rindex(b"\x1b[?1049h") and b"Traceback" not in seen  # the screen as it was before
+    assert b"shut down" not in seen  # what still computes is not waited for

@@ -52,7 +52,7 @@ def printed(shown, width=100) -> str:
         (
             DRAWN,
             "«ин» (p 0.34 / q 0.2 = 1.7) wins the race, ahead of «о» (p 0.66 / q 2 = 0.33)",
-            "«ин» (p 0.34 / q 0.2 = 1.7) выигрывает гонку, впереди «о» (p 0.66 / q 2 = 0.33)",
+            "«ин» (p 0.34 / q 0.2 = 1.7) побеждает в гонке; второй — «о» (p 0.66 / q 2 = 0.33)",
         ),
         (
             replace(DRAWN, runner_up=None),
@@ -62,12 +62,12 @@ def printed(shown, width=100) -> str:
         (
             GREEDY,
             "«о» (logit 7.31) has the largest logit, ahead of «ин» (logit 6.44)",
-            "у «о» (логит 7.31) наибольший логит, впереди «ин» (логит 6.44)",
+            "у «о» (логит 7.31) наибольший логит; второй — «ин» (логит 6.44)",
         ),
         (
             replace(GREEDY, kept=dict(top_k=5, greedy=1)),
             "«о» (logit 7.31) has the largest logit after the filters, ahead of «ин» (logit 6.44)",
-            "у «о» (логит 7.31) наибольший логит после фильтров, впереди «ин» (логит 6.44)",
+            "у «о» (логит 7.31) наибольший логит после фильтров; второй — «ин» (логит 6.44)",
         ),
         (
             replace(DRAWN, forced=True, token=GONE.token, runner_up=SECOND),

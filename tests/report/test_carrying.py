@@ -148,7 +148,7 @@ def tiny_qwen2(**options) -> nn.Module:
         ),
         (lambda: changed(with_other_module), "backbone.layers.1.mlp of LanguageModel is a OtherSwiGLU, which the page's", "OtherSwiGLU"),
         (lambda: changed(with_large_weight), "mlp.up_proj.weight of LanguageModel holds 1e+05: float16 ends at 65504", "float16 кончается"),
-        (lambda: Own(times=0.5), "computes something else than its backbone and its linear head", "не только то, что дают её тело"),
+        (lambda: Own(times=0.5), "computes something else than its backbone and its linear head", "не только то, что дают её backbone"),
         (lambda: Own(nn.Sequential(nn.Linear(16, 40))), "lm_head of Own is a Sequential, which the page's", "на JavaScript"),
         (lambda: tiny_qwen2(hidden_act="relu"), "hidden_act='relu': the native qwen2 has 'silu' there", "Нативной формы"),
         (

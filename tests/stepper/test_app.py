@@ -18,7 +18,7 @@ from inspector.loop.stepping import replay
 from inspector.records.as_json import to_json
 from inspector.records.generation import Token
 from inspector.render.text import translator
-from inspector.stepper import views
+from inspector.stepper.lines import COLOURS
 from inspector.stepper.pictures import picture, settled
 from tests.cli.test_russian import english
 from tests.stepper.conftest import DRAWN, press, screen, screens, stepper, text_of
@@ -248,6 +248,49 @@ def test_it_ends_at_once_while_the_model_computes(tiny, key):
     gate.set()
 
 
+@pytest.mark.parametrize("keys, code, files", [("q", None, 1), ("ctrl+c", 2, 1), ("q q", None, 0), ("ctrl+c ctrl+c", 2, 0)])
+def test_a_transcript_that_was_asked_for_is_written_before_it_ends(tiny, tmp_path, keys, code, files):
+    gate, path = threading.Event(), tmp_path / "step.json"
+    app = stepper(slowed(tiny, gate), TINY, write=lambda run, path: path.write_text(run.text))
+
+    async def go() -> None:
+        async with app.run_test(size=(80, 24)) as pilot:
+            await settled(app, pilot)
+            await pilot.press("space", "space", "w")
+            app.query_one("#line").value = str(path)
+            await pilot.press("enter", *keys.split())
+            assert app.left == (not files) and (app.left or "once the transcript is written" in text_of(app))
+            gate.set()
+            while not app.left:
+                await pilot.pause(0.01)
+
+    asyncio.run(go())
+    assert app.return_value == code and len(app.saved) == path.exists() * files == files
+
+
+def test_where_a_transcript_cannot_be_written_it_does_not_end(tiny, tmp_path):
+    gate = threading.Event()
+
+    def write(run, path) -> None:
+        raise OSError("no space left")
+
+    app = stepper(slowed(tiny, gate), TINY, write=write)
+
+    async def go() -> None:
+        async with app.run_test(size=(80, 24)) as pilot:
+            await settled(app, pilot)
+            await pilot.press("space", "space", "w")
+            app.query_one("#line").value = str(tmp_path / "step.json")
+            await pilot.press("enter", "q")
+            gate.set()
+            await settled(app, pilot)
+            assert "no space left" in text_of(app) and not app.left
+            await pilot.press("q")
+            assert app.left
+
+    asyncio.run(go())
+
+
 def test_keys_before_the_model_is_there_do_no_harm(tiny):
     gate = threading.Event()
     app = stepper(tiny, TINY)
@@ -344,7 +387,7 @@ def test_colours_are_readable():
         r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
-    for dark, light in views.COLOURS.values():
+    for dark, light in COLOURS.values():
         for colour, paper in ((dark, "#121212"), (light, "#ffffff")):
             low, high = sorted((luminance(colour), luminance(paper)))
             assert (high + 0.05) / (low + 0.05) >= 4.5

@@ -85,7 +85,7 @@ Page.panel({
       return el(
         "p",
         { class: "quiet arch-legend" },
-        two ? el("span", {}, el("b", { class: "arch-sign" }, "≠"), t(" other than beside it, ", " не как рядом, "), el("b", { class: "arch-sign" }, "+"), t(" only here", " только здесь")) : null,
+        two ? el("span", {}, el("b", { class: "arch-sign" }, "≠"), t(" other than beside it, ", " не то, что рядом, "), el("b", { class: "arch-sign" }, "+"), t(" only here", " только здесь")) : null,
         el("span", {}, t("bar: share of the parameters; a line at the left: the residual goes round the part", "полоса: доля параметров; линия слева: вход идёт в обход части")),
       );
     }
@@ -204,7 +204,7 @@ Page.panel({
       const head = el(
         "div",
         { class: "arch-head" },
-        other ? el("b", { class: "arch-sign", title: other === "+" ? t("only here", "только здесь") : t("other than beside it", "не как рядом") }, other, " ") : null,
+        other ? el("b", { class: "arch-sign", title: other === "+" ? t("only here", "только здесь") : t("other than beside it", "не то, что рядом") }, other, " ") : null,
         part ? el("b", { class: "arch-part" }, part, " ") : null,
         button,
         repeated,

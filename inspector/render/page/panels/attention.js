@@ -96,7 +96,7 @@ Page.panel({
         bars(
           listed.map(([key, weight]) => ({ name: tokenAt(key), values: [weight], texts: [fixed(weight, 2)] })),
           [t("token", "токен"), t("weight", "вес")],
-          t("Weights of one row, the largest first", "Веса одной строки, больший первым"),
+          t("Weights of one row, the largest first", "Веса одной строки, от большего к меньшему"),
         ),
         el("p", { class: "quiet" }, t(`All others together: ${fixed(Math.max(0, rest), 2)}.`, `Все прочие вместе: ${fixed(Math.max(0, rest), 2)}.`)),
       );

@@ -45,7 +45,7 @@ Page.panel({
     }
 
     function scale() {
-      const full = t(`The highest column is the largest entropy of this run, ${nats(most)}.`, `Самый высокий столбик – наибольшая энтропия этого прогона, ${nats(most)}.`);
+      const full = t(`The highest column is the largest entropy of this run, ${nats(most)}.`, `Самый высокий столбик — наибольшая энтропия этого прогона, ${nats(most)}.`);
       if (!side.vocabulary) return el("p", { class: "quiet" }, full);
       const size = whole(side.vocabulary);
       const limit = nats(Math.log(side.vocabulary));

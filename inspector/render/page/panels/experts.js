@@ -4,8 +4,8 @@ Page.panel({
   title: () => t("Which experts did each token go to?", "К каким экспертам пошёл каждый токен?"),
   intro: () =>
     t(
-      "A mixture's gate chooses a few experts for every token; their outputs are added with the weights shown.",
-      "Гейт смеси выбирает каждому токену несколько экспертов; их выходы складываются с показанными весами.",
+      "A mixture's router chooses a few experts for every token; their outputs are added with the weights shown.",
+      "Маршрутизатор смеси выбирает каждому токену несколько экспертов; их выходы складываются с показанными весами.",
     ),
   needs: (side) => Within.has(side, "experts"),
   build(root, page) {

@@ -16,8 +16,8 @@ Page.panel({
     const known = run.parts?.some((part) => part) ?? false;
     const names = {
       template: t("template", "шаблон"),
-      system: t("system", "system"),
-      default: t("system, the template's own", "system из шаблона"),
+      system: t("system", "системное сообщение"),
+      default: t("system, the template's own", "системное из шаблона"),
       prompt: t("user", "пользователь"),
       special: t("special", "служебные"),
     };
@@ -47,10 +47,10 @@ Page.panel({
       const added = count("template") + count("default") + count("special");
       const chat = count("template") + count("default") > 0;
       said.push(t(`${count("prompt")} of what the user wrote`, `${count("prompt")} — слова пользователя`));
-      if (count("system")) said.push(t(`${count("system")} of the system text`, `${count("system")} — текст system`));
+      if (count("system")) said.push(t(`${count("system")} of the system text`, `${count("system")} — системное сообщение`));
       if (chat) {
         const specials = run.prompt.filter((token, i) => token.special && parts[i] !== "prompt").length;
-        const own = count("default") ? t(`, ${count("default")} of them a system text of its own`, `, из них ${count("default")} — его собственный текст system`) : "";
+        const own = count("default") ? t(`, ${count("default")} of them a system text of its own`, `, из них ${count("default")} — его собственное системное сообщение`) : "";
         const marks = specials ? t(`; ${specials} of the added are special tokens`, `; служебных среди добавленных: ${specials}`) : "";
         said.push(t(`${added} added by the chat template${own}${marks}`, `${added} добавил шаблон чата${own}${marks}`));
       } else if (added) said.push(t(`${added} added by the tokenizer, no chat template`, `${added} добавил токенизатор, шаблона чата нет`));
@@ -149,7 +149,7 @@ Page.panel({
       const special = token.special ? t(", a special token", ", служебный токен") : "";
       about.replaceChildren(
         tokenName(token),
-        t(`: id ${token.id}, position ${i + 1} of ${run.prompt.length}, `, `: id ${token.id}, место ${i + 1} из ${run.prompt.length}, `),
+        t(`: id ${token.id}, position ${i + 1} of ${run.prompt.length}, `, `: id ${token.id}, позиция ${i + 1} из ${run.prompt.length}, `),
         known ? t(`part: ${partName(parts[i])}${special}`, `часть: ${partName(parts[i])}${special}`) : t(`part not told${special}`, `часть не определена${special}`),
       );
     }

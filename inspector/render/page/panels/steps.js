@@ -5,7 +5,7 @@ Page.panel({
   intro: () =>
     t(
       "One step is one token. The slider and the arrow keys go through them, space plays; a token of the text goes to its step.",
-      "Один шаг – один токен. Ползунок и стрелки ведут по шагам, пробел проигрывает; токен в тексте ведёт к своему шагу.",
+      "Один шаг — один токен. Ползунок и стрелки ведут по шагам, пробел проигрывает; токен в тексте ведёт к своему шагу.",
     ),
   needs: (side) => side.run.steps.length > 0,
   build(root, page) {
@@ -299,7 +299,7 @@ Page.panel({
       if (step.sampling) {
         const other = Object.keys(step.sampling).filter((name) => JSON.stringify(step.sampling[name]) !== JSON.stringify(run.sampling[name]));
         const said = other.map((name) => `${Draws.filterName(name)} ${settingOf(step.sampling[name])}`).join(", ");
-        own.append(el("p", { class: "remark" }, t(`This step has settings of its own: ${said || "the run's"}.`, `У этого шага свои настройки: ${said || "те же"}.`)));
+        own.append(el("p", { class: "remark" }, t(`This step has settings of its own: ${said || "the run's"}.`, `У этого шага свои настройки: ${said || "как у прогона"}.`)));
       }
       if (step.seeded) {
         const { seed } = Draws.settings(run, page.at);
@@ -317,7 +317,7 @@ Page.panel({
         const p = chosen ? t(` The model gave it ${percent(chosen.probability_before)}.`, ` Модель давала ему ${percent(chosen.probability_before)}.`) : "";
         return [name, t(" was named by hand, whatever the settings would have chosen.", " назван вручную, что бы ни выбрали настройки."), p];
       }
-      if (!chosen) return [name, t(" was chosen; its rivals were not recorded.", " выбран; соперники не записаны.")];
+      if (!chosen) return [name, t(" was chosen; its rivals were not recorded.", " выбран; другие кандидаты не записаны.")];
       if (kept.length && kept[kept.length - 1] === 1) {
         return [t("The filters left only ", "Фильтры оставили только "), name, t(": no other token could have been chosen.", ": другой токен выбрать было нельзя.")];
       }
@@ -336,7 +336,7 @@ Page.panel({
         return [
           t(`Greedy, without noise: the largest ${what} wins, `, `Жадно, без шума: побеждает ${most}, `),
           name,
-          ` ${fixed(score(chosen), 3)}; ${t("the runner-up is ", "второй – ")}`,
+          ` ${fixed(score(chosen), 3)}; ${t("the runner-up is ", "второй — ")}`,
           tokenName(rival.token),
           ` ${fixed(score(rival), 3)}.`,
         ];
@@ -349,7 +349,7 @@ Page.panel({
       const unlikely = rival.probability_after > chosen.probability_after;
       return [
         ...won,
-        unlikely ? t("; the runner-up, though more probable, is ", "; второй, хотя и вероятнее, – ") : t("; the runner-up is ", "; второй – "),
+        unlikely ? t("; the runner-up, though more probable, is ", "; второй, хотя и вероятнее, — ") : t("; the runner-up is ", "; второй — "),
         tokenName(rival.token),
         ` ${parts(rival)}.`,
       ];

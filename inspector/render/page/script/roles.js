@@ -13,11 +13,11 @@ const Roles = (() => {
     ],
     positions: [
       ["positions", "Adds to each row numbers that depend on its place alone, so that order counts."],
-      ["позиции", "Прибавляет к каждой строке числа, зависящие только от места, чтобы порядок имел значение."],
+      ["позиции", "Прибавляет к каждой строке числа, зависящие только от позиции, чтобы порядок имел значение."],
     ],
     embed_pos: [
       ["learned positions", "A table with a row for every place: the row is added to the embedding, so that order counts."],
-      ["обучаемые позиции", "Таблица, где у каждого места своя строка: она прибавляется к эмбеддингу, и порядок имеет значение."],
+      ["обучаемые позиции", "Таблица, где у каждой позиции своя строка: она прибавляется к эмбеддингу, и порядок имеет значение."],
     ],
     layers: [
       ["layer", "Attention and feed-forward, each added to what came in. Drawn once; the layers run one after another, each with weights of its own."],
@@ -70,26 +70,26 @@ const Roles = (() => {
     ],
     mtp: [
       ["further prediction (MTP)", "Predicts a token further ahead, for drafts. A plain pass does not run it."],
-      ["дальнее предсказание (MTP)", "Предсказывает токен ещё дальше, для черновиков. Обычный проход его не запускает."],
+      ["дальнее предсказание (MTP)", "Предсказывает токен ещё дальше, для набросков. Обычный проход его не запускает."],
     ],
     "mtp.join": [["join", "Joins the hidden state and the embedding of the next token."], ["соединение", "Соединяет состояние и эмбеддинг следующего токена."]],
     "mtp.norm_embed": [["norm of the embedding", "Of the next token's embedding."], ["норма эмбеддинга", "Эмбеддинга следующего токена."]],
     "mtp.norm_hidden": [["norm of the state", "Of the hidden state."], ["норма состояния", "Скрытого состояния."]],
     "mtp.block": [["layer", "A layer of its own, built as the others."], ["слой", "Собственный слой, устроен как остальные."]],
-    rotary: [["angles for RoPE", "By how much each place turns its queries and keys. No weights."], ["углы для RoPE", "На сколько каждое место поворачивает запросы и ключи. Без весов."]],
+    rotary: [["angles for RoPE", "By how much each place turns its queries and keys. No weights."], ["углы для RoPE", "На сколько каждая позиция поворачивает запросы и ключи. Без весов."]],
     "fn rope": [
       ["RoPE: turn q and k", "Turns queries and keys by an angle that grows with the place: q·k then depends on the distance. No module, no weights."],
-      ["RoPE: поворот q и k", "Поворачивает запросы и ключи на угол, растущий с местом: тогда q·k зависит от расстояния. Не модуль, без весов."],
+      ["RoPE: поворот q и k", "Поворачивает запросы и ключи на угол, растущий с позицией: тогда q·k зависит от расстояния. Не модуль, без весов."],
     ],
     "fn scores": [
       ["softmax(q·kᵀ/√K)·v", "Each query against all keys up to its own place, as shares that sum to 1, of the values. No module, no weights."],
-      ["softmax(q·kᵀ/√K)·v", "Каждый запрос со всеми ключами до своего места, доли с суммой 1, и по ним значения. Не модуль, без весов."],
+      ["softmax(q·kᵀ/√K)·v", "Каждый запрос со всеми ключами до своей позиции, доли с суммой 1, и по ним значения. Не модуль, без весов."],
     ],
     "fn +": [
       ["+ residual", "What came in is added to what the part gives: the part only changes it."],
       ["+ вход (residual)", "Вход прибавляется к тому, что даёт часть: она его только меняет."],
     ],
-    "fn gated": [["act(gate) × up", "The activation of gate, number by number times up."], ["act(gate) × up", "Активация gate, почисленно умноженная на up."]],
+    "fn gated": [["act(gate) × up", "The activation of gate, number by number times up."], ["act(gate) × up", "Активация gate, умноженная на up число за числом."]],
     "fn scale": [["× √D", "Embeddings are multiplied by the root of their width."], ["× √D", "Эмбеддинги умножаются на корень из их ширины."]],
     "fn sum": [["Σ weight × chosen expert", "What the chosen experts give, weighted by the router."], ["Σ вес × выбранный эксперт", "То, что дали выбранные эксперты, с весами маршрутизатора."]],
     "": [["everything else", "Sums, masks, tables, and what stands between the parts."], ["всё прочее", "Сложения, маски, таблицы и то, что между частями."]],
