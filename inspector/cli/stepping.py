@@ -59,7 +59,8 @@ def step(
     if keys is not None and not picture:
         raise ValueError("--keys are pressed for a picture: add --save-svg FILE, or leave them out")
     columns_lines = size_of(size)
-    if not picture and not (sys.stdin.isatty() and sys.stdout.isatty()):
+    # Textual draws on the stream of errors: where that leads elsewhere, the terminal would stay empty.
+    if not picture and not all(one is not None and one.isatty() for one in (sys.stdin, sys.stdout, sys.__stderr__)):
         raise ValueError("inspector step needs a terminal: run it in one, or give --save-svg FILE for a picture, inspector run for a log")
     if beside is not None:
         check_found("--beside", beside)

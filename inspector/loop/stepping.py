@@ -273,9 +273,11 @@ def replay(m: Loaded, run: Run, on_step: Callable[[Step], None] = lambda step: N
         if (departure := first_departure(recorded, found, counts)) is not None:
             break
     if departure is None:
-        text = session.run().text
-        if text != run.text:
-            departure = Departure(len(run.steps) - 1, "text of the run", run.text, text)
+        whole = session.run()
+        for name in ("text", "stop_reason"):  # a file that lost its last steps has those of the whole
+            own, other = getattr(run, name), getattr(whole, name)
+            if own != other and departure is None:
+                departure = Departure(len(run.steps) - 1, f"run.{name}", own, other)
     return Replayed(run.model, m.origin.name, len(session.moments), len(run.steps), counts, departure, run.kv_cache)
 
 

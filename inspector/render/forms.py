@@ -30,7 +30,7 @@ from .settings import settings_line
 from .speculation import speculation_view
 from .steps import fed_panel, four_columns, sentence, steps_table, text_panel
 from .tables import Held, notices
-from .text import Translate, translator
+from .text import Translate, space, translator
 from .traits import names_in_both, words_in_both
 from .trees import parts_explained, split_table, tree_panel
 from .verdicts import replayed_words, sampling_words, verdict_line
@@ -86,7 +86,7 @@ def run_form(run: Run, width: int, t: Translate) -> Iterator[RenderableType]:
     yield settings_line(run.sampling, run.origins, t, run.kv_cache) if run.origins else Text(sampling_words(run.sampling, t), "dim")
     yield steps_table([run.model], [[step] for step in run.steps], t)
     asked = [own for own, part in zip(run.prompt, run.parts, strict=True) if part == "prompt"] if "prompt" in run.parts else run.prompt
-    yield text_panel("".join(token.text for token in asked if not token.special), run, t)
+    yield text_panel(space(run.prompt).join(token.text for token in asked if not token.special), run, t)
 
 
 def step_form(step: Step, width: int, t: Translate) -> Iterator[RenderableType]:

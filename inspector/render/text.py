@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
+from ..records.generation import Token
+
 Translate = Callable[[str, str], str]
 
 
@@ -40,6 +42,11 @@ def visible(text: str) -> str:
     if shown and unicodedata.category(shown[0][0]).startswith("M"):
         shown.insert(0, "◌")  # a combining mark needs something to stand on
     return "".join(shown)
+
+
+def space(tokens: Sequence[Token]) -> str:
+    """What stands between tokens in running text: nothing, but a space where every one is its number, as without a tokenizer."""
+    return " " if all(token.text == str(token.id) for token in tokens) else ""
 
 
 # Spaces that look like the common one, and characters that show nothing at all; control characters are seen to by ``visible``.

@@ -16,7 +16,7 @@ from ..render.lesson import no_cache, where_time_goes
 from ..render.settings import origin_words, setting_text
 from ..render.steps import part_words, token_line
 from ..render.tables import table
-from ..render.text import Translate, chance, duration, quoted, tokens_of, visible
+from ..render.text import Translate, chance, duration, quoted, space, tokens_of, visible
 from ..render.traits import architectures, trait_list
 from ..render.trees import flops_words, split_table, sums_line
 from ..render.verdicts import LEVEL_STYLES, sampling_words, stretch_words, verdict_line
@@ -29,7 +29,7 @@ def branches_body(shown: Shown, chosen: int, t: Translate, width: int, height: i
     lines = [Text(t(" Branches", " Ветви"), "bold cyan")]
     room = max(3, min(len(shown.branches), height // 3))
     first = max(0, min(chosen - room // 2, len(shown.branches) - room))
-    prompt = visible("".join(token.text for token in shown.prompt))
+    prompt = visible(space(shown.prompt).join(token.text for token in shown.prompt))
     for i in range(first, min(len(shown.branches), first + room)):
         one = shown.branches[i]
         told = tokens_of(len(one.steps), t)

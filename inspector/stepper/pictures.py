@@ -34,6 +34,7 @@ async def picture(app: Stepper, keys: Sequence[str], size: tuple[int, int]) -> t
         if app.left or app.shown is None:
             return "", [], app.return_value
         width, height = size
-        lines = [themed(line, True) for line in app.lines(width, height - 1)]
+        lines = app.lines(width, height - 1)
+        lines = [themed(line, True) for line in [*lines, *[Text("")] * (height - 1 - len(lines))]]
         lines.append(themed(Text(app.last_line()), True))
         return without_font(app.export_screenshot(title=app.title)), lines, None

@@ -13,7 +13,7 @@ from ..records.generation import Sampling, Step
 from ..render.settings import FILTER_NAMES
 from ..render.steps import because, lot, removal, why
 from ..render.tables import bar
-from ..render.text import Translate, chance, quoted, tokens_of, visible
+from ..render.text import Translate, chance, quoted, space, tokens_of, visible
 from ..render.verdicts import sampling_words
 from .big import ROWS, big
 from .lines import Lines, cell, fitted, joined, strip, wrapped
@@ -53,10 +53,11 @@ def head(shown: Shown, t: Translate, width: int, status: str = "", tried: Sampli
 def text_line(shown: Shown, t: Translate, width: int) -> Text:
     """The prompt and what was generated, the token in view marked; of a long text the end that holds it."""
     steps, at = shown.line.steps, shown.at
-    prompt = visible("".join(token.text for token in shown.prompt))
-    before = visible("".join(step.token.text for step in steps[:at]))
+    between = space(shown.prompt)
+    prompt = visible(between.join(token.text for token in shown.prompt))
+    before = visible("".join(step.token.text + between for step in steps[:at]))
     chosen = visible(steps[at].token.text) if at < len(steps) else "▁"
-    after = visible("".join(step.token.text for step in steps[at + 1 :]))
+    after = visible("".join(between + step.token.text for step in steps[at + 1 :]))
     text = Text.assemble((prompt, "dim"), ("|", "cyan"), before, (chosen, "bold reverse" if at < len(steps) else "bold"), (after, "dim"))
     start = cell_len(prompt) + 1 + cell_len(before)
     room = width - 2
@@ -120,7 +121,8 @@ def token_block(shown: Shown, step: Step, t: Translate, width: int, drawn: bool)
 
 def text_end(shown: Shown, width: int) -> tuple[str, ...] | None:
     """The end of the text so far in large letters, as much of it as fits; None where it has letters that cannot be drawn."""
-    text = visible("".join(token.text for token in (*shown.prompt, *(step.token for step in shown.line.steps[: shown.at])))) + "…"
+    tokens = (*shown.prompt, *(step.token for step in shown.line.steps[: shown.at]))
+    text = visible(space(shown.prompt).join(token.text for token in tokens)) + "…"
     for start in range(max(0, len(text) - width // 4), len(text) - 1):
         if (letters := big(text[start:], width)) is not None:
             return letters
@@ -152,7 +154,8 @@ def facts_of(step: Step, t: Translate, drawn: bool) -> list[str]:
         facts.append(t("greedy: nothing is drawn", "жадно: случайности нет"))
     if drawn and chosen is not None and chosen.draw is not None:
         seed = f"q {chosen.draw:.4g}"
-        facts.append(t(f"{seed} from the seed; largest p/q wins", f"{seed} из seed; победит большее p/q"))
+        wins = t(f"{seed} from the seed; largest p/q wins", f"{seed} из seed; победит большее p/q")
+        facts.append(t(f"{seed} from the seed; p/q does not decide", f"{seed} из seed; p/q не решает") if step.forced else wins)
     facts.append(t(f"read {tokens_of(step.context_length, t)}", f"прочитано: {tokens_of(step.context_length, t)}"))
     return facts[:ROWS]
 

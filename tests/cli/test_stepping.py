@@ -1,5 +1,6 @@
 """``inspector step``, ``run --replay`` and ``run --step`` as a user meets them."""
 
+import io
 import json
 import os
 import pty
@@ -153,6 +154,11 @@ def test_the_stepper_draws_its_screen_without_a_terminal(inspector, tmp_path):
 def test_what_the_stepper_cannot_do_is_one_line(inspector, tmp_path, monkeypatch):
     svg = tmp_path / "step.svg"
     assert "needs a terminal" in inspector("step", *RUN, code=2)
+    terminal, log = (type("Stream", (io.StringIO,), dict(isatty=lambda self, own=own: own))() for own in (True, False))
+    with monkeypatch.context() as patch:
+        for name, stream in dict(stdin=terminal, stdout=terminal, __stderr__=log).items():
+            patch.setattr(sys, name, stream)
+        assert "needs a terminal" in inspector("step", *RUN, code=2)  # as with 2> log
     assert "--keys are pressed for a picture" in inspector("step", *RUN, "--keys", "j", code=2)
     assert "--size '5x5'" in inspector("step", *RUN, "--save-svg", svg, "--size", "5x5", code=2)
     assert "leave q out" in inspector("step", *RUN, "--save-svg", svg, "--keys", "space q space", code=2)

@@ -191,7 +191,8 @@ def test_every_number_that_is_another_is_found(models, stepped):
     }.items():
         departure = replay(m, changed(stepped, 3, **fields)).departure
         assert (departure.step, departure.what) == (3, what)
-    assert replay(m, replace(stepped, text="other")).departure.what == "text of the run"
+    assert replay(m, replace(stepped, text="other")).departure.what == "run.text"
+    assert replay(m, replace(stepped, stop_reason="eos")).departure.what == "run.stop_reason"
     assert not replay(m, changed(stepped, 1, forced=False)).holds
     assert not replay(m, replace(stepped, sampling=replace(DRAWN, seed=4))).holds
     assert not replay(models["expert"], stepped).holds

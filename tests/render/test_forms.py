@@ -127,6 +127,11 @@ def test_a_speculation_shows_how_drafts_fared():
     assert any(line.startswith(f"{record.speed_up:.2f} times as fast") for line in lines)
 
 
+def test_numbers_that_stand_for_text_stand_apart(run):
+    numbers = replace(run, prompt=tuple(replace(token, text=str(token.id), special=False) for token in run.prompt))
+    assert any("1 14 49 33 50|" in line for line in printed(numbers))
+
+
 def test_a_step_shows_its_candidates(run):
     step = run.steps[3]
     lines = printed(step)
@@ -233,6 +238,7 @@ def test_a_frame_is_as_high_as_its_page_up_to_a_limit(m, browser, tmp_path):
         height = browser.execute_async_script(wait, f"{HIGHEST}px")
         browser.switch_to.frame(browser.find_element("css selector", "iframe"))
         own = browser.execute_script("return document.body.offsetHeight")
+        assert browser.find_elements("id", "no-steps") == []  # a model is no run
         assert browser.execute_script("return document.getElementById('page').lastElementChild.nextSibling") is None  # no stray text
         assert HIGHEST < own < 9000 and height == min(own, most)
         browser.switch_to.default_content()

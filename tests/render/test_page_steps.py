@@ -218,7 +218,9 @@ def test_a_step_of_its_own_says_so(opened, sides):
 def test_a_run_of_the_first_schema_shows_what_its_candidates_tell(opened, sides):
     run = sides[0].run
     bare = [replace(step, distribution=None, removed={}, runner_up=None) for step in run.steps]
-    browser = opened(Side(run=replace(run, steps=tuple(bare), stop_ids=(), parts=())))
+    numbers = tuple(replace(token, text=str(token.id)) for token in run.prompt)  # as a model without a tokenizer has them
+    browser = opened(Side(run=replace(run, prompt=numbers, steps=tuple(bare), stop_ids=(), parts=())))
+    assert text(browser, "#steps-text").split()[:10] == [str(token.id) for token in run.prompt]
     for step in bare:
         go(browser, step.index)
         assert texts(browser, "#steps-course thead th") == ["token", "logit", "before", "after the filters", "p/q"]

@@ -97,6 +97,8 @@ def test_large_screens_show_more(names):
 
 def test_a_screen_that_is_too_small_says_so(tiny):
     assert "too small: 60×20 at least" in screen(stepper(tiny, TINY), "space", size=(50, 20))
+    _, lines, _ = asyncio.run(picture(stepper(tiny, TINY), ["l"], (80, 30)))
+    assert len(lines) == 30  # a view that is shorter leaves lines empty
     assert "step 1 of 1" in screen(stepper(tiny, TINY), "space", size=(60, 20))
 
 
@@ -106,6 +108,7 @@ def test_resizing_draws_anew(tiny):
     async def go() -> None:
         async with app.run_test(size=(80, 24)) as pilot:
             await settled(app, pilot)
+            assert f" {TINY}|▁" in text_of(app)
             await pilot.resize_terminal(120, 40)
             await settled(app, pilot)
             assert len(text_of(app).split("\n")) == 40 and app.query_one("#all").size == (120, 39)
@@ -151,6 +154,7 @@ def test_a_token_is_forced_by_its_place_its_text_or_its_number(names):
     assert token.text == "и"
     for shown in screens(stepper(names, "Крас"), "f #2 enter", "j 1 enter f и enter", f"j 1 enter f {token.id} enter"):
         assert "<s>Крас|и" in shown and "· removed · forced" in shown and " of 1 kept" not in shown  # it has no place among one
+        assert "from the seed; p/q does not decide" in shown and "largest p/q wins" not in shown
         assert "«и» was named by hand (removed by top-p); the settings would have chosen «н»" in shown
 
 

@@ -55,7 +55,8 @@ Page.panel({
         ` ${percent(branch.probabilities[0])}`,
       );
       // Opened, the same tokens stand in the whole text.
-      const line = open ? null : el("span", {}, ...others.map((token, k) => Tint.token(token, branch.probabilities[k + 1])), end(branch.stop_reason));
+      const further = others.map((token, k) => Tint.token(token, branch.probabilities[k + 1]));
+      const line = open ? null : el("span", {}, ...Tint.line(run.prompt, further), end(branch.stop_reason));
       return el(
         "li",
         { class: branch.chosen ? "own" : null },
@@ -67,14 +68,15 @@ Page.panel({
     /** The whole text of a branch, with the place where it parts from the run. */
     function wholeText(branch) {
       const common = run.steps.slice(0, page.at);
+      const own = branch.tokens.map((token, k) => Tint.token(token, branch.probabilities[k], { class: k || branch.chosen ? null : "parting" }));
       const mark = branch.chosen ? null : el("span", { class: "mark" }, ` ▶ ${t("parts here", "расходится здесь")} `);
       return el(
         "p",
         { class: "running whole" },
         Tint.tail(run.prompt),
-        ...common.map((step) => Tint.token(step.token, Tint.chosen(step))),
+        ...Tint.line(run.prompt, common.map((step) => Tint.token(step.token, Tint.chosen(step)))),
         mark,
-        ...branch.tokens.map((token, k) => Tint.token(token, branch.probabilities[k], { class: k || branch.chosen ? null : "parting" })),
+        ...Tint.line(run.prompt, own),
         end(branch.stop_reason),
       );
     }

@@ -40,7 +40,7 @@ Page.panel({
     const tokens = run.steps.map((step, i) => textToken(step, i));
     const text = el("p", { id: "steps-text", class: "running", role: "group", "aria-label": t("The text so far", "Текст до этого места") });
     const end = el("span", { class: "quiet", hidden: "" }, ` ■ ${ending(run.stop_reason)}`);
-    text.append(Tint.tail(run.prompt), ...tokens, end);
+    text.append(Tint.tail(run.prompt), ...Tint.line(run.prompt, tokens), end);
     const told = el("p", { id: "steps-token", class: "quiet" });
     const why = el("p", { id: "steps-why", class: "why" });
     const own = el("div");

@@ -238,7 +238,8 @@ const Page = (() => {
         Slides.controls(),
       ),
       ...page.run.notices.concat(page.side.notices ?? []).map(remark),
-      page.run.steps.length === 0 && el("p", { class: "remark", id: "no-steps" }, t("This run has no step: nothing was generated.", "В этом прогоне нет шагов: ничего не сгенерировано.")),
+      // A model, or a view, that a notebook shows alone was never asked to generate.
+      page.run.steps.length === 0 && page.run.max_new_tokens > 0 && el("p", { class: "remark", id: "no-steps" }, t("This run has no step: nothing was generated.", "В этом прогоне нет шагов: ничего не сгенерировано.")),
       el(
         "nav",
         { "aria-label": t("Panels", "Панели") },

@@ -23,6 +23,11 @@ const Tint = (() => {
     return el("bdi", { title, ...attributes, class: classes }, written(token));
   }
 
+  /** Tokens in a line; where those of the prompt are their numbers, as without a tokenizer, with spaces between. */
+  function line(prompt, shown) {
+    return prompt.every(({ id, text }) => text === String(id)) ? shown.flatMap((one) => [" ", one]) : shown;
+  }
+
   /** The end of a text that is too long to be shown whole, in quiet colour. */
   function tail(tokens, count = 24) {
     const left = tokens.length - count;
@@ -30,7 +35,7 @@ const Tint = (() => {
       "span",
       { class: "quiet tail" },
       left > 0 ? `… (${t(`${tokensOf(left)} before`, `до этого ${tokensOf(left)}`)}) ` : null,
-      ...tokens.slice(-count).map((one) => token(one)),
+      ...line(tokens, tokens.slice(-count).map((one) => token(one))),
     );
   }
 
@@ -51,5 +56,5 @@ const Tint = (() => {
     return step.candidates.find((candidate) => candidate.token.id === step.token.id)?.probability_before ?? null;
   }
 
-  return { token, tail, legend, tint, written, chosen };
+  return { token, line, tail, legend, tint, written, chosen };
 })();
