@@ -464,8 +464,10 @@ class Stepper(App[object]):
     # Things to type.
 
     def put(self, question: Question) -> None:
-        """Asks in the last line."""
+        """Asks in the last line. Settings are tried on the step itself, which is what is seen then."""
         self.question = question
+        if question.settings is not None:
+            self.page = None
         line = self.query_one("#line", Input)
         self.query_one("#keys").display = False
         self.query_one("#asked").display = True
@@ -493,7 +495,7 @@ class Stepper(App[object]):
         try:
             settings = question.settings(event.value)
         except ValueError as error:
-            self.told = visible(str(error))
+            self.tried, self.trial, self.told = None, None, visible(str(error))
             self.draw()
             return
         engine = self.engine

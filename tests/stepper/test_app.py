@@ -117,7 +117,9 @@ def test_resizing_draws_anew(tiny):
 
 
 def test_settings_move_the_kept_set_before_they_are_taken(names):
-    plain, tried, left, taken = screens(stepper(names, "Крас"), "j 3 enter", "t 0.5", "escape", "t 0.5 enter")
+    plain, over, wrong, left, tried, taken = screens(stepper(names, "Крас"), "j 3 enter", "l t 0.5", "x", "escape", "t 0.5", "enter")
+    assert over == tried  # the step is seen, whatever was open, and not what was tried before
+    assert "T=0.5" not in wrong and "rank 12 of 12 kept" in wrong and "temperature '0.5x': give a number" in wrong
     assert "rank 12 of 12 kept" in plain and plain == left
     assert "T=0.5" in tried and "top-p removed 61 of 65" in tried and "«б» would be chosen instead of «я»; 4 kept, was 12" in tried
     assert "branch 2 of 2" in taken and "step 3, not drawn yet" in taken and "kept: 4 tokens" in taken
