@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +35,7 @@ from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict
 from .bench import bench
 from .caching import cache
 from .export import export
-from .grouping import at_least_one, grouped
+from .grouping import at_least_one, grouped, refuse_beside
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
     Dtype,
@@ -149,7 +149,7 @@ def run(
     """Continue a prompt by hand, token by token, and show what every step weighed; or all prompts of a file, in batches."""
     t = out.t
     if replay is not None:
-        refuse_beside_replay(context, how, out)
+        refuse_beside(context, "--replay", "the file says what was run", "model", how, out)
         replayed(model, replay, how, out)
         return
     if model is None:
@@ -215,15 +215,6 @@ def run(
             own = [replace(made, settings=settings(len(made.prompt))) for made in (result if lines else [result])]
             result = own if lines else own[0]
         out.write(result)
-
-
-def refuse_beside_replay(context: typer.Context, how: SpreadOptions, out: Output) -> None:
-    """Refuses what a replay has from its file. Raises ``ValueError``."""
-    allowed = {"model", "replay", *(own.name for group in (how, out) for own in fields(group))}
-    given = [own for own in context.command.params if context.get_parameter_source(own.name).name == "COMMANDLINE"]
-    if wrong := [own for own in given if own.name not in allowed]:
-        name = wrong[0].opts[0] if wrong[0].param_type_name == "option" else "PROMPT"
-        raise ValueError(f"{name} and --replay contradict each other: the file says what was run: give one")
 
 
 def run_lines(m, file, lines, reading, sampling, origins, max_new_tokens, kv_cache, batch_size, processes, screen, t) -> list:

@@ -510,6 +510,7 @@ def test_what_is_not_recorded_is_said(browser, show, model, whole_run):
     show(some)
     wait(browser, "Page.page.memory('live').swept")
     assert not text(browser, "live-approximate")
+    assert "finds the recorded token" in text(browser, "live-said") and "the record's word" in text(browser, "live-said")
     press(browser, "live-temperature", "1.5", "input")
     assert "only the" in text(browser, "live-approximate")
 
