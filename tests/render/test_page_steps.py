@@ -290,3 +290,18 @@ def test_hostile_tokens_are_texts_everywhere(opened, sides):
     assert "<img src=x" in shown and not set("\u202e\u0000\u200b") & set(shown)
     assert console_errors(browser) == [] and len(requests(browser)) == 1
     assert browser.execute_script("return [document.images.length, document.scripts.length]") == [0, 2]
+
+
+def test_on_paper_stands_what_was_generated_and_no_control(opened, sides):
+    browser, run = opened(sides[0]), sides[0].run
+    go(browser, len(run.steps) - 1)
+    browser.execute_script("document.documentElement.style.colorScheme = 'dark'")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert text(browser, "#steps-text").partition(" ■")[0].endswith("".join(step.token.text for step in run.steps))
+        shown = {".strip button": len(run.steps), "button.prompt-token": len(run.prompt), "#live-steps button": len(run.steps)}
+        for what, count in (shown | {"#live-top_p-exact": 1, "#steps-play": 0}).items():
+            assert [one.is_displayed() for one in browser.find_elements("css selector", what)].count(True) == count, what
+        assert browser.execute_script("return getComputedStyle(document.body).color") == "rgb(26, 29, 33)"  # though the screen is dark
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
