@@ -191,6 +191,7 @@ def test_greedy_steps_tell_the_logits_that_decided(opened, sides):
             f"the runner-up is «{step.runner_up.token.text}» {numbers[1]}."
         )
     assert any(step.candidates[0].token != step.token for step in run.steps)  # the filters decided at least once
+    assert "Raise the temperature" not in text(browser, "#next")  # without noise no step would be marked
 
 
 def test_a_step_of_its_own_says_so(opened, sides):

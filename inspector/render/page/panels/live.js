@@ -43,7 +43,7 @@ Page.panel({
     root.append(el("div", { class: "settings" }, ...inputs.map(({ whole: control }) => control), reset), summary, tries, now);
 
     function trimmed(value) {
-      return String(Number(Number(value).toFixed(4)));
+      return String(Number(Number(value).toPrecision(6)));
     }
 
     function move(setting, text) {
