@@ -235,6 +235,13 @@ def test_one_model_alone_and_its_whole_tree(shown, opened):
     assert console_errors(browser) == []
 
 
+def test_every_box_has_an_id_of_its_own(shown, opened):
+    side = shown.sides[1]
+    browser = opened(report(replace(side, tree=replace(side.tree, children=side.tree.children * 2))))  # every role twice
+    ids = browser.execute_script("return [...document.querySelectorAll('.arch-name')].map((one) => one.id)")
+    assert len(set(ids)) == len(ids) > 40
+
+
 def hostile(node):
     return replace(
         node, name=f"{node.name}{HOSTILE}", type=f"{node.type}{HOSTILE}", shape=HOSTILE, children=tuple(map(hostile, node.children))

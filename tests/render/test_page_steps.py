@@ -306,3 +306,16 @@ def test_on_paper_stands_what_was_generated_and_no_control(opened, sides):
         assert browser.execute_script("return getComputedStyle(document.body).color") == "rgb(26, 29, 33)"  # though the screen is dark
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_a_table_that_is_too_wide_is_moved_by_arrow_keys(opened, sides):
+    browser = opened(sides[0])
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=250, height=800, deviceScaleFactor=1, mobile=False))
+    try:
+        wide = browser.find_element("css selector", "#steps-course > .wide")
+        browser.execute_script("arguments[0].focus()", wide)
+        browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+        moved = "const [wide, done] = arguments; const look = () => (wide.scrollLeft > 0 ? done(true) : setTimeout(look, 5)); look();"
+        assert browser.execute_async_script(moved, wide) and text(browser, "#steps-at").startswith("1 /")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
