@@ -117,7 +117,7 @@ def refuse_beside(context: typer.Context, option: str, why: str, *allowed) -> No
     for own in context.command.params:
         given = context.get_parameter_source(own.name).name == "COMMANDLINE"
         if given and own.name not in names and option not in own.opts:
-            name = own.opts[0] if own.param_type_name == "option" else own.human_readable_name
+            name = own.opts[0] if own.param_type_name == "option" else (own.metavar or own.name).upper()
             raise ValueError(f"{name} and {option} contradict each other: {why}: give one")
 
 
