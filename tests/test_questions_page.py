@@ -276,6 +276,15 @@ def test_nothing_keeps_a_screen_reader_or_a_keyboard_out(opened, scheme):
     assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
 
 
+def test_the_page_fits_a_window_that_is_enlarged_four_times(opened):
+    opened.at(0)
+    opened.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=320, height=256, deviceScaleFactor=4, mobile=False))
+    try:
+        assert opened.browser.execute_script("return document.documentElement.scrollWidth") <= 320
+    finally:
+        opened.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_all_sides_are_those_of_the_main_screen(sides):
     assert [type(side) for side in sides] == [Side, Side]
 

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +35,7 @@ from ..render.verdicts import LEVEL_STYLES, coverage_table, level_words, verdict
 from .bench import bench
 from .caching import cache
 from .export import export
-from .grouping import at_least_one, grouped
+from .grouping import at_least_one, grouped, refuse_beside
 from .inside import contributions, diverge, intervene, mutate, trace
 from .options import (
     Dtype,
@@ -142,7 +142,7 @@ def run(
 ) -> None:
     """Continue a prompt by hand, token by token, and show what every step weighed; or all prompts of a file, in batches."""
     if replay is not None:
-        refuse_beside_replay(context, how, out)
+        refuse_beside(context, "--replay", "the file says what was run", "model", how, out)
         replayed(model, replay, how, out)
         return
     check_run(model, prompt, prompts, batch_size, record, step, asked.max_new_tokens, loop.compile)
@@ -195,15 +195,6 @@ def check_run(model, prompt, prompts, batch_size, record, step, max_new_tokens, 
         raise ValueError(f"--record {record}: give a whole number, 0 for none")
     if step is not None and step > max_new_tokens:
         raise ValueError(f"--step {step}: at most {max_new_tokens} tokens are generated: give a smaller one, or --max-new-tokens")
-
-
-def refuse_beside_replay(context: typer.Context, how: SpreadOptions, out: Output) -> None:
-    """Refuses what a replay has from its file. Raises ``ValueError``."""
-    allowed = {"model", "replay", *(own.name for group in (how, out) for own in fields(group))}
-    given = [own for own in context.command.params if context.get_parameter_source(own.name).name == "COMMANDLINE"]
-    if wrong := [own for own in given if own.name not in allowed]:
-        name = wrong[0].opts[0] if wrong[0].param_type_name == "option" else "PROMPT"
-        raise ValueError(f"{name} and --replay contradict each other: the file says what was run: give one")
 
 
 def run_prompt(m, ids, name, prompt, sampling, origins, max_new_tokens, kv_cache, record, step, loop, reading, out):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from os.path import expanduser
@@ -102,6 +102,23 @@ def at_least_one(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a whole number from 1 up")
+
+
+def refuse_beside(context: typer.Context, option: str, why: str, *allowed) -> None:
+    """Refuses what was given beside an option of a file that says it, or that makes it idle.
+
+    Args:
+        allowed: names of parameters, and groups of them, which are not refused.
+
+    Raises:
+        ValueError: which one.
+    """
+    names = {name for one in allowed for name in ([one] if isinstance(one, str) else [own.name for own in fields(one)])}
+    for own in context.command.params:
+        given = context.get_parameter_source(own.name).name == "COMMANDLINE"
+        if given and own.name not in names and option not in own.opts:
+            name = own.opts[0] if own.param_type_name == "option" else (own.metavar or own.name).upper()
+            raise ValueError(f"{name} and {option} contradict each other: {why}: give one")
 
 
 def check_places(given: dict, parameters: Sequence[Parameter]) -> None:

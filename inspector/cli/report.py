@@ -13,7 +13,7 @@ from ..records.generation import Run
 from ..records.report import Idea, Report, Side
 from ..render.tables import program
 from ..render.text import visible
-from .grouping import grouped
+from .grouping import grouped, refuse_beside
 from .options import LESSON, RECORDED, LoopOptions, ModelOptions, Output, PromptOptions, SamplingOptions, command_arguments
 from .runs import read_runs
 from .threads import SMALL
@@ -29,6 +29,7 @@ Html = Annotated[Path, typer.Option("--out", metavar="FILE", help="The page, as 
 
 @grouped(without=["compile", "cuda_graph"])
 def report(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="As of every verb.")] = None,
     other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model beside it.")] = None,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue.")] = None,
@@ -51,6 +52,7 @@ def report(
     if recorded is not None:
         if model is not None:
             raise ValueError(f"{model!r} and --run {recorded} contradict each other: give models and a prompt, or a run")
+        refuse_beside(context, "--run", "the page shows what the file holds", "page", out)
         from ..render.report import from_runs
 
         shown, weights = from_runs(read_runs(recorded, "--run", most=2)), []
@@ -72,6 +74,7 @@ def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop
     how.settle(*(m.model for m in models))
     with importing():
         from ..loop.decoding import run as generate
+        from ..report.inside import check_length
         from ..report.pages import page_of
 
     sides = []
@@ -79,6 +82,7 @@ def made(names: Sequence[str], prompt: str, branches: int | None, *, asked, loop
         out.remarks(*m.notices)
         sampling, origins = asked.settings(m, LESSON)
         m, ids = out.read(m, prompt, reading)
+        check_length(len(ids))  # before a long run, not after it
         with busy(t("generating …", "генерация …")):
             run = generate(m, ids, sampling, asked.max_new_tokens, origins, kv_cache=loop.kv_cache, recorded=RECORDED)
         options = dict(asked=asked, loop=loop, reading=reading, how=how, out=out)

@@ -171,7 +171,12 @@ class Loaded(Shown):
         return [int(word) for word in words]
 
     def unknown(self, prompt: str) -> list[str]:
-        """The characters of a prompt that the tokenizer does not know, in order, each once."""
+        """The characters of a prompt that the tokenizer does not know, in order, each once.
+
+        Raises:
+            ValueError: the prompt is no UTF-8.
+        """
+        check_letters(prompt=prompt)
         return [] if self.tokenizer is None else tokens.unknown(self.tokenizer, prompt)
 
     def token_id(self, text: str) -> int:

@@ -42,6 +42,15 @@ VIEWS = dict(
 )
 
 
+def check_length(tokens: int) -> None:
+    """Refuses a text that is too long to look into. Raises ``ValueError``."""
+    if tokens > LONGEST:
+        raise ValueError(
+            f"a text of {tokens} tokens is too long to look into: the page does so up to {LONGEST}: give a shorter prompt or a smaller "
+            "--max-new-tokens"
+        )
+
+
 def inside(m: Loaded, run: Run, said: Callable[[str, str], None] = lambda english, russian: None) -> Inside:
     """The views of the last pass of a run of ``m``. What is refused is named in ``missing``; what a model does not have is left out.
 
@@ -52,11 +61,7 @@ def inside(m: Loaded, run: Run, said: Callable[[str, str], None] = lambda englis
     """
     ids = [token.id for token in run.prompt] + [step.token.id for step in run.steps]
     ids = ids[: run.context_length]
-    if len(ids) > LONGEST:
-        raise ValueError(
-            f"a text of {len(ids)} tokens is too long to look into: the page does so up to {LONGEST}: give a shorter prompt or a smaller "
-            "--max-new-tokens"
-        )
+    check_length(len(ids))
     begin = max(0, len(ids) - WINDOW)
     missing: Missing = {}
 

@@ -75,6 +75,7 @@ BAD = {
     "names-qwen2 Крас --out none/page.html": "none",
     "names-qwen2 Крас --branches 11": "--branches 11: give a whole number from 0 to 10",
     "names-qwen2 Крас --run run.json": "contradict each other",
+    "--run run.json --seed 4": "--seed and --run contradict each other: the page shows what the file holds",
     "--run none.json": "--run none.json: No such file or directory",
     "--run text.json": "is no JSON",
     "--run list.json": "holds 3 runs",
@@ -103,6 +104,14 @@ def test_a_wrong_request_is_one_line(arguments, tmp_path, monkeypatch, capsys):
     call("report", *arguments.split(), code=2)
     said = capsys.readouterr().err
     assert BAD[arguments] in said and said.count("\n") == 1 and (tmp_path / "page.html").read_text() == "kept"
+
+
+def test_too_long_a_prompt_is_refused_before_it_is_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("inspector.report.inside.LONGEST", 4)
+    monkeypatch.setattr("inspector.loop.decoding.run", None)
+    call("report", "names-qwen2", "Крас", code=2)
+    assert "a text of 5 tokens is too long to look into: the page does so up to 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, words", [("--record -1", "--record -1"), ("--record 3 --prompts p.txt", "--record is for one prompt")])

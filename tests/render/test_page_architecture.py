@@ -235,6 +235,13 @@ def test_one_model_alone_and_its_whole_tree(shown, opened):
     assert console_errors(browser) == []
 
 
+def test_every_box_has_an_id_of_its_own(shown, opened):
+    side = shown.sides[1]
+    browser = opened(report(replace(side, tree=replace(side.tree, children=side.tree.children * 2))))  # every role twice
+    ids = browser.execute_script("return [...document.querySelectorAll('.arch-name')].map((one) => one.id)")
+    assert len(set(ids)) == len(ids) > 40
+
+
 def hostile(node):
     return replace(
         node, name=f"{node.name}{HOSTILE}", type=f"{node.type}{HOSTILE}", shape=HOSTILE, children=tuple(map(hostile, node.children))
@@ -296,6 +303,12 @@ def test_a_long_prompt_folds_its_middle(shown, opened):
     assert browser.execute_script(count) == 110 and "На входе 3\u00a0000 токенов" in browser.execute_script(
         "return document.getElementById('prompt').textContent"
     )
+    try:
+        for width in range(360, 400, 5):  # lines are broken elsewhere
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=800, deviceScaleFactor=1, mobile=False))
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width - 15  # beside the scroll bar
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_script("document.querySelector('.prompt-fold').click()")
     assert browser.execute_script(count) == 3000 and browser.switch_to.active_element.get_attribute("data-i") == "80"
     assert browser.execute_script("return document.querySelectorAll('#prompt .prompt-line [tabindex=\"0\"]').length") == 1

@@ -246,5 +246,7 @@ def test_language_keeps_what_was_typed_and_pressed(panel):
     ("lang", "said"), [("en", "a page runs models made of inspector.models"), ("ru", "страница считает модели из inspector.models")]
 )
 def test_a_model_that_is_not_carried_says_what_it_would_need(panel, lang, said):
-    text = panel("other", lang).find_element(By.ID, "carried").text
+    browser = panel("other", lang)
+    text = browser.find_element(By.ID, "carried").text
     assert said in text and "GPT2LMHeadModel" in text and "JavaScript" in text
+    assert not browser.find_elements(By.CSS_SELECTOR, "#next a[href='#carried']")  # nothing can be taken out of it there

@@ -510,8 +510,11 @@ def test_what_is_not_recorded_is_said(browser, show, model, whole_run):
     show(some)
     wait(browser, "Page.page.memory('live').swept")
     assert not text(browser, "live-approximate")
+    assert "finds the recorded token" in text(browser, "live-said") and "the record's word" in text(browser, "live-said")
     press(browser, "live-temperature", "1.5", "input")
     assert "only the" in text(browser, "live-approximate")
+    press(browser, "live-min_p-exact", "0.00001")
+    assert float(browser.execute_script("return document.getElementById('live-min_p-exact').value")) == 0.00001
 
 
 # ---- a vocabulary that is not recorded whole ----

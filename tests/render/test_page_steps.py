@@ -191,6 +191,7 @@ def test_greedy_steps_tell_the_logits_that_decided(opened, sides):
             f"the runner-up is «{step.runner_up.token.text}» {numbers[1]}."
         )
     assert any(step.candidates[0].token != step.token for step in run.steps)  # the filters decided at least once
+    assert "Raise the temperature" not in text(browser, "#next")  # without noise no step would be marked
 
 
 def test_a_step_of_its_own_says_so(opened, sides):
@@ -292,3 +293,31 @@ def test_hostile_tokens_are_texts_everywhere(opened, sides):
     assert "<img src=x" in shown and not set("\u202e\u0000\u200b") & set(shown)
     assert console_errors(browser) == [] and len(requests(browser)) == 1
     assert browser.execute_script("return [document.images.length, document.scripts.length]") == [0, 2]
+
+
+def test_on_paper_stands_what_was_generated_and_no_control(opened, sides):
+    browser, run = opened(sides[0]), sides[0].run
+    go(browser, len(run.steps) - 1)
+    browser.execute_script("document.documentElement.style.colorScheme = 'dark'")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert text(browser, "#steps-text").partition(" ■")[0].endswith("".join(step.token.text for step in run.steps))
+        shown = {".strip button": len(run.steps), "button.prompt-token": len(run.prompt), "#live-steps button": len(run.steps)}
+        for what, count in (shown | {"#live-top_p-exact": 1, "#steps-play": 0}).items():
+            assert [one.is_displayed() for one in browser.find_elements("css selector", what)].count(True) == count, what
+        assert browser.execute_script("return getComputedStyle(document.body).color") == "rgb(26, 29, 33)"  # though the screen is dark
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_a_table_that_is_too_wide_is_moved_by_arrow_keys(opened, sides):
+    browser = opened(sides[0])
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=250, height=800, deviceScaleFactor=1, mobile=False))
+    try:
+        wide = browser.find_element("css selector", "#steps-course > .wide")
+        browser.execute_script("arguments[0].focus()", wide)
+        browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+        moved = "const [wide, done] = arguments; const look = () => (wide.scrollLeft > 0 ? done(true) : setTimeout(look, 5)); look();"
+        assert browser.execute_async_script(moved, wide) and text(browser, "#steps-at").startswith("1 /")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -30,3 +30,5 @@ def test_a_page_is_made_of_runs_with_and_without_their_models(tmp_path):
     for wrong in (m, (m, "Крас"), (run, m), (m, run, 5)):
         with pytest.raises(ValueError, match=r"nothing for a page: give \(m, run\)"):
             inspector.page(wrong)
+    with pytest.raises(ValueError, match="no UTF-8, from character 1 on"):
+        inspector.page((m, run, "К\ud800"), check=False, measure=False)

@@ -29,6 +29,7 @@ Page.panel({
       head: /^head$/,
     };
     const about = el("div", { class: "arch-about", id: "arch-about" });
+    let count = 0; // boxes drawn: the same role may stand in a column twice, as in a module for further tokens
 
     root.append(
       part(two ? traits() : ownTraits()),
@@ -204,7 +205,7 @@ Page.panel({
       const repeated = node.repeat > 1 ? el("b", {}, ` × ${whole(node.repeat)}`) : null;
       const button = el(
         "button",
-        { type: "button", class: "plain arch-name", id: `arch-${i}-${box.key.replace(/\W+/g, "-")}-${box.row}-${box.rows}`, "data-key": box.key, "data-path": box.path, "aria-pressed": "false", on: { click: () => press(box.key) } },
+        { type: "button", class: "plain arch-name", id: `arch-${i}-${(count += 1)}`, "data-key": box.key, "data-path": box.path, "aria-pressed": "false", on: { click: () => press(box.key) } },
         Roles.name(box.key),
       );
       const head = el(

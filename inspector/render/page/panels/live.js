@@ -43,7 +43,7 @@ Page.panel({
     root.append(el("div", { class: "settings" }, ...inputs.map(({ whole: control }) => control), reset), summary, tries, now);
 
     function trimmed(value) {
-      return String(Number(Number(value).toFixed(4)));
+      return String(Number(Number(value).toPrecision(6)));
     }
 
     function move(setting, text) {
@@ -82,7 +82,7 @@ Page.panel({
       const fastest = step.rest && memory.swept && Draws.agrees(side, at) ? Draws.verdict(side, at).fastest : 0;
       const { winner, sure } = Sampler.race(filtered, step.draws, fastest);
       // As recorded, what won is known; the page's own finding tells of its arithmetic only where it is not a guess.
-      if (!Object.keys(memory.moved).length && filtered.approximate) {
+      if (!Object.keys(memory.moved).length && (filtered.approximate || !sure)) {
         const believed = !sure || winner !== run.steps[at].token.id;
         return { ...found, winner: run.steps[at].token.id, kind: run.steps[at].forced ? "forced" : "same", believed };
       }
@@ -126,6 +126,7 @@ Page.panel({
       const of = (kind) => found.filter((one) => one.kind === kind);
       const [other, unsure, undrawn, none] = ["other", "unsure", "undrawn", "none"].map(of);
       const steps = counted(run.steps.length, "step", "steps", "шага", "шагов", "шагов");
+      const each = found.length === 1 ? t("at its only step", "на единственном шаге") : t(`at each of ${steps}`, `на каждом из ${steps}`);
       const parts = [];
       summary.dataset.other = listOf(other);
       if (!Object.keys(memory.moved).length) {
@@ -133,8 +134,8 @@ Page.panel({
         parts.push(wrong.length
           ? t(`With the recorded settings this page finds otherwise than Python at ${atSteps(wrong)}: sums round differently there.`,
               `С записанными настройками страница находит иное, чем Python, на ${atSteps(wrong)}: суммы округляются там по-разному.`)
-          : t(`With the recorded settings this page finds the recorded token, and after every filter the recorded number of tokens, at each of ${steps}.`,
-              `С записанными настройками страница находит записанный токен и после каждого фильтра записанное число токенов на каждом из ${steps}.`));
+          : t(`With the recorded settings this page finds the recorded token, and after every filter the recorded number of tokens, ${each}.`,
+              `С записанными настройками страница находит записанный токен и после каждого фильтра записанное число токенов ${each}.`));
         const believed = found.filter((one) => one.believed).length;
         if (believed) {
           parts.push(t(` At ${whole(believed)} of them that is the record's word: by the recorded logits alone another token could have won.`,
@@ -150,7 +151,7 @@ Page.panel({
           ),
         );
       } else if (!unsure.length && !undrawn.length && !none.length) {
-        parts.push(t(`The same token at each of ${steps}.`, `Тот же токен на каждом из ${steps}.`));
+        parts.push(t(`The same token ${each}.`, `Тот же токен ${each}.`));
       }
       if (none.length) parts.push(t(` No token is left at ${atSteps(none)}.`, ` Ни одного токена не осталось на ${atSteps(none)}.`));
       if (unsure.length) {

@@ -56,7 +56,7 @@ Page.panel({
       } else if (added) said.push(t(`${added} added by the tokenizer, no chat template`, `${added} добавил токенизатор, шаблона чата нет`));
       else said.push(t("none added, no chat template", "ничего не добавлено, шаблона чата нет"));
       const open = parts.filter((part) => !part).length;
-      if (open) said.push(t(`${open} that hold characters of two parts or cannot be told`, `${open} — из двух частей или не определено`));
+      if (open) said.push(t(`${open} with characters of two parts, or of a part that cannot be told`, `${open} — из двух частей или не определено`));
       return `${whole}: ${said.join(t("; ", "; "))}.`;
     }
 

@@ -200,14 +200,15 @@ Page.panel({
         const fewer = left > 0 && left !== others && el("div", {}, t(`${whole(left)} left`, `осталось ${whole(left)}`));
         return el("td", {}, el("span", { class: "number" }, rough ? roughly(percent(mass)) : percent(mass)), fewer || null);
       });
+      const caption = t("The candidates on their way through the filters to the draw", "Кандидаты на пути через фильтры к розыгрышу");
       course.replaceChildren(
         el(
           "div",
-          { class: "wide" },
+          { class: "wide", role: "group", "aria-label": caption, tabindex: "0" },
           el(
             "table",
             { class: "bars course" },
-            el("caption", { class: "said" }, t("The candidates on their way through the filters to the draw", "Кандидаты на пути через фильтры к розыгрышу")),
+            el("caption", { class: "said" }, caption),
             el("thead", {}, el("tr", {}, ...heads.map((head, i) => el("th", { scope: "col", class: i === 1 ? "number" : null }, head)))),
             el(
               "tbody",

@@ -260,7 +260,8 @@ const Page = (() => {
     if (event.altKey || event.ctrlKey || event.metaKey || event.defaultPrevented) return;
     const at = event.target instanceof Element ? event.target : document.body; // with nothing focused it may be the document
     const own = at.closest("input, select, textarea, [contenteditable], [role=grid], [role=slider]");
-    if (own) return;
+    const scrolled = at.classList.contains("wide") && at.scrollWidth > at.clientWidth && /^Arrow/.test(event.key);
+    if (own || scrolled) return;
     const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (move) {
       play(false);
