@@ -2,17 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-# Tests start hundreds of processes: what Python compiled for one of them is there for the others.
-unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-slow test-faults lint pictures
 
 run: .venv/installed
 	$(BIN)/python inference.py $(ARGS)
 
-# Two processes, each with files of its own: the tests use one thread of torch each.
+# Two processes, each with files of its own: the tests use one thread of torch each. They start hundreds of processes: what Python
+# compiles for one of them is kept for the others.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
