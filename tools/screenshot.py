@@ -32,7 +32,12 @@ def screenshot(page: Path, width: int, height: int, at: str = "") -> bytes:
         picture = Path(folder) / "picture.png"
         how = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", OFFLINE]
         how += [f"--user-data-dir={folder}/profile", f"--window-size={width},{height}", "--virtual-time-budget=5000"]
-        how += ["--force-prefers-reduced-motion", "--blink-settings=preferredColorScheme=1", f"--screenshot={picture}"]
+        how += [
+            "--run-all-compositor-stages-before-draw",
+            "--force-prefers-reduced-motion",
+            "--blink-settings=preferredColorScheme=1",
+            f"--screenshot={picture}",
+        ]
         done = subprocess.run(
             [program, *how, page.resolve().as_uri() + (f"#{at}" if at else "")], capture_output=True, text=True, timeout=SECONDS
         )
