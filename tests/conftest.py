@@ -8,8 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -113,16 +114,24 @@ def faulty(k: int, fail: Callable[[], None], after: bool = False, on: bool = Fal
 
 @pytest.fixture(scope="session")
 def forked():
-    """A function: what is done in a process of its own → its exit code; 1 where it raised anything."""
+    """A function: what is done in a process of its own → its exit code; 1 where it raised anything, which is told on standard error."""
 
     def run(action: Callable[[], object]) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
+            code = 1
             try:
                 action()
-                os._exit(0)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
-                os._exit(1)
+                with suppress(BaseException):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     return run

@@ -2,7 +2,6 @@
 
 import runpy
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
@@ -33,18 +32,8 @@ def test_example_runs_and_says_what_it_is_about(name, tmp_path, monkeypatch, for
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "examples")  # as Python does for a file that it runs
     monkeypatch.setattr(sys, "argv", [name])
-
-    def example() -> None:
-        try:
-            runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
-        except BaseException:
-            traceback.print_exc()
-            raise
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-
-    code, (shown, beside) = forked(example), capfd.readouterr()
+    code = forked(lambda: runpy.run_path(str(ROOT / "examples" / name), run_name="__main__"))
+    shown, beside = capfd.readouterr()
     assert (code, beside) == (0, "")
     assert [text for text in SAID[name] if text not in shown] == []
     assert list(tmp_path.iterdir()) == []

@@ -194,7 +194,6 @@ def made_before(tmp_path_factory, forked):
         try:
             main()
         except SystemExit as ended:
-            sys.stderr.flush()
             assert not ended.code
 
     @cache

@@ -221,7 +221,7 @@ RUNS = {  # what is wrong with the file of a run → what makes it so, or that a
     "infinite times": ("run['steps'][0]['seconds'] = 'inf'", (0,), (0,)),
     "a model of somebody's": ("run['model'] = 'ran.py:made'", (0,), (2,)),
     "a model of the hub": ("run['model'] = 'some/body'", (0,), (2,)),
-    "a model by a path": ("run['model'] = '../work/names'", (0,), (2,)),
+    "a model by a path": ("run['model'] = '../elsewhere/names'", (0,), (2,)),
 }
 PYTHON = [  # snippets after `m` and `ids` → what the line must name
     ("inspector.load('')", None),
